@@ -1,0 +1,386 @@
+"""etcd, kube-apiserver, kube-scheduler and kube-controller-manager as child processes.
+
+RBAC is on, ports are free loopback ones, state lives in a temporary directory and goes with
+the context manager.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import trustme
+import yaml
+
+from tests.kube import build
+from tests.kube.api import Api, ApiError, Object
+from tests.kube.process import Child, ProgramError, free_ports
+
+Progress = Callable[[str], None]
+
+ADMIN = "system:masters"
+READY_TIMEOUT = 60.0
+"""Seconds for each program; on two idle cores the slowest needs about five."""
+
+ATTEMPTS = 3
+"""Starts, when another process took a free port before its program bound it."""
+
+NODE_GRACE = "300s"
+"""How long a test node may miss heartbeats: a busy machine must not have its pods evicted."""
+
+
+class PortTakenError(Exception):
+    """A port that was free was taken before its program bound it."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    etcd: int
+    etcd_peer: int
+    apiserver: int
+    scheduler: int
+    controller_manager: int
+
+
+class ControlPlane:
+    """A running control plane; a context manager.
+
+    `assets`: the directory of programs, as `build.assets()` gives it.
+    """
+
+    api: Api
+    """As an administrator (system:masters)."""
+    admin_kubeconfig: Path
+    server: str
+    startup_seconds: float
+
+    def __init__(self, assets: Path | None = None, *, progress: Progress | None = None) -> None:
+        self._progress = progress
+        self.assets = assets or build.assets(progress)
+        self._children: list[Child] = []
+
+    def __enter__(self) -> Self:
+        started = time.monotonic()
+        self.directory = Path(tempfile.mkdtemp(prefix="hugetlb-quota-kube-"))
+        self.logs = self.directory / "logs"
+        self.logs.mkdir()
+        try:
+            self._make_identities()
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    self._start(Ports(*free_ports(5)), attempt)
+                    break
+                except PortTakenError:
+                    self._stop_children()
+                    if attempt == ATTEMPTS:
+                        raise
+        except BaseException:
+            self.close()
+            raise
+        self.startup_seconds = time.monotonic() - started
+        self._say(f"control plane is up after {self.startup_seconds:.1f} s at {self.server}")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all programs and remove all state. Does nothing the second time."""
+        self._stop_children()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    # Identities
+
+    @property
+    def ca_file(self) -> Path:
+        """The CA of the API server and of `serving_certificate`, PEM."""
+        return self.directory / "ca.pem"
+
+    def serving_certificate(self, name: str, *hosts: str) -> tuple[Path, Path]:
+        """Certificate and key files of a server, for these hosts ("127.0.0.1" by default)."""
+        issued = self._ca.issue_cert(*(hosts or ("127.0.0.1", "localhost")))
+        cert, key = self.directory / f"{name}.pem", self.directory / f"{name}.key"
+        cert.unlink(missing_ok=True)
+        for blob in issued.cert_chain_pems:
+            blob.write_to_path(cert, append=True)
+        issued.private_key_pem.write_to_path(key)
+        key.chmod(0o600)
+        return cert, key
+
+    def user_kubeconfig(self, user: str, group: str | None = None) -> Path:
+        """Make a kubeconfig of a user (and one group), by client certificate.
+
+        A kubelet is user "system:node:NAME" of group "system:nodes".
+        """
+        issued = self._ca.issue_cert("user.test", common_name=user, organization_name=group)
+        stem = f"user-{user.replace(':', '-')}"
+        cert, key = self.directory / f"{stem}.pem", self.directory / f"{stem}.key"
+        issued.cert_chain_pems[0].write_to_path(cert)
+        issued.private_key_pem.write_to_path(key)
+        key.chmod(0o600)
+        return self._kubeconfig(stem, {"client-certificate": str(cert), "client-key": str(key)})
+
+    def service_account_kubeconfig(
+        self, namespace: str, name: str, *, node: str | None = None
+    ) -> Path:
+        """Make a kubeconfig with a fresh token of the ServiceAccount, good for a day.
+
+        With `node`, the token is bound to that Node, as the kubelet's tokens for pods are: the
+        API server then knows it under `authentication.kubernetes.io/node-name`.
+        """
+        spec: Object = {"expirationSeconds": 24 * 3600}
+        if node is not None:
+            uid = self.api.get("v1/nodes", node)["metadata"]["uid"]
+            spec["boundObjectRef"] = {
+                "apiVersion": "v1",
+                "kind": "Node",
+                "name": node,
+                "uid": uid,
+            }
+        answer = self.api.create(
+            "v1/serviceaccounts",
+            {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec},
+            namespace=namespace,
+            name=name,
+            subresource="token",
+        )
+        stem = f"sa-{namespace}-{name}" + (f"-{node}" if node else "")
+        return self._kubeconfig(stem, {"token": answer["status"]["token"]})
+
+    def api_for(self, kubeconfig: Path) -> Api:
+        """Connect with another identity."""
+        return Api.from_kubeconfig(kubeconfig)
+
+    # Use
+
+    def kubectl(
+        self,
+        *args: str,
+        input: str | None = None,  # noqa: A002 - the word of subprocess.run
+        check: bool = True,
+        kubeconfig: Path | None = None,
+        timeout: float = 60.0,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the real kubectl, as administrator unless told; with `check` a failure raises."""
+        done = subprocess.run(
+            [str(self.assets / "kubectl"), *args],
+            input=input,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={
+                "KUBECONFIG": str(kubeconfig or self.admin_kubeconfig),
+                "HOME": str(self.directory),  # its discovery cache
+                "PATH": os.environ.get("PATH", ""),
+            },
+        )
+        if check and done.returncode:
+            raise ProgramError(f"kubectl {' '.join(args)}: {done.stderr.strip()}")
+        return done
+
+    def create_namespace(self, name: str, labels: dict[str, str] | None = None) -> Object:
+        """Make a namespace in which pods can be created: its ServiceAccount "default" is there."""
+        created = self.api.create(
+            "v1/namespaces",
+            {
+                "apiVersion": "v1",
+                "kind": "Namespace",
+                "metadata": {"name": name, "labels": labels or {}},
+            },
+        )
+        # The controller manager makes it a moment later; until then a pod is refused.
+        self.api.wait_for(
+            "v1/serviceaccounts",
+            "default",
+            lambda found: found is not None,
+            namespace=name,
+            what="the default ServiceAccount",
+        )
+        return created
+
+    # Making of
+
+    def _say(self, text: str) -> None:
+        if self._progress is not None:
+            self._progress(text)
+
+    def _make_identities(self) -> None:
+        self._ca = trustme.CA()
+        self._ca.cert_pem.write_to_path(self.ca_file)
+        # Any RSA key signs ServiceAccount tokens; the CA library makes elliptic ones unless told.
+        signer = self._ca.issue_cert("service-account.test", key_type=trustme.KeyType.RSA)
+        signer.private_key_pem.write_to_path(self.directory / "service-account.key")
+
+    def _kubeconfig(self, name: str, user: dict[str, str]) -> Path:
+        path = self.directory / f"{name}.kubeconfig"
+        cluster = {"server": self.server, "certificate-authority": str(self.ca_file)}
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "test", "cluster": cluster}],
+            "users": [{"name": name, "user": user}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": name}}],
+            "current-context": "test",
+        }
+        path.touch(mode=0o600)
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    def _start(self, ports: Ports, attempt: int) -> None:
+        self.server = f"https://127.0.0.1:{ports.apiserver}"
+        self.admin_kubeconfig = self.user_kubeconfig("admin", ADMIN)
+        data = self.directory / f"etcd-{attempt}"
+        self._say("starting etcd")
+        etcd = self._child("etcd", _etcd_flags(ports, data))
+        self._wait(etcd, f"http://127.0.0.1:{ports.etcd}/readyz")
+        self._say("starting kube-apiserver")
+        apiserver = self._child("kube-apiserver", self._apiserver_flags(ports))
+        self._wait(apiserver, f"{self.server}/readyz")
+        self.api = Api.from_kubeconfig(self.admin_kubeconfig)
+        self._say("starting kube-scheduler and kube-controller-manager")
+        scheduler = self._child("kube-scheduler", self._scheduler_flags(ports))
+        manager = self._child("kube-controller-manager", self._controller_manager_flags(ports))
+        self._wait(scheduler, f"https://127.0.0.1:{ports.scheduler}/readyz")
+        self._wait(manager, f"https://127.0.0.1:{ports.controller_manager}/healthz")
+        self.api.wait_for(
+            "v1/serviceaccounts",
+            "default",
+            lambda found: found is not None,
+            namespace="default",
+            timeout=READY_TIMEOUT,
+            what="the default ServiceAccount",
+        )
+
+    def _child(self, program: str, flags: list[str]) -> Child:
+        child = Child(
+            program,
+            [str(self.assets / program), *flags],
+            self.logs / f"{program}.log",
+            {"PATH": os.environ.get("PATH", ""), "HOME": str(self.directory)},
+        )
+        self._children.append(child)
+        return child
+
+    def _wait(self, child: Child, url: str) -> None:
+        context = ssl.create_default_context(cafile=str(self.ca_file))
+
+        def ready() -> bool:
+            try:
+                with urllib.request.urlopen(url, timeout=2, context=context) as answer:
+                    return int(answer.status) == 200
+            except (urllib.error.URLError, OSError):
+                return False
+
+        try:
+            child.wait_ready(ready, READY_TIMEOUT)
+        except ProgramError as error:
+            if "address already in use" in child.output():
+                raise PortTakenError(str(error)) from error
+            raise
+
+    def _stop_children(self) -> None:
+        # etcd, first to start, goes last: the others would fill their logs with its absence.
+        for child in reversed(self._children):
+            child.stop(timeout=10 if child.name == "etcd" else 3)
+        self._children.clear()
+
+    def _apiserver_flags(self, ports: Ports) -> list[str]:
+        cert, key = self.serving_certificate(
+            "kube-apiserver", "127.0.0.1", "localhost", "kubernetes.default.svc"
+        )
+        signing = self.directory / "service-account.key"
+        return [
+            f"--etcd-servers=http://127.0.0.1:{ports.etcd}",
+            "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",
+            f"--secure-port={ports.apiserver}",
+            # A loopback address may not be an endpoint, so the Service "kubernetes" has none.
+            "--endpoint-reconciler-type=none",
+            f"--tls-cert-file={cert}",
+            f"--tls-private-key-file={key}",
+            f"--client-ca-file={self.ca_file}",
+            "--authorization-mode=Node,RBAC",
+            # As kubeadm does, beside the defaults, which hold ResourceQuota and both kinds
+            # of webhook.
+            "--enable-admission-plugins=NodeRestriction",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            f"--service-account-key-file={signing}",
+            f"--service-account-signing-key-file={signing}",
+            "--service-cluster-ip-range=10.96.0.0/16",
+            "--allow-privileged=true",
+            "--profiling=false",
+        ]
+
+    def _scheduler_flags(self, ports: Ports) -> list[str]:
+        kubeconfig = self.user_kubeconfig("system:kube-scheduler")
+        config = self.directory / "scheduler.yaml"
+        config.write_text(
+            json.dumps(
+                {
+                    "apiVersion": "kubescheduler.config.k8s.io/v1",
+                    "kind": "KubeSchedulerConfiguration",
+                    "clientConnection": {"kubeconfig": str(kubeconfig), "qps": 500, "burst": 1000},
+                    "leaderElection": {"leaderElect": False},
+                }
+            )
+        )
+        return [f"--config={config}", *self._secured(kubeconfig, ports.scheduler, "scheduler")]
+
+    def _controller_manager_flags(self, ports: Ports) -> list[str]:
+        kubeconfig = self.user_kubeconfig("system:kube-controller-manager")
+        return [
+            f"--kubeconfig={kubeconfig}",
+            "--leader-elect=false",
+            "--use-service-account-credentials=true",
+            f"--service-account-private-key-file={self.directory / 'service-account.key'}",
+            f"--root-ca-file={self.ca_file}",
+            f"--node-monitor-grace-period={NODE_GRACE}",
+            "--kube-api-qps=500",
+            "--kube-api-burst=1000",
+            *self._secured(kubeconfig, ports.controller_manager, "controller-manager"),
+        ]
+
+    def _secured(self, kubeconfig: Path, port: int, name: str) -> list[str]:
+        cert, key = self.serving_certificate(name)
+        return [
+            "--bind-address=127.0.0.1",
+            f"--secure-port={port}",
+            f"--tls-cert-file={cert}",
+            f"--tls-private-key-file={key}",
+            f"--authentication-kubeconfig={kubeconfig}",
+            f"--authorization-kubeconfig={kubeconfig}",
+        ]
+
+
+def _etcd_flags(ports: Ports, data: Path) -> list[str]:
+    client, peer = (f"http://127.0.0.1:{port}" for port in (ports.etcd, ports.etcd_peer))
+    return [
+        f"--data-dir={data}",
+        f"--listen-client-urls={client}",
+        f"--advertise-client-urls={client}",
+        f"--listen-peer-urls={peer}",
+        f"--initial-advertise-peer-urls={peer}",
+        f"--initial-cluster=default={peer}",
+        "--unsafe-no-fsync",  # the data goes with the test
+        "--log-level=warn",
+    ]
+
+
+__all__ = ["Api", "ApiError", "ControlPlane", "PortTakenError", "ProgramError"]

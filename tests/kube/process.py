@@ -1,0 +1,128 @@
+"""Child processes that write to log files, end with their parent, and are ended by pid."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+# PR_SET_PDEATHSIG fires when the *thread* that forked ends, so children are forked by one
+# thread that lives as long as the interpreter, whoever asks for them.
+_forker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forker")
+
+
+class ProgramError(Exception):
+    """A program ended early or was not ready in time; the message has the end of its log."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that nothing listens on now; all different.
+
+    Another process may take one before its program binds it: callers start again then.
+    """
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for held in sockets:
+            held.bind(("127.0.0.1", 0))
+        return [int(held.getsockname()[1]) for held in sockets]
+    finally:
+        for held in sockets:
+            held.close()
+
+
+class Child:
+    """One program in a process group of its own, its output in a log file.
+
+    `log` is appended to, so a program that is started again keeps its history.
+    """
+
+    def __init__(
+        self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None
+    ) -> None:
+        self.name = name
+        self.command = tuple(command)
+        self.log = log
+        self._log_start = log.stat().st_size if log.exists() else 0
+        with log.open("ab") as output:
+            self._process = _forker.submit(
+                subprocess.Popen[bytes],
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=None if env is None else dict(env),
+                process_group=0,
+                preexec_fn=_end_with_parent,
+            ).result()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def exit_status(self) -> int | None:
+        """None while it runs; negative for a signal, as in subprocess."""
+        return self._process.poll()
+
+    def wait_ready(self, ready: Callable[[], bool], timeout: float) -> None:
+        """Ask `ready` until it says yes; ProgramError when the program ends or time is up."""
+        deadline = time.monotonic() + timeout
+        pause = 0.02
+        while not ready():
+            if self.exit_status is not None:
+                raise self._failed(f"ended with status {self.exit_status} before it was ready")
+            if time.monotonic() >= deadline:
+                raise self._failed(f"was not ready in {timeout:.0f} s")
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.25)
+
+    def stop(self, timeout: float = 15.0) -> int:
+        """SIGTERM, then SIGKILL to the whole group after `timeout` seconds; the exit status."""
+        if self.exit_status is None:
+            self._signal(signal.SIGTERM)
+            try:
+                self._process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                return self.kill9()
+        return self._process.wait()
+
+    def kill9(self) -> int:
+        """SIGKILL to the whole group; the exit status."""
+        self._signal(signal.SIGKILL)
+        return self._process.wait()
+
+    def wait(self, timeout: float) -> int:
+        """Wait for it to end by itself; the exit status. ProgramError when it does not in time."""
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired as error:
+            raise self._failed(f"did not end in {timeout:.0f} s") from error
+
+    def output(self) -> str:
+        """Read what it has written since this start."""
+        with self.log.open("rb") as file:
+            file.seek(self._log_start)
+            return file.read().decode(errors="replace")
+
+    def tail(self, lines: int = 20) -> str:
+        return "\n".join(self.output().splitlines()[-lines:])
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, number)
+
+    def _failed(self, what: str) -> ProgramError:
+        return ProgramError(f"{self.name} {what}. The end of {self.log}:\n{self.tail()}")
+
+
+def _end_with_parent() -> None:
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
