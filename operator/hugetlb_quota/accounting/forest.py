@@ -1,0 +1,198 @@
+"""The forest that quotas form: who is above whom, and who may be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from hugetlb_quota.accounting.charge import NOTHING, Charge
+from hugetlb_quota.accounting.selector import Selector
+
+#: A chain longer than this is refused as a cycle would be: every pod's admission
+#: writes once per quota on it, and must end within the webhook's time.
+LONGEST_CHAIN = 16
+
+
+class QuotaKey(NamedTuple):
+    """The name of a quota in the cluster, printed as ``namespace/name``."""
+
+    namespace: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> QuotaKey:
+        """From ``namespace/name``."""
+        namespace, _, name = text.partition("/")
+        return cls(namespace, name)
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What the forest needs to know of a HugeTLBQuota's spec.
+
+    ``hard``: the limit of each size it limits. ``child_namespaces``: which namespaces
+    beside its own may attach children, by their labels; None means no other.
+    """
+
+    key: QuotaKey
+    hard: Charge = NOTHING
+    parent: QuotaKey | None = None
+    pod_selector: Selector = Selector()
+    child_namespaces: Selector | None = None
+    terminating: bool = False
+
+
+class Detached(ValueError):
+    """A quota whose chain does not reach a root; ``quota`` is where it breaks."""
+
+    reason = "Detached"
+
+    def __init__(self, quota: QuotaKey, parent: QuotaKey, sentence: str) -> None:
+        super().__init__(sentence)
+        self.quota = quota
+        self.parent = parent
+
+
+class ParentNotFound(Detached):
+    """The parent that a quota names is not there."""
+
+    reason = "ParentNotFound"
+
+    def __init__(self, quota: QuotaKey, parent: QuotaKey) -> None:
+        super().__init__(
+            quota,
+            parent,
+            f"HugeTLBQuota {quota} names the parent {parent}, which does not exist;"
+            f" create {parent}, or correct spec.parentRef of {quota}.",
+        )
+
+
+class ForeignParent(Detached):
+    """The parent does not let this namespace attach."""
+
+    reason = "ForeignParent"
+
+    def __init__(self, quota: QuotaKey, parent: QuotaKey) -> None:
+        super().__init__(
+            quota,
+            parent,
+            f"HugeTLBQuota {parent} does not let quotas of namespace {quota.namespace} attach,"
+            f" so {quota} can't; label the namespace as spec.childNamespaces of {parent} asks,"
+            " or widen that selector.",
+        )
+
+
+class Cycle(Detached):
+    """The chain comes back to where it was, or is too long to walk."""
+
+    reason = "Cycle"
+
+    def __init__(self, quota: QuotaKey, path: Iterable[QuotaKey]) -> None:
+        walked = tuple(path)
+        super().__init__(
+            quota,
+            walked[-1],
+            f"The parents of HugeTLBQuota {quota} lead in a cycle,"
+            f" or over more than {LONGEST_CHAIN} levels: {' -> '.join(map(str, walked))};"
+            " change spec.parentRef of one of them.",
+        )
+        self.path = walked
+
+
+class Forest:
+    """Quotas by key, with the labels of the namespaces they are in.
+
+    :param quotas: every quota there is, or at least every one on the chains asked for.
+    :param namespaces: labels by namespace; one that is missing has none.
+    """
+
+    def __init__(
+        self, quotas: Iterable[Quota], namespaces: Mapping[str, Mapping[str, str]]
+    ) -> None:
+        self._quotas = {quota.key: quota for quota in quotas}
+        self._namespaces = namespaces
+        self._by_namespace: dict[str, list[Quota]] = {}
+        for quota in self._quotas.values():
+            self._by_namespace.setdefault(quota.key.namespace, []).append(quota)
+
+    def __iter__(self) -> Iterator[Quota]:
+        return iter(self._quotas.values())
+
+    def __contains__(self, key: QuotaKey) -> bool:
+        return key in self._quotas
+
+    def __getitem__(self, key: QuotaKey) -> Quota:
+        return self._quotas[key]
+
+    def selecting(self, namespace: str, labels: Mapping[str, str]) -> tuple[Quota, ...]:
+        """The quotas that govern a pod directly: of its namespace, selecting its labels."""
+        return tuple(
+            quota
+            for quota in self._by_namespace.get(namespace, ())
+            if quota.pod_selector.matches(labels)
+        )
+
+    def chain(self, key: QuotaKey) -> tuple[Quota, ...]:
+        """The quota ``key`` and its ancestors, up to the root.
+
+        :raises Detached: naming the first link that does not hold.
+        """
+        walked = [self._quotas[key]]
+        while (link := walked[-1]).parent is not None:
+            parent = self._parent(link, link.parent)
+            if parent in walked or len(walked) == LONGEST_CHAIN:
+                raise Cycle(key, [*(quota.key for quota in walked), parent.key])
+            walked.append(parent)
+        return tuple(walked)
+
+    def attached(self, key: QuotaKey) -> tuple[Quota, ...]:
+        """The chain as far as it holds: what a detached quota's use counts against."""
+        walked = [self._quotas[key]]
+        while (link := walked[-1]).parent is not None and len(walked) < LONGEST_CHAIN:
+            try:
+                parent = self._parent(link, link.parent)
+            except Detached:
+                break
+            if parent in walked:
+                break
+            walked.append(parent)
+        return tuple(walked)
+
+    def union_of_chains(self, keys: Iterable[QuotaKey]) -> tuple[Quota, ...]:
+        """Every quota on the chains of ``keys``, once, each before its ancestors.
+
+        :raises Detached: when one of the chains does not hold.
+        """
+        chains = [self.chain(key) for key in keys]
+        union: dict[QuotaKey, Quota] = {}
+        for depth in range(LONGEST_CHAIN, 0, -1):  # the leaves are farthest from a root
+            for chain in chains:
+                if len(chain) >= depth:
+                    quota = chain[len(chain) - depth]
+                    union[quota.key] = quota
+        return tuple(union.values())
+
+    def children(self, key: QuotaKey) -> tuple[Quota, ...]:
+        """The quotas that name ``key`` as their parent and may."""
+        parent = self._quotas[key]
+        return tuple(
+            quota for quota in self if quota.parent == key and self.admits(parent, quota.key)
+        )
+
+    def admits(self, parent: Quota, child: QuotaKey) -> bool:
+        """Whether ``parent`` lets quotas of the child's namespace attach."""
+        if parent.key.namespace == child.namespace:
+            return True
+        labels = self._namespaces.get(child.namespace, {})
+        return parent.child_namespaces is not None and parent.child_namespaces.matches(labels)
+
+    def _parent(self, quota: Quota, parent: QuotaKey) -> Quota:
+        if parent not in self._quotas:
+            raise ParentNotFound(quota.key, parent)
+        if not self.admits(self._quotas[parent], quota.key):
+            raise ForeignParent(quota.key, parent)
+        return self._quotas[parent]

@@ -1,0 +1,69 @@
+"""The recount: from the pods that are seen to what every quota's counter must say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from hugetlb_quota.accounting.charge import NOTHING, Charge
+from hugetlb_quota.accounting.counter import Counter, Reservation
+from hugetlb_quota.accounting.forest import Forest, QuotaKey
+
+
+@dataclass(frozen=True, slots=True)
+class ChargedPod:
+    """A pod that is counted: ``quotas`` govern it directly."""
+
+    uid: str
+    charge: Charge
+    quotas: frozenset[QuotaKey]
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What the seen pods charge to one quota, and which pods these are."""
+
+    pods: Charge = NOTHING
+    uids: frozenset[str] = frozenset()
+
+
+def tally(forest: Forest, pods: Iterable[ChargedPod]) -> Mapping[QuotaKey, Tally]:
+    """The tally of every quota of ``forest``, descendants included.
+
+    A pod under two quotas with a common ancestor is charged to that ancestor once. A
+    quota whose chain is broken charges the part of it that holds.
+    """
+    above = {
+        quota.key: frozenset(link.key for link in forest.attached(quota.key)) for quota in forest
+    }
+    charges: dict[QuotaKey, list[Charge]] = {quota.key: [] for quota in forest}
+    uids: dict[QuotaKey, set[str]] = {quota.key: set() for quota in forest}
+    for pod in pods:
+        charged = frozenset[QuotaKey]().union(*(above.get(key, frozenset()) for key in pod.quotas))
+        for key in charged:
+            if pod.uid not in uids[key]:
+                uids[key].add(pod.uid)
+                charges[key].append(pod.charge)
+    return {key: Tally(Charge.total(charges[key]), frozenset(uids[key])) for key in charges}
+
+
+def expired(counter: Counter, now: datetime) -> tuple[Reservation, ...]:
+    """The reservations for which no create can be under way any more."""
+    return tuple(each for each in counter.reservations if each.expires <= now)
+
+
+def recount(counter: Counter, counted: Tally, gone: Set[str]) -> Counter:
+    """``counter`` as it must be written now.
+
+    A reservation is dropped in the very write that counts its pod under ``pods``, or
+    when its pod is proved ``gone`` (UIDs): seen and released since, or expired and not
+    in the API. One whose pod was not seen stays: there is no moment at which a pod is
+    counted nowhere.
+    """
+    kept = tuple(
+        each
+        for each in counter.reservations
+        if each.uid not in counted.uids and each.uid not in gone
+    )
+    return replace(counter, pods=counted.pods, reservations=kept)

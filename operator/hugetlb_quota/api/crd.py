@@ -1,0 +1,212 @@
+"""The CustomResourceDefinitions, made from the models.
+
+``python -m hugetlb_quota.api.crd DIRECTORY`` writes them; a test fails when the ones in
+``crds/`` differ. The rules that CEL can check are written beside them here, so that the
+API server itself refuses what can be refused without knowing other quotas.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from hugetlb_quota.api import GROUP, VERSION, node, quota
+from hugetlb_quota.api.model import Model
+from hugetlb_quota.page_size import RESOURCE_PREFIX, PageSize
+
+_Json = dict[str, Any]
+
+#: An amount as Kubernetes takes it anywhere: 0 or "4Gi". The length bounds CEL's cost.
+_QUANTITY: Final[_Json] = {
+    "x-kubernetes-int-or-string": True,
+    "anyOf": [{"type": "integer"}, {"type": "string"}],
+    "maxLength": 32,
+}
+_NAMES: Final = [size.resource for size in PageSize.all()]
+_KNOWN: Final = f"name in {_NAMES}"
+_IS_AMOUNT: Final = "isQuantity(string(self[name])) && quantity(string(self[name])).isInteger()"
+_AMOUNT: Final = "quantity(string(self[name])).asInteger()"
+#: What is wrong with an entry of hard, called ``name`` in CEL, and the rest of a
+#: sentence that begins with that name. A name says its own page size.
+_WRONG: Final = (
+    (f"!({_KNOWN})", f"names no huge page size; the known ones are {', '.join(_NAMES)}"),
+    (f"!({_IS_AMOUNT})", 'must be a quantity of bytes, such as "64Mi" or "8Gi"'),
+    (f"{_IS_AMOUNT} && {_AMOUNT} < 0", "must not be negative"),
+    (
+        f"{_KNOWN} && {_IS_AMOUNT}"
+        f" && {_AMOUNT} % quantity(name.substring({len(RESOURCE_PREFIX)})).asInteger() != 0",
+        "must be a whole multiple of that page size",
+    ),
+)
+_HARD_RULES: Final[list[_Json]] = [
+    {
+        "rule": f"!self.exists(name, {wrong})",
+        "messageExpression": f"self.filter(name, {wrong})[0] + ' {sentence}.'",
+    }
+    for wrong, sentence in _WRONG
+]
+
+
+def quota_crd() -> _Json:
+    """The definition of HugeTLBQuota."""
+    schema = _structural(quota.HugeTLBQuota)
+    schema["properties"]["spec"]["properties"]["hard"] |= {
+        "additionalProperties": _QUANTITY,
+        "maxProperties": len(PageSize.all()),
+        "x-kubernetes-validations": _HARD_RULES,
+    }
+    _as_map(schema, "reservations", key="uid")
+    _as_map(schema, "conditions", key="type")
+    return _definition(
+        kind=quota.KIND,
+        plural=quota.PLURAL,
+        short="htq",
+        scope="Namespaced",
+        schema=schema,
+        required=["spec"],
+        columns=[
+            ("Used/Hard", "string", ".status.summary", 0),
+            ("Parent Namespace", "string", ".spec.parentRef.namespace", 0),
+            ("Parent", "string", ".spec.parentRef.name", 0),
+            ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', 0),
+            ("Reason", "string", '.status.conditions[?(@.type=="Ready")].reason', 1),
+            ("Age", "date", ".metadata.creationTimestamp", 0),
+        ],
+    )
+
+
+def node_crd() -> _Json:
+    """The definition of HugeTLBNode."""
+    schema = _structural(node.HugeTLBNode)
+    _as_map(schema, "pods", key="uid")
+    _as_map(schema, "conditions", key="type")
+    return _definition(
+        kind=node.KIND,
+        plural=node.PLURAL,
+        short="htn",
+        scope="Cluster",
+        schema=schema,
+        required=[],
+        columns=[
+            ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', 0),
+            ("Reported", "date", ".status.reportedAt", 0),
+            ("Age", "date", ".metadata.creationTimestamp", 0),
+        ],
+    )
+
+
+def file_name(definition: _Json) -> str:
+    """What the definition's file is called, ``hugetlb.dev_hugetlbquotas.yaml``."""
+    return f"{GROUP}_{definition['spec']['names']['plural']}.yaml"
+
+
+def render(definition: _Json) -> str:
+    """The definition as YAML."""
+    return yaml.dump(definition, Dumper=_WithoutAliases, sort_keys=False, width=110)
+
+
+def _definition(
+    *,
+    kind: str,
+    plural: str,
+    short: str,
+    scope: str,
+    schema: _Json,
+    required: list[str],
+    columns: list[tuple[str, str, str, int]],
+) -> _Json:
+    schema["properties"]["metadata"] = {"type": "object"}
+    schema["required"] = required
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "scope": scope,
+            "names": {
+                "kind": kind,
+                "listKind": f"{kind}List",
+                "plural": plural,
+                "singular": kind.lower(),
+                "shortNames": [short],
+            },
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": [
+                        {"name": name, "type": type_, "jsonPath": path, "priority": priority}
+                        for name, type_, path, priority in columns
+                    ],
+                    "schema": {"openAPIV3Schema": schema},
+                }
+            ],
+        },
+    }
+
+
+def _structural(model: type[Model]) -> _Json:
+    """The model's JSON schema in the structural form that CRDs demand.
+
+    No references, no null alternatives (an optional field is merely not required), no
+    titles; unknown fields are pruned by the API server, and refused by kubectl.
+    """
+    schema = model.model_json_schema(by_alias=True, mode="serialization")
+    definitions = schema.pop("$defs", {})
+
+    def convert(part: Any) -> Any:
+        if isinstance(part, list):
+            return [convert(each) for each in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            target = definitions[part["$ref"].rpartition("/")[2]]
+            return convert({**target, **{k: v for k, v in part.items() if k != "$ref"}})
+        if "anyOf" in part:
+            (only,) = (each for each in part["anyOf"] if each != {"type": "null"})
+            return convert({**only, **{k: v for k, v in part.items() if k != "anyOf"}})
+        converted = {
+            key: {name: convert(field) for name, field in value.items()}
+            if key == "properties"
+            else convert(value)
+            for key, value in part.items()
+            if key not in ("title", "default") and (key, value) != ("additionalProperties", False)
+        }
+        if converted.get("type") == "integer":
+            converted["format"] = "int64"
+        return converted
+
+    converted: _Json = convert(schema)
+    return converted
+
+
+def _as_map(schema: _Json, field: str, *, key: str) -> None:
+    """Merge the status list ``field`` by ``key``, for server-side apply and clients."""
+    schema["properties"]["status"]["properties"][field] |= {
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": [key],
+    }
+
+
+class _WithoutAliases(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def main() -> None:
+    """Write every definition into the directory given."""
+    directory = Path(sys.argv[1])
+    directory.mkdir(parents=True, exist_ok=True)
+    for definition in (quota_crd(), node_crd()):
+        header = "# Generated from the models: python -m hugetlb_quota.api.crd crds\n"
+        (directory / file_name(definition)).write_text(header + render(definition))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""HugeTLBQuota: a limit on huge pages, and its place in the hierarchy."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+from pydantic import Field, field_validator
+
+from hugetlb_quota import quantity
+from hugetlb_quota.api.model import Condition, LabelSelector, Model, ObjectMeta
+from hugetlb_quota.page_size import PageSize
+
+KIND: Final = "HugeTLBQuota"
+PLURAL: Final = "hugetlbquotas"
+
+#: Amounts by resource name, as in ResourceQuota: {"hugepages-2Mi": "4Gi"}.
+ResourceList = dict[str, str]
+
+
+class ParentRef(Model):
+    """The quota above, of which this one is a part."""
+
+    namespace: str = Field(min_length=1, max_length=63, description="Namespace of the parent.")
+    name: str = Field(min_length=1, max_length=253, description="Name of the parent.")
+
+
+class HugeTLBQuotaSpec(Model):
+    """What an administrator writes."""
+
+    hard: ResourceList = Field(
+        description="The limit of each huge page size, for the pods it selects and all quotas"
+        ' below it together: {"hugepages-2Mi": "4Gi"}. A whole multiple of the page size; a size'
+        " not named is not limited here.",
+    )
+    parent_ref: ParentRef | None = Field(
+        default=None,
+        description="The quota above; without one, this quota is a root. What is charged here is"
+        " charged to every quota above, and each can refuse.",
+    )
+    pod_selector: LabelSelector = Field(
+        default_factory=LabelSelector,
+        description="Which pods of its own namespace are charged to it; all of them by default.",
+    )
+    child_namespaces: LabelSelector | None = Field(
+        default=None,
+        description="The namespaces beside its own whose quotas may name this one as their parent,"
+        " by namespace labels; none by default, and {} is every namespace.",
+    )
+
+    @field_validator("hard", mode="before")
+    @classmethod
+    def _whole_pages(cls, hard: Any) -> Any:
+        if not isinstance(hard, dict):
+            return hard
+        return {name: _whole_pages(name, amount) for name, amount in hard.items()}
+
+
+class ReservationStatus(Model):
+    """A charge admitted for a pod that is not yet counted under ``pods``."""
+
+    uid: str
+    pod: str = Field(description="namespace/name of the pod.")
+    charge: ResourceList
+    expires: datetime = Field(description="When no create of the pod can be under way any more.")
+
+
+class HugeTLBQuotaStatus(Model):
+    """What is charged; written by admission (reservations) and the controller (the rest)."""
+
+    observed_generation: int = 0
+    hard: ResourceList = Field(default_factory=dict, description="The limits in force.")
+    used: ResourceList = Field(
+        default_factory=dict,
+        description="All that is charged, quotas below included: pods and reservations.",
+    )
+    pods: ResourceList = Field(
+        default_factory=dict, description="Charged for pods that were seen, quotas below included."
+    )
+    reservations: list[ReservationStatus] = Field(
+        default_factory=list, description="Admitted for pods that were not yet seen."
+    )
+    summary: str = Field(default="", description="Use against limit by page size, for people.")
+    conditions: list[Condition] = Field(default_factory=list)
+
+
+class HugeTLBQuota(Model):
+    """A HugeTLBQuota object."""
+
+    api_version: str = ""
+    kind: str = KIND
+    metadata: ObjectMeta
+    spec: HugeTLBQuotaSpec
+    status: HugeTLBQuotaStatus = Field(default_factory=HugeTLBQuotaStatus)
+
+
+def _whole_pages(name: str, amount: Any) -> str:
+    size = PageSize.from_resource(name)
+    limit = quantity.parse(amount)
+    if limit < 0:
+        raise ValueError(f"the limit of {name} is {amount}; it can't be negative.")
+    if limit % size.bytes:
+        below = quantity.render(limit // size.bytes * size.bytes)
+        above = quantity.render(-(-limit // size.bytes) * size.bytes)
+        raise ValueError(
+            f"the limit of {name} is {amount}, which is no multiple of {size};"
+            f" use {below} or {above}."
+        )
+    return str(amount)

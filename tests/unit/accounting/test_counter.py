@@ -1,0 +1,57 @@
+"""One quota's counter, and a chain of them charged together."""
+
+from datetime import UTC, datetime
+
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.accounting.counter import Counter, Reservation, shortfalls
+from hugetlb_quota.accounting.forest import QuotaKey
+from hugetlb_quota.page_size import PageSize
+
+MIB = 1024**2
+TWO_MIB, ONE_GIB = PageSize(2 * MIB), PageSize(1024 * MIB)
+LATER = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def megabytes(amount: int) -> Charge:
+    return Charge({TWO_MIB: amount * MIB})
+
+
+def counter(hard: int, pods: int = 0, name: str = "q") -> Counter:
+    return Counter(QuotaKey("ns", name), megabytes(hard), pods=megabytes(pods))
+
+
+def reservation(uid: str, amount: int) -> Reservation:
+    return Reservation(uid, f"ns/{uid}", megabytes(amount), LATER)
+
+
+def test_what_fits_exactly_fits() -> None:
+    assert counter(64, pods=32).shortfalls(megabytes(32)) == ()
+
+
+def test_a_refusal_has_all_the_numbers() -> None:
+    charged = counter(64, pods=32).charge(reservation("a", 16))
+    (shortfall,) = charged.shortfalls(megabytes(20))
+    numbers = (shortfall.requested, shortfall.pods, shortfall.reserved, shortfall.hard)
+    assert [number // MIB for number in numbers] == [20, 32, 16, 64]
+    assert shortfall.short == 4 * MIB
+
+
+def test_a_size_that_is_not_named_is_not_limited_and_one_at_zero_is() -> None:
+    gibibyte = Charge({ONE_GIB: ONE_GIB.bytes})
+    assert counter(0).shortfalls(gibibyte) == ()
+    none = Counter(QuotaKey("ns", "q"), Charge({ONE_GIB: 0}))
+    assert [each.size for each in none.shortfalls(gibibyte)] == [ONE_GIB]
+
+
+def test_the_same_pod_reserves_once_however_often_its_create_is_tried() -> None:
+    charged = counter(64).charge(reservation("a", 16)).charge(reservation("a", 16))
+    assert charged.used == megabytes(16)
+    assert charged.holds("a")
+    assert not charged.release("a").holds("a")
+    assert charged.release("a").used == megabytes(0)
+
+
+def test_every_quota_of_a_chain_that_refuses_is_named_in_its_order() -> None:
+    chain = (counter(8, name="leaf"), counter(99, name="mid"), counter(9, name="root"))
+    refused = shortfalls(chain, megabytes(10))
+    assert [each.quota.name for each in refused] == ["leaf", "root"]

@@ -1,0 +1,107 @@
+"""Chains, and the links that do not hold."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hugetlb_quota.accounting.forest import (
+    LONGEST_CHAIN,
+    Cycle,
+    Detached,
+    ForeignParent,
+    Forest,
+    ParentNotFound,
+    Quota,
+    QuotaKey,
+)
+from hugetlb_quota.accounting.selector import Selector
+
+ANY = Selector()
+
+
+def key(name: str) -> QuotaKey:
+    namespace, _, name = name.rpartition("/")
+    return QuotaKey(namespace or "ns", name)
+
+
+def quota(name: str, parent: str | None = None, children: Selector | None = None) -> Quota:
+    return Quota(key(name), parent=key(parent) if parent else None, child_namespaces=children)
+
+
+def names(quotas: tuple[Quota, ...]) -> list[str]:
+    return [quota.key.name for quota in quotas]
+
+
+def test_a_chain_goes_from_the_leaf_to_the_root() -> None:
+    forest = Forest([quota("root"), quota("mid", "root"), quota("leaf", "mid")], {})
+    assert names(forest.chain(key("leaf"))) == ["leaf", "mid", "root"]
+    assert names(forest.children(key("root"))) == ["mid"]
+
+
+def test_a_missing_parent_is_named_with_the_quota_that_names_it() -> None:
+    forest = Forest([quota("mid", "gone"), quota("leaf", "mid")], {})
+    with pytest.raises(ParentNotFound, match=r"ns/mid names the parent ns/gone"):
+        forest.chain(key("leaf"))
+    assert names(forest.attached(key("leaf"))) == ["leaf", "mid"]
+
+
+def test_a_cycle_is_drawn() -> None:
+    forest = Forest([quota("a", "b"), quota("b", "a")], {})
+    with pytest.raises(Cycle, match="ns/a -> ns/b -> ns/a"):
+        forest.chain(key("a"))
+    assert names(forest.attached(key("a"))) == ["a", "b"]
+
+
+def test_a_quota_that_is_its_own_parent_is_a_cycle() -> None:
+    forest = Forest([quota("a", "a")], {})
+    with pytest.raises(Cycle, match="ns/a -> ns/a"):
+        forest.chain(key("a"))
+
+
+def test_a_chain_may_have_only_so_many_levels() -> None:
+    levels = [quota("q0")] + [quota(f"q{i}", f"q{i - 1}") for i in range(1, LONGEST_CHAIN + 1)]
+    forest = Forest(levels, {})
+    assert len(forest.chain(key(f"q{LONGEST_CHAIN - 1}"))) == LONGEST_CHAIN
+    with pytest.raises(Cycle, match=f"more than {LONGEST_CHAIN} levels"):
+        forest.chain(key(f"q{LONGEST_CHAIN}"))
+
+
+def test_another_namespace_attaches_only_where_its_labels_are_asked_for() -> None:
+    acme = Selector.from_json({"matchLabels": {"tenant": "acme"}})
+    quotas = [quota("tenants/acme", children=acme), quota("db/main", "tenants/acme")]
+    assert len(Forest(quotas, {"db": {"tenant": "acme"}}).chain(key("db/main"))) == 2
+    with pytest.raises(ForeignParent, match="does not let quotas of namespace db attach"):
+        Forest(quotas, {"db": {"tenant": "other"}}).chain(key("db/main"))
+    with pytest.raises(ForeignParent):
+        Forest([quota("tenants/acme"), quotas[1]], {"db": {"tenant": "acme"}}).chain(key("db/main"))
+
+
+def test_the_union_of_chains_has_every_quota_once_and_before_its_ancestors() -> None:
+    forest = Forest(
+        [quota("root"), quota("mid", "root"), quota("leaf", "mid"), quota("other", "root")], {}
+    )
+    union = names(forest.union_of_chains([key("other"), key("leaf"), key("mid")]))
+    assert sorted(union) == ["leaf", "mid", "other", "root"]
+    assert union.index("leaf") < union.index("mid") < union.index("root")
+    assert union.index("other") < union.index("root")
+
+
+def test_a_pod_is_governed_by_the_quotas_of_its_namespace_that_select_it() -> None:
+    gold = Quota(key("gold"), pod_selector=Selector.from_json({"matchLabels": {"class": "gold"}}))
+    forest = Forest([gold, quota("all"), quota("elsewhere/all")], {})
+    assert names(forest.selecting("ns", {"class": "gold"})) == ["gold", "all"]
+    assert names(forest.selecting("ns", {})) == ["all"]
+
+
+@given(st.lists(st.integers(min_value=-1, max_value=11), min_size=12, max_size=12))
+def test_whatever_the_parents_a_chain_ends_or_says_why(parents: list[int]) -> None:
+    forest = Forest([quota(f"q{i}", None if p < 0 else f"q{p}") for i, p in enumerate(parents)], {})
+    for each in forest:
+        attached = names(forest.attached(each.key))
+        assert len(set(attached)) == len(attached)
+        try:
+            chain = forest.chain(each.key)
+        except Detached:
+            continue
+        assert names(chain) == attached
+        assert chain[-1].parent is None

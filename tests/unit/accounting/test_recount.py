@@ -1,0 +1,150 @@
+"""The recount against a brute-force model: every pod counted somewhere at every moment."""
+
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from hugetlb_quota.accounting.charge import NOTHING, Charge
+from hugetlb_quota.accounting.counter import Counter, Reservation, shortfalls
+from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
+from hugetlb_quota.accounting.recount import ChargedPod, Tally, expired, recount, tally
+from hugetlb_quota.page_size import PageSize
+
+SIZE = PageSize(2 * 1024**2)
+START = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def pages(count: int) -> Charge:
+    return Charge({SIZE: count * SIZE.bytes})
+
+
+def key(name: str) -> QuotaKey:
+    return QuotaKey("ns", name)
+
+
+QUOTAS = {
+    "root": Quota(key("root"), pages(12)),
+    "left": Quota(key("left"), pages(8), parent=key("root")),
+    "right": Quota(key("right"), pages(8), parent=key("root")),
+    "leaf": Quota(key("leaf"), pages(4), parent=key("left")),
+}
+FOREST = Forest(QUOTAS.values(), {})
+
+
+def test_a_pod_under_two_quotas_is_charged_to_their_ancestor_once() -> None:
+    pod = ChargedPod("a", pages(3), frozenset({key("left"), key("right")}))
+    totals = tally(FOREST, [pod])
+    assert {name: totals[key(name)].pods for name in QUOTAS} == {
+        "root": pages(3),
+        "left": pages(3),
+        "right": pages(3),
+        "leaf": NOTHING,
+    }
+
+
+def test_the_same_pod_told_twice_counts_once() -> None:
+    pod = ChargedPod("a", pages(3), frozenset({key("leaf")}))
+    assert tally(FOREST, [pod, pod])[key("root")].pods == pages(3)
+
+
+def test_a_reservation_goes_in_the_write_that_counts_its_pod() -> None:
+    held = Reservation("a", "ns/a", pages(3), START)
+    counter = Counter(key("leaf"), pages(4), reservations=(held,))
+    assert recount(counter, Tally(), set()) == counter
+    seen = recount(counter, Tally(pages(3), frozenset({"a"})), set())
+    assert (seen.pods, seen.reservations) == (pages(3), ())
+    assert recount(counter, Tally(), {"a"}).reservations == ()
+
+
+def test_a_reservation_expires_at_its_time() -> None:
+    held = Reservation("a", "ns/a", pages(3), START)
+    counter = Counter(key("leaf"), pages(4), reservations=(held,))
+    assert expired(counter, START - timedelta(seconds=1)) == ()
+    assert expired(counter, START) == (held,)
+
+
+class Admission(RuleBasedStateMachine):
+    """Creates that are admitted, then succeed late or fail; recounts that lag behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = START
+        self.counters = {name: Counter(quota.key, quota.hard) for name, quota in QUOTAS.items()}
+        self.creating: dict[str, tuple[str, int]] = {}
+        self.pods: dict[str, tuple[str, int]] = {}
+        self.informed: dict[str, tuple[str, int]] = {}
+        self.serial = 0
+
+    @rule(quota=st.sampled_from(sorted(QUOTAS)), count=st.integers(1, 6))
+    def admit(self, quota: str, count: int) -> None:
+        chain = [link.key.name for link in FOREST.chain(key(quota))]
+        if shortfalls([self.counters[name] for name in chain], pages(count)):
+            return
+        self.serial += 1
+        uid = f"pod-{self.serial}"
+        held = Reservation(uid, uid, pages(count), self.now + timedelta(seconds=60))
+        for name in chain:
+            self.counters[name] = self.counters[name].charge(held)
+        self.creating[uid] = (quota, count)
+
+    @precondition(lambda self: self.creating)
+    @rule(data=st.data(), succeeds=st.booleans())
+    def create_ends(self, data: st.DataObject, succeeds: bool) -> None:
+        uid = data.draw(st.sampled_from(sorted(self.creating)))
+        pod = self.creating.pop(uid)
+        if succeeds:
+            self.pods[uid] = pod
+
+    @precondition(lambda self: self.pods)
+    @rule(data=st.data())
+    def pod_goes(self, data: st.DataObject) -> None:
+        self.pods.pop(data.draw(st.sampled_from(sorted(self.pods))))
+
+    @rule()
+    def informer_catches_up(self) -> None:
+        self.informed = dict(self.pods)
+
+    @rule(seconds=st.integers(1, 90))
+    def time_passes(self, seconds: int) -> None:
+        self.now += timedelta(seconds=seconds)
+        # The API server gives up on a create long before the reservation expires.
+        for uid in [uid for uid in self.creating if seconds >= 60]:
+            del self.creating[uid]
+
+    @rule()
+    def recounts(self) -> None:
+        charged = [
+            ChargedPod(uid, pages(count), frozenset({key(quota)}))
+            for uid, (quota, count) in self.informed.items()
+        ]
+        totals = tally(FOREST, charged)
+        for name, counter in self.counters.items():
+            # Proof that an expired one's pod is absent is a live read, not the informer.
+            gone = {each.uid for each in expired(counter, self.now)} - self.pods.keys()
+            self.counters[name] = recount(counter, totals[key(name)], gone - self.creating.keys())
+
+    @invariant()
+    def no_pod_is_uncounted_and_no_limit_is_passed(self) -> None:
+        for name, quota in QUOTAS.items():
+            below = {
+                child
+                for child in QUOTAS
+                if quota.key in {link.key for link in FOREST.chain(key(child))}
+            }
+            really = sum(count for where, count in self.pods.values() if where in below)
+            counted = self.counters[name].used.of(SIZE) // SIZE.bytes
+            assert really <= counted <= quota.hard[SIZE] // SIZE.bytes
+
+    def teardown(self) -> None:
+        self.creating.clear()
+        self.now += timedelta(seconds=61)
+        self.informer_catches_up()
+        self.recounts()
+        for counter in self.counters.values():
+            assert counter.reservations == ()
+
+
+TestAdmission = Admission.TestCase
+TestAdmission.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
