@@ -1,0 +1,321 @@
+"""One connection to the API server: raw JSON in and out, a time limit on everything.
+
+The configuration, TLS and tokens are those of kubernetes.aio, and its HTTP session does
+the work. Its models are left out: a decoded pod costs about 54 KiB, its raw JSON a
+passing few.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import json
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final, Self
+
+import aiohttp
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config import load_incluster_config, load_kube_config, refresh_token
+
+from hugetlb_quota.kube import errors
+from hugetlb_quota.kube.resources import Resource
+
+#: How long a request may take unless its caller says otherwise, in seconds.
+REQUEST_TIMEOUT: Final = 10.0
+#: How long it may take to connect, TLS included, in seconds.
+CONNECT_TIMEOUT: Final = 5.0
+#: How long the server is asked to keep a watch open, in seconds.
+WATCH_TIMEOUT: Final = 300
+#: How long a watch may be silent, in seconds: the server sends a bookmark each minute
+#: (cacher.go, ``bookmarkFrequency``), so one silent for longer is a dead connection.
+WATCH_SILENCE: Final = 90.0
+#: An event longer than this is no object that etcd could hold, in bytes.
+LONGEST_EVENT: Final = 32 * 1024**2
+
+_PATCHES: Final = {
+    "merge": "application/merge-patch+json",
+    "json": "application/json-patch+json",
+}
+
+Json = dict[str, Any]
+
+
+class NotConfigured(RuntimeError):
+    """There is no way to reach an API server; the sentence says what is missing."""
+
+
+class Connection:
+    """Requests to one API server; made by :meth:`open`."""
+
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, program: str = "hugetlb-quota") -> AsyncIterator[Self]:
+        """A connection configured by $KUBECONFIG, else by the pod's ServiceAccount.
+
+        :param program: named to the server as the User-Agent.
+        :raises NotConfigured: when neither is there or can be read.
+        """
+        configuration = Configuration()
+        refreshing: asyncio.Task[None] | None = None
+        try:
+            if path := os.environ.get("KUBECONFIG"):
+                loader = await load_kube_config(  # type: ignore[no-untyped-call]
+                    config_file=path, client_configuration=configuration, persist_config=False
+                )
+                refresh = refresh_token(loader, configuration)  # type: ignore[no-untyped-call]
+                refreshing = asyncio.create_task(refresh)
+            else:
+                load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+        except Exception as error:  # the loaders raise whatever they meet in the files
+            raise NotConfigured(
+                f"No Kubernetes API server to talk to: {error}"
+                " Set KUBECONFIG, or run in a pod with a ServiceAccount."
+            ) from error
+        client = ApiClient(configuration)
+        client.user_agent = f"{program}/{importlib.metadata.version('hugetlb-quota')}"
+        try:
+            yield cls(client)
+        finally:
+            if refreshing is not None:
+                refreshing.cancel()
+                await asyncio.gather(refreshing, return_exceptions=True)
+            await client.close()  # type: ignore[no-untyped-call]
+
+    @property
+    def client(self) -> ApiClient:
+        """The library's own client, for what it does by itself (Leases)."""
+        return self._client
+
+    async def get(
+        self,
+        resource: Resource,
+        name: str,
+        namespace: str | None = None,
+        *,
+        subresource: str | None = None,
+        timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109 - it reaches the socket
+    ) -> Json:
+        """One object, by quorum read: what every earlier write left.
+
+        :raises ApiError: as :mod:`errors` tells.
+        """
+        path = resource.path(namespace, name, subresource)
+        return await self._request("GET", path, timeout=timeout)
+
+    async def list_page(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        field_selector: str | None = None,
+        label_selector: str | None = None,
+        limit: int | None = None,
+        continuation: str | None = None,
+        timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
+    ) -> Json:
+        """One page of a collection, by quorum read.
+
+        :param limit: objects a page; None is all of them.
+        :param continuation: ``metadata.continue`` of the page before.
+        :raises Gone: when the page before is too old to go on from.
+        """
+        query = {
+            "fieldSelector": field_selector,
+            "labelSelector": label_selector,
+            "limit": limit,
+            "continue": continuation,
+        }
+        return await self._request("GET", resource.path(namespace), query=query, timeout=timeout)
+
+    async def create(
+        self,
+        resource: Resource,
+        body: Json,
+        namespace: str | None = None,
+        *,
+        name: str | None = None,
+        subresource: str | None = None,
+        timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
+    ) -> Json:
+        """Create an object, or POST to a subresource of ``name``.
+
+        :raises AlreadyExists: when there is one of that name.
+        """
+        path = resource.path(namespace, name, subresource)
+        return await self._request("POST", path, body=body, timeout=timeout)
+
+    async def replace(
+        self,
+        resource: Resource,
+        name: str,
+        body: Json,
+        namespace: str | None = None,
+        *,
+        subresource: str | None = None,
+        timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
+    ) -> Json:
+        """PUT an object, compared by the ``metadata.resourceVersion`` in ``body``.
+
+        :raises Conflict: when it changed since.
+        """
+        path = resource.path(namespace, name, subresource)
+        return await self._request("PUT", path, body=body, timeout=timeout)
+
+    async def patch(
+        self,
+        resource: Resource,
+        name: str,
+        body: Json | list[Json],
+        namespace: str | None = None,
+        *,
+        subresource: str | None = None,
+        kind: str = "merge",
+        timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
+    ) -> Json:
+        """Patch an object; ``kind`` is ``merge`` or ``json``."""
+        path = resource.path(namespace, name, subresource)
+        return await self._request(
+            "PATCH", path, body=body, content_type=_PATCHES[kind], timeout=timeout
+        )
+
+    async def delete(
+        self,
+        resource: Resource,
+        name: str,
+        namespace: str | None = None,
+        *,
+        body: Json | None = None,
+        timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
+    ) -> Json:
+        """Delete an object; ``body`` may hold DeleteOptions, such as preconditions."""
+        path = resource.path(namespace, name)
+        return await self._request("DELETE", path, body=body, timeout=timeout)
+
+    async def watch(
+        self,
+        resource: Resource,
+        resource_version: str,
+        namespace: str | None = None,
+        *,
+        field_selector: str | None = None,
+        label_selector: str | None = None,
+        timeout_seconds: int = WATCH_TIMEOUT,
+        silence: float = WATCH_SILENCE,
+    ) -> AsyncIterator[Json]:
+        """The raw events after ``resource_version``, bookmarks included.
+
+        Ends when the server ends it, as it does after ``timeout_seconds``.
+
+        :raises Gone: when ``resource_version`` is too old; list anew.
+        :raises ApiUnreachable: when the connection breaks or is ``silent`` for too long.
+        """
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": resource_version,
+            "timeoutSeconds": timeout_seconds,
+            "fieldSelector": field_selector,
+            "labelSelector": label_selector,
+        }
+        limit = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT, sock_read=silence)
+        path = resource.path(namespace)
+        async with self._answer("GET", path, limit, query=query) as answer:
+            async for line in _lines(answer.content):
+                event: Json = json.loads(line)
+                if event.get("type") == "ERROR":
+                    status = event.get("object") or {}
+                    raise errors.from_status(int(status.get("code") or 500), status)
+                yield event
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        body: Any = None,
+        content_type: str | None = None,
+        timeout: float,  # noqa: ASYNC109
+    ) -> Json:
+        limit = aiohttp.ClientTimeout(total=timeout, connect=min(CONNECT_TIMEOUT, timeout))
+        async with self._answer(
+            method, path, limit, query=query, body=body, content_type=content_type
+        ) as answer:
+            decoded: Json = json.loads(await answer.read())
+            return decoded
+
+    @asynccontextmanager
+    async def _answer(
+        self,
+        method: str,
+        path: str,
+        limit: aiohttp.ClientTimeout,
+        *,
+        query: Mapping[str, Any] | None = None,
+        body: Any = None,
+        content_type: str | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The server's answer, a good one; every other is raised as an ApiError."""
+        headers = {"Accept": "application/json"}
+        if content_type is not None:
+            headers["Content-Type"] = content_type
+        try:
+            # The body goes past param_serialize, which would copy it through its models.
+            method, url, headers, *_ = await self._client.param_serialize(
+                method,
+                path,
+                query_params=[(key, value) for key, value in (query or {}).items() if value],
+                header_params=headers,
+                auth_settings=["BearerToken"],
+            )
+            raw = await self._client.call_api(
+                method, url, headers, body=body, _request_timeout=limit
+            )
+            answer: aiohttp.ClientResponse = raw.response
+            try:
+                if answer.status >= 400:
+                    raise errors.from_status(answer.status, _status(await answer.read()))
+                yield answer
+            finally:
+                # Closed, not released: what is left of a watch must not be read on.
+                answer.close() if not answer.content.at_eof() else answer.release()
+        except TimeoutError as error:
+            seconds = limit.total or limit.sock_read
+            raise errors.ApiUnreachable(
+                f"The API server did not answer {method} {path} within {seconds:g} s."
+            ) from error
+        except (aiohttp.ClientError, OSError, json.JSONDecodeError) as error:
+            raise errors.ApiUnreachable(
+                f"The API server can't be reached for {method} {path}:"
+                f" {error or type(error).__name__}."
+            ) from error
+
+
+def _status(body: bytes) -> Mapping[str, Any]:
+    """The ``metav1.Status`` in ``body``; a proxy in between may answer anything else."""
+    try:
+        status = json.loads(body)
+    except ValueError:
+        status = None
+    if isinstance(status, dict):
+        return status
+    return {"message": body[:300].decode(errors="replace").strip()}
+
+
+async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """The lines of a watch; not ``readline``, whose limit an object can exceed."""
+    pending = bytearray()
+    async for chunk in stream.iter_any():
+        pending += chunk
+        *lines, rest = pending.split(b"\n") if b"\n" in chunk else [pending]
+        for line in lines:
+            if line:
+                yield bytes(line)
+        pending = rest
+        if len(pending) > LONGEST_EVENT:
+            raise errors.ApiUnreachable(f"A watch event is longer than {LONGEST_EVENT} bytes.")

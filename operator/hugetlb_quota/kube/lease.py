@@ -1,0 +1,151 @@
+"""Leader election by a Lease: at most one leads, and who lost the Lease has stopped.
+
+The election itself is kubernetes.aio's. What it leaves open is closed here: its requests
+may take five minutes and a broken connection ends it with the work still running, it does
+not notice that the work ended, does not wait for the work to stop, and keeps the Lease
+of one that left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import aiohttp
+from kubernetes.aio.client.exceptions import ApiException
+from kubernetes.aio.leaderelection.electionconfig import Config
+from kubernetes.aio.leaderelection.leaderelection import LeaderElection
+from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
+from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
+
+from hugetlb_quota.kube import errors
+from hugetlb_quota.kube.connection import Connection
+from hugetlb_quota.kube.resources import LEASES
+
+#: Seconds after which others may take a Lease that was not renewed.
+LEASE_DURATION: Final = 20
+#: Seconds for which a leader tries to renew before it gives up. Its last attempt may
+#: take two requests more, and all of that must end before LEASE_DURATION.
+RENEW_DEADLINE: Final = 10
+#: Seconds between attempts.
+RETRY_PERIOD: Final = 2
+#: Seconds that one request to the Lease may take.
+LEASE_REQUEST_TIMEOUT: Final = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+class LeadershipLost(RuntimeError):
+    """The Lease could not be renewed; another may lead by now. End the program."""
+
+
+class _TimedLeaseLock(LeaseLock):
+    """Requests that end in time; one that fails is a failed attempt, not the end."""
+
+    async def get(
+        self, name: str, namespace: str
+    ) -> tuple[bool, LeaderElectionRecord] | tuple[bool, Exception] | tuple[bool, None]:
+        try:
+            async with asyncio.timeout(LEASE_REQUEST_TIMEOUT):
+                return await super().get(name, namespace)
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            return False, ApiException(status=0, reason=str(error) or type(error).__name__)
+
+    async def create(
+        self, name: str, namespace: str, election_record: LeaderElectionRecord
+    ) -> bool:
+        try:
+            async with asyncio.timeout(LEASE_REQUEST_TIMEOUT):
+                return await super().create(name, namespace, election_record)
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            logger.warning("Lease %s/%s could not be created: %s", namespace, name, error)
+            return False
+
+    async def update(self, name: str, namespace: str, updated_record: LeaderElectionRecord) -> bool:
+        try:
+            async with asyncio.timeout(LEASE_REQUEST_TIMEOUT):
+                return await super().update(name, namespace, updated_record)
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            logger.warning("Lease %s/%s could not be renewed: %s", namespace, name, error)
+            return False
+
+
+async def lead(
+    connection: Connection,
+    namespace: str,
+    name: str,
+    identity: str,
+    work: Callable[[], Awaitable[None]],
+) -> None:
+    """Wait for the Lease ``namespace/name``, then do ``work`` while it is held.
+
+    Returns when ``work`` returns, raises what it raises. Whichever way it ends,
+    cancellation included, ``work`` has stopped and the Lease is given back.
+
+    :raises LeadershipLost: when the Lease could not be renewed.
+    """
+    working: asyncio.Future[None] | None = None
+    started = asyncio.Event()
+
+    async def begin() -> None:
+        nonlocal working
+        logger.info("%s leads: it holds Lease %s/%s.", identity, namespace, name)
+        working = asyncio.ensure_future(work())
+        started.set()
+
+    async def stopped() -> None:
+        """The election has nothing left to do; what follows is below."""
+
+    election = asyncio.create_task(
+        LeaderElection(
+            Config(
+                _TimedLeaseLock(name, namespace, identity, connection.client),
+                lease_duration=LEASE_DURATION,
+                renew_deadline=RENEW_DEADLINE,
+                retry_period=RETRY_PERIOD,
+                onstarted_leading=begin,
+                onstopped_leading=stopped,
+            )
+        ).run(),
+        name="leader election",
+    )
+    begun = asyncio.create_task(started.wait(), name="leader election: begun")
+    try:
+        await asyncio.wait((election, begun), return_when=asyncio.FIRST_COMPLETED)
+        if working is not None:
+            await asyncio.wait((election, working), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+                return
+        if election.done():
+            election.result()
+        raise LeadershipLost(
+            f"Lease {namespace}/{name} could not be renewed for {RENEW_DEADLINE} s;"
+            f" {identity} stops leading."
+        )
+    finally:
+        held = not election.done()
+        for task in (working, election, begun):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait((task,))
+        if working is not None and held:
+            await _give_back(connection, namespace, name, identity)
+
+
+async def _give_back(connection: Connection, namespace: str, name: str, identity: str) -> None:
+    """Let the next leader begin at once, if the Lease is still ours."""
+    try:
+        lease: dict[str, Any] = await connection.get(
+            LEASES, name, namespace, timeout=LEASE_REQUEST_TIMEOUT
+        )
+        if lease["spec"].get("holderIdentity") != identity:
+            return
+        # As client-go's release(): no holder, and a duration that is over soon.
+        lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
+        await connection.replace(LEASES, name, lease, namespace, timeout=LEASE_REQUEST_TIMEOUT)
+        logger.info("%s gave Lease %s/%s back.", identity, namespace, name)
+    except errors.ApiError as error:
+        logger.warning("Lease %s/%s was not given back: %s", namespace, name, error)

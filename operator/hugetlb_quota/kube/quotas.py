@@ -1,0 +1,199 @@
+"""A HugeTLBQuota, read from the API and written back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC
+from typing import Any, Self
+
+from pydantic import ValidationError
+
+from hugetlb_quota import quantity
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.accounting.counter import Counter, Reservation
+from hugetlb_quota.accounting.forest import Quota, QuotaKey
+from hugetlb_quota.accounting.selector import Selector
+from hugetlb_quota.api import API_VERSION
+from hugetlb_quota.api.model import Condition, LabelSelector
+from hugetlb_quota.api.quota import (
+    KIND,
+    HugeTLBQuota,
+    HugeTLBQuotaSpec,
+    HugeTLBQuotaStatus,
+    ReservationStatus,
+)
+
+
+class InvalidQuota(ValueError):
+    """A HugeTLBQuota that can't be understood, so nothing can be admitted under it.
+
+    The CRD and the webhook keep such objects out; one may be older than they are.
+    """
+
+    reason = "Invalid"
+
+    def __init__(self, key: QuotaKey, resource_version: int, why: str) -> None:
+        super().__init__(f"HugeTLBQuota {key} is invalid: {why}")
+        self.key = key
+        self.resource_version = resource_version
+        self.why = why
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaObject:
+    """A HugeTLBQuota as it was read, or as it is to be written.
+
+    Change ``counter``, ``conditions`` and ``observed_generation`` with :meth:`with_counter`
+    and ``dataclasses.replace``; :meth:`status` is what they make of the object's status.
+    """
+
+    key: QuotaKey
+    uid: str
+    resource_version: str
+    generation: int
+    quota: Quota
+    counter: Counter
+    conditions: tuple[Condition, ...] = ()
+    observed_generation: int = 0
+    stored: HugeTLBQuotaStatus = field(default_factory=HugeTLBQuotaStatus, compare=False)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Self:
+        """From the API server's JSON.
+
+        :raises InvalidQuota: when its spec or status can't be understood.
+        """
+        metadata = raw.get("metadata") or {}
+        key = QuotaKey(metadata.get("namespace", ""), metadata.get("name", ""))
+        try:
+            parsed = HugeTLBQuota.model_validate(raw)
+            quota = quota_from_spec(
+                key, parsed.spec, terminating=parsed.metadata.deletion_timestamp is not None
+            )
+            counter = Counter(
+                quota=key,
+                hard=quota.hard,
+                pods=Charge.from_resources(parsed.status.pods),
+                reservations=tuple(map(_reservation, parsed.status.reservations)),
+            )
+        except ValueError as error:  # pydantic's ValidationError is one
+            version = int(metadata.get("resourceVersion") or 0)
+            raise InvalidQuota(key, version, explain(error)) from error
+        return cls(
+            key=key,
+            uid=parsed.metadata.uid,
+            resource_version=parsed.metadata.resource_version,
+            generation=parsed.metadata.generation,
+            quota=quota,
+            counter=counter,
+            conditions=tuple(parsed.status.conditions),
+            observed_generation=parsed.status.observed_generation,
+            stored=parsed.status,
+        )
+
+    def with_counter(self, counter: Counter) -> Self:
+        """The same with another counter."""
+        return replace(self, counter=counter)
+
+    def status(self) -> HugeTLBQuotaStatus:
+        """The status that says what this object holds."""
+        counter = self.counter
+        return HugeTLBQuotaStatus(
+            observed_generation=self.observed_generation,
+            hard=counter.hard.to_resources(),
+            used=counter.used.to_resources(),
+            pods=counter.pods.named(counter.hard).to_resources(),
+            reservations=[_reservation_status(each) for each in counter.reservations],
+            summary=summary(counter),
+            conditions=list(self.conditions),
+        )
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the status is in the API already, as it was read."""
+        return self.status() == self.stored
+
+
+def project_quota(raw: Mapping[str, Any]) -> QuotaObject | InvalidQuota:
+    """For an informer: an invalid quota is kept as what is wrong with it."""
+    try:
+        return QuotaObject.from_json(raw)
+    except InvalidQuota as invalid:
+        return invalid
+
+
+def status_body(quota: QuotaObject) -> dict[str, Any]:
+    """The object to PUT to ``/status``: only the very object that was read is changed.
+
+    The API server takes nothing but the status from it, and refuses it with a Conflict
+    when resourceVersion or UID are no longer these.
+    """
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {
+            "namespace": quota.key.namespace,
+            "name": quota.key.name,
+            "uid": quota.uid,
+            "resourceVersion": quota.resource_version,
+        },
+        "status": quota.status().to_json(),
+    }
+
+
+def quota_from_spec(key: QuotaKey, spec: HugeTLBQuotaSpec, *, terminating: bool = False) -> Quota:
+    """What the forest needs to know of a spec."""
+    parent = spec.parent_ref
+    return Quota(
+        key=key,
+        hard=Charge.from_resources(spec.hard),
+        parent=None if parent is None else QuotaKey(parent.namespace, parent.name),
+        pod_selector=_selector(spec.pod_selector),
+        child_namespaces=(
+            None if spec.child_namespaces is None else _selector(spec.child_namespaces)
+        ),
+        terminating=terminating,
+    )
+
+
+def summary(counter: Counter) -> str:
+    """Use against limit by page size: ``2Mi: 64Mi/256Mi, 1Gi: 0/8Gi``."""
+    return ", ".join(
+        f"{size}: {quantity.render(amount)}"
+        f"/{quantity.render(counter.hard[size]) if size in counter.hard else 'unlimited'}"
+        for size, amount in counter.used.items()
+    )
+
+
+def explain(error: ValueError) -> str:
+    """What is wrong with an object, field by field, in one line."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return " ".join(
+        f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}"
+        + ("" if each["msg"].endswith(".") else ".")
+        for each in error.errors(include_url=False, include_context=False, include_input=False)
+    )
+
+
+def _selector(selector: LabelSelector) -> Selector:
+    return Selector.from_json(selector.to_json())
+
+
+def _reservation(status: ReservationStatus) -> Reservation:
+    expires = status.expires
+    if expires.tzinfo is None:
+        expires = expires.replace(tzinfo=UTC)
+    return Reservation(
+        status.uid, status.pod, Charge.from_resources(status.charge), expires.astimezone(UTC)
+    )
+
+
+def _reservation_status(reservation: Reservation) -> ReservationStatus:
+    return ReservationStatus(
+        uid=reservation.uid,
+        pod=reservation.pod,
+        charge=reservation.charge.to_resources(),
+        expires=reservation.expires.astimezone(UTC),
+    )

@@ -1,0 +1,50 @@
+"""The kinds of objects the programs read and write, and their paths in the API."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote
+
+from hugetlb_quota import api
+from hugetlb_quota.api import node, quota
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A kind of object: its API group ("" is core), version and plural."""
+
+    group: str
+    version: str
+    plural: str
+    namespaced: bool
+
+    def path(
+        self,
+        namespace: str | None = None,
+        name: str | None = None,
+        subresource: str | None = None,
+    ) -> str:
+        """The URL's path of the collection, one object, or its subresource.
+
+        No namespace, for a namespaced kind: those of all namespaces.
+        """
+        root = f"/apis/{self.group}" if self.group else "/api"
+        parts = [root, self.version]
+        if self.namespaced and namespace is not None:
+            parts += ["namespaces", quote(namespace, safe="")]
+        parts.append(self.plural)
+        parts += [quote(part, safe="") for part in (name, subresource) if part is not None]
+        return "/".join(parts)
+
+    def __str__(self) -> str:
+        return f"{self.plural}.{self.group}" if self.group else self.plural
+
+
+HUGETLB_QUOTAS: Final = Resource(api.GROUP, api.VERSION, quota.PLURAL, namespaced=True)
+HUGETLB_NODES: Final = Resource(api.GROUP, api.VERSION, node.PLURAL, namespaced=False)
+PODS: Final = Resource("", "v1", "pods", namespaced=True)
+NODES: Final = Resource("", "v1", "nodes", namespaced=False)
+NAMESPACES: Final = Resource("", "v1", "namespaces", namespaced=False)
+EVENTS: Final = Resource("events.k8s.io", "v1", "events", namespaced=True)
+LEASES: Final = Resource("coordination.k8s.io", "v1", "leases", namespaced=True)
