@@ -173,6 +173,18 @@ class Api:
             params={"fieldManager": manager, "force": "true"},
         )
 
+    def remove(self, body: Object) -> None:
+        """Delete an object, found by its apiVersion and kind; that it is gone is no error."""
+        plural, _ = self._resource_of(body["apiVersion"], body["kind"])
+        meta = body["metadata"]
+        try:
+            self.delete(
+                f"{body['apiVersion']}/{plural}", meta["name"], namespace=meta.get("namespace")
+            )
+        except ApiError as error:
+            if error.code != 404:
+                raise
+
     def wait_for(
         self,
         resource: str,

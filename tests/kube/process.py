@@ -8,11 +8,29 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 PR_SET_PDEATHSIG = 1
+PR_CAPBSET_DROP = 24
+PR_SET_NO_NEW_PRIVS = 38
+
+CAPABILITIES: Final = {
+    "CHOWN": 0,
+    "DAC_OVERRIDE": 1,
+    "DAC_READ_SEARCH": 2,
+    "SYS_PTRACE": 19,
+    "SYS_ADMIN": 21,
+    "SYS_RESOURCE": 24,
+}
+"""Numbers of those that a node program might keep, from linux/capability.h."""
+
+LAST_CAPABILITY = 63
+"""Numbers the kernel does not know are refused, which is as good as dropped."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 # PR_SET_PDEATHSIG fires when the *thread* that forked ends, so children are forked by one
@@ -43,11 +61,20 @@ class Child:
     """One program in a process group of its own, its output in a log file.
 
     `log` is appended to, so a program that is started again keeps its history.
+    `capabilities` (names without CAP_) is all that a child of root keeps, as in a container;
+    None leaves it what its parent has.
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        *,
+        capabilities: Iterable[str] | None = None,
     ) -> None:
+        kept = None if capabilities is None else frozenset(CAPABILITIES[c] for c in capabilities)
         self.name = name
         self.command = tuple(command)
         self.log = log
@@ -61,7 +88,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 env=None if env is None else dict(env),
                 process_group=0,
-                preexec_fn=_end_with_parent,
+                preexec_fn=partial(_before_exec, kept),
             ).result()
 
     @property
@@ -124,5 +151,11 @@ class Child:
         return ProgramError(f"{self.name} {what}. The end of {self.log}:\n{self.tail()}")
 
 
-def _end_with_parent() -> None:
+def _before_exec(kept: frozenset[int] | None) -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if kept is not None and os.geteuid() == 0:
+        # What root gains at exec is the bounding set.
+        for number in range(LAST_CAPABILITY + 1):
+            if number not in kept:
+                _libc.prctl(PR_CAPBSET_DROP, number)
+        _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)

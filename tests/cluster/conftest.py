@@ -1,0 +1,91 @@
+"""Real control planes for the tests of this layer."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kube import build
+from tests.kube.cluster import Cluster
+from tests.kube.control_plane import ControlPlane
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The programs of the control plane, built now if they must be."""
+    try:
+        return build.assets()
+    except build.AssetsMissingError as error:
+        if os.environ.get("REQUIRE_LAYERS") == "1":
+            pytest.fail(f"REQUIRE_LAYERS=1, and the cluster layer cannot run: {error}")
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def helm(assets: Path) -> Path:
+    """The real helm."""
+    return assets / "helm"
+
+
+@pytest.fixture(scope="session")
+def control_plane(assets: Path) -> Iterator[ControlPlane]:
+    """A control plane without the operator."""
+    with ControlPlane(assets) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def cluster(assets: Path) -> Iterator[Cluster]:
+    """Another control plane, with the operator running; its nodes are each test's own."""
+    with Cluster(assets=assets) as running:
+        yield running
+
+
+@pytest.fixture
+def namespace(control_plane: ControlPlane) -> Iterator[str]:
+    """A fresh namespace in the control plane without the operator."""
+    yield from _namespace(control_plane)
+
+
+@pytest.fixture
+def cluster_namespace(cluster: Cluster) -> Iterator[str]:
+    """A fresh namespace in the control plane with the operator."""
+    yield from _namespace(cluster.control_plane)
+
+
+@pytest.fixture
+def node(control_plane: ControlPlane) -> Iterator[str]:
+    """A ready Node in the control plane without the operator; nothing runs on it."""
+    name = f"node-{uuid.uuid4().hex[:8]}"
+    created = control_plane.api.create(
+        "v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
+    )
+    capacity = {"cpu": "8", "memory": "16Gi", "pods": "500", "hugepages-2Mi": "1Gi"}
+    ready = {
+        "type": "Ready",
+        "status": "True",
+        "reason": "Test",
+        "lastHeartbeatTime": created["metadata"]["creationTimestamp"],
+        "lastTransitionTime": created["metadata"]["creationTimestamp"],
+    }
+    status = {"capacity": capacity, "allocatable": capacity, "conditions": [ready]}
+    control_plane.api.patch("v1/nodes", name, {"status": status}, subresource="status")
+    yield name
+    control_plane.api.delete("v1/nodes", name)
+
+
+@pytest.fixture
+def unique() -> Callable[[str], str]:
+    """Names for cluster-scoped objects that no other test has."""
+    return lambda stem: f"{stem}-{uuid.uuid4().hex[:8]}"
+
+
+def _namespace(plane: ControlPlane) -> Iterator[str]:
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    plane.create_namespace(name)
+    yield name
+    plane.api.delete("v1/namespaces", name)

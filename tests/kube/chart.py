@@ -1,0 +1,280 @@
+"""The shipped chart, rendered by the real helm and put into a control plane without kubelets.
+
+What no one would run here is left out (Deployments, the DaemonSet, and what is about their pods):
+`programs` starts the same commands as processes. Everything else is applied as it ships; only the
+webhooks' address changes, from the Service to a loopback URL.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from tests.kube.api import ApiError, Object, Objects
+from tests.kube.build import kubernetes_version
+from tests.kube.control_plane import ControlPlane
+from tests.kube.process import ProgramError
+
+CHART: Final = Path(__file__).resolve().parents[2] / "charts" / "hugetlb-quota"
+RELEASE: Final = "hugetlb-quota"
+NAMESPACE: Final = "hugetlb-system"
+
+WEBHOOKS: Final = "ValidatingWebhookConfiguration"
+CRD: Final = "CustomResourceDefinition"
+NEEDS_KUBELET: Final = frozenset(
+    {"Deployment", "DaemonSet", "Service", "PodDisruptionBudget", "NetworkPolicy"}
+)
+
+
+@dataclass(frozen=True)
+class Container:
+    """One program's container as the chart has it."""
+
+    program: str
+    service_account: str
+    command: tuple[str, ...]
+    """Command and arguments, with `$(NAME)` where kubelet fills in `fields`."""
+    fields: Mapping[str, str]
+    """Variable name to the field of the pod that fills it, such as "spec.nodeName"."""
+    capabilities: frozenset[str]
+    """What it keeps after `drop: [ALL]`, without the prefix CAP_."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """All objects of one rendering."""
+
+    namespace: str
+    objects: Objects
+
+    def of_kind(self, kind: str) -> Objects:
+        """All objects of a kind."""
+        return [found for found in self.objects if found["kind"] == kind]
+
+    def container(self, program: str) -> Container:
+        """Find the container of "admission", "controller" or "agent"."""
+        for workload in self.of_kind("Deployment") + self.of_kind("DaemonSet"):
+            pod = workload["spec"]["template"]["spec"]
+            for container in pod["containers"]:
+                if container["name"] == program:
+                    return _container(pod, container)
+        raise LookupError(f"the chart has no container named {program}")
+
+
+def render(
+    helm: Path,
+    *,
+    namespace: str = NAMESPACE,
+    release: str = RELEASE,
+    values: Mapping[str, Any] | None = None,
+    chart: Path = CHART,
+) -> Chart:
+    """Run `helm template` with these values.
+
+    Raises ProgramError with helm's words when the values are refused.
+    """
+    command = [str(helm), "template", release, str(chart), f"--namespace={namespace}"]
+    command += [f"--kube-version={kubernetes_version()}", "--values=-"]
+    done = subprocess.run(
+        command,
+        input=json.dumps(values or {}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        # Nothing of the user's helm: no plugins, no repositories, no cluster.
+        env={"PATH": os.environ.get("PATH", ""), "HOME": "/nonexistent"},
+    )
+    if done.returncode:
+        raise ProgramError(f"helm template: {done.stderr.strip()}")
+    objects = [found for found in yaml.safe_load_all(done.stdout) if found]
+    return Chart(namespace, objects)
+
+
+def install(control_plane: ControlPlane, chart: Chart) -> None:
+    """Apply the namespace and everything but the webhooks, and wait until it is in force."""
+    api = control_plane.api
+    control_plane.create_namespace(chart.namespace)
+    for crd in chart.of_kind(CRD):
+        api.apply(crd, manager="helm")
+    for crd in chart.of_kind(CRD):
+        _wait_served(control_plane, crd)
+    for found in chart.objects:
+        if found["kind"] not in NEEDS_KUBELET | {CRD, WEBHOOKS}:
+            api.apply(found, manager="helm")
+    for program in ("admission", "controller", "agent"):
+        _wait_allowed(control_plane, chart, program)
+    _wait_policies(control_plane, chart.namespace)
+
+
+def register_webhooks(control_plane: ControlPlane, chart: Chart, address: str) -> None:
+    """Apply the webhook configuration, and wait until it is in force.
+
+    `address`: scheme, host and port that take the Service's place, "https://127.0.0.1:8443";
+    its certificate is one of the control plane's CA. May be called again with another address.
+    """
+    for shipped in chart.of_kind(WEBHOOKS):
+        control_plane.api.apply(at_url(shipped, address, control_plane.ca_file), manager="helm")
+    _wait_webhooks(control_plane, chart.namespace)
+
+
+def at_url(shipped: Object, address: str, ca_file: Path) -> Object:
+    """Copy a webhook configuration with each Service replaced by a URL of the same path."""
+    changed: Object = json.loads(json.dumps(shipped))
+    for webhook in changed["webhooks"]:
+        path = webhook["clientConfig"]["service"]["path"]
+        webhook["clientConfig"] = {
+            "url": address + path,
+            "caBundle": base64.b64encode(ca_file.read_bytes()).decode(),
+        }
+    return changed
+
+
+def _container(pod: Object, container: Object) -> Container:
+    variables = container.get("env", [])
+    capabilities = container["securityContext"]["capabilities"]
+    if capabilities["drop"] != ["ALL"]:
+        raise LookupError(f"the container {container['name']} does not drop all capabilities")
+    return Container(
+        program=container["name"],
+        service_account=pod["serviceAccountName"],
+        command=(*container["command"], *container["args"]),
+        fields={each["name"]: each["valueFrom"]["fieldRef"]["fieldPath"] for each in variables},
+        capabilities=frozenset(capabilities.get("add", [])),
+    )
+
+
+def _wait_served(control_plane: ControlPlane, crd: Object) -> None:
+    name, spec = crd["metadata"]["name"], crd["spec"]
+
+    def established(seen: Object | None) -> bool:
+        conditions = (seen or {}).get("status", {}).get("conditions", [])
+        return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
+
+    control_plane.api.wait_for(
+        f"apiextensions.k8s.io/v1/{CRD.lower()}s", name, established, what="Established"
+    )
+    resource = f"{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}"
+    _retry(lambda: control_plane.api.list(resource) is not None, f"{resource} served")
+
+
+def _wait_allowed(control_plane: ControlPlane, chart: Chart, program: str) -> None:
+    """Wait until the authorizer has seen the bindings; it reads them through a watch."""
+    account = chart.container(program).service_account
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {
+            "user": f"system:serviceaccount:{chart.namespace}:{account}",
+            "resourceAttributes": {
+                "group": "hugetlb.dev",
+                "resource": "hugetlbquotas",
+                "verb": "list",
+            },
+        },
+    }
+
+    def allowed() -> bool:
+        resource = "authorization.k8s.io/v1/subjectaccessreviews"
+        return bool(control_plane.api.create(resource, review)["status"]["allowed"])
+
+    _retry(allowed, f"the rights of the ServiceAccount {account}")
+
+
+def _wait_webhooks(control_plane: ControlPlane, namespace: str) -> None:
+    """Wait until a webhook added after ours is called: the API server sees them in order."""
+    probe = f"probe-{uuid.uuid4().hex[:8]}"
+    webhook = {
+        "name": f"{probe}.hugetlb.test",
+        "admissionReviewVersions": ["v1"],
+        "sideEffects": "None",
+        "failurePolicy": "Fail",
+        "clientConfig": {"url": "https://127.0.0.1:1/"},  # nobody listens: a call is a refusal
+        "rules": [_probe_rule()],
+        "matchConditions": [{"name": "probe", "expression": f"object.metadata.name == '{probe}'"}],
+    }
+    configuration = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": WEBHOOKS,
+        "metadata": {"name": probe},
+        "webhooks": [webhook],
+    }
+    _wait_refused(control_plane, namespace, probe, [configuration])
+
+
+def _wait_policies(control_plane: ControlPlane, namespace: str) -> None:
+    """Wait until a policy added after ours refuses; see `_wait_webhooks`."""
+    probe = f"probe-{uuid.uuid4().hex[:8]}"
+    policy = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": probe},
+        "spec": {
+            "matchConstraints": {"resourceRules": [_probe_rule()]},
+            "validations": [
+                {"expression": f"object.metadata.name != '{probe}'", "message": probe},
+            ],
+        },
+    }
+    binding = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": {"name": probe},
+        "spec": {"policyName": probe, "validationActions": ["Deny"]},
+    }
+    _wait_refused(control_plane, namespace, probe, [policy, binding])
+
+
+def _probe_rule() -> Object:
+    return {
+        "apiGroups": [""],
+        "apiVersions": ["v1"],
+        "resources": ["configmaps"],
+        "operations": ["CREATE"],
+    }
+
+
+def _wait_refused(
+    control_plane: ControlPlane, namespace: str, probe: str, objects: Objects
+) -> None:
+    api = control_plane.api
+    config_map = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": probe}}
+
+    def refused() -> bool:
+        try:
+            api.create("v1/configmaps", config_map, namespace=namespace, dry_run=True)
+        except ApiError as error:
+            return probe in error.message
+        return False
+
+    for found in objects:
+        api.apply(found)
+    try:
+        _retry(refused, f"{objects[0]['kind']} in force")
+    finally:
+        for found in objects:
+            api.remove(found)
+
+
+def _retry(done: Callable[[], bool], what: str, timeout: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            if done():
+                return
+        except ApiError as error:
+            # Not served yet, or its storage is only being made.
+            if error.code not in {404, 429}:
+                raise
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"waited {timeout:.0f} s for: {what}")
+        time.sleep(0.05)

@@ -1,0 +1,172 @@
+"""The operator's programs as processes, started from the commands the chart ships.
+
+Only addresses, ports and files change. Each has its own ServiceAccount's token, and the
+capabilities its container would have.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.kube.chart import Chart
+from tests.kube.control_plane import ControlPlane
+from tests.kube.process import Child, free_ports
+
+READY_TIMEOUT = 60.0
+"""Seconds; importing kopf alone takes two on a busy machine."""
+
+
+class Program:
+    """One running program of the operator."""
+
+    def __init__(
+        self, name: str, child: Child, address: str, kubeconfig: Path, ca_file: Path
+    ) -> None:
+        self.name = name
+        self.address = address
+        """Scheme, host and port that it serves."""
+        self.kubeconfig = kubeconfig
+        """Its ServiceAccount's, to try what it may do."""
+        self.child = child
+        self._tls = ssl.create_default_context(cafile=str(ca_file))
+
+    def is_ready(self) -> bool:
+        """Whether GET /readyz is answered with 200."""
+        try:
+            answer = urllib.request.urlopen(f"{self.address}/readyz", timeout=5, context=self._tls)
+            with answer:
+                return int(answer.status) == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def wait_ready(self, timeout: float = READY_TIMEOUT) -> None:
+        """Wait for /readyz; ProgramError with the end of its log when it ends or stays unready."""
+        self.child.wait_ready(self.is_ready, timeout)
+
+    def stop(self, timeout: float = 15.0) -> int:
+        """SIGTERM; the exit status (-9 when it had to be killed after `timeout` seconds)."""
+        return self.child.stop(timeout)
+
+    def kill9(self) -> int:
+        """SIGKILL, as a crash; the exit status."""
+        return self.child.kill9()
+
+    def log(self) -> str:
+        """Read what it has written since its start."""
+        return self.child.output()
+
+
+class Programs:
+    """Starts programs of one installed chart, and stops them all at the end."""
+
+    def __init__(self, control_plane: ControlPlane, chart: Chart) -> None:
+        self._control_plane = control_plane
+        self._chart = chart
+        self.running: list[Program] = []
+
+    def start_admission(self, *, port: int | None = None) -> Program:
+        """Start one replica; not yet ready. The webhooks still have to be pointed at it."""
+        port = port or free_ports(1)[0]
+        cert, key = self._control_plane.serving_certificate("admission")
+        flags = {"--tls-cert": str(cert), "--tls-key": str(key), "--port": str(port)}
+        return self._start("admission", f"https://127.0.0.1:{port}", flags)
+
+    def start_controller(self, *, identity: str | None = None) -> Program:
+        """Start one replica; not yet ready. `identity` is its pod's name."""
+        port = free_ports(1)[0]
+        identity = identity or f"controller-{port}"
+        return self._start(
+            "controller",
+            f"http://127.0.0.1:{port}",
+            {"--health-port": str(port)},
+            pod={"metadata.name": identity},
+        )
+
+    def start_agent(
+        self,
+        node: str,
+        *,
+        cgroup_root: str | None = None,
+        host_root: Path = Path("/"),
+        extra: tuple[str, ...] = (),
+    ) -> Program:
+        """Start the agent of a Node that exists; not yet ready.
+
+        `cgroup_root`: the part of the cgroup2 tree that is this node's, below its mount.
+        """
+        port = free_ports(1)[0]
+        if cgroup_root is not None:
+            extra = (f"--cgroup-root={cgroup_root}", *extra)
+        return self._start(
+            "agent",
+            f"http://127.0.0.1:{port}",
+            {"--health-port": str(port), "--host-root": str(host_root)},
+            pod={"spec.nodeName": node},
+            node=node,
+            extra=extra,
+        )
+
+    def stop(self) -> None:
+        """Stop all, agents last started first."""
+        while self.running:
+            self.running.pop().stop()
+
+    def _start(
+        self,
+        name: str,
+        address: str,
+        flags: Mapping[str, str],
+        *,
+        pod: Mapping[str, str] | None = None,
+        node: str | None = None,
+        extra: tuple[str, ...] = (),
+    ) -> Program:
+        container = self._chart.container(name)
+        fields = {"metadata.namespace": self._chart.namespace, **(pod or {})}
+        variables = {variable: fields[field] for variable, field in container.fields.items()}
+        command = rewritten(container.command, {"--bind": "127.0.0.1", **flags}, variables)
+        kubeconfig = self._control_plane.service_account_kubeconfig(
+            self._chart.namespace, container.service_account, node=node
+        )
+        directory = self._control_plane.directory
+        child = Child(
+            f"{name} of {node}" if node else name,
+            [*command, *extra],
+            self._control_plane.logs / (f"{name}-{node or address.rpartition(':')[2]}.log"),
+            {
+                "PATH": os.environ.get("PATH", ""),
+                "HOME": str(directory),
+                "KUBECONFIG": str(kubeconfig),
+                "PYTHONUNBUFFERED": "1",
+                **variables,
+            },
+            capabilities=container.capabilities,
+        )
+        program = Program(name, child, address, kubeconfig, self._control_plane.ca_file)
+        self.running.append(program)
+        return program
+
+
+def rewritten(
+    command: tuple[str, ...], flags: Mapping[str, str], variables: Mapping[str, str]
+) -> list[str]:
+    """Fill in `$(NAME)`, replace the values of flags that are there, and run this Python.
+
+    A flag that the shipped command lacks is an error: what is tested must be what ships.
+    """
+    filled = [re.sub(r"\$\((\w+)\)", lambda m: variables[m[1]], word) for word in command]
+    for flag, value in flags.items():
+        places = [i for i, word in enumerate(filled) if word.startswith(f"{flag}=")]
+        if len(places) != 1:
+            raise LookupError(f"the chart's command has {flag} {len(places)} times: {command}")
+        filled[places[0]] = f"{flag}={value}"
+    if filled[0] == "python":
+        filled[0] = sys.executable
+    return filled
