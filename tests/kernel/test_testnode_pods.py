@@ -1,0 +1,397 @@
+"""Pods of a test node on the real kernel: what kubelet's limits do to real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.testnode import cgroup_tree, volumes
+from tests.testnode.naming import DRIVERS, Driver
+from tests.testnode.pod import Place, PodRun
+from tests.workloads import command
+
+Json = dict[str, Any]
+MIB = 1 << 20
+PAGE = 2 * MIB
+SIGBUS_EXIT = 128 + 7
+SECONDS = 60.0
+
+
+@pytest.fixture(params=DRIVERS)
+def place(request: pytest.FixtureRequest, cgroup_subtree: Path, tmp_path: Path) -> Place:
+    driver: Driver = request.param
+    place = Place(cgroup_tree.cgroup2_mount(), cgroup_subtree, tmp_path, driver)
+    place.make()
+    return place
+
+
+def make_pod(*containers: Json, huge: str | None = None, **spec: Any) -> Json:
+    """A pod as the API server would give it; ``huge`` is what each container asks for in 2Mi."""
+    asked = {"hugepages-2Mi": huge, "memory": "64Mi"} if huge else {}
+    for number, container in enumerate(containers):
+        container.setdefault("name", f"c{number}")
+        container.setdefault("resources", {"requests": asked, "limits": asked})
+    return {
+        "metadata": {"name": "a", "namespace": "default", "uid": str(uuid.uuid4())},
+        "spec": {"restartPolicy": "Never", "containers": list(containers), **spec},
+        "status": {"qosClass": "Burstable" if huge else "BestEffort"},
+    }
+
+
+class Watched:
+    """A pod run with every status it reported."""
+
+    def __init__(self, pod: Json, place: Place) -> None:
+        self.reports: list[Json] = []
+        self.run = PodRun(pod, place, self._take)
+        self._task: asyncio.Task[None] | None = None
+
+    async def _take(self, status: Json) -> None:
+        self.reports.append(json.loads(json.dumps(status)))
+
+    async def __aenter__(self) -> Watched:
+        self._task = asyncio.create_task(self.run.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def until(self, done: Callable[[Json], bool]) -> Json:
+        async with asyncio.timeout(SECONDS):
+            while not (self.reports and done(self.reports[-1])):
+                assert self._task
+                assert not self._task.done() or self.reports, self._task
+                await asyncio.sleep(0.02)
+        return self.reports[-1]
+
+    async def printed(self, text: str) -> None:
+        """Until the first container has written this."""
+        await self.until(running)
+        async with asyncio.timeout(SECONDS):
+            while text not in self.run._live["c0"].message():
+                await asyncio.sleep(0.02)
+
+    async def over(self) -> Json:
+        """The final status, when the pod is gone from the host."""
+        assert self._task
+        await asyncio.wait_for(self._task, SECONDS)
+        return self.reports[-1]
+
+
+async def run_to_end(pod: Json, place: Place) -> Json:
+    async with Watched(pod, place) as watched:
+        return await watched.over()
+
+
+def ended(status: Json, container: int = 0) -> Json:
+    terminated: Json = status["containerStatuses"][container]["state"]["terminated"]
+    return terminated
+
+
+def measured(status: Json) -> Json:
+    """The line of JSON that the workload printed, through the API as the demo reads it."""
+    answer: Json = json.loads(ended(status)["message"].splitlines()[-1])
+    return answer
+
+
+def unlimited(limit: Path) -> bool:
+    """Nobody wrote it. Linux shows "max" only when the largest value is a multiple of the page."""
+    return limit.read_text().strip() in ("max", str((1 << 63) - 4096))
+
+
+def running(status: Json) -> bool:
+    return bool(status["phase"] == "Running")
+
+
+async def test_container_runs_in_its_cgroup_with_kubelets_limits(
+    place: Place, pages: Callable[[int], None]
+) -> None:
+    pages(2)
+    pod = make_pod({"command": command("map_pages", "4Mi", "--hold")}, huge="4Mi")
+    async with Watched(pod, place) as watched:
+        status = await watched.until(running)
+        container = status["containerStatuses"][0]
+        container_id = container["containerID"].removeprefix("containerd://")
+        cgroup = watched.run.cgroup
+        own = cgroup / (
+            f"cri-containerd-{container_id}.scope" if place.driver == "systemd" else container_id
+        )
+        assert (own / "cgroup.procs").read_text().split()
+        assert (cgroup / "hugetlb.2MB.max").read_text() == f"{4 * MIB}\n"
+        assert (cgroup / "hugetlb.1GB.max").read_text() == "0\n"
+        # What a kubelet before 1.29 leaves alone, at both levels.
+        assert unlimited(cgroup / "hugetlb.2MB.rsvd.max")
+        assert unlimited(own / "hugetlb.2MB.max")
+        assert unlimited(own / "hugetlb.2MB.rsvd.max")
+        assert status["podIP"] == "127.0.0.1"
+        assert {c["type"]: c["status"] for c in status["conditions"]} == dict.fromkeys(
+            ("PodScheduled", "Initialized", "ContainersReady", "Ready"), "True"
+        )
+        await watched.printed("resident")
+        watched.run.terminate(10)
+        status = await watched.over()
+    assert status["phase"] == "Succeeded"
+    assert measured(status) == {
+        "asked": 4 * MIB, "huge": 4 * MIB, "fallback": 0, "errno": None, "resident": 4 * MIB,
+    }  # fmt: skip
+    assert not cgroup.exists()
+
+
+async def test_mapping_more_than_the_limit_dies_of_sigbus(
+    place: Place, pages: Callable[[int], None]
+) -> None:
+    pages(8)
+    status = await run_to_end(
+        make_pod({"command": command("map_pages", "16Mi", "--map-first")}, huge="8Mi"), place
+    )
+    assert status["phase"] == "Failed"
+    assert ended(status)["exitCode"] == SIGBUS_EXIT
+    assert ended(status)["signal"] == 7
+    assert "mapped 16777216 bytes in huge pages" in ended(status)["message"]
+
+
+async def test_with_a_reservation_limit_mmap_refuses_and_the_program_falls_back(
+    place: Place, pages: Callable[[int], None]
+) -> None:
+    pages(8)
+    # Holds its start until the limit is there, as an agent would have it before.
+    start = command("map_pages", "16Mi")
+    wait = f"while ! grep -qx {8 * MIB} $LIMIT; do sleep 0.02; done; exec {' '.join(start)}"
+    pod = make_pod({"command": ["sh", "-c", wait]}, huge="8Mi")
+    limit = place.pod_cgroup(pod) / "hugetlb.2MB.rsvd.max"
+    pod["spec"]["containers"][0]["env"] = [{"name": "LIMIT", "value": str(limit)}]
+    async with Watched(pod, place) as watched:
+        await watched.until(running)
+        cgroup_tree.write(limit, str(8 * MIB))
+        status = await watched.over()
+    assert status["phase"] == "Succeeded"
+    assert measured(status) == {
+        "asked": 16 * MIB, "huge": 8 * MIB, "fallback": 8 * MIB, "errno": "ENOMEM",
+        "resident": 8 * MIB,
+    }  # fmt: skip
+
+
+async def test_a_newer_kubelets_way_writes_both_limits(
+    cgroup_subtree: Path, tmp_path: Path, pages: Callable[[int], None]
+) -> None:
+    pages(4)
+    place = Place(cgroup_tree.cgroup2_mount(), cgroup_subtree, tmp_path, "systemd", rsvd=True)
+    place.make()
+    pod = make_pod({"command": command("map_pages", "8Mi", "--map-first")}, huge="4Mi")
+    status = await run_to_end(pod, place)
+    assert measured(status)["errno"] == "ENOMEM"
+    assert measured(status)["fallback"] == 8 * MIB
+
+
+async def test_huge_pages_empty_dir_is_usable_and_gone_after(
+    place: Place, pages: Callable[[int], None]
+) -> None:
+    pages(2)
+    pod = make_pod(
+        {
+            "command": command("map_pages", "4Mi", "--file", "/huge/a", "--hold"),
+            "securityContext": {"runAsUser": 65534, "runAsGroup": 65534},
+            "volumeMounts": [{"name": "huge", "mountPath": "/huge"}],
+        },
+        huge="4Mi",
+        volumes=[{"name": "huge", "emptyDir": {"medium": "HugePages"}}],
+    )
+    async with Watched(pod, place) as watched:
+        await watched.until(running)
+        path = place.pod_dir(pod) / "volumes/kubernetes.io~empty-dir/huge"
+        assert volumes.mounts_below(path) == [path]
+        assert path.stat().st_mode & 0o777 == 0o777
+        await watched.printed("resident")
+        assert (watched.run.cgroup / "hugetlb.2MB.current").read_text() == f"{4 * MIB}\n"
+        watched.run.terminate(10)
+        status = await watched.over()
+    assert measured(status)["huge"] == 4 * MIB
+    assert volumes.mounts_below(place.state_dir) == []
+    assert not place.pod_dir(pod).exists()
+    async with asyncio.timeout(5):
+        # The file system's last reference goes with the container's mount namespace.
+        while (place.pods_cgroup() / "hugetlb.2MB.rsvd.current").read_text() != "0\n":
+            await asyncio.sleep(0.02)
+
+
+async def test_the_page_size_of_an_empty_dir_must_be_known(place: Place) -> None:
+    pod = make_pod(
+        {"command": ["true"]},
+        volumes=[{"name": "huge", "emptyDir": {"medium": "HugePages"}}],
+    )
+    async with Watched(pod, place) as watched:
+        status = await watched.until(lambda status: bool(status["containerStatuses"]))
+        assert status["phase"] == "Pending"
+        waiting = status["containerStatuses"][0]["state"]["waiting"]
+        assert waiting["reason"] == "CreateContainerConfigError"
+        assert "this one asks for none; write HugePages-<size>" in waiting["message"]
+        watched.run.terminate(0)
+        await watched.over()
+
+
+async def test_containers_of_a_pod_share_volumes_and_hide_their_root(
+    place: Place, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    shared = tmp_path_factory.mktemp("host")
+    script = (
+        "echo private > /root-of-container; echo seen > /host/file; echo empty > /plain/file;"
+        " cat /memory/none 2>/dev/null; grep -c ' /memory tmpfs ' /proc/self/mounts; id -u; pwd"
+    )
+    pod = make_pod(
+        {
+            "command": ["sh", "-c"],
+            "args": [f"{script}; echo $(WHO)"],
+            "env": [
+                {"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+                {"name": "WHO", "value": "pod-$(NAME)"},
+            ],
+            "workingDir": "/made/for/it",
+            "volumeMounts": [
+                {"name": "host", "mountPath": "/host"},
+                {"name": "plain", "mountPath": "/plain"},
+                {"name": "memory", "mountPath": "/memory", "readOnly": True},
+            ],
+        },
+        volumes=[
+            {"name": "host", "hostPath": {"path": str(shared)}},
+            {"name": "plain", "emptyDir": {}},
+            {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+        ],
+    )
+    status = await run_to_end(pod, place)
+    assert ended(status)["message"].split("\n")[:-1] == ["1", "0", "/made/for/it", "pod-a"]
+    assert (shared / "file").read_text() == "seen\n"
+    assert not Path("/root-of-container").exists()
+    assert not Path("/made").exists()
+
+
+async def test_another_pods_huge_pages_are_not_pinned_by_a_container(
+    place: Place, pages: Callable[[int], None]
+) -> None:
+    pages(1)
+    first = make_pod(
+        {
+            "command": command("map_pages", "2Mi", "--file", "/huge/a", "--hold"),
+            "volumeMounts": [{"name": "huge", "mountPath": "/huge"}],
+        },
+        huge="2Mi",
+        volumes=[{"name": "huge", "emptyDir": {"medium": "HugePages-2Mi"}}],
+    )
+    async with Watched(first, place) as one:
+        await one.printed("resident")
+        async with Watched(make_pod({"command": ["sleep", "60"]}), place) as other:
+            await other.until(running)
+            assert (place.pods_cgroup() / "hugetlb.2MB.current").read_text() == f"{PAGE}\n"
+            one.run.terminate(10)
+            await one.over()
+            async with asyncio.timeout(5):
+                while (place.pods_cgroup() / "hugetlb.2MB.current").read_text() != "0\n":
+                    await asyncio.sleep(0.02)
+
+
+async def test_ipc_namespace_ends_with_the_pod(place: Place) -> None:
+    mine = Path("/proc/self/ns/ipc").readlink()
+    pod = make_pod(
+        {"command": ["readlink", "/proc/self/ns/ipc"]},
+        {"command": ["readlink", "/proc/self/ns/ipc"]},
+    )
+    status = await run_to_end(pod, place)
+    first, second = (ended(status, number)["message"] for number in (0, 1))
+    assert first == second != f"{mine}\n"
+
+
+async def test_init_containers_run_in_order_and_sidecars_stay(place: Place) -> None:
+    said = {"name": "said", "mountPath": "/said"}
+    log = "echo {} >> /said/log"
+
+    def say(name: str, script: str, **more: Any) -> Json:
+        return {
+            "name": name, "command": ["sh", "-c", script], "volumeMounts": [said], **more,
+        }  # fmt: skip
+
+    stay = "trap 'echo sidecar-ended >> /said/log; exit 0' TERM; echo sidecar >> /said/log;"
+    pod = make_pod(
+        say("main", f"sleep 0.2; {log.format('main')}"),
+        initContainers=[
+            say("one", f"sleep 0.2; {log.format('one')}"),
+            say("side", f"{stay} while :; do sleep 0.05; done", restartPolicy="Always"),
+            say("two", f"sleep 0.2; {log.format('two')}"),
+        ],
+        volumes=[{"name": "said", "hostPath": {"path": str(place.state_dir / "said")}}],
+    )
+    status = await run_to_end(pod, place)
+    lines = (place.state_dir / "said/log").read_text().split()
+    assert lines == ["one", "sidecar", "two", "main", "sidecar-ended"]
+    assert status["phase"] == "Succeeded"
+    assert [one["name"] for one in status["initContainerStatuses"]] == ["one", "side", "two"]
+
+
+async def test_a_failing_init_container_fails_the_pod(place: Place) -> None:
+    status = await run_to_end(
+        make_pod({"command": ["true"]}, initContainers=[{"name": "i", "command": ["false"]}]),
+        place,
+    )
+    assert status["phase"] == "Failed"
+    assert status["containerStatuses"][0]["state"]["waiting"]["reason"] == "PodInitializing"
+
+
+async def test_restart_policy_on_failure_tries_again_with_a_new_container(place: Place) -> None:
+    seen = place.state_dir / "seen"
+    pod = make_pod(
+        {
+            "command": ["sh", "-c", "test -e /seen/once && exit 0; touch /seen/once; exit 3"],
+            "volumeMounts": [{"name": "seen", "mountPath": "/seen"}],
+        },
+        restartPolicy="OnFailure",
+        volumes=[{"name": "seen", "hostPath": {"path": str(seen)}}],
+    )
+    async with Watched(pod, place) as watched:
+        status = await watched.over()
+        assert all(one["phase"] != "Failed" for one in watched.reports)
+    container = status["containerStatuses"][0]
+    assert status["phase"] == "Succeeded"
+    assert container["restartCount"] == 1
+    assert container["lastState"]["terminated"]["exitCode"] == 3
+
+
+async def test_what_a_container_leaves_running_is_killed_with_it(place: Place) -> None:
+    pod = make_pod({"command": ["sh", "-c", "sleep 300 & echo $!"]})
+    status = await run_to_end(pod, place)
+    left = Path(f"/proc/{ended(status)['message'].strip()}/stat")
+    # A zombie is dead: the host's init collects it when it gets to it.
+    assert not left.exists() or left.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+async def test_a_pod_that_ignores_sigterm_is_killed_after_its_grace(place: Place) -> None:
+    pod = make_pod({"command": ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done"]})
+    async with Watched(pod, place) as watched:
+        await watched.printed("up")
+        watched.run.terminate(0.5)
+        status = await watched.over()
+    assert ended(status)["exitCode"] == 128 + 9
+    assert status["phase"] == "Failed"
+
+
+async def test_a_command_that_is_not_there_is_a_start_error(place: Place) -> None:
+    status = await run_to_end(make_pod({"command": ["/no/such/program"]}), place)
+    assert ended(status)["reason"] == "StartError"
+    assert ended(status)["exitCode"] == 128
+    assert "/no/such/program" in ended(status)["message"]
+
+
+async def test_limits_can_be_written_again(place: Place) -> None:
+    pod = make_pod({"command": ["sleep", "60"]}, huge="4Mi")
+    async with Watched(pod, place) as watched:
+        await watched.until(running)
+        asked = watched.run.pod["spec"]["containers"][0]["resources"]
+        asked["requests"] = asked["limits"] = {"hugepages-2Mi": "8Mi"}
+        watched.run.write_limits()
+        assert (watched.run.cgroup / "hugetlb.2MB.max").read_text() == f"{8 * MIB}\n"
