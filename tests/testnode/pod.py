@@ -200,7 +200,8 @@ class PodRun:
             for task in tasks:
                 task.result()
         finally:
-            for task in (stop, *tasks):
+            stop.cancel()
+            for task in tasks:
                 task.cancel()
 
     async def _end(

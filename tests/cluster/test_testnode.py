@@ -1,0 +1,211 @@
+"""A test node under the real scheduler, with a kubelet's own identity and rights."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import preflight
+from tests.kube.control_plane import ControlPlane
+from tests.testnode import volumes
+from tests.testnode.hugepages import reserved_pages
+from tests.testnode.naming import DRIVERS, Driver, pod_level
+from tests.testnode.process import TestNode
+from tests.workloads import command
+
+MIB = 1 << 20
+PAGE = 2 * MIB
+Json = dict[str, Any]
+
+
+@pytest.fixture(params=DRIVERS)
+def running(
+    request: pytest.FixtureRequest, control_plane: ControlPlane, unique: Callable[[str], str]
+) -> Iterator[TestNode]:
+    """A ready node with room for 16 pages, whose identity is a kubelet's."""
+    for check in (preflight._root, preflight._cgroup2, preflight._pages):
+        if sentence := check():
+            pytest.skip(sentence)
+    driver: Driver = request.param
+    name = unique("node")
+    kubeconfig = control_plane.user_kubeconfig(f"system:node:{name}", "system:nodes")
+    with (
+        reserved_pages(PAGE, 16),
+        TestNode(
+            name, kubeconfig, driver=driver,
+            capacity={"hugepages-2Mi": "32Mi"}, labels={"example.com/test": name},
+        ) as node,
+    ):  # fmt: skip
+        yield node
+        if request.session.testsfailed:
+            print(node.output())
+    control_plane.api.delete("v1/nodes", name)
+
+
+def pod(name: str, namespace: str, node: TestNode, *argv: str, huge: str = "", **spec: Any) -> Json:
+    asked = {"hugepages-2Mi": huge, "memory": "16Mi"} if huge else {}
+    container = {
+        "name": "main",
+        "image": "none",
+        "command": list(argv),
+        "resources": {"requests": asked, "limits": asked},
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "restartPolicy": "Never",
+            "nodeSelector": {"example.com/test": node.name},
+            "containers": [container],
+            **spec,
+        },
+    }
+
+
+def wait(plane: ControlPlane, made: Json, holds: Callable[[Json | None], bool]) -> Json | None:
+    meta = made["metadata"]
+    return plane.api.wait_for("v1/pods", meta["name"], holds, namespace=meta["namespace"])
+
+
+def phase_is(*phases: str) -> Callable[[Json | None], bool]:
+    return lambda found: found is not None and found["status"].get("phase") in phases
+
+
+def test_node_is_registered_as_a_kubelet_registers_it(
+    running: TestNode, control_plane: ControlPlane
+) -> None:
+    node = control_plane.api.get("v1/nodes", running.name)
+    assert node["status"]["allocatable"]["hugepages-2Mi"] == "32Mi"
+    assert node["status"]["nodeInfo"]["bootID"] == (
+        Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    )
+    assert node["metadata"]["labels"]["kubernetes.io/hostname"] == running.name
+    assert {c["type"]: c["status"] for c in node["status"]["conditions"]}["Ready"] == "True"
+    lease = control_plane.api.wait_for(
+        "coordination.k8s.io/v1/leases",
+        running.name,
+        lambda found: found is not None,
+        namespace="kube-node-lease",
+    )
+    assert lease is not None
+    assert lease["spec"]["holderIdentity"] == running.name
+
+
+def test_pod_is_scheduled_runs_and_its_output_is_in_its_status(
+    running: TestNode, control_plane: ControlPlane, namespace: str
+) -> None:
+    made = control_plane.api.create(
+        "v1/pods", pod("a", namespace, running, *command("map_pages", "8Mi"), huge="8Mi")
+    )
+    over = wait(control_plane, made, phase_is("Succeeded", "Failed"))
+    assert over is not None
+    terminated = over["status"]["containerStatuses"][0]["state"]["terminated"]
+    assert json.loads(terminated["message"]) == {
+        "asked": 8 * MIB, "huge": 8 * MIB, "fallback": 0, "errno": None, "resident": 8 * MIB,
+    }  # fmt: skip
+    assert terminated["exitCode"] == 0
+    assert over["status"]["phase"] == "Succeeded"
+    cgroup = running.cgroup_path / pod_level(
+        running.driver, over["status"]["qosClass"], over["metadata"]["uid"]
+    )
+    until(lambda: not cgroup.exists())
+    # The pod of a finished program is gone from the node, its object stays.
+    control_plane.api.delete("v1/pods", "a", namespace=namespace)
+    wait(control_plane, made, lambda found: found is None)
+
+
+def test_what_does_not_fit_the_node_stays_pending(
+    running: TestNode, control_plane: ControlPlane, namespace: str
+) -> None:
+    made = control_plane.api.create("v1/pods", pod("a", namespace, running, "true", huge="64Mi"))
+    refused = wait(
+        control_plane,
+        made,
+        lambda found: found is not None and "conditions" in found["status"],
+    )
+    assert refused is not None
+    assert "Insufficient hugepages-2Mi" in refused["status"]["conditions"][0]["message"]
+
+
+def test_deletion_removes_the_cgroup_then_the_object(
+    running: TestNode, control_plane: ControlPlane, namespace: str
+) -> None:
+    made = control_plane.api.create(
+        "v1/pods",
+        pod(
+            "a", namespace, running, *command("map_pages", "4Mi", "--hold"), huge="4Mi",
+            volumes=[{"name": "huge", "emptyDir": {"medium": "HugePages"}}],
+            terminationGracePeriodSeconds=5,
+        ),
+    )  # fmt: skip
+    live = wait(control_plane, made, phase_is("Running"))
+    assert live is not None
+    cgroup = running.cgroup_path / pod_level(
+        running.driver, live["status"]["qosClass"], live["metadata"]["uid"]
+    )
+    assert (cgroup / "hugetlb.2MB.max").read_text() == f"{4 * MIB}\n"
+    assert volumes.mounts_below(running.state_dir)
+    control_plane.api.delete("v1/pods", "a", namespace=namespace)
+    cgroup_outlived_object = threading.Event()
+
+    def look(found: Json | None) -> bool:
+        # The object is read first: gone, so the cgroup must be gone by then.
+        if found is None and cgroup.exists():
+            cgroup_outlived_object.set()
+        return found is None
+
+    wait(control_plane, made, look)
+    assert not cgroup_outlived_object.is_set()
+    assert not volumes.mounts_below(running.state_dir)
+
+
+def test_a_killed_nodes_pods_run_on_until_it_comes_back(
+    running: TestNode, control_plane: ControlPlane, namespace: str
+) -> None:
+    made = control_plane.api.create("v1/pods", pod("a", namespace, running, "sleep", "600"))
+    live = wait(control_plane, made, phase_is("Running"))
+    assert live is not None
+    cgroup = running.cgroup_path / pod_level(
+        running.driver, live["status"]["qosClass"], live["metadata"]["uid"]
+    )
+    before = pids(cgroup)
+    running.kill()
+    time.sleep(0.2)
+    assert pids(cgroup) == before != []
+    control_plane.api.delete("v1/pods", "a", namespace=namespace)
+    running.start()
+    wait(control_plane, made, lambda found: found is None)
+    assert not cgroup.exists()
+    until(lambda: not any(Path(f"/proc/{pid}/root").exists() for pid in before))
+
+
+def test_a_forced_deletion_ends_the_pod_too(
+    running: TestNode, control_plane: ControlPlane, namespace: str
+) -> None:
+    made = control_plane.api.create("v1/pods", pod("a", namespace, running, "sleep", "600"))
+    live = wait(control_plane, made, phase_is("Running"))
+    assert live is not None
+    cgroup = running.cgroup_path / pod_level(
+        running.driver, live["status"]["qosClass"], live["metadata"]["uid"]
+    )
+    control_plane.api.delete("v1/pods", "a", namespace=namespace, grace_seconds=0)
+    until(lambda: not cgroup.exists())
+
+
+def pids(cgroup: Path) -> list[str]:
+    found = [path.read_text().split() for path in sorted(cgroup.rglob("cgroup.procs"))]
+    return [pid for some in found for pid in some]
+
+
+def until(holds: Callable[[], bool], timeout: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not holds():
+        assert time.monotonic() < deadline, f"not so after {timeout:g} s"
+        time.sleep(0.05)
