@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import aiohttp
+from kubernetes.aio.client import V1Lease, V1ObjectMeta
 from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.leaderelection.electionconfig import Config
 from kubernetes.aio.leaderelection.leaderelection import LeaderElection
@@ -56,10 +57,14 @@ class _TimedLeaseLock(LeaseLock):
     async def create(
         self, name: str, namespace: str, election_record: LeaderElectionRecord
     ) -> bool:
+        # Not super().create: in kubernetes 37.0.2 it passes pretty=True, which the
+        # library's own validation refuses.
+        lease = V1Lease(metadata=V1ObjectMeta(name=name), spec=self.update_lease(election_record))
         try:
             async with asyncio.timeout(LEASE_REQUEST_TIMEOUT):
-                return await super().create(name, namespace, election_record)
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+                await self.api_instance.create_namespaced_lease(namespace, lease)
+            return True
+        except (TimeoutError, aiohttp.ClientError, OSError, ApiException) as error:
             logger.warning("Lease %s/%s could not be created: %s", namespace, name, error)
             return False
 

@@ -17,7 +17,8 @@ CONFIG_SOURCE: Final = "kubernetes.io/config.source"
 CONFIG_HASH: Final = "kubernetes.io/config.hash"
 CONFIG_MIRROR: Final = "kubernetes.io/config.mirror"
 
-_FINISHED: Final = ("Succeeded", "Failed")
+#: Phases in which no container of a pod runs, or ever will again.
+FINISHED_PHASES: Final = ("Succeeded", "Failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def project_pod(raw: Mapping[str, Any]) -> Pod:
         resource_version=int(metadata.get("resourceVersion") or 0),
         labels=_interned(metadata.get("labels") or {}),
         node=sys.intern(spec["nodeName"]) if spec.get("nodeName") else None,
-        finished=status.get("phase") in _FINISHED,
+        finished=status.get("phase") in FINISHED_PHASES,
         deletion="deletionTimestamp" in metadata,
         demand=wanted,
         malformed=malformed,

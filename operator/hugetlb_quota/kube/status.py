@@ -17,7 +17,7 @@ from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, Resource
 FIRST_BACKOFF: Final = 0.01
 LONGEST_BACKOFF: Final = 0.32
 
-#: From a quota as it is to what it should be; the same when it is as it should be.
+#: From a quota as it is to what it should be; the very same object when it is right.
 #: It may raise: then nothing is written. It may be called again with a later state.
 Change = Callable[[QuotaObject], QuotaObject]
 
@@ -95,7 +95,7 @@ async def compare_and_swap(
         before = known or await read(connection, key, timeout=left)
         known = None
         after = change(before)
-        if after.is_stored:
+        if after is before or after.is_stored:
             return after
         try:
             written = await connection.replace(

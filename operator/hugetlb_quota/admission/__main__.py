@@ -1,0 +1,65 @@
+"""The admission program: ``python -m hugetlb_quota.admission --tls-cert FILE --tls-key FILE``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import ssl
+import sys
+from pathlib import Path
+
+from hugetlb_quota.admission.server import Certificate, serve
+from hugetlb_quota.kube.connection import Connection, NotConfigured
+
+logger = logging.getLogger("hugetlb_quota.admission")
+
+
+def main() -> None:
+    """Serve until SIGTERM; exit code 1 with a sentence when that can't begin."""
+    arguments = _arguments()
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    try:
+        asyncio.run(_run(arguments))
+    except NotConfigured as error:
+        sys.exit(str(error))
+
+
+async def _run(arguments: argparse.Namespace) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        certificate = Certificate(arguments.tls_cert, arguments.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        sys.exit(
+            f"The certificate {arguments.tls_cert} with the key {arguments.tls_key}"
+            f" can't be loaded: {error}"
+        )
+    async with Connection.open("hugetlb-quota-admission") as connection:
+        try:
+            async with serve(connection, certificate, arguments.bind, arguments.port) as bound:
+                logger.info("Serving admission on https://%s:%d.", *bound)
+                await stop.wait()
+                logger.info("Ending: answering what was asked already.")
+        except OSError as error:
+            sys.exit(f"Can't listen on {arguments.bind} port {arguments.port}: {error}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="hugetlb-quota-admission",
+        description="Decides on pods and HugeTLBQuotas for the API server.",
+    )
+    parser.add_argument("--tls-cert", type=Path, required=True, help="certificate chain, PEM")
+    parser.add_argument("--tls-key", type=Path, required=True, help="its private key, PEM")
+    parser.add_argument("--bind", default="0.0.0.0", help="address to listen on")  # noqa: S104
+    parser.add_argument("--port", type=int, default=8443, help="port to listen on")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Decides whether a pod may be created, or relabelled, under the quotas that govern it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Self
+
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.accounting.counter import Reservation, shortfalls
+from hugetlb_quota.accounting.demand import MalformedDemand, demand
+from hugetlb_quota.accounting.forest import Detached, QuotaKey
+from hugetlb_quota.admission import chains, refusal
+from hugetlb_quota.admission.chains import Snapshot
+from hugetlb_quota.admission.deadline import Deadline
+from hugetlb_quota.admission.reservations import NoRoom, PlaceChanged, Reservations
+from hugetlb_quota.admission.review import ALLOW, AdmissionRequest, Decision, deny
+from hugetlb_quota.kube.pods import CONFIG_MIRROR, FINISHED_PHASES
+from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
+
+#: How long an API request can live once it was admitted, in seconds: kube-apiserver's
+#: ``--request-timeout``. A create that was admitted may still be written until then.
+REQUEST_LIFETIME: Final = timedelta(seconds=60)
+
+_NODES_GROUP: Final = "system:nodes"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What a decision needs to know of the pod."""
+
+    uid: str
+    namespace: str
+    name: str
+    labels: Mapping[str, str]
+    old_labels: Mapping[str, str] | None
+    settled: bool
+    mirror: bool
+
+    @classmethod
+    def of(cls, request: AdmissionRequest) -> Self:
+        metadata = request.new.get("metadata") or {}
+        status = request.new.get("status") or {}
+        old = (request.old.get("metadata") or {}) if request.operation == "UPDATE" else None
+        return cls(
+            uid=metadata.get("uid") or "",
+            namespace=request.namespace or metadata.get("namespace") or "",
+            name=metadata.get("name") or metadata.get("generateName") or request.name,
+            labels=metadata.get("labels") or {},
+            old_labels=None if old is None else old.get("labels") or {},
+            settled=status.get("phase") in FINISHED_PHASES or "deletionTimestamp" in metadata,
+            mirror=CONFIG_MIRROR in (metadata.get("annotations") or {})
+            and _NODES_GROUP in request.user_info.groups,
+        )
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class PodAdmission:
+    """Decides on pods; what it grants is reserved before it answers."""
+
+    def __init__(
+        self, api: chains.Api, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._api = api
+        self._now = now
+        self._reservations = Reservations(api)
+
+    async def close(self) -> None:
+        """Wait until all that was refused is taken back."""
+        await self._reservations.close()
+
+    async def decide(self, request: AdmissionRequest, deadline: Deadline) -> Decision:
+        """The decision on a CREATE or UPDATE of a pod.
+
+        :raises ApiError: when the API can't be asked; TimeoutError is the caller's.
+        :raises MalformedReview: when there is no pod in it.
+        """
+        if request.operation not in ("CREATE", "UPDATE"):
+            return ALLOW
+        pod = _Subject.of(request)
+        # A finished or leaving pod takes no new pages. A mirror pod shows what kubelet
+        # runs already from a file: refusing it would hide it, and the recount counts it.
+        if pod.settled or pod.mirror:
+            return ALLOW
+        try:
+            wanted = demand(request.new.get("spec") or {})
+            if not wanted:
+                return ALLOW
+            return await self._decide(pod, wanted, deadline, dry_run=bool(request.dry_run))
+        except MalformedDemand as error:
+            return deny(refusal.malformed_demand(str(pod), error))
+        except InvalidQuota as error:
+            return deny(refusal.invalid_quota(str(pod), error))
+        except Detached as error:
+            return deny(refusal.detached(str(pod), error))
+        except NoRoom as error:
+            return deny(refusal.over_quota(str(pod), error.shortfalls))
+
+    async def _decide(
+        self, pod: _Subject, wanted: Charge, deadline: Deadline, *, dry_run: bool
+    ) -> Decision:
+        while True:
+            chain = await self._to_charge(pod, deadline)
+            if not chain:
+                return ALLOW
+            if not pod.uid:
+                return deny(refusal.no_uid(str(pod)))
+            for quota in chain:
+                if quota.quota.terminating:
+                    return deny(refusal.terminating(str(pod), quota.key))
+            # All of them first, so that the refusal names every quota that refuses.
+            counters = [quota.counter.release(pod.uid) for quota in chain]
+            if short := shortfalls(counters, wanted):
+                await self._forget(pod, chain, wanted, deadline, dry_run=dry_run)
+                raise NoRoom(short)
+            if dry_run:
+                return ALLOW
+            try:
+                await self._reservations.reserve(
+                    chain, self._reservation(pod, wanted, deadline), deadline
+                )
+            except PlaceChanged as changed:
+                logger.info("pod %s: HugeTLBQuota %s changed; deciding again", pod, changed)
+                continue
+            return ALLOW
+
+    async def _forget(
+        self,
+        pod: _Subject,
+        chain: tuple[QuotaObject, ...],
+        wanted: Charge,
+        deadline: Deadline,
+        *,
+        dry_run: bool,
+    ) -> None:
+        """Take back what an earlier attempt of this very request may have left."""
+        held = [quota.key for quota in chain if quota.counter.holds(pod.uid)]
+        if held and not dry_run:
+            await self._reservations.release(
+                held, self._reservation(pod, wanted, deadline), deadline
+            )
+
+    async def _to_charge(self, pod: _Subject, deadline: Deadline) -> tuple[QuotaObject, ...]:
+        """The quotas that are to be charged, each before its ancestors.
+
+        Of a relabelled pod only those it was not charged to before.
+
+        :raises Detached: when a chain does not reach its root.
+        """
+        quotas = await chains.read_namespace(self._api, pod.namespace, deadline)
+        now = _selecting(quotas, pod.labels)
+        before = set() if pod.old_labels is None else _selecting(quotas, pod.old_labels)
+        if not now - before:
+            return ()
+        snapshot = await chains.climb(self._api, quotas, now | before, deadline)
+        charged = _attached(snapshot, before)
+        union = snapshot.forest.union_of_chains(sorted(now - before))
+        return tuple(snapshot.quotas[each.key] for each in union if each.key not in charged)
+
+    def _reservation(self, pod: _Subject, wanted: Charge, deadline: Deadline) -> Reservation:
+        lifetime = REQUEST_LIFETIME + timedelta(seconds=deadline.left())
+        return Reservation(pod.uid, str(pod), wanted, self._now() + lifetime)
+
+
+def _selecting(quotas: tuple[QuotaObject, ...], labels: Mapping[str, Any]) -> set[QuotaKey]:
+    return {each.key for each in quotas if each.quota.pod_selector.matches(labels)}
+
+
+def _attached(snapshot: Snapshot, keys: set[QuotaKey]) -> set[QuotaKey]:
+    return {link.key for key in keys for link in snapshot.forest.attached(key)}

@@ -1,0 +1,239 @@
+"""Every sentence with which something is refused, or let through with a warning.
+
+What is refused here surfaces as ``FailedCreate`` on a ReplicaSet: these sentences are
+the user interface. Each names the object, the numbers, the limit and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Final
+
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.accounting.counter import Counter, Shortfall
+from hugetlb_quota.accounting.forest import QuotaKey
+from hugetlb_quota.page_size import PageSize
+from hugetlb_quota.quantity import render
+
+#: Longer messages would be cut somewhere else, where it is not known what matters.
+LONGEST: Final = 4096
+#: How many quotas are told of with their numbers; the others by name.
+_DETAILED: Final = 6
+
+
+def over_quota(pod: str, shortfalls: Sequence[Shortfall]) -> str:
+    """A pod that does not fit: every quota that refuses it, size by size."""
+    by_size = sorted(shortfalls, key=lambda each: each.size)  # stable: leaf to root within
+    asks = []
+    for size, group in groupby(by_size, key=lambda each: each.size):
+        refusing = list(group)
+        reasons = ", and ".join(_no_room(each) for each in refusing[:_DETAILED])
+        if others := refusing[_DETAILED:]:
+            reasons += f"; nor is there room in {_names(each.quota for each in others)}"
+        asks.append(f"{render(refusing[0].requested)} of {size.resource}, but {reasons}")
+    quotas = list(dict.fromkeys(each.quota for each in shortfalls))
+    what = "its limit" if len(quotas) == 1 else "their limits"
+    return _bounded(
+        f"pod {pod} asks for {'; and for '.join(asks)}."
+        f" Ask for less, stop pods that use huge pages under {_names(quotas)},"
+        f" or have {what} raised."
+    )
+
+
+def detached(pod: str, why: object) -> str:
+    """A pod whose chain of quotas is broken."""
+    return _bounded(
+        f"pod {pod} asks for huge pages, but what governs it can't be counted up to its root: {why}"
+    )
+
+
+def terminating(pod: str, quota: QuotaKey) -> str:
+    """A pod under a quota that is being deleted."""
+    return (
+        f"pod {pod} asks for huge pages, but HugeTLBQuota {quota} is being deleted and takes no"
+        f" more pods; wait until {quota} is gone, or create the pod under another quota."
+    )
+
+
+def invalid_quota(pod: str, why: object) -> str:
+    """A pod in whose way there is a quota that can't be read."""
+    return _bounded(
+        f"pod {pod} asks for huge pages, but a quota that may govern it can't be read: {why}"
+        " Correct its spec."
+    )
+
+
+def malformed_demand(pod: str, why: object) -> str:
+    """A pod whose request is none."""
+    return _bounded(f"pod {pod} is refused: {why}")
+
+
+def no_uid(pod: str) -> str:
+    """A pod without the identity that a reservation needs."""
+    return (
+        f"pod {pod} asks for huge pages, but the API server sent no UID for it,"
+        " so its pages can't be reserved; Kubernetes 1.30 or later is needed."
+    )
+
+
+def time_short(what: str, seconds: float) -> str:
+    """A decision that did not come about in time."""
+    return (
+        f"{what} is refused because its quotas could not be read and written within"
+        f" {seconds:.1f} s; the API server may be busy. Try again; nothing stays charged for it."
+    )
+
+
+def unreachable(what: str, why: object) -> str:
+    """A decision for which the API could not be asked."""
+    return _bounded(
+        f"{what} is refused because its quotas could not be read or written: {why} Try again."
+    )
+
+
+def unexpected(what: str, error: BaseException) -> str:
+    """A decision that failed by a fault of this program."""
+    return (
+        f"{what} is refused because hugetlb-quota failed to decide ({type(error).__name__});"
+        " its log says more."
+    )
+
+
+def invalid_spec(quota: QuotaKey, why: object) -> str:
+    """A quota whose spec is wrong in itself."""
+    return _bounded(f"HugeTLBQuota {quota} is refused: {why}")
+
+
+def own_parent(quota: QuotaKey) -> str:
+    """A quota that names itself as its parent."""
+    return (
+        f"HugeTLBQuota {quota} is refused: it names itself as its parent;"
+        " name another quota in spec.parentRef, or leave it out to make this quota a root."
+    )
+
+
+def broken_chain(quota: QuotaKey, why: object) -> str:
+    """A quota whose parent may not be its parent."""
+    return _bounded(f"HugeTLBQuota {quota} is refused: {why}")
+
+
+def above_ancestor(
+    quota: QuotaKey, size: PageSize, hard: int, ancestor: QuotaKey, limit: int
+) -> str:
+    """A quota with a limit above that of the quota it is part of."""
+    return (
+        f"HugeTLBQuota {quota} is refused: its limit of {render(hard)} of {size.resource} is above"
+        f" the {render(limit)} of {ancestor}, of which it is a part; lower it to {render(limit)} or"
+        f" less, or raise {ancestor} first."
+    )
+
+
+def below_descendant(
+    quota: QuotaKey, size: PageSize, limit: int, ancestor: QuotaKey, descendant: QuotaKey, hard: int
+) -> str:
+    """A change of ``quota`` after which a quota below it would have too high a limit."""
+    return (
+        f"The change of HugeTLBQuota {quota} is refused: it would leave {descendant} with"
+        f" {render(hard)} of {size.resource}, above the {render(limit)} of {ancestor}, of which it"
+        f" is a part; lower {descendant} to {render(limit)} or less first."
+    )
+
+
+def charged_reparent(counter: Counter) -> str:
+    """A quota that is to move while something is charged to it."""
+    return _bounded(
+        f"The parent of HugeTLBQuota {counter.quota} can't be changed while huge pages are charged"
+        f" to it: {_charged(counter)}. Stop the pods that use them,"
+        " and wait until nothing is charged."
+    )
+
+
+def charged_delete(counter: Counter) -> str:
+    """A quota that is to go while something is charged to it."""
+    return _bounded(
+        f"HugeTLBQuota {counter.quota} can't be deleted while huge pages are charged to it:"
+        f" {_charged(counter)}. Stop the pods that use them, and wait until nothing is charged;"
+        " reservations go by themselves about a minute after their pod was refused or counted."
+    )
+
+
+def waits_for_parent(quota: QuotaKey, why: object) -> str:
+    """Warning: a quota that is not attached yet."""
+    return _bounded(
+        f"HugeTLBQuota {quota} is not attached yet, and pods that ask for huge pages are refused"
+        f" under it until it is: {why}"
+    )
+
+
+def attaches_above(
+    quota: QuotaKey, size: PageSize, hard: int, ancestor: QuotaKey, limit: int
+) -> str:
+    """Warning: a quota that attaches although its limit is above its ancestor's."""
+    return (
+        f"HugeTLBQuota {quota} has {render(hard)} of {size.resource}, above the {render(limit)} of"
+        f" {ancestor}, of which it is now a part; the lower limit holds for its pods."
+    )
+
+
+def below_use(counter: Counter, size: PageSize) -> str:
+    """Warning: a limit below what is charged."""
+    return (
+        f"HugeTLBQuota {counter.quota} now limits {size.resource} to"
+        f" {render(counter.hard.of(size))}, below the {render(counter.used.of(size))} charged;"
+        " running pods keep theirs, and no pod is admitted until enough of them have gone."
+    )
+
+
+def loses_children(quota: QuotaKey, children: Iterable[QuotaKey]) -> str:
+    """Warning: quotas that are attached to this one and will not be any more."""
+    return _bounded(
+        f"{_names(children)} will have no parent without HugeTLBQuota {quota} as it is, and pods"
+        " that ask for huge pages are refused there; change spec.parentRef of each."
+    )
+
+
+def _no_room(short: Shortfall) -> str:
+    room = short.hard - short.used
+    has = f"has room for {render(room)}" if room > 0 else "has no room"
+    parts = []
+    if short.pods:
+        parts.append(f"{render(short.pods)} by pods")
+    if short.reserved:
+        parts.append(f"{render(short.reserved)} reserved for pods being created")
+    by = f" ({', '.join(parts)})" if parts else ""
+    return (
+        f"HugeTLBQuota {short.quota} {has}: {render(short.used)} of {render(short.hard)} is"
+        f" used{by}; {render(short.short)} is missing"
+    )
+
+
+def _charged(counter: Counter) -> str:
+    count = len(counter.reservations)
+    reserved = (
+        f", of which {_amounts(counter.reserved)} in {count}"
+        f" {'reservation' if count == 1 else 'reservations'}"
+        f" ({_listed([each.pod for each in counter.reservations])})"
+        if count
+        else ""
+    )
+    return f"{_amounts(counter.used) or 'nothing'}{reserved}"
+
+
+def _amounts(charge: Charge) -> str:
+    return ", ".join(
+        f"{render(amount)} of {size.resource}" for size, amount in charge.without_zeros().items()
+    )
+
+
+def _names(quotas: Iterable[QuotaKey]) -> str:
+    return _listed([str(quota) for quota in quotas])
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:16])
+    return f"{shown} and {len(names) - 16} more" if len(names) > 16 else shown
+
+
+def _bounded(sentence: str) -> str:
+    return sentence if len(sentence) <= LONGEST else sentence[: LONGEST - 3] + "..."

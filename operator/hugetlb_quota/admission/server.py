@@ -1,0 +1,221 @@
+"""The HTTPS server that the API server asks; every answer in time, every doubt a refusal."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from hugetlb_quota.admission import chains, refusal
+from hugetlb_quota.admission.deadline import Deadline
+from hugetlb_quota.admission.pods import PodAdmission
+from hugetlb_quota.admission.quotas import QuotaAdmission
+from hugetlb_quota.admission.review import (
+    AdmissionRequest,
+    Decision,
+    MalformedReview,
+    deny,
+    parse,
+)
+from hugetlb_quota.api import GROUP
+from hugetlb_quota.api.quota import KIND, PLURAL
+from hugetlb_quota.kube import errors
+from hugetlb_quota.kube.resources import HUGETLB_QUOTAS
+
+#: The largest request body, in bytes: an UPDATE carries the object twice, and etcd holds
+#: none above 1.5 MiB (``--max-request-bytes``).
+BODY_LIMIT: Final = 3 * 1024**2
+#: How often the certificate's files are looked at, in seconds. Kubelet itself takes about
+#: a minute to bring a changed Secret.
+CERTIFICATE_PERIOD: Final = 10.0
+#: How long an answer about readiness holds, and how long it may take, in seconds.
+READY_PERIOD: Final = 2.0
+READY_TIMEOUT: Final = 2.0
+#: How long running requests may go on after SIGTERM, in seconds.
+SHUTDOWN_TIMEOUT: Final = 15.0
+
+Decide = Callable[[AdmissionRequest, Deadline], Awaitable[Decision]]
+
+logger = logging.getLogger(__name__)
+
+
+class Certificate:
+    """The serving certificate; taken up anew when its files change."""
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        self._files = (certificate, key)
+        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._loaded = self._stamp()
+        self._load()
+
+    async def keep_fresh(self, period: float = CERTIFICATE_PERIOD) -> None:
+        """Look for changed files every ``period`` seconds, for ever."""
+        while True:
+            await asyncio.sleep(period)
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Take up changed files; while they do not fit each other, keep what there is."""
+        try:
+            stamp = self._stamp()
+            if stamp == self._loaded:
+                return
+            self._load()
+        except (OSError, ssl.SSLError) as error:  # half written: the next look finds it whole
+            logger.warning("The changed certificate can't be loaded yet: %s", error)
+            return
+        self._loaded = stamp
+        logger.info("The changed certificate is in use for new connections.")
+
+    def _load(self) -> None:
+        certificate, key = self._files
+        # On the very context the server listens with: its next handshakes use it.
+        self.context.load_cert_chain(certificate, key)
+
+    def _stamp(self) -> tuple[tuple[int, int, int], ...]:
+        # Through kubelet's symlinks, which it swaps: the inode tells even if the time does not.
+        stats = [file.stat() for file in self._files]
+        return tuple((each.st_mtime_ns, each.st_ino, each.st_size) for each in stats)
+
+
+class Admission:
+    """The routes and what stands behind them."""
+
+    def __init__(self, api: chains.Api) -> None:
+        self._api = api
+        self._pods = PodAdmission(api)
+        self._quotas = QuotaAdmission(api)
+        self._ready_lock = asyncio.Lock()
+        self._ready_until = 0.0
+        self._not_ready = ""
+
+    def application(self) -> web.Application:
+        """The aiohttp application."""
+        application = web.Application(client_max_size=BODY_LIMIT)
+        application.add_routes(
+            [
+                web.post("/validate-pods", self._validate_pods),
+                web.post("/validate-quotas", self._validate_quotas),
+                web.get("/healthz", self._healthz),
+                web.get("/readyz", self._readyz),
+            ]
+        )
+        return application
+
+    async def close(self) -> None:
+        """Wait until nothing is being taken back any more."""
+        await self._pods.close()
+
+    async def _validate_pods(self, request: web.Request) -> web.Response:
+        return await self._answer(request, "", "pods", "pod", self._pods.decide)
+
+    async def _validate_quotas(self, request: web.Request) -> web.Response:
+        return await self._answer(request, GROUP, PLURAL, KIND, self._quotas.decide)
+
+    async def _answer(
+        self, request: web.Request, group: str, plural: str, noun: str, decide: Decide
+    ) -> web.Response:
+        deadline = Deadline.of_request(request.query.get("timeout"))
+        try:
+            async with asyncio.timeout_at(deadline.at):
+                body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            return web.Response(
+                status=413,
+                text=f"The request body is larger than {BODY_LIMIT} bytes, more than two objects"
+                " of the largest size that Kubernetes stores. Nothing was changed.\n",
+            )
+        except TimeoutError:
+            return web.Response(
+                status=408, text="The request body did not come in time. Nothing was changed.\n"
+            )
+        try:
+            asked = parse(body)
+            if (asked.resource.group, asked.resource.resource, asked.sub_resource) != (
+                group,
+                plural,
+                "",
+            ):
+                raise MalformedReview(
+                    f"it is about {asked.resource.resource}{'.' if asked.resource.group else ''}"
+                    f"{asked.resource.group}, and {request.path} is asked about {plural} only."
+                )
+            what = f"{noun} {asked.namespace}/{asked.name}".rstrip("/")
+            decision = await _decided(decide, asked, what, deadline)
+        except MalformedReview as error:
+            return web.Response(status=400, text=f"{error}\n")
+        if not decision.allowed:
+            logger.info("%s of %s: %s", asked.operation, asked.user_info.username, decision.message)
+        return web.json_response(decision.review(asked.uid))
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        async with self._ready_lock:
+            if time.monotonic() >= self._ready_until:
+                self._not_ready = await self._why_not_ready()
+                self._ready_until = time.monotonic() + READY_PERIOD
+        if self._not_ready:
+            return web.Response(status=503, text=f"{self._not_ready}\n")
+        return web.Response(text="ok\n")
+
+    async def _why_not_ready(self) -> str:
+        try:
+            await self._api.list_page(HUGETLB_QUOTAS, limit=1, timeout=READY_TIMEOUT)
+        except errors.ApiError as error:
+            return f"HugeTLBQuotas can't be read: {error}"
+        return ""
+
+
+async def _decided(
+    decide: Decide, asked: AdmissionRequest, what: str, deadline: Deadline
+) -> Decision:
+    """The decision, or the refusal that stands for none."""
+    try:
+        async with asyncio.timeout_at(deadline.at):
+            return await decide(asked, deadline)
+    except MalformedReview:
+        raise
+    except TimeoutError:
+        return deny(refusal.time_short(what, deadline.seconds))
+    except errors.ApiError as error:
+        return deny(refusal.unreachable(what, error))
+    except Exception as error:
+        logger.exception("%s of %s could not be decided", asked.operation, what)
+        return deny(refusal.unexpected(what, error))
+
+
+@asynccontextmanager
+async def serve(
+    api: chains.Api, certificate: Certificate, bind: str, port: int
+) -> AsyncIterator[tuple[str, int]]:
+    """Serve until the context ends; gives the address that was bound.
+
+    At the end running requests are answered, and what they took is taken back if they
+    were refused.
+    """
+    admission = Admission(api)
+    runner = web.AppRunner(
+        admission.application(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT
+    )
+    await runner.setup()
+    fresh = asyncio.create_task(certificate.keep_fresh(), name="certificate")
+    try:
+        await web.TCPSite(runner, bind, port, ssl_context=certificate.context).start()
+        host, bound, *_ = runner.addresses[0]
+        yield host, bound
+    finally:
+        fresh.cancel()
+        with suppress(asyncio.CancelledError):
+            await fresh
+        await runner.cleanup()
+        await admission.close()
