@@ -1,0 +1,176 @@
+"""``python -m hugetlb_quota.agent``: reads the command line and wires the parts.
+
+Exit codes: 0 ended by SIGTERM; 1 unforeseen; 2 wrong command line; 3 no cgroup2 on the
+host; 4 no hugetlb controller in it; 5 no host below --host-root; 6 no inotify instance
+to be had; 7 no API server configured. 3 to 7 come with a sentence that says what to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from hugetlb_quota.agent.enforce import Enforcer
+from hugetlb_quota.agent.governance import Governance, project_governor
+from hugetlb_quota.agent.health import serve_health
+from hugetlb_quota.agent.report import Observer, Reporter
+from hugetlb_quota.kube.connection import Connection, NotConfigured
+from hugetlb_quota.kube.informer import Informer
+from hugetlb_quota.kube.pods import project_pod
+from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, PODS
+from hugetlb_quota.node import kubepods
+from hugetlb_quota.node.host import (
+    HostRoot,
+    HostUnreadable,
+    NoCgroup2,
+    NoHugetlbController,
+    UnusableHost,
+)
+from hugetlb_quota.node.pools import page_sizes
+from hugetlb_quota.node.watcher import KubepodsWatcher, NoInotify
+
+EXIT_CODES: Final[dict[type[Exception], int]] = {
+    NoCgroup2: 3,
+    NoHugetlbController: 4,
+    HostUnreadable: 5,
+    NoInotify: 6,
+    NotConfigured: 7,
+}
+
+logger = logging.getLogger("hugetlb_quota.agent")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="hugetlb-quota-agent",
+        description="Hold this node's pods to their huge page quotas, and report what they use.",
+    )
+    parser.add_argument("--node-name", required=True, help="name of the Node this runs on")
+    parser.add_argument(
+        "--host-root", type=Path, default=Path("/"), help="where the host's / is (default: /)"
+    )
+    parser.add_argument(
+        "--cgroup-root",
+        metavar="PATH",
+        help="kubelet's --cgroup-root: below the cgroup2 mount, what kubepods is in"
+        " (default: looked for)",
+    )
+    parser.add_argument(
+        "--no-mirror-ungoverned",
+        dest="mirror_ungoverned",
+        action="store_false",
+        help="leave pods that no quota governs as kubelet set them up; they meet their limit"
+        " at the touch (SIGBUS), not in mmap (ENOMEM)",
+    )
+    parser.add_argument("--bind", default="0.0.0.0", help="address of the probes (default: all)")  # noqa: S104
+    parser.add_argument("--health-port", type=int, default=8082, help="port of the probes")
+    return parser.parse_args(arguments)
+
+
+async def run(options: argparse.Namespace) -> None:
+    """Run until SIGTERM or SIGINT.
+
+    :raises UnusableHost: when the host lacks what it takes.
+    :raises NotConfigured: when no API server is configured.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    host = HostRoot(options.host_root)
+    cgroup2, boot_id, sizes = host.cgroup2(), host.boot_id(), page_sizes(host)
+    parents = kubepods.parents(cgroup2, options.cgroup_root)
+    logger.info("cgroup2 is at %s, kubepods is looked for in %s", cgroup2, list(map(str, parents)))
+
+    governance = Governance()
+    first_pass, synced = asyncio.Event(), asyncio.Event()
+    async with Connection.open("hugetlb-quota-agent") as connection:
+        pods = Informer(
+            connection, PODS, project_pod, field_selector=f"spec.nodeName={options.node_name}"
+        )
+        quotas = Informer(connection, HUGETLB_QUOTAS, project_governor)
+        with KubepodsWatcher(parents) as watcher:
+            enforcer = Enforcer(
+                watcher, sizes, governance.allowance, mirror=options.mirror_ungoverned
+            )
+            observer = Observer(
+                host,
+                cgroup2,
+                parents,
+                sizes,
+                governance,
+                seen_up_to=lambda: pods.resource_version,
+                problems=lambda: (*enforcer.failures, *enforcer.above),
+            )
+            reporter = Reporter(connection, options.node_name, boot_id, observer)
+
+            def pod_known(cgroup_uid: str) -> None:
+                enforcer.pod_changed(cgroup_uid)
+                reporter.nudge()
+
+            def governed_otherwise() -> None:
+                enforcer.due()
+                reporter.nudge()
+
+            governance.on_pod = pod_known
+            governance.on_quotas = governed_otherwise
+            enforcer.on_removed = reporter.nudge
+            pods.on_change(governance.pod_changed)
+            quotas.on_change(governance.quota_changed)
+
+            async def enforce_all() -> None:
+                # Before the API has answered: kubelet's own limits are mirrored at once.
+                await enforcer.full_pass()
+                await asyncio.gather(pods.synced.wait(), quotas.synced.wait())
+                synced.set()
+                await enforcer.pass_now_and_then(first_pass)
+
+            def waiting_for() -> str:
+                missing = {
+                    "the pods of this node": pods.synced,
+                    "the quotas": quotas.synced,
+                    "the first pass over all cgroups": first_pass,
+                }
+                return ", ".join(what for what, event in missing.items() if not event.is_set())
+
+            async with (
+                serve_health(options.bind, options.health_port, waiting_for),
+                asyncio.TaskGroup() as group,
+            ):
+                running = [
+                    group.create_task(part)
+                    for part in (
+                        enforcer.follow(),
+                        enforce_all(),
+                        enforcer.retry(),
+                        pods.run(),
+                        quotas.run(),
+                        reporter.run(synced),
+                    )
+                ]
+                await stop.wait()
+                for task in running:
+                    task.cancel()
+
+
+def main() -> None:
+    """Run the agent; see this module for the exit codes."""
+    options = parse()
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        asyncio.run(run(options))
+    except (UnusableHost, NotConfigured) as error:
+        print(f"hugetlb-quota-agent: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(EXIT_CODES[type(error)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Enforcement: every pod's limit files say what the plan says, whoever wrote them last.
+
+Only what differs is written, so doing it again is free of effect. A pod whose cgroup
+can't be read or written never keeps the others from theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+from hugetlb_quota.accounting.plan import Allowance, Limits, admissible, plan
+from hugetlb_quota.node import cgroup, kubepods
+from hugetlb_quota.node.cgroup import CgroupError, CgroupGone, Limit, LimitBelowUse, NotControlled
+from hugetlb_quota.node.kubepods import PodCgroup
+from hugetlb_quota.node.watcher import Changed, KubepodsWatcher, Overflowed, Removed
+from hugetlb_quota.page_size import PageSize
+
+#: Between two passes over all pods, in seconds: for what no event told.
+FULL_PASS: Final = 30.0
+#: Between two attempts to lower a limit that is below use, in seconds: pages given back
+#: raise no event.
+RETRY: Final = 1.0
+#: How often a limit is tried while its use keeps growing, before the next RETRY.
+_ATTEMPTS: Final = 3
+#: Pods done in one go, before other tasks get their turn.
+_BATCH: Final = 16
+
+_LIMITS: Final[tuple[Limit, Limit]] = ("rsvd.max", "max")
+
+logger = logging.getLogger(__name__)
+
+
+class Enforcer:
+    """Keeps the limits of the pods that ``watcher`` finds.
+
+    :param sizes: the huge page sizes of the host.
+    :param allowance: what the pod may use whose cgroup has this UID; None: not governed.
+    :param mirror: whether an ungoverned pod gets kubelet's ``max`` as ``rsvd.max`` too.
+    """
+
+    def __init__(
+        self,
+        watcher: KubepodsWatcher,
+        sizes: Iterable[PageSize],
+        allowance: Callable[[str], Allowance | None],
+        *,
+        mirror: bool = True,
+    ) -> None:
+        self._watcher = watcher
+        self._sizes = tuple(sizes)
+        self._allowance = allowance
+        self._mirror = mirror
+        self._pods: dict[str, PodCgroup] = {}
+        self._failures: dict[str, str] = {}
+        self._above: dict[str, str] = {}
+        self._due = asyncio.Event()
+        #: Called when a pod's cgroup is gone.
+        self.on_removed: Callable[[], None] = lambda: None
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why pods are not limited, a sentence each."""
+        return tuple(self._failures[uid] for uid in sorted(self._failures))
+
+    @property
+    def above(self) -> tuple[str, ...]:
+        """Which pods use more than they may, a sentence each; their limit follows their use."""
+        return tuple(self._above[uid] for uid in sorted(self._above))
+
+    def due(self) -> None:
+        """Ask for a pass over all pods, soon."""
+        self._due.set()
+
+    def pod_changed(self, uid: str) -> None:
+        """What is known of the pod has changed whose cgroup has this ``uid``."""
+        if (pod := self._pods.get(uid)) is not None:
+            self.enforce(pod)
+
+    async def follow(self) -> None:
+        """Enforce whatever happens to pods' cgroups, at once; for ever."""
+        async for happening in self._watcher:
+            self._handle(happening)
+
+    async def pass_now_and_then(self, first_done: asyncio.Event) -> None:
+        """A pass over all pods when one is due, and every :data:`FULL_PASS`; for ever.
+
+        ``first_done`` is set after the first.
+        """
+        while True:
+            self._due.clear()
+            await self.full_pass()
+            first_done.set()
+            try:
+                await asyncio.wait_for(self._due.wait(), FULL_PASS)
+            except TimeoutError:
+                continue
+
+    async def retry(self) -> None:
+        """Lower the limits that were below use, as the use falls; for ever."""
+        while True:
+            await asyncio.sleep(RETRY)
+            for uid in list(self._above):
+                self.pod_changed(uid)
+
+    async def full_pass(self) -> None:
+        """Look at every pod, also at those of which no event told."""
+        for happening in self._watcher.scan():
+            if isinstance(happening, Removed):
+                self._handle(happening)
+        for done, pod in enumerate(self._watcher.pods):
+            if done % _BATCH == 0:
+                await asyncio.sleep(0)
+            self.enforce(pod)
+
+    def enforce(self, pod: PodCgroup) -> None:
+        """Make the files of ``pod`` say what the plan says.
+
+        Synchronous, and a matter of microseconds a file: nothing may come between the
+        event and the limit, since containers start soon after.
+        """
+        self._pods[pod.uid] = pod
+        allowance = self._allowance(pod.uid)
+        try:
+            in_place = self._set(pod.path, allowance, None)
+            for container in kubepods.containers(pod):
+                try:
+                    in_place &= self._set(container.path, allowance, container.id)
+                except (CgroupGone, NotControlled):
+                    continue  # the pod's own limit holds
+        except CgroupGone:
+            return
+        except (CgroupError, OSError) as error:
+            if self._failures.get(pod.uid) != str(error):
+                logger.error("Pod %s is not limited: %s", pod.uid, error)
+            self._failures[pod.uid] = str(error)
+            return
+        self._failures.pop(pod.uid, None)
+        if in_place:
+            self._above.pop(pod.uid, None)
+        else:
+            self._above[pod.uid] = f"Pod {pod.uid} uses more huge pages than it may."
+
+    def _handle(self, happening: Changed | Removed | Overflowed) -> None:
+        match happening:
+            case Changed(pod):
+                self.enforce(pod)
+            case Removed(pod):
+                if self._pods.get(pod.uid) == pod:
+                    for known in (self._pods, self._failures, self._above):
+                        known.pop(pod.uid, None)
+                self.on_removed()
+            case Overflowed():
+                self.due()
+
+    def _set(self, path: Path, allowance: Allowance | None, container: str | None) -> bool:
+        """Set the limits of one cgroup; whether all are as wanted."""
+        found: Limits = {
+            (size, limit): cgroup.read_limit(path, size, limit)
+            for size in self._sizes
+            for limit in _LIMITS
+        }
+        wanted = plan(allowance, container, found, self._sizes, mirror=self._mirror)
+        in_place = True
+        for (size, limit), value in wanted.items():
+            if found[size, limit] != value:
+                # One that can't be lowered yet does not keep the next from it.
+                in_place &= _lower_or_raise(path, size, limit, value, found[size, limit])
+        return in_place
+
+
+def _lower_or_raise(
+    path: Path, size: PageSize, limit: Limit, wanted: int | None, found: int | None
+) -> bool:
+    """Write ``wanted``, or what is in use while that is more; whether it was ``wanted``."""
+    value = wanted
+    for _ in range(_ATTEMPTS):
+        try:
+            if value != found:
+                cgroup.write_limit(path, size, limit, value)
+                logger.info(
+                    "%s/%s.%s: %s, was %s", path, size.cgroup, limit, _text(value), _text(found)
+                )
+        except LimitBelowUse:
+            use = cgroup.read_use(path, size)
+            value = admissible(wanted, use.reserved if limit == "rsvd.max" else use.faulted)
+        else:
+            break
+    return value == wanted
+
+
+def _text(value: int | None) -> str:
+    return "max" if value is None else str(value)

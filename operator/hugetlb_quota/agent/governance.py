@@ -1,0 +1,128 @@
+"""What the API says of this node's pods: which are governed, by whom, for how much."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
+from hugetlb_quota.accounting.plan import Allowance
+from hugetlb_quota.accounting.selector import Selector
+from hugetlb_quota.kube.pods import Pod
+
+logger = logging.getLogger(__name__)
+
+
+def project_governor(raw: Mapping[str, Any]) -> Quota:
+    """Which pods a HugeTLBQuota governs, and nothing else of it.
+
+    Its status changes with every pod that is admitted; without it, those changes are
+    none here. A selector that can't be understood selects every pod: what is governed
+    is held to what it asks for, which harms nobody.
+    """
+    metadata = raw["metadata"]
+    key = QuotaKey(metadata.get("namespace", ""), metadata["name"])
+    try:
+        selector = Selector.from_json((raw.get("spec") or {}).get("podSelector"))
+    except (KeyError, TypeError, AttributeError) as error:
+        logger.warning("HugeTLBQuota %s: its podSelector can't be understood: %r.", key, error)
+        selector = Selector()
+    return Quota(key=key, pod_selector=selector)
+
+
+class Governance:
+    """The pods bound to this node and the quotas that select them.
+
+    Fed by the informers' changes. A pod that is deleted is kept until :meth:`forget`:
+    its cgroup, and so its limits and its charge, can outlive its object.
+    """
+
+    def __init__(self) -> None:
+        self._pods: dict[str, Pod] = {}
+        self._deleted: dict[str, Pod] = {}
+        self._static: dict[str, str] = {}  # the hash in a static pod's cgroup: its UID
+        self._quotas: dict[QuotaKey, Quota] = {}
+        self._forest: Forest | None = None
+        #: How many ends of pods with huge pages were seen.
+        self.ends = 0
+        #: Called with the UID in a pod's cgroup name when what is known of it changed.
+        self.on_pod: Callable[[str], None] = lambda cgroup_uid: None
+        #: Called when any pod may be governed otherwise than before.
+        self.on_quotas: Callable[[], None] = lambda: None
+
+    def pod_changed(self, old: Pod | None, new: Pod | None, at: int) -> None:
+        """Take in a change of a pod."""
+        if new is not None:
+            self._pods[new.uid] = new
+            self._deleted.pop(new.uid, None)
+            if new.static_hash is not None:
+                self._static[new.static_hash] = new.uid
+        elif old is not None:
+            self._pods.pop(old.uid, None)
+            self._deleted[old.uid] = old
+        if old is not None and old.demand and (new is None or new.finished > old.finished):
+            self.ends += 1
+        changed = new or old
+        if changed is not None:
+            self.on_pod(cgroup_uid(changed))
+
+    def quota_changed(self, old: Quota | None, new: Quota | None, at: int) -> None:
+        """Take in a change of a quota."""
+        if old is not None:
+            self._quotas.pop(old.key, None)
+        if new is not None:
+            self._quotas[new.key] = new
+        self._forest = None
+        self.on_quotas()
+
+    def pods(self) -> Iterator[Pod]:
+        """Those in the API, finished ones included."""
+        return iter(self._pods.values())
+
+    def deleted(self) -> Iterator[Pod]:
+        """Those that were deleted and not forgotten."""
+        return iter(tuple(self._deleted.values()))
+
+    def knows(self, uid: str) -> bool:
+        """Whether a pod of this UID was ever seen, and not forgotten."""
+        return uid in self._pods or uid in self._deleted
+
+    def forget(self, uid: str) -> None:
+        """A deleted pod whose cgroup is gone."""
+        pod = self._deleted.pop(uid, None)
+        if pod is not None and pod.static_hash and self._static.get(pod.static_hash) == uid:
+            del self._static[pod.static_hash]
+
+    def governors(self, pod: Pod) -> tuple[QuotaKey, ...]:
+        """The quotas that govern ``pod`` directly, in order; none: it is not governed."""
+        if self._forest is None:
+            # Selecting needs no labels of namespaces: a quota governs its own alone.
+            self._forest = Forest(self._quotas.values(), {})
+        return tuple(
+            sorted(quota.key for quota in self._forest.selecting(pod.namespace, pod.labels))
+        )
+
+    def allowance(self, cgroup: str) -> Allowance | None:
+        """What the pod whose cgroup has this UID may use; None when it is not governed."""
+        # A pod's own UID first: annotations, which make a pod static, are its user's.
+        pod = self._find(cgroup)
+        if pod is None or pod.static_hash is not None:
+            pod = self._find(self._static.get(cgroup, ""))
+        if pod is None or not self.governors(pod):
+            return None
+        return Allowance(
+            demand=pod.demand,
+            containers={
+                each.container_id: each.request for each in pod.containers if each.container_id
+            },
+            pod_level=pod.pod_level,
+        )
+
+    def _find(self, uid: str) -> Pod | None:
+        return self._pods.get(uid) or self._deleted.get(uid)
+
+
+def cgroup_uid(pod: Pod) -> str:
+    """The UID in the name of the pod's cgroup: of a static pod the hash of its manifest."""
+    return pod.static_hash or pod.uid

@@ -1,0 +1,132 @@
+"""The files of the hugetlb controller in one cgroup (mm/hugetlb_cgroup.c).
+
+A file is opened, used and closed at once: a descriptor that stays open would outlive
+the cgroup. Amounts are bytes; a limit of None is the kernel's "max", no limit.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hugetlb_quota.page_size import PageSize
+
+#: ``rsvd.max`` fails mmap(2) with ENOMEM; ``max`` kills with SIGBUS at the touch.
+Limit = Literal["rsvd.max", "max"]
+
+_LONGEST = 4096
+
+
+class CgroupError(Exception):
+    """Something about one cgroup; the others are not concerned."""
+
+    def __init__(self, cgroup: Path, sentence: str) -> None:
+        super().__init__(sentence)
+        self.cgroup = cgroup
+
+
+class CgroupGone(CgroupError):
+    """The cgroup was removed meanwhile, as happens when a pod ends."""
+
+    def __init__(self, cgroup: Path) -> None:
+        super().__init__(cgroup, f"The cgroup {cgroup} is gone.")
+
+
+class NotControlled(CgroupError):
+    """The cgroup is there, without files of the hugetlb controller."""
+
+    def __init__(self, cgroup: Path, size: PageSize) -> None:
+        super().__init__(
+            cgroup,
+            f"The cgroup {cgroup} has no {size.cgroup} files, so nothing limits its huge pages;"
+            f" enable the controller: write +hugetlb to {cgroup.parent}/cgroup.subtree_control.",
+        )
+
+
+class LimitBelowUse(CgroupError):
+    """The kernel refused a limit (bytes) because more than that is in use."""
+
+    def __init__(self, cgroup: Path, size: PageSize, limit: Limit, value: int | None) -> None:
+        super().__init__(
+            cgroup,
+            f"{cgroup}/{size.cgroup}.{limit} can't be lowered to {value} bytes:"
+            " more is in use; it falls when the pod gives huge pages back.",
+        )
+        self.size = size
+        self.limit = limit
+        self.value = value
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Bytes of one page size: promised to mappings, and faulted in."""
+
+    reserved: int
+    faulted: int
+
+    @property
+    def most(self) -> int:
+        """The larger: MAP_NORESERVE faults what was not reserved, a reservation comes first."""
+        return max(self.reserved, self.faulted)
+
+
+def read_limit(cgroup: Path, size: PageSize, limit: Limit) -> int | None:
+    """One limit of ``cgroup``.
+
+    :raises CgroupGone: when it was removed.
+    :raises NotControlled: when it has no hugetlb files.
+    """
+    text = _read(cgroup, size, limit)
+    return None if text == "max" else int(text)
+
+
+def write_limit(cgroup: Path, size: PageSize, limit: Limit, value: int | None) -> None:
+    """Set one limit of ``cgroup``.
+
+    :raises LimitBelowUse: when more than ``value`` is in use.
+    :raises CgroupGone: when it was removed.
+    :raises NotControlled: when it has no hugetlb files.
+    """
+    path = f"{cgroup}/{size.cgroup}.{limit}"
+    try:
+        # Unbuffered: a buffered file would meet EBUSY in close(), or swallow it.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, b"max" if value is None else b"%d" % value)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise LimitBelowUse(cgroup, size, limit, value) from error
+        raise _explained(error, cgroup, size, path) from error
+
+
+def read_use(cgroup: Path, size: PageSize) -> Use:
+    """What ``cgroup`` and all below it use of ``size``.
+
+    :raises CgroupGone: when it was removed.
+    :raises NotControlled: when it has no hugetlb files.
+    """
+    return Use(int(_read(cgroup, size, "rsvd.current")), int(_read(cgroup, size, "current")))
+
+
+def _read(cgroup: Path, size: PageSize, file: str) -> str:
+    path = f"{cgroup}/{size.cgroup}.{file}"
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(descriptor, _LONGEST).decode().strip()
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _explained(error, cgroup, size, path) from error
+
+
+def _explained(error: OSError, cgroup: Path, size: PageSize, path: str) -> Exception:
+    # ENODEV: removed between open and read, or write (fs/kernfs/file.c, kernfs_get_active).
+    if error.errno in (errno.ENOENT, errno.ENODEV):
+        return NotControlled(cgroup, size) if cgroup.is_dir() else CgroupGone(cgroup)
+    return CgroupError(cgroup, f"{path} can't be used: {error.strerror}.")

@@ -1,0 +1,211 @@
+"""What happens to kubelet's cgroups, as it happens: inotify on kubepods and all below.
+
+The kernel tells of cgroups made and removed and of files written; it tells nothing of
+pages charged or given back. A directory is watched first and listed then, so that what
+is made in between is seen at least once; every event says "look again", so seeing it
+twice does no harm.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from asyncinotify import Event, InitFlags, Inotify, Mask
+
+from hugetlb_quota.node import kubepods
+from hugetlb_quota.node.host import UnusableHost
+from hugetlb_quota.node.kubepods import PodCgroup
+
+logger = logging.getLogger(__name__)
+
+_LEVEL: Final = Mask.CREATE | Mask.DELETE | Mask.ONLYDIR
+#: MODIFY comes for every write(2) to a file of the cgroup, whoever writes.
+_POD: Final = _LEVEL | Mask.MODIFY
+#: Full-sized events read at once; the rest waits in the kernel.
+_BATCH: Final = 64
+
+
+class NoInotify(UnusableHost):
+    """The kernel gives no inotify instance."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(
+            f"inotify can't be used on this host ({error.strerror}): all instances of this user"
+            " are taken; raise the sysctl fs.inotify.max_user_instances."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A pod's cgroup is new, has a new container, or one of its limits was written."""
+
+    pod: PodCgroup
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A pod's cgroup is gone."""
+
+    pod: PodCgroup
+
+
+@dataclass(frozen=True, slots=True)
+class Overflowed:
+    """Events were lost; everything was looked at anew, and may have changed."""
+
+
+Happening = Changed | Removed | Overflowed
+
+
+class KubepodsWatcher:
+    """Follows the pods below ``parents``; a context manager, and iterable once entered.
+
+    :param parents: where kubepods is or will be, as :func:`kubepods.parents` gives it;
+        one that is not there yet is waited for, as long as the directory above it is.
+    """
+
+    def __init__(self, parents: tuple[Path, ...]) -> None:
+        self._parents = parents
+        self._pods: dict[Path, PodCgroup] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._inotify = Inotify(flags=InitFlags.CLOEXEC, cache_size=_BATCH)
+        except OSError as error:
+            raise NoInotify(error) from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._inotify.close()
+
+    @property
+    def pods(self) -> tuple[PodCgroup, ...]:
+        """The pod cgroups that are known, in the order in which they were found."""
+        return tuple(self._pods.values())
+
+    def scan(self) -> list[Happening]:
+        """Watch and list everything; what is new or gone since the last time.
+
+        The answer to lost events, and the first thing to do.
+        """
+        happenings: list[Happening] = []
+        for path, pod in list(self._pods.items()):
+            if not path.is_dir():
+                del self._pods[path]
+                happenings.append(Removed(pod))
+        for parent in self._parents:
+            if self._watch(parent.parent, _LEVEL):
+                happenings += self._enter_parent(parent)
+        return happenings
+
+    async def __aiter__(self) -> AsyncIterator[Happening]:
+        """What happens from now on; call :meth:`scan` first."""
+        async for event in self._inotify:
+            for happening in self._tell(event):
+                yield happening
+
+    def _tell(self, event: Event) -> list[Happening]:
+        if Mask.Q_OVERFLOW in event.mask:
+            logger.warning("The kernel dropped inotify events; looking at every pod again.")
+            return [*self.scan(), Overflowed()]
+        watch, name = event.watch, event.name
+        if watch is None or name is None:  # IGNORED: the directory itself is gone
+            return []
+        path = watch.path / name
+        if Mask.ISDIR in event.mask:
+            return self._gone(path) if Mask.DELETE in event.mask else self._made(path)
+        # Only limits: events and procs files change with every fault and fork.
+        if Mask.MODIFY in event.mask and name.suffix == ".max" and "hugetlb." in name.name:
+            return self._changed(watch.path)
+        return []
+
+    def _made(self, path: Path) -> list[Happening]:
+        if path in self._parents:
+            return self._enter_parent(path)
+        if (place := self._place(path)) is None:
+            return []
+        if place.pod is None:
+            return self._enter_level(path)
+        if place.container is None:
+            return self._enter_pod(PodCgroup(place.pod, place.qos, path))
+        self._watch(path, _POD)
+        return self._changed(path)
+
+    def _gone(self, path: Path) -> list[Happening]:
+        pod = self._pods.pop(path, None)
+        return [] if pod is None else [Removed(pod)]
+
+    def _changed(self, path: Path) -> list[Happening]:
+        """Tell of the pod that the cgroup ``path`` is of: it, its parent or the one above."""
+        for cgroup in (path, path.parent, path.parent.parent):
+            if (pod := self._pods.get(cgroup)) is not None:
+                return [Changed(pod)]
+        return []
+
+    def _enter_parent(self, parent: Path) -> list[Happening]:
+        happenings: list[Happening] = []
+        if self._watch(parent, _LEVEL):
+            for path in kubepods.subdirectories(parent):
+                if kubepods.is_kubepods(path.name):
+                    happenings += self._enter_level(path)
+        return happenings
+
+    def _enter_level(self, level: Path) -> list[Happening]:
+        """``level`` is kubepods or a QoS level: what is in it are levels and pods."""
+        happenings: list[Happening] = []
+        if self._watch(level, _LEVEL):
+            for path in kubepods.subdirectories(level):
+                place = self._place(path)
+                if place is None:
+                    continue
+                if place.pod is None:
+                    happenings += self._enter_level(path)
+                else:
+                    happenings += self._enter_pod(PodCgroup(place.pod, place.qos, path))
+        return happenings
+
+    def _enter_pod(self, pod: PodCgroup) -> list[Happening]:
+        if not self._watch(pod.path, _POD):
+            return []
+        for container in kubepods.containers(pod):
+            self._watch(container.path, _POD)
+        # Told of again on a rescan: its containers may be new.
+        self._pods[pod.path] = pod
+        return [Changed(pod)]
+
+    def _place(self, path: Path) -> kubepods.Place | None:
+        # Only what is right below a parent: a foreign tree that happens to hold a
+        # directory named kubepods is not ours.
+        for parent in self._parents:
+            if path.is_relative_to(parent):
+                below = path.relative_to(parent)
+                if below.parts and kubepods.is_kubepods(below.parts[0]):
+                    return kubepods.place(str(below))
+        return None
+
+    def _watch(self, path: Path, mask: Mask) -> bool:
+        """Whether ``path`` is a directory, which is watched from now on."""
+        try:
+            self._inotify.add_watch(path, mask)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            # ENOSPC: out of watches. What is below is listed all the same, and the
+            # next full pass sees what no event told.
+            logger.warning(
+                "%s can't be watched (%s), only looked at now and then;"
+                " raise the sysctl fs.inotify.max_user_watches.",
+                path,
+                error.strerror,
+            )
+        return True
