@@ -103,7 +103,8 @@ def render(
 def install(control_plane: ControlPlane, chart: Chart) -> None:
     """Apply the namespace and everything but the webhooks, and wait until it is in force."""
     api = control_plane.api
-    control_plane.create_namespace(chart.namespace)
+    if not api.list("v1/namespaces", fields=f"metadata.name={chart.namespace}"):
+        control_plane.create_namespace(chart.namespace)
     for crd in chart.of_kind(CRD):
         api.apply(crd, manager="helm")
     for crd in chart.of_kind(CRD):

@@ -63,7 +63,11 @@ class Recorder:
         self._server.server_close()
 
     def take(self, path: str) -> Objects:
-        """Return the AdmissionReview requests that came to a path so far, and forget them."""
-        asked = list(self._asked)
-        self._asked = [each for each in self._asked if each not in asked]
-        return [request for at, request in asked if at == path]
+        """Return the AdmissionReview requests that came to a path so far; forget all."""
+        asked = [request for at, request in self._asked if at == path]
+        self.forget()
+        return asked
+
+    def forget(self) -> None:
+        """Forget all requests so far."""
+        self._asked.clear()

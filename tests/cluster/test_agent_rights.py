@@ -1,0 +1,74 @@
+"""An agent writes the report of its own node and of no other, whatever RBAC lets it name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kube import chart
+from tests.kube.api import Api, ApiError, Object
+from tests.kube.control_plane import ControlPlane
+
+NODES = "hugetlb.dev/v1alpha1/hugetlbnodes"
+ACCOUNT = f"{chart.RELEASE}-agent"
+
+
+@pytest.fixture(scope="module")
+def installed(control_plane: ControlPlane, helm: Path) -> ControlPlane:
+    chart.install(control_plane, chart.render(helm))
+    return control_plane
+
+
+@pytest.fixture
+def agent(installed: ControlPlane, node: str) -> Iterator[Api]:
+    """The API as the agent of `node` sees it."""
+    kubeconfig = installed.service_account_kubeconfig(chart.NAMESPACE, ACCOUNT, node=node)
+    yield installed.api_for(kubeconfig)
+    for left in installed.api.list(NODES):
+        installed.api.remove(left)
+
+
+def report(name: str) -> Object:
+    return {
+        "apiVersion": "hugetlb.dev/v1alpha1",
+        "kind": "HugeTLBNode",
+        "metadata": {"name": name},
+        "spec": {},
+    }
+
+
+def test_writes_its_own(agent: Api, node: str) -> None:
+    created = agent.create(NODES, report(node))
+    stored = agent.replace(NODES, created | {"status": {"bootID": "one"}}, subresource="status")
+    assert stored["status"]["bootID"] == "one"
+
+
+def test_writes_no_other(
+    agent: Api, installed: ControlPlane, node: str, unique: Callable[[str], str]
+) -> None:
+    other = unique("other")
+    why = f"the agent on node {node} writes the HugeTLBNode {node} alone, not {other}"
+    with pytest.raises(ApiError, match=why) as refused:
+        agent.create(NODES, report(other))
+    assert refused.value.code == 403
+    theirs = installed.api.create(NODES, report(other))
+    with pytest.raises(ApiError, match=why):
+        agent.replace(NODES, theirs | {"status": {"bootID": "mine"}}, subresource="status")
+    with pytest.raises(ApiError, match="cannot delete resource"):
+        agent.delete(NODES, other)
+
+
+def test_a_token_that_names_no_node_writes_none(
+    agent: Api, installed: ControlPlane, node: str
+) -> None:
+    kubeconfig = installed.service_account_kubeconfig(chart.NAMESPACE, ACCOUNT)
+    with pytest.raises(ApiError, match="with a token that names its node, and this one names none"):
+        installed.api_for(kubeconfig).create(NODES, report(node))
+
+
+def test_others_are_not_held_to_a_node(installed: ControlPlane, agent: Api, node: str) -> None:
+    """The policy is about agents: an administrator may remove a report."""
+    agent.create(NODES, report(node))
+    installed.api.delete(NODES, node)

@@ -1,0 +1,248 @@
+"""What the chart gives a cluster: rights, CRDs, commands; and what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.kube import chart
+from tests.kube.api import Object
+from tests.kube.control_plane import ControlPlane
+from tests.kube.process import ProgramError
+
+READ = {"get", "list", "watch"}
+CRDS = Path(__file__).resolve().parents[2] / "crds"
+
+Rights = dict[str, set[str]]
+
+
+@pytest.fixture(scope="module")
+def rendered(helm: Path) -> chart.Chart:
+    return chart.render(helm)
+
+
+def test_the_programs_have_these_rights_and_no_others(rendered: chart.Chart) -> None:
+    """A right more is a deliberate change: of this table too."""
+    assert rights_of(rendered, "hugetlb-quota-admission") == {
+        "hugetlb.dev/hugetlbquotas": READ,
+        "hugetlb.dev/hugetlbquotas/status": {"get", "update"},
+        "namespaces": READ,
+    }
+    assert rights_of(rendered, "hugetlb-quota-controller") == {
+        "hugetlb.dev/hugetlbquotas": READ | {"patch", "update"},
+        "hugetlb.dev/hugetlbquotas/status": {"get", "update", "patch"},
+        "hugetlb.dev/hugetlbnodes": READ,
+        "pods": READ,
+        "nodes": READ,
+        "namespaces": READ,
+        "apiextensions.k8s.io/customresourcedefinitions": READ,
+        "events": {"create", "patch"},
+        "events.k8s.io/events": {"create", "patch"},
+        "coordination.k8s.io/leases in hugetlb-system": {"create"},
+        "coordination.k8s.io/leases in hugetlb-system named hugetlb-quota-controller": {
+            "get",
+            "update",
+            "patch",
+        },
+    }
+    assert rights_of(rendered, "hugetlb-quota-agent") == {
+        "hugetlb.dev/hugetlbquotas": READ,
+        "hugetlb.dev/hugetlbnodes": {"get", "create", "update"},
+        "hugetlb.dev/hugetlbnodes/status": {"get", "update", "patch"},
+        "pods": READ,
+        "nodes": {"get"},
+        "events": {"create", "patch"},
+        "events.k8s.io/events": {"create", "patch"},
+    }
+
+
+def test_tenants_read_quotas_and_cannot_write_them(
+    control_plane: ControlPlane, namespace: str, rendered: chart.Chart
+) -> None:
+    """The default role `admin`, by which tenants own a namespace, gets reading alone."""
+    chart.install(control_plane, rendered)
+    kubeconfig = control_plane.user_kubeconfig("tenant")
+    control_plane.kubectl(
+        "create", "rolebinding", "tenant", "--clusterrole=admin", "--user=tenant", "-n", namespace
+    )
+
+    def may(verb: str, user: Path) -> bool:
+        asked = control_plane.kubectl(
+            "auth", "can-i", verb, "hugetlbquotas.hugetlb.dev", "-n", namespace,
+            check=False, kubeconfig=user,
+        )  # fmt: skip
+        return asked.stdout.strip() == "yes"
+
+    _eventually(lambda: may("list", kubeconfig))
+    assert [verb for verb in ("create", "update", "patch", "delete") if may(verb, kubeconfig)] == []
+
+    manager = control_plane.user_kubeconfig("manager")
+    control_plane.kubectl(
+        "create", "rolebinding", "manager", "--clusterrole=hugetlb-quota-manager",
+        "--user=manager", "-n", namespace,
+    )  # fmt: skip
+    _eventually(lambda: may("create", manager))
+
+
+def test_emits_the_crds_of_the_source_tree(rendered: chart.Chart) -> None:
+    emitted = {crd["metadata"]["name"]: crd for crd in rendered.of_kind(chart.CRD)}
+    source = {crd["metadata"]["name"]: crd for crd in map(_load, sorted(CRDS.glob("*.yaml")))}
+    assert set(emitted) == set(source) != set()
+    for name, crd in emitted.items():
+        assert crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+        assert crd == source[name]
+
+
+def test_leaves_the_crds_out_when_told(helm: Path) -> None:
+    assert not chart.render(helm, values={"crds": {"install": False}}).of_kind(chart.CRD)
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"admission": {"failurePolicy": "Maybe"}}, "/admission/failurePolicy"),
+        ({"admission": {"timeoutSeconds": 31}}, "/admission/timeoutSeconds"),
+        ({"admission": {"replicas": 0}}, "/admission/replicas"),
+        ({"admission": {"tls": {"caBundle": "LS0tLS1CRUdJTg=="}}}, "/admission/tls/caBundle"),
+        ({"agent": {"mirrorUngoverned": "yes"}}, "/agent/mirrorUngoverned"),
+        ({"controler": {"replicas": 1}}, "'controler' not allowed"),
+        ({"admission": {"tls": {"existingSecret": "mine"}}}, "admission.tls.caBundle must hold"),
+    ],
+)
+def test_refuses_bad_values(values: dict[str, Any], why: str, helm: Path) -> None:
+    with pytest.raises(ProgramError, match=why):
+        chart.render(helm, values=values)
+
+
+def test_ones_own_certificate_is_used(helm: Path) -> None:
+    pem = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"
+    values = {"admission": {"tls": {"existingSecret": "mine", "caBundle": pem}}}
+    own = chart.render(helm, values=values)
+    assert not own.of_kind("Secret")
+    (deployment,) = [d for d in own.of_kind("Deployment") if "admission" in d["metadata"]["name"]]
+    (volume,) = deployment["spec"]["template"]["spec"]["volumes"]
+    assert volume["secret"]["secretName"] == "mine"
+    (configuration,) = own.of_kind(chart.WEBHOOKS)
+    bundles = {webhook["clientConfig"]["caBundle"] for webhook in configuration["webhooks"]}
+    assert bundles == {
+        "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCk1BQT0KLS0tLS1FTkQgQ0VSVElGSUNBVEUtLS0tLQo="
+    }
+
+
+def test_the_agent_is_told_not_to_mirror(helm: Path, rendered: chart.Chart) -> None:
+    told = chart.render(helm, values={"agent": {"mirrorUngoverned": False}})
+    assert "--no-mirror-ungoverned" in told.container("agent").command
+    assert "--no-mirror-ungoverned" not in rendered.container("agent").command
+
+
+def test_no_container_is_privileged_or_keeps_a_capability(rendered: chart.Chart) -> None:
+    for program in ("admission", "controller", "agent"):
+        assert rendered.container(program).capabilities == frozenset()
+    for workload in rendered.of_kind("Deployment") + rendered.of_kind("DaemonSet"):
+        (container,) = workload["spec"]["template"]["spec"]["containers"]
+        security = container["securityContext"]
+        assert not security.get("privileged")
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["readOnlyRootFilesystem"] is True
+        assert container["resources"]["limits"]["memory"]
+
+
+@pytest.fixture
+def release(
+    control_plane: ControlPlane, helm: Path, unique: Callable[[str], str], tmp_path: Path
+) -> Iterator[Callable[..., str]]:
+    """Run helm on a release of its own that is asked about no namespace."""
+    name = unique("release")
+    quiet = tmp_path / "values.yaml"
+    selector = {"matchLabels": {"release": name}}
+    quiet.write_text(
+        yaml.safe_dump({"crds": {"install": False}, "admission": {"namespaceSelector": selector}})
+    )
+
+    def run(*args: str) -> str:
+        done = subprocess.run(
+            [str(helm), args[0], name, *args[1:], f"--namespace={name}"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={"KUBECONFIG": str(control_plane.admin_kubeconfig), "HOME": str(tmp_path)},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def install_or_upgrade(*args: str) -> str:
+        return run("upgrade", str(chart.CHART), "--install", "--create-namespace",
+                   f"--values={quiet}", *args)  # fmt: skip
+
+    yield install_or_upgrade
+    run("uninstall")
+    assert name not in control_plane.kubectl("get", "clusterrole,clusterrolebinding").stdout
+    control_plane.api.delete("v1/namespaces", name)
+
+
+def test_an_upgrade_keeps_the_certificate(
+    release: Callable[..., str], control_plane: ControlPlane
+) -> None:
+    assert "Set a first quota" in release()
+
+    def certificates() -> tuple[Object, list[str]]:
+        (secret,) = [
+            found
+            for found in control_plane.api.list("v1/secrets", labels="app.kubernetes.io/component")
+            if found["metadata"]["namespace"].startswith("release-")
+        ]
+        configurations = control_plane.api.list(
+            "admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
+        )
+        bundles = [
+            webhook["clientConfig"]["caBundle"]
+            for configuration in configurations
+            if configuration["metadata"]["name"].startswith("release-")
+            for webhook in configuration["webhooks"]
+        ]
+        return secret["data"], bundles
+
+    data, bundles = certificates()
+    assert set(data) == {"ca.crt", "tls.crt", "tls.key"}
+    assert bundles == [data["ca.crt"]] * 2
+    assert "WARNING: admission.failurePolicy is Ignore" in release(
+        "--set=admission.failurePolicy=Ignore"
+    )
+    assert certificates() == (data, bundles)
+
+
+def rights_of(rendered: chart.Chart, account: str) -> Rights:
+    """Collect what a ServiceAccount may do, by resource, over all its bindings."""
+    rights: Rights = {}
+    for binding in rendered.of_kind("ClusterRoleBinding") + rendered.of_kind("RoleBinding"):
+        if account not in {subject["name"] for subject in binding["subjects"]}:
+            continue
+        (role,) = [
+            found
+            for found in rendered.of_kind(binding["roleRef"]["kind"])
+            if found["metadata"]["name"] == binding["roleRef"]["name"]
+        ]
+        where = (
+            f" in {binding['metadata']['namespace']}" if binding["kind"] == "RoleBinding" else ""
+        )
+        for rule in role["rules"]:
+            named = f" named {','.join(rule['resourceNames'])}" if "resourceNames" in rule else ""
+            for group in rule["apiGroups"]:
+                for resource in rule["resources"]:
+                    key = f"{group}/{resource}".removeprefix("/") + where + named
+                    rights.setdefault(key, set()).update(rule["verbs"])
+    return rights
+
+
+def _load(path: Path) -> Object:
+    loaded: Object = yaml.safe_load(path.read_text())
+    return loaded
+
+
+def _eventually(holds: Callable[[], bool], tries: int = 50) -> None:
+    assert any(holds() for _ in range(tries))

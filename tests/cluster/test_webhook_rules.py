@@ -1,0 +1,205 @@
+"""What the shipped webhook configuration asks admission about, and what it spares it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kube import chart
+from tests.kube.api import Object, Objects
+from tests.kube.control_plane import ControlPlane
+from tests.kube.recorder import Recorder
+
+PODS = "/validate-pods"
+QUOTAS = "/validate-quotas"
+
+PLAIN: dict[str, Any] = {"cpu": "1", "memory": "1Mi"}
+HUGE: dict[str, Any] = PLAIN | {"hugepages-2Mi": "2Mi"}
+WITH_HUGE = {"requests": HUGE, "limits": HUGE}
+
+
+@pytest.fixture(scope="module")
+def recorder(control_plane: ControlPlane, helm: Path) -> Iterator[Recorder]:
+    """Takes admission's place for this module."""
+    rendered = chart.render(helm)
+    cert, key = control_plane.serving_certificate("recorder")
+    with Recorder(cert, key) as server:
+        chart.install(control_plane, rendered)
+        chart.register_webhooks(control_plane, rendered, server.address)
+        yield server
+        for found in rendered.of_kind(chart.WEBHOOKS):
+            control_plane.api.remove(found)
+
+
+@pytest.fixture
+def asked(recorder: Recorder) -> Callable[[str], Objects]:
+    """Tell what a path was asked since the test began."""
+    recorder.forget()
+    return recorder.take
+
+
+Asked = Callable[[str], Objects]
+
+
+def pod(name: str = "pod", **spec: object) -> Object:
+    """Make a pod of one container without huge pages, with this in its spec besides."""
+    container = {"name": "main", "image": "none", "resources": {"requests": PLAIN}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": {"containers": [container], **spec},
+    }
+
+
+def container(name: str, resources: object = None) -> Object:
+    return {"name": name, "image": "none"} | ({"resources": resources} if resources else {})
+
+
+SPARED = {
+    "nothing asked for": pod(containers=[container("main")]),
+    "cpu and memory": pod(),
+    "many containers": pod(
+        containers=[container(f"c{i}", {"requests": PLAIN, "limits": PLAIN}) for i in range(100)]
+    ),
+    "hugepages in a name elsewhere": pod(
+        containers=[container("hugepages-2mi")], nodeSelector={"hugepages-2Mi": "yes"}
+    ),
+    "an emptyDir of huge pages": pod(
+        volumes=[{"name": "v", "emptyDir": {"medium": "Memory", "sizeLimit": "2Mi"}}]
+    ),
+}
+
+COUNTED = {
+    "container": pod(containers=[container("main", WITH_HUGE)]),
+    "container, limit alone": pod(containers=[container("main", {"limits": HUGE})]),
+    "second container": pod(containers=[container("a"), container("b", WITH_HUGE)]),
+    "last of many containers": pod(
+        containers=[
+            *(container(f"c{i}", {"requests": PLAIN, "limits": PLAIN}) for i in range(100)),
+            container("last", WITH_HUGE),
+        ]
+    ),
+    "init container": pod(initContainers=[container("init", WITH_HUGE)]),
+    "sidecar": pod(initContainers=[container("side", WITH_HUGE) | {"restartPolicy": "Always"}]),
+    "pod level": pod(resources=WITH_HUGE),
+    "pod level, limit alone": pod(resources={"limits": HUGE}),
+    "another size": pod(
+        containers=[container("main", {"limits": PLAIN | {"hugepages-1Gi": "1Gi"}})]
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SPARED)
+def test_a_pod_without_huge_pages_never_waits_for_admission(
+    case: str, control_plane: ControlPlane, namespace: str, asked: Asked
+) -> None:
+    control_plane.api.create("v1/pods", copy.deepcopy(SPARED[case]), namespace=namespace)
+    assert asked(PODS) == []
+
+
+@pytest.mark.parametrize("case", COUNTED)
+def test_a_pod_with_huge_pages_is_asked_about(
+    case: str, control_plane: ControlPlane, namespace: str, asked: Asked
+) -> None:
+    control_plane.api.create("v1/pods", copy.deepcopy(COUNTED[case]), namespace=namespace)
+    (request,) = asked(PODS)
+    assert (request["operation"], request["namespace"]) == ("CREATE", namespace)
+
+
+def test_overhead_of_a_runtime_class_counts(
+    control_plane: ControlPlane, namespace: str, asked: Asked, unique: Callable[[str], str]
+) -> None:
+    runtime = unique("runtime")
+    runtime_class = {
+        "apiVersion": "node.k8s.io/v1",
+        "kind": "RuntimeClass",
+        "metadata": {"name": runtime},
+        "handler": "none",
+        "overhead": {"podFixed": HUGE},
+    }
+    control_plane.api.create("node.k8s.io/v1/runtimeclasses", runtime_class)
+    control_plane.api.wait_for(
+        "node.k8s.io/v1/runtimeclasses", runtime, lambda seen: seen is not None
+    )
+    control_plane.api.create("v1/pods", pod(runtimeClassName=runtime), namespace=namespace)
+    (request,) = asked(PODS)
+    assert request["object"]["spec"]["overhead"]["hugepages-2Mi"] == "2Mi"
+    control_plane.api.delete("node.k8s.io/v1/runtimeclasses", runtime)
+
+
+@pytest.mark.parametrize("metadata", [{"name": "given"}, {"generateName": "made-"}])
+def test_uid_and_name_are_known_at_creation(
+    metadata: dict[str, str], control_plane: ControlPlane, namespace: str, asked: Asked
+) -> None:
+    body = pod(containers=[container("main", WITH_HUGE)]) | {"metadata": metadata}
+    created = control_plane.api.create("v1/pods", body, namespace=namespace)
+    (request,) = asked(PODS)
+    stored = created["metadata"]
+    assert request["object"]["metadata"]["uid"] == stored["uid"] != ""
+    assert request["object"]["metadata"]["name"] == stored["name"]
+    assert stored["name"].startswith("".join(metadata.values()))
+
+
+def test_a_dry_run_is_asked_about_as_such(
+    control_plane: ControlPlane, namespace: str, asked: Asked
+) -> None:
+    body = pod(containers=[container("main", WITH_HUGE)])
+    control_plane.api.create("v1/pods", body, namespace=namespace, dry_run=True)
+    (request,) = asked(PODS)
+    assert request["dryRun"] is True
+
+
+def test_an_update_is_asked_about_when_labels_change(
+    control_plane: ControlPlane, namespace: str, asked: Asked
+) -> None:
+    api = control_plane.api
+    api.create("v1/pods", pod(containers=[container("main", WITH_HUGE)]), namespace=namespace)
+    asked(PODS)
+    for metadata, requests in (
+        ({"annotations": {"a": "1"}}, 0),
+        ({"labels": {"team": "a"}}, 1),
+        ({"labels": {"team": "a"}, "annotations": {"a": "2"}}, 0),
+        ({"labels": {"team": "b"}}, 1),
+        ({"labels": None}, 1),
+    ):
+        api.patch("v1/pods", "pod", {"metadata": metadata}, namespace=namespace)
+        assert [each["operation"] for each in asked(PODS)] == ["UPDATE"] * requests, metadata
+    running = {"status": {"phase": "Running"}}
+    api.patch("v1/pods", "pod", running, namespace=namespace, subresource="status")
+    api.delete("v1/pods", "pod", namespace=namespace, grace_seconds=0)
+    assert asked(PODS) == []
+
+
+def test_labels_of_a_pod_without_huge_pages_change_freely(
+    control_plane: ControlPlane, namespace: str, asked: Asked
+) -> None:
+    control_plane.api.create("v1/pods", pod(), namespace=namespace)
+    labels = {"metadata": {"labels": {"team": "a"}}}
+    control_plane.api.patch("v1/pods", "pod", labels, namespace=namespace)
+    assert asked(PODS) == []
+
+
+def test_a_quota_is_asked_about_when_its_spec_changes(
+    control_plane: ControlPlane, namespace: str, asked: Asked
+) -> None:
+    api, quotas = control_plane.api, "hugetlb.dev/v1alpha1/hugetlbquotas"
+    quota = {
+        "apiVersion": "hugetlb.dev/v1alpha1",
+        "kind": "HugeTLBQuota",
+        "metadata": {"name": "quota", "namespace": namespace},
+        "spec": {"hard": {"hugepages-2Mi": "4Mi"}},
+    }
+    api.create(quotas, quota)
+    api.patch(quotas, "quota", {"metadata": {"labels": {"a": "b"}}}, namespace=namespace)
+    status = {"status": {"observedGeneration": 1}}
+    api.patch(quotas, "quota", status, namespace=namespace, subresource="status")
+    spec = {"spec": {"hard": {"hugepages-2Mi": "8Mi"}}}
+    api.patch(quotas, "quota", spec, namespace=namespace)
+    api.delete(quotas, "quota", namespace=namespace)
+    operations = [each["operation"] for each in asked(QUOTAS)]
+    assert operations == ["CREATE", "UPDATE", "DELETE"]
