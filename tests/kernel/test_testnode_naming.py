@@ -1,0 +1,138 @@
+"""The node's own spelling of names and its own sums, against what kubelet's tests expect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.testnode.demand import huge_page_requests, parse_bytes
+from tests.testnode.hugepages import page_sizes, reserved_pages
+from tests.testnode.naming import (
+    Driver,
+    container_name,
+    kernel_size,
+    pod_level,
+    qos_level,
+    resource_name,
+)
+
+MIB = 1 << 20
+PAGE = 2 * MIB
+UID = "9a1c-4f"
+
+
+@pytest.mark.parametrize(
+    ("driver", "qos", "path"),
+    [
+        ("cgroupfs", "Guaranteed", "kubepods/pod9a1c-4f"),
+        ("cgroupfs", "Burstable", "kubepods/burstable/pod9a1c-4f"),
+        ("cgroupfs", "BestEffort", "kubepods/besteffort/pod9a1c-4f"),
+        ("systemd", "Guaranteed", "kubepods.slice/kubepods-pod9a1c_4f.slice"),
+        (
+            "systemd",
+            "Burstable",
+            "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod9a1c_4f.slice",
+        ),
+        (
+            "systemd",
+            "BestEffort",
+            "kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod9a1c_4f.slice",
+        ),
+    ],
+)
+def test_pod_cgroups(driver: Driver, qos: str, path: str) -> None:
+    assert str(pod_level(driver, qos, UID)) == path
+    assert pod_level(driver, qos, UID).parent == qos_level(driver, qos)
+
+
+def test_container_cgroups() -> None:
+    assert container_name("systemd", "ab12") == "cri-containerd-ab12.scope"
+    assert container_name("cgroupfs", "ab12") == "ab12"
+
+
+def test_an_unknown_qos_class_is_refused() -> None:
+    with pytest.raises(ValueError, match="Best"):
+        pod_level("systemd", "Best", UID)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "resource"),
+    [
+        (64 << 10, "64KB", "hugepages-64Ki"),
+        (2 << 20, "2MB", "hugepages-2Mi"),
+        (32 << 20, "32MB", "hugepages-32Mi"),
+        (1 << 30, "1GB", "hugepages-1Gi"),
+    ],
+)
+def test_page_sizes(size: int, kernel: str, resource: str) -> None:
+    assert (kernel_size(size), resource_name(size)) == (kernel, resource)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("64Mi", 64 * MIB), ("1Gi", 1 << 30), ("2097152", PAGE), ("0", 0), ("4M", 4_000_000),
+     ("2e6", 2_000_000), ("2097152000m", PAGE // 1000 * 1000 + 152)],
+)  # fmt: skip
+def test_quantities(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "Mi", "1Zi", "one"])
+def test_what_is_no_quantity_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="no Kubernetes quantity"):
+        parse_bytes(text)
+
+
+def container(mebibytes: int, **more: Any) -> dict[str, Any]:
+    return {"resources": {"requests": {"hugepages-2Mi": f"{mebibytes}Mi", "cpu": "1"}}, **more}
+
+
+@pytest.mark.parametrize(
+    ("spec", "mebibytes"),
+    [
+        ({"containers": [container(4), container(6)]}, 10),
+        ({"containers": [container(4)], "initContainers": [container(6)]}, 6),
+        (
+            {"containers": [container(4)],
+             "initContainers": [container(2, restartPolicy="Always"), container(6)]},
+            8,
+        ),
+        (
+            {"containers": [container(10)],
+             "initContainers": [container(6), container(2, restartPolicy="Always")]},
+            12,
+        ),
+        ({"containers": [container(4)], "resources": container(20)["resources"]}, 20),
+        ({"containers": [container(4)], "overhead": {"hugepages-2Mi": "2Mi"}}, 6),
+        ({"containers": [{"resources": {"limits": {"hugepages-2Mi": "4Mi"}}}]}, 4),
+    ],
+)  # fmt: skip
+def test_a_pods_request(spec: dict[str, Any], mebibytes: int) -> None:
+    assert huge_page_requests(spec) == {PAGE: mebibytes * MIB}
+
+
+def test_a_pod_that_asks_for_none() -> None:
+    assert huge_page_requests({"containers": [{"resources": {"requests": {"cpu": "1"}}}]}) == {}
+
+
+def test_pages_that_cannot_be_had_are_an_error_and_given_back(kernel: None) -> None:
+    nr = Path("/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages")
+    if 1 << 30 not in page_sizes():
+        pytest.skip("the kernel has no pages of 1 GiB, of which there are never a million")
+    before = nr.read_text()
+    with (
+        pytest.raises(RuntimeError, match="asked the kernel for 1000000 more huge pages"),
+        reserved_pages(1 << 30, 1_000_000),
+    ):
+        pytest.fail("a million pages of 1 GiB")
+    assert nr.read_text() == before
+
+
+def test_a_page_size_the_kernel_lacks_is_an_error() -> None:
+    with (
+        pytest.raises(RuntimeError, match="no huge pages of 12345 bytes"),
+        reserved_pages(12345, 1),
+    ):
+        pytest.fail("no such size")
