@@ -1,0 +1,34 @@
+"""The image holds what the chart starts. No container engine is needed to compare the two."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+TEMPLATES = ROOT / "charts" / "hugetlb-quota" / "templates"
+
+
+def test_every_file_it_copies_is_in_the_build_context() -> None:
+    copied = {
+        source
+        for line in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+        for source in line.split()
+    }
+    context = {
+        line.removeprefix("!")
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    assert copied == context
+    assert [name for name in copied if not (ROOT / name).exists()] == []
+
+
+def test_runs_as_the_user_the_chart_asks_for() -> None:
+    (user,) = re.findall(r"^USER (\d+):(\d+)$", DOCKERFILE, re.MULTILINE)
+    names = (TEMPLATES / "_names.tpl").read_text()
+    assert (re.findall(r"runAsUser: (\d+)", names), re.findall(r"runAsGroup: (\d+)", names)) == (
+        [user[0]],
+        [user[1]],
+    )
