@@ -273,7 +273,7 @@ async def test_containers_of_a_pod_share_volumes_and_hide_their_root(
     assert not Path("/made").exists()
 
 
-async def test_another_pods_huge_pages_are_not_pinned_by_a_container(
+async def test_a_container_does_not_hold_another_pods_mounts(
     place: Place, pages: Callable[[int], None]
 ) -> None:
     pages(1)
@@ -285,10 +285,12 @@ async def test_another_pods_huge_pages_are_not_pinned_by_a_container(
         huge="2Mi",
         volumes=[{"name": "huge", "emptyDir": {"medium": "HugePages-2Mi"}}],
     )
+    second = make_pod({"command": ["sh", "-c", "cat /proc/self/mounts; echo all; sleep 60"]})
     async with Watched(first, place) as one:
         await one.printed("resident")
-        async with Watched(make_pod({"command": ["sleep", "60"]}), place) as other:
-            await other.until(running)
+        async with Watched(second, place) as other:
+            await other.printed("all")
+            assert first["metadata"]["uid"] not in other.run._live["c0"].message()
             assert (place.pods_cgroup() / "hugetlb.2MB.current").read_text() == f"{PAGE}\n"
             one.run.terminate(10)
             await one.over()
@@ -363,11 +365,16 @@ async def test_restart_policy_on_failure_tries_again_with_a_new_container(place:
 
 
 async def test_what_a_container_leaves_running_is_killed_with_it(place: Place) -> None:
-    pod = make_pod({"command": ["sh", "-c", "sleep 300 & echo $!"]})
-    status = await run_to_end(pod, place)
-    left = Path(f"/proc/{ended(status)['message'].strip()}/stat")
-    # A zombie is dead: the host's init collects it when it gets to it.
-    assert not left.exists() or left.read_text().rpartition(")")[2].split()[0] == "Z"
+    pod = make_pod({"command": ["sh", "-c", "sleep 300 & echo $!"]}, {"command": ["sleep", "300"]})
+    async with Watched(pod, place) as watched:
+        # The pod lives on by its other container.
+        status = await watched.until(
+            lambda status: "terminated" in status["containerStatuses"][0]["state"]
+        )
+        left = Path(f"/proc/{ended(status)['message'].strip()}/stat")
+        # A zombie is dead: the host's init collects it when it gets to it.
+        assert not left.exists() or left.read_text().rpartition(")")[2].split()[0] == "Z"
+        assert cgroup_tree.populated(watched.run.cgroup)
 
 
 async def test_a_pod_that_ignores_sigterm_is_killed_after_its_grace(place: Place) -> None:

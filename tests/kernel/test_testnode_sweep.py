@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,12 +54,19 @@ def until(holds: Callable[[], bool], timeout: float = 20.0) -> None:
         time.sleep(0.02)
 
 
+@pytest.fixture
+def state_dir(tmp_path: Path) -> Iterator[Path]:
+    """Where nothing stays mounted, should the test fail."""
+    yield tmp_path / "state of the node"
+    volumes.unmount_below(tmp_path)
+
+
 def test_sweep_after_kill_leaves_no_cgroup_no_mount_no_page(
-    cgroup_subtree: Path, tmp_path: Path, pages: Callable[[int], None]
+    cgroup_subtree: Path, state_dir: Path, pages: Callable[[int], None]
 ) -> None:
     pages(2)
     # The subtree lies in one that outlives it, to see that no page is left charged.
-    parent, state_dir = cgroup_subtree / "node", tmp_path / "state of the node"
+    parent = cgroup_subtree / "node"
     node = subprocess.Popen(
         [sys.executable, "-c", NODE, str(parent), str(state_dir)], cwd=REPOSITORY
     )

@@ -95,7 +95,7 @@ def bind_volumes(mounts: list[dict[str, Any]]) -> None:
 
 
 def leave_host_root() -> None:
-    """Let go of the host's mounts: a copy here of another pod's hugetlbfs would keep its pages."""
+    """Let go of the host's mounts: a copy of another pod's hugetlbfs could keep its pages."""
     _checked(libc.umount2(b"/.host", MNT_DETACH), "umount /.host")
     os.rmdir("/.host")
 
