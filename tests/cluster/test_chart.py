@@ -64,12 +64,20 @@ def test_the_programs_have_these_rights_and_no_others(rendered: chart.Chart) -> 
 def test_tenants_read_quotas_and_cannot_write_them(
     control_plane: ControlPlane, namespace: str, rendered: chart.Chart
 ) -> None:
-    """The default role `admin`, by which tenants own a namespace, gets reading alone."""
+    """The default role `admin`, by which tenants own a namespace, is no more than `view` here."""
     chart.install(control_plane, rendered)
-    kubeconfig = control_plane.user_kubeconfig("tenant")
-    control_plane.kubectl(
-        "create", "rolebinding", "tenant", "--clusterrole=admin", "--user=tenant", "-n", namespace
-    )
+    users = {}
+    for role in ("view", "admin", "hugetlb-quota-manager"):
+        users[role] = control_plane.user_kubeconfig(role)
+        control_plane.kubectl(
+            "create",
+            "rolebinding",
+            role,
+            f"--clusterrole={role}",
+            f"--user={role}",
+            "-n",
+            namespace,
+        )
 
     def may(verb: str, user: Path) -> bool:
         asked = control_plane.kubectl(
@@ -78,15 +86,11 @@ def test_tenants_read_quotas_and_cannot_write_them(
         )  # fmt: skip
         return asked.stdout.strip() == "yes"
 
-    _eventually(lambda: may("list", kubeconfig))
-    assert [verb for verb in ("create", "update", "patch", "delete") if may(verb, kubeconfig)] == []
-
-    manager = control_plane.user_kubeconfig("manager")
-    control_plane.kubectl(
-        "create", "rolebinding", "manager", "--clusterrole=hugetlb-quota-manager",
-        "--user=manager", "-n", namespace,
-    )  # fmt: skip
-    _eventually(lambda: may("create", manager))
+    _eventually(lambda: may("list", users["view"]))
+    _eventually(lambda: may("list", users["admin"]))
+    _eventually(lambda: may("create", users["hugetlb-quota-manager"]))
+    writes = ("create", "update", "patch", "delete")
+    assert [verb for verb in writes if may(verb, users["admin"])] == []
 
 
 def test_emits_the_crds_of_the_source_tree(rendered: chart.Chart) -> None:

@@ -130,7 +130,7 @@ class ControlPlane:
         A kubelet is user "system:node:NAME" of group "system:nodes".
         """
         issued = self._ca.issue_cert("user.test", common_name=user, organization_name=group)
-        stem = f"user-{user.replace(':', '-')}"
+        stem = f"user-{user}-{group or 'alone'}".replace(":", "-")
         cert, key = self.directory / f"{stem}.pem", self.directory / f"{stem}.key"
         issued.cert_chain_pems[0].write_to_path(cert)
         issued.private_key_pem.write_to_path(key)
