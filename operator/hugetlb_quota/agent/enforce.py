@@ -164,32 +164,37 @@ class Enforcer:
             for limit in _LIMITS
         }
         wanted = plan(allowance, container, found, self._sizes, mirror=self._mirror)
-        in_place = True
+        in_place, written = True, []
         for (size, limit), value in wanted.items():
             if found[size, limit] != value:
                 # One that can't be lowered yet does not keep the next from it.
-                in_place &= _lower_or_raise(path, size, limit, value, found[size, limit])
+                now = _lowered(path, size, limit, value, found[size, limit])
+                in_place &= now == value
+                if now != found[size, limit]:
+                    written.append(
+                        f"{size.cgroup}.{limit}={_text(now)} (was {_text(found[size, limit])})"
+                    )
+        if written:
+            logger.info("%s: %s", path, ", ".join(written))
         return in_place
 
 
-def _lower_or_raise(
+def _lowered(
     path: Path, size: PageSize, limit: Limit, wanted: int | None, found: int | None
-) -> bool:
-    """Write ``wanted``, or what is in use while that is more; whether it was ``wanted``."""
+) -> int | None:
+    """Write ``wanted``, or what is in use while that is more; the limit as it is then."""
     value = wanted
     for _ in range(_ATTEMPTS):
+        if value == found:
+            break
         try:
-            if value != found:
-                cgroup.write_limit(path, size, limit, value)
-                logger.info(
-                    "%s/%s.%s: %s, was %s", path, size.cgroup, limit, _text(value), _text(found)
-                )
+            cgroup.write_limit(path, size, limit, value)
         except LimitBelowUse:
             use = cgroup.read_use(path, size)
             value = admissible(wanted, use.reserved if limit == "rsvd.max" else use.faulted)
         else:
-            break
-    return value == wanted
+            return value
+    return found
 
 
 def _text(value: int | None) -> str:

@@ -10,14 +10,15 @@ import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from hugetlb_quota.page_size import PageSize
 
 #: ``rsvd.max`` fails mmap(2) with ENOMEM; ``max`` kills with SIGBUS at the touch.
 Limit = Literal["rsvd.max", "max"]
 
-_LONGEST = 4096
+_LONGEST: Final = 4096
+_UNLIMITED: Final = 2**63
 
 
 class CgroupError(Exception):
@@ -80,7 +81,11 @@ def read_limit(cgroup: Path, size: PageSize, limit: Limit) -> int | None:
     :raises NotControlled: when it has no hugetlb files.
     """
     text = _read(cgroup, size, limit)
-    return None if text == "max" else int(text)
+    if text == "max":
+        return None
+    # A cgroup that was never limited shows PAGE_COUNTER_MAX in bytes, which is not quite
+    # the largest whole number of huge pages, the value that reads as "max".
+    return value if (value := int(text)) < _UNLIMITED - size.bytes else None
 
 
 def write_limit(cgroup: Path, size: PageSize, limit: Limit, value: int | None) -> None:

@@ -1,0 +1,174 @@
+"""The watcher on real cgroups: what is made, removed and written is told of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from hugetlb_quota.node.kubepods import PodCgroup, Qos
+from hugetlb_quota.node.watcher import Changed, Happening, KubepodsWatcher, Overflowed, Removed
+from tests.testnode import cgroup_tree, naming
+
+SECONDS = 20.0
+ID = "1f" * 32
+#: fs.inotify.max_queued_events, and a few more.
+TOO_MANY = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text()) + 100
+
+
+class Node:
+    """A subtree with kubepods in it, in the naming of one driver."""
+
+    def __init__(self, parent: Path, driver: naming.Driver) -> None:
+        self.parent = parent
+        self.driver = driver
+
+    def make_kubepods(self) -> None:
+        for qos in ("Guaranteed", "Burstable", "BestEffort"):
+            path = self.parent / naming.qos_level(self.driver, qos)
+            cgroup_tree.make(self.parent, path)
+
+    def make_pod(self, uid: str, qos: str = "Burstable") -> Path:
+        path = self.parent / naming.pod_level(self.driver, qos, uid)
+        path.mkdir()
+        return path
+
+    def make_container(self, pod: Path, container: str = ID) -> Path:
+        cgroup_tree.write(pod / "cgroup.subtree_control", "+hugetlb")
+        path = pod / naming.container_name(self.driver, container)
+        path.mkdir()
+        return path
+
+
+@pytest.fixture(params=naming.DRIVERS)
+def node(request: pytest.FixtureRequest, cgroup_subtree: Path) -> Node:
+    return Node(cgroup_subtree, request.param)
+
+
+class Watch:
+    """A watcher that runs, and all it has told."""
+
+    def __init__(self, node: Node) -> None:
+        self.watcher = KubepodsWatcher((node.parent,))
+        self.told: list[Happening] = []
+
+    async def follow(self) -> None:
+        async for happening in self.watcher:
+            self.told.append(happening)
+
+    async def until(self, happening: Happening) -> None:
+        async with asyncio.timeout(SECONDS):
+            while happening not in self.told:
+                await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+async def watch(node: Node) -> AsyncIterator[Watch]:
+    watch = Watch(node)
+    with watch.watcher:
+        watch.told += watch.watcher.scan()
+        following = asyncio.create_task(watch.follow())
+        yield watch
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_a_pod_is_told_of_when_it_comes_and_when_it_goes(node: Node, watch: Watch) -> None:
+    node.make_kubepods()
+    for qos, level in (("Burstable", Qos.BURSTABLE), ("Guaranteed", Qos.GUARANTEED)):
+        path = node.make_pod("aa-bb", qos)
+        pod = PodCgroup("aa-bb", level, path)
+        await watch.until(Changed(pod))
+        assert list(watch.watcher.pods) == [pod]
+        path.rmdir()
+        await watch.until(Removed(pod))
+        assert list(watch.watcher.pods) == []
+
+
+async def test_what_was_there_before_is_told_by_the_scan(node: Node) -> None:
+    node.make_kubepods()
+    path = node.make_pod("before")
+    node.make_container(path)
+    with KubepodsWatcher((node.parent,)) as watcher:
+        assert watcher.scan() == [Changed(PodCgroup("before", Qos.BURSTABLE, path))]
+
+
+async def test_a_tree_made_at_once_is_seen_whole(node: Node, watch: Watch) -> None:
+    """Faster than the watches can be placed: the listing after each finds the rest."""
+    node.make_kubepods()
+    paths = {f"pod-{n}": node.make_pod(f"pod-{n}") for n in range(50)}
+    for path in paths.values():
+        node.make_container(path)
+    for uid, path in paths.items():
+        await watch.until(Changed(PodCgroup(uid, Qos.BURSTABLE, path)))
+
+
+@pytest.mark.parametrize("file", ["hugetlb.2MB.max", "hugetlb.2MB.rsvd.max"])
+async def test_a_limit_that_is_written_is_told_of(node: Node, watch: Watch, file: str) -> None:
+    node.make_kubepods()
+    path = node.make_pod("p")
+    container = node.make_container(path)
+    pod = PodCgroup("p", Qos.BURSTABLE, path)
+    await watch.until(Changed(pod))
+    for cgroup in (path, container):
+        await asyncio.sleep(0.05)
+        watch.told.clear()
+        cgroup_tree.write(cgroup / file, "0")
+        await watch.until(Changed(pod))
+
+
+async def test_other_writes_are_not(node: Node, watch: Watch) -> None:
+    node.make_kubepods()
+    path = node.make_pod("p")
+    await watch.until(Changed(PodCgroup("p", Qos.BURSTABLE, path)))
+    await asyncio.sleep(0.05)
+    watch.told.clear()
+    cgroup_tree.write(path / "cgroup.max.depth", "5")
+    cgroup_tree.write(path / "cgroup.kill", "1")
+    node.make_pod("later")
+    await watch.until(
+        Changed(
+            PodCgroup("later", Qos.BURSTABLE, path.parent / path.name.replace("podp", "podlater"))
+        )
+    )
+    assert len(watch.told) == 1
+
+
+async def test_a_container_is_told_of_and_cruns_inner_one_too(node: Node, watch: Watch) -> None:
+    node.make_kubepods()
+    path = node.make_pod("p")
+    pod = PodCgroup("p", Qos.BURSTABLE, path)
+    await watch.until(Changed(pod))
+    await asyncio.sleep(0.05)
+    watch.told.clear()
+    container = node.make_container(path)
+    await watch.until(Changed(pod))
+    await asyncio.sleep(0.05)
+    watch.told.clear()
+    (container / "container").mkdir()
+    await watch.until(Changed(pod))
+
+
+async def test_lost_events_are_made_good_by_looking_again(node: Node, watch: Watch) -> None:
+    node.make_kubepods()
+    gone, stays = node.make_pod("gone"), node.make_pod("stays")
+    await watch.until(Changed(PodCgroup("stays", Qos.BURSTABLE, stays)))
+    # In one go, so that the watcher gets no turn. Equal events in a row are one.
+    for turn in range(TOO_MANY):
+        file = "hugetlb.2MB.max" if turn % 2 else "hugetlb.2MB.rsvd.max"
+        cgroup_tree.write(stays / file, "max")
+    gone.rmdir()
+    new = node.make_pod("new")
+    await watch.until(Overflowed())
+    assert Removed(PodCgroup("gone", Qos.BURSTABLE, gone)) in watch.told
+    assert Changed(PodCgroup("new", Qos.BURSTABLE, new)) in watch.told
+
+
+async def test_kubepods_made_anew_is_followed(node: Node, watch: Watch) -> None:
+    node.make_kubepods()
+    cgroup_tree.remove(node.parent / naming.kubepods(node.driver))
+    node.make_kubepods()
+    path = node.make_pod("p")
+    await watch.until(Changed(PodCgroup("p", Qos.BURSTABLE, path)))
