@@ -82,7 +82,7 @@ class Governance:
 
     def deleted(self) -> Iterator[Pod]:
         """Those that were deleted and not forgotten."""
-        return iter(tuple(self._deleted.values()))
+        return iter(self._deleted.values())
 
     def knows(self, uid: str) -> bool:
         """Whether a pod of this UID was ever seen, and not forgotten."""

@@ -105,27 +105,29 @@ class Observer:
             not be concluded from it.
         :raises OSError: the same.
         """
-        # The order matters, and nothing may run in between: first what the API has told,
-        # then the cgroups. Kubelet makes no cgroup for a pod that has ended, so one whose
-        # end is in the first and whose cgroup is not in the second is gone for good. The
-        # other way round, a cgroup made after the look and a pod ended before the other
-        # would make a running pod vanish.
+        # The order matters: first what the API has told, then the cgroups. Kubelet makes
+        # no cgroup for a pod that has ended, so one whose end is in the first and whose
+        # cgroup is not in the second is gone for good. The other way round, a cgroup made
+        # after the one look and a pod ended before the other would let a pod vanish that
+        # still runs.
         # While a list is under way the informer has no position: what is known is still
         # what it was at the last.
         self._latest = max(self._latest, self._seen_up_to())
         ends = self._governance.ends
+        pods, deleted = tuple(self._governance.pods()), tuple(self._governance.deleted())
         present = self._present()
-        entries = [
-            entry
-            for pod in self._governance.pods()
-            if not pod.finished or cgroup_uid(pod) in present
-            if (entry := self._entry(pod, present)) is not None
-        ]
-        for pod in self._governance.deleted():
+        for pod in deleted:
             if cgroup_uid(pod) not in present:
                 self._governance.forget(pod.uid)
-            elif (entry := self._entry(pod, present)) is not None:
-                entries.append(entry)
+        entries = [
+            entry
+            for over, pod in (
+                *((pod.finished, pod) for pod in pods),
+                *((True, pod) for pod in deleted),
+            )
+            if not over or cgroup_uid(pod) in present
+            if (entry := self._entry(pod, present)) is not None
+        ]
         entries += self._carried_entries(present)
         return Snapshot(
             pods_resource_version=self._latest,

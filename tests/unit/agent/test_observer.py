@@ -1,0 +1,230 @@
+"""What a snapshot claims, against every order in which pods and cgroups can go."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.agent.governance import Governance, project_governor
+from hugetlb_quota.agent.report import Observer
+from hugetlb_quota.kube.pods import Pod
+from hugetlb_quota.node import kubepods
+from hugetlb_quota.node.host import HostRoot, HostUnreadable
+from hugetlb_quota.page_size import PageSize
+
+MIB = 1 << 20
+SIZE = PageSize(2 * MIB)
+BOOT = "6687db17"
+
+
+def pod(uid: str = "u", demand: int = 8, namespace: str = "ns") -> Pod:
+    return Pod(uid, namespace, f"name-{uid}", 7, {}, demand=Charge({SIZE: demand * MIB}))
+
+
+class Node:
+    """A host of plain files, and what the API has told of its pods."""
+
+    def __init__(self, root: Path) -> None:
+        self.cgroup2 = root / "sys/fs/cgroup"
+        (self.cgroup2 / "kubepods").mkdir(parents=True)
+        (self.cgroup2 / "cgroup.controllers").write_text("hugetlb\n")
+        boot = root / "proc/sys/kernel/random/boot_id"
+        boot.parent.mkdir(parents=True)
+        boot.write_text(f"{BOOT}\n")
+        self.governance = Governance()
+        quota = {"metadata": {"namespace": "ns", "name": "q"}, "spec": {}}
+        self.governance.quota_changed(None, project_governor(quota), 1)
+        self.version = 0
+        parents = kubepods.parents(self.cgroup2, None)
+        self.observer = Observer(
+            HostRoot(root), self.cgroup2, parents, [SIZE], self.governance, lambda: self.version
+        )
+
+    def tell(self, old: Pod | None, new: Pod | None) -> None:
+        self.version += 1
+        self.governance.pod_changed(old, new, self.version)
+
+    def make_cgroup(self, uid: str, reserved: int = 0, faulted: int = 0) -> Path:
+        path = self.cgroup2 / f"kubepods/pod{uid}"
+        path.mkdir()
+        (path / "hugetlb.2MB.rsvd.current").write_text(f"{reserved * MIB}\n")
+        (path / "hugetlb.2MB.current").write_text(f"{faulted * MIB}\n")
+        return path
+
+    def listed(self) -> list[str]:
+        return [entry["uid"] for entry in self.observer.snapshot().pods]
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+def test_an_entry_has_all_there_is_to_say(node: Node) -> None:
+    node.tell(None, pod())
+    node.make_cgroup("u", reserved=6, faulted=4)
+    snapshot = node.observer.snapshot()
+    assert snapshot.pods == (
+        {
+            "uid": "u",
+            "namespace": "ns",
+            "name": "name-u",
+            "quotas": ["ns/q"],
+            "charge": {"hugepages-2Mi": "8Mi"},
+            "inUse": {"hugepages-2Mi": "6Mi"},
+        },
+    )
+    assert snapshot.pods_resource_version == 1
+
+
+def test_in_use_is_the_larger_of_reserved_and_faulted(node: Node) -> None:
+    node.tell(None, pod())
+    node.make_cgroup("u", reserved=0, faulted=4)  # MAP_NORESERVE
+    assert node.observer.snapshot().pods[0]["inUse"] == {"hugepages-2Mi": "4Mi"}
+
+
+def test_a_pod_whose_cgroup_is_not_made_yet_is_listed(node: Node) -> None:
+    node.tell(None, pod())
+    assert node.listed() == ["u"]
+
+
+def test_a_pod_whose_cgroup_is_gone_is_listed_until_its_end_is_seen(node: Node) -> None:
+    node.tell(None, pod())
+    shutil.rmtree(node.make_cgroup("u"))
+    assert node.listed() == ["u"]
+    node.tell(pod(), replace(pod(), deletion=True))
+    assert node.listed() == ["u"]
+    node.tell(pod(), None)
+    assert node.listed() == []
+    assert node.observer.snapshot().pods_resource_version == 3
+
+
+@pytest.mark.parametrize("end", [None, replace(pod(), finished=True)])
+def test_a_pod_whose_end_was_seen_is_listed_until_its_cgroup_is_gone(
+    node: Node, end: Pod | None
+) -> None:
+    node.tell(None, pod())
+    cgroup = node.make_cgroup("u", reserved=6)
+    node.tell(pod(), end)
+    for _ in range(2):
+        (entry,) = node.observer.snapshot().pods
+        assert entry["inUse"] == {"hugepages-2Mi": "6Mi"}
+    shutil.rmtree(cgroup)
+    assert node.listed() == []
+
+
+def test_a_pod_that_came_and_went_between_two_snapshots_is_listed_with_its_cgroup(
+    node: Node,
+) -> None:
+    node.make_cgroup("u")
+    node.tell(None, pod())
+    node.tell(pod(), None)
+    assert node.listed() == ["u"]
+
+
+def test_the_cgroups_are_looked_at_after_what_the_api_has_told(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pod that starts and ends during the snapshot must not be missed: the version says so."""
+    seen = kubepods.pods
+    node.tell(None, pod())
+
+    def look(parents: object) -> Any:
+        found = list(seen(parents))  # type: ignore[arg-type]
+        node.make_cgroup("u")
+        node.tell(pod(), None)
+        return found
+
+    monkeypatch.setattr(kubepods, "pods", look)
+    snapshot = node.observer.snapshot()
+    # Whatever it lists, it does not claim to have seen the end.
+    assert snapshot.pods_resource_version == 1
+    monkeypatch.setattr(kubepods, "pods", seen)
+    assert node.listed() == ["u"]
+
+
+def test_pods_that_no_quota_governs_or_that_have_no_huge_pages_are_not_listed(node: Node) -> None:
+    node.tell(None, pod("other", namespace="other"))
+    node.tell(None, pod("none", demand=0))
+    node.make_cgroup("other", reserved=4)
+    node.make_cgroup("none")
+    assert node.listed() == []
+
+
+def test_a_governed_pod_that_asks_for_nothing_and_holds_something_is_listed(node: Node) -> None:
+    """Its pages were there before the quota was."""
+    node.tell(None, replace(pod(), demand=Charge()))
+    node.make_cgroup("u", reserved=4)
+    assert node.listed() == ["u"]
+
+
+def test_a_static_pod_is_there_while_the_cgroup_of_its_hash_is(node: Node) -> None:
+    static = replace(pod(), static_hash="0123abcd")
+    node.tell(None, static)
+    cgroup = node.make_cgroup("0123abcd", reserved=4)
+    node.tell(static, None)
+    assert node.observer.snapshot().pods[0]["inUse"] == {"hugepages-2Mi": "4Mi"}
+    shutil.rmtree(cgroup)
+    assert node.listed() == []
+
+
+def test_the_version_never_goes_back(node: Node) -> None:
+    node.tell(None, pod())
+    node.version = 41
+    assert node.observer.snapshot().pods_resource_version == 41
+    node.version = 0  # a list is under way
+    assert node.observer.snapshot().pods_resource_version == 41
+
+
+def entry(uid: str) -> dict[str, Any]:
+    charge = {"hugepages-2Mi": "8Mi"}
+    return {"uid": uid, "namespace": "ns", "name": "old", "quotas": ["ns/q"], "charge": charge}
+
+
+def test_what_the_last_report_knew_is_carried_over_while_its_cgroup_is_there(node: Node) -> None:
+    """The pod was deleted while no agent ran, and its processes are still ending."""
+    node.observer.carry_over({"bootID": BOOT, "pods": [entry("ending"), entry("ended")]})
+    cgroup = node.make_cgroup("ending", reserved=2)
+    assert node.observer.snapshot().pods == (
+        {**entry("ending"), "inUse": {"hugepages-2Mi": "2Mi"}},
+    )
+    shutil.rmtree(cgroup)
+    assert node.listed() == []
+
+
+def test_what_the_api_tells_goes_before_what_is_carried_over(node: Node) -> None:
+    node.observer.carry_over({"bootID": BOOT, "pods": [entry("u")]})
+    node.make_cgroup("u")
+    node.tell(None, pod())
+    (listed,) = node.observer.snapshot().pods
+    assert listed["name"] == "name-u"
+    node.tell(pod(), None)
+    assert node.listed() == ["u"]
+
+
+def test_nothing_is_carried_over_a_boot(node: Node) -> None:
+    node.observer.carry_over({"bootID": "another", "pods": [entry("u")]})
+    node.make_cgroup("u")
+    assert node.listed() == []
+
+
+@pytest.mark.parametrize("last", [None, {}, {"bootID": BOOT}])
+def test_there_may_be_no_last_report(node: Node, last: dict[str, Any] | None) -> None:
+    node.observer.carry_over(last)
+    assert node.listed() == []
+
+
+def test_that_cgroups_cannot_be_seen_is_not_that_they_are_gone(node: Node) -> None:
+    node.tell(None, pod())
+    node.make_cgroup("u")
+    node.tell(pod(), None)
+    hidden = node.cgroup2.rename(node.cgroup2.with_name("elsewhere"))
+    with pytest.raises(HostUnreadable):
+        node.observer.snapshot()
+    hidden.rename(node.cgroup2)
+    assert node.listed() == ["u"]
