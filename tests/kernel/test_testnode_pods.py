@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.testnode import cgroup_tree, volumes
-from tests.testnode.naming import DRIVERS, Driver
+from tests.testnode.hugepages import page_sizes
+from tests.testnode.naming import DRIVERS, Driver, kernel_size
 from tests.testnode.pod import Place, PodRun
 from tests.workloads import command
 
@@ -126,7 +127,10 @@ async def test_container_runs_in_its_cgroup_with_kubelets_limits(
         )
         assert (own / "cgroup.procs").read_text().split()
         assert (cgroup / "hugetlb.2MB.max").read_text() == f"{4 * MIB}\n"
-        assert (cgroup / "hugetlb.1GB.max").read_text() == "0\n"
+        for size in set(page_sizes()) - {PAGE}:
+            assert (cgroup / f"hugetlb.{kernel_size(size)}.max").read_text() == "0\n"
+        # kubelet writes 1 << 62 where it means no limit (qos_container_manager_linux.go).
+        assert (cgroup.parent / "hugetlb.2MB.max").read_text() == f"{1 << 62}\n"
         # What a kubelet before 1.29 leaves alone, at both levels.
         assert unlimited(cgroup / "hugetlb.2MB.rsvd.max")
         assert unlimited(own / "hugetlb.2MB.max")
@@ -237,13 +241,14 @@ async def test_the_page_size_of_an_empty_dir_must_be_known(place: Place) -> None
         await watched.over()
 
 
-async def test_containers_of_a_pod_share_volumes_and_hide_their_root(
+async def test_a_container_sees_its_volumes_and_hides_its_root(
     place: Place, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     shared = tmp_path_factory.mktemp("host")
     script = (
         "echo private > /root-of-container; echo seen > /host/file; echo empty > /plain/file;"
-        " cat /memory/none 2>/dev/null; grep -c ' /memory tmpfs ' /proc/self/mounts; id -u; pwd"
+        " touch /memory/file 2>/dev/null || echo read-only;"
+        " grep -c ' /memory tmpfs ' /proc/self/mounts; id -u; pwd"
     )
     pod = make_pod(
         {
@@ -267,7 +272,9 @@ async def test_containers_of_a_pod_share_volumes_and_hide_their_root(
         ],
     )
     status = await run_to_end(pod, place)
-    assert ended(status)["message"].split("\n")[:-1] == ["1", "0", "/made/for/it", "pod-a"]
+    assert ended(status)["message"].split("\n")[:-1] == [
+        "read-only", "1", "0", "/made/for/it", "pod-a",
+    ]  # fmt: skip
     assert (shared / "file").read_text() == "seen\n"
     assert not Path("/root-of-container").exists()
     assert not Path("/made").exists()
@@ -297,6 +304,54 @@ async def test_a_container_does_not_hold_another_pods_mounts(
             async with asyncio.timeout(5):
                 while (place.pods_cgroup() / "hugetlb.2MB.current").read_text() != "0\n":
                     await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("privileged", [False, True])
+async def test_a_container_has_containerds_default_capabilities_at_most(
+    place: Place, privileged: bool
+) -> None:
+    def capabilities(text: str) -> int:
+        line = next(line for line in text.splitlines() if line.startswith("CapBnd"))
+        return int(line.split()[1], 16)
+
+    mine = capabilities(Path("/proc/self/status").read_text())
+    container = {
+        "command": ["cat", "/proc/self/status"],
+        "securityContext": {"privileged": privileged},
+    }
+    status = await run_to_end(make_pod(container), place)
+    # What "docker run" shows too.
+    assert capabilities(ended(status)["message"]) == (mine if privileged else mine & 0xA80425FB)
+
+
+async def test_fs_group_owns_volumes_and_is_a_group_of_the_process(place: Place) -> None:
+    container = {
+        "command": ["sh", "-c", "touch /data/file; stat -c %g /data/file; id -G; id -u"],
+        "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+    }
+    pod = make_pod(
+        container,
+        securityContext={"runAsUser": 65534, "runAsGroup": 65534, "fsGroup": 4242},
+        volumes=[{"name": "data", "emptyDir": {}}],
+    )
+    status = await run_to_end(pod, place)
+    assert ended(status)["message"].split("\n")[:-1] == ["4242", "65534 4242", "65534"]
+
+
+async def test_restart_policy_always_goes_on_until_the_pod_is_deleted(place: Place) -> None:
+    async with Watched(make_pod({"command": ["true"]}, restartPolicy="Always"), place) as watched:
+        status = await watched.until(
+            lambda status: status["containerStatuses"][0]["restartCount"] == 2
+        )
+        assert status["phase"] == "Running"
+        watched.run.terminate(0)
+        status = await watched.over()
+    assert status["phase"] == "Succeeded"
+    reasons = {
+        one["containerStatuses"][0]["state"].get("waiting", {}).get("reason")
+        for one in watched.reports
+    }
+    assert "CrashLoopBackOff" in reasons
 
 
 async def test_ipc_namespace_ends_with_the_pod(place: Place) -> None:

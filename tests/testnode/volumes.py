@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from tests.testnode.naming import resource_name
 _EMPTY_DIR = "kubernetes.io~empty-dir"
 _PROJECTED = "kubernetes.io~projected"
 _UMOUNT_NOFOLLOW, _MNT_DETACH = 8, 2
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -46,8 +49,8 @@ def unmount_below(directory: Path) -> None:
 def mounts_below(directory: Path) -> list[Path]:
     """Mount points at ``directory`` or below, in the order they were mounted."""
     points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    # mountinfo writes blanks in paths as octal escapes.
-    paths = [Path(point.encode().decode("unicode_escape")) for point in points]
+    # mountinfo writes blanks and backslashes in paths as octal escapes.
+    paths = [Path(_OCTAL.sub(lambda hit: chr(int(hit[1], 8)), point)) for point in points]
     return [path for path in paths if path == directory or directory in path.parents]
 
 
