@@ -1,4 +1,4 @@
-"""The test node as a program; ``--help`` tells its options."""
+"""A node for tests and demo: does to cgroups what kubelet and containerd do, and no more."""
 
 from __future__ import annotations
 
