@@ -1,0 +1,214 @@
+"""An API server in memory, as far as admission uses one; and the objects to put in it."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from hugetlb_quota.accounting.forest import QuotaKey
+from hugetlb_quota.admission.review import AdmissionRequest
+from hugetlb_quota.kube import errors
+from hugetlb_quota.kube.quotas import QuotaObject
+from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, NAMESPACES, Resource
+
+Json = dict[str, Any]
+
+#: What becomes of a request: answered, lost on its way, or its answer lost.
+Fate = Literal["answered", "lost", "answer lost"]
+
+
+class FakeApi:
+    """Objects with resourceVersions that only grow; status writes are compared."""
+
+    def __init__(self) -> None:
+        self.objects: dict[tuple[str, str, str], Json] = {}
+        self.version = 0
+        self.requests: list[str] = []
+
+    async def turn(self, request: str) -> Fate:
+        """Called before each request; what it waits for, the request waits for."""
+        self.requests.append(request)
+        await asyncio.sleep(0)
+        return "answered"
+
+    @property
+    def writes(self) -> list[str]:
+        return [each for each in self.requests if each.startswith("PUT")]
+
+    def put(self, raw: Json) -> Json:
+        """Store as an administrator would: a new version of whatever is there."""
+        self.version += 1
+        metadata = raw["metadata"]
+        kept = copy.deepcopy(raw)
+        kept["metadata"] |= {"resourceVersion": str(self.version)}
+        kept["metadata"].setdefault("uid", f"uid-{self.version}")
+        plural = NAMESPACES.plural if raw["kind"] == "Namespace" else HUGETLB_QUOTAS.plural
+        self.objects[plural, metadata.get("namespace", ""), metadata["name"]] = kept
+        return kept
+
+    def quota(self, key: str) -> QuotaObject:
+        return QuotaObject.from_json(self.raw(key))
+
+    def raw(self, key: str) -> Json:
+        namespace, name = QuotaKey.parse(key)
+        return self.objects[HUGETLB_QUOTAS.plural, namespace, name]
+
+    def reservations(self, key: str) -> dict[str, str]:
+        """UID to what it holds of 2Mi pages."""
+        reserved = self.raw(key).get("status", {}).get("reservations", [])
+        return {each["uid"]: each["charge"].get("hugepages-2Mi", "0") for each in reserved}
+
+    async def get(
+        self,
+        resource: Resource,
+        name: str,
+        namespace: str | None = None,
+        *,
+        timeout: float = 1.0,
+    ) -> Json:
+        fate = await self.turn(f"GET {resource.plural} {namespace or ''}/{name}")
+        found = copy.deepcopy(self.objects.get((resource.plural, namespace or "", name)))
+        if fate != "answered":
+            raise errors.ApiUnreachable("The API server did not answer GET.")
+        if found is None:
+            raise errors.NotFound(404, "NotFound", f"{resource} {name!r} not found")
+        return found
+
+    async def list_page(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        field_selector: str | None = None,
+        limit: int | None = None,
+        continuation: str | None = None,
+        timeout: float = 1.0,
+    ) -> Json:
+        fate = await self.turn(f"LIST {resource.plural} {namespace or ''}")
+        if fate != "answered":
+            raise errors.ApiUnreachable("The API server did not answer LIST.")
+        items = [
+            copy.deepcopy(raw)
+            for (plural, where, _), raw in self.objects.items()
+            if plural == resource.plural and namespace in (None, where)
+        ]
+        return {"metadata": {"resourceVersion": str(self.version)}, "items": items}
+
+    async def replace(
+        self,
+        resource: Resource,
+        name: str,
+        body: Json,
+        namespace: str | None = None,
+        *,
+        subresource: str | None = None,
+        timeout: float = 1.0,
+    ) -> Json:
+        assert subresource == "status"
+        fate = await self.turn(f"PUT {resource.plural}/status {namespace or ''}/{name}")
+        if fate == "lost":
+            raise errors.ApiUnreachable("The API server did not answer PUT.")
+        stored = self.objects.get((resource.plural, namespace or "", name))
+        if stored is None:
+            raise errors.NotFound(404, "NotFound", f"{resource} {name!r} not found")
+        sent = body["metadata"]
+        if (sent["resourceVersion"], sent["uid"]) != (
+            stored["metadata"]["resourceVersion"],
+            stored["metadata"]["uid"],
+        ):
+            raise errors.Conflict(409, "Conflict", "the object has been modified")
+        written = self.put({**stored, "status": copy.deepcopy(body["status"])})
+        self.wrote(f"{namespace}/{name}")
+        if fate == "answer lost":
+            raise errors.ApiUnreachable("The API server did not answer PUT.")
+        return copy.deepcopy(written)
+
+    def wrote(self, key: str) -> None:
+        """Called after each status write."""
+
+
+def quota(
+    key: str,
+    hard: Mapping[str, str | int],
+    *,
+    parent: str | None = None,
+    selector: Json | None = None,
+    children: Json | None = None,
+    pods: Mapping[str, str] | None = None,
+    reservations: list[Json] | None = None,
+    terminating: bool = False,
+) -> Json:
+    """A HugeTLBQuota in JSON; ``hard`` and ``pods`` are by resource name."""
+    namespace, name = QuotaKey.parse(key)
+    spec: Json = {"hard": dict(hard)}
+    if parent is not None:
+        above = QuotaKey.parse(parent)
+        spec["parentRef"] = {"namespace": above.namespace, "name": above.name}
+    if selector is not None:
+        spec["podSelector"] = selector
+    if children is not None:
+        spec["childNamespaces"] = children
+    metadata: Json = {"namespace": namespace, "name": name, "generation": 1}
+    if terminating:
+        metadata["deletionTimestamp"] = "2026-11-22T12:00:00Z"
+    return {
+        "apiVersion": "hugetlb.dev/v1alpha1",
+        "kind": "HugeTLBQuota",
+        "metadata": metadata,
+        "spec": spec,
+        "status": {"pods": dict(pods or {}), "reservations": reservations or []},
+    }
+
+
+def namespace(name: str, **labels: str) -> Json:
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+
+
+def reservation(uid: str, pod: str, amount: str, expires: str = "2026-11-22T12:00:00Z") -> Json:
+    return {"uid": uid, "pod": pod, "charge": {"hugepages-2Mi": amount}, "expires": expires}
+
+
+def pod(
+    uid: str = "pod-1",
+    request: Mapping[str, Any] | None = None,
+    *,
+    namespace: str = "db",
+    labels: Mapping[str, str] | None = None,
+    **fields: Any,
+) -> Json:
+    """A pod of one container in JSON; ``fields`` go into its metadata."""
+    resources = {"requests": dict({"hugepages-2Mi": "64Mi"} if request is None else request)}
+    metadata = {"namespace": namespace, "name": f"name-of-{uid}", "uid": uid}
+    return {
+        "metadata": {**metadata, "labels": dict(labels or {}), **fields},
+        "spec": {"containers": [{"name": "main", "resources": resources}]},
+    }
+
+
+def create(raw: Json, **fields: Any) -> AdmissionRequest:
+    """The request to create ``raw``; ``fields`` are others of the request."""
+    return _request("CREATE", raw, object=raw, **fields)
+
+
+def update(old: Json, new: Json, **fields: Any) -> AdmissionRequest:
+    return _request("UPDATE", new, object=new, old_object=old, **fields)
+
+
+def delete(old: Json, **fields: Any) -> AdmissionRequest:
+    return _request("DELETE", old, old_object=old, **fields)
+
+
+def _request(operation: str, raw: Json, **fields: Any) -> AdmissionRequest:
+    metadata = raw["metadata"]
+    return AdmissionRequest.model_validate(
+        {
+            "uid": "request-1",
+            "resource": {"resource": "any"},
+            "operation": operation,
+            "namespace": metadata["namespace"],
+            "name": metadata["name"],
+            **fields,
+        }
+    )

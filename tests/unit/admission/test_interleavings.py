@@ -1,0 +1,245 @@
+"""Many requests at once, their API calls in any order, some lost: no quota is ever exceeded.
+
+The order comes from hypothesis: each API call waits until it is picked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.accounting.counter import Counter
+from hugetlb_quota.admission.deadline import Deadline
+from hugetlb_quota.admission.pods import PodAdmission
+from hugetlb_quota.admission.review import Decision
+from hugetlb_quota.kube import errors, status
+from hugetlb_quota.kube.quotas import QuotaObject
+from hugetlb_quota.page_size import PageSize
+from tests.unit.admission.fake_api import FakeApi, Fate, create, namespace, pod, quota
+
+SIZE = PageSize(2 * 1024**2)
+CHAINS = {
+    "a": ("a/leaf", "t/tenant"),
+    "b": ("b/leaf", "t/tenant"),
+    "c": ("c/leaf", "c/middle", "t/tenant"),
+}
+
+
+class Picked(FakeApi):
+    """Every request waits for its turn, and a written quota is checked at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[asyncio.Future[Fate]] = []
+        self.exceeded: list[str] = []
+        self.over = False
+
+    async def turn(self, request: str) -> Fate:
+        self.requests.append(request)
+        if self.over:
+            return "lost"
+        future: asyncio.Future[Fate] = asyncio.get_running_loop().create_future()
+        self.waiting.append(future)
+        return await future
+
+    def wrote(self, key: str) -> None:
+        counter = self.quota(key).counter
+        if counter.used.of(SIZE) > counter.hard.of(SIZE):
+            self.exceeded.append(f"{key}: {counter}")
+
+    def end(self) -> None:
+        """Let everyone go who still waits: hypothesis may break an example off."""
+        self.over = True
+        for future in self.waiting:
+            if not future.done():
+                future.set_result("lost")
+
+    def held(self, key: str) -> set[str]:
+        return set(self.reservations(key))
+
+
+def world(hard: dict[str, int]) -> Picked:
+    api = Picked()
+    api.put(namespace("t"))
+    parents = {link: above for c in CHAINS.values() for link, above in pairwise(c)}
+    for name in CHAINS:
+        api.put(namespace(name, in_tenant="yes"))
+    for key in {link for chain in CHAINS.values() for link in chain}:
+        api.put(
+            quota(
+                key,
+                {"hugepages-2Mi": f"{2 * hard[key]}Mi"},
+                parent=parents.get(key),
+                selector={} if key.endswith("leaf") else {"matchLabels": {"no": "pod"}},
+                children={"matchLabels": {"in_tenant": "yes"}},
+            )
+        )
+    return api
+
+
+async def run(
+    api: Picked,
+    demands: list[tuple[str, int]],
+    pick: Callable[[int], int],
+    fate: Callable[[], Fate],
+    count: bool,
+) -> dict[str, bool]:
+    """Decide on all pods at once, by two replicas; which were admitted, by UID."""
+    replicas = (PodAdmission(api), PodAdmission(api))
+    admitted: dict[str, bool] = {}
+
+    async def ask(index: int, where: str, pages: int) -> None:
+        uid = f"{where}-{index}"
+        request = create(pod(uid, {"hugepages-2Mi": f"{2 * pages}Mi"}, namespace=where))
+        try:
+            decision = await replicas[index % 2].decide(request, Deadline.after(3600))
+        except errors.ApiUnreachable:
+            decision = Decision(allowed=False)
+        admitted[uid] = decision.allowed
+        if decision.allowed and count:
+            await see(uid, where)
+
+    async def see(uid: str, where: str) -> None:
+        """What the recount does: from reservation to pods in one write, quota by quota."""
+
+        def counted(quota: QuotaObject) -> QuotaObject:
+            counter: Counter = quota.counter
+            (mine,) = (each for each in counter.reservations if each.uid == uid)
+            return quota.with_counter(
+                replace(counter.release(uid), pods=counter.pods + mine.charge)
+            )
+
+        for key in CHAINS[where]:
+            await status.compare_and_swap(api, api.quota(key).key, counted, within=3600)
+
+    tasks = [
+        asyncio.create_task(ask(index, where, pages))
+        for index, (where, pages) in enumerate(demands)
+    ]
+    closing: list[asyncio.Task[None]] = []
+    try:
+        while True:
+            for _ in range(30):  # until everyone waits for a turn
+                await asyncio.sleep(0)
+            if not api.waiting:
+                if all(task.done() for task in tasks):
+                    if closing:
+                        break
+                    closing = [asyncio.create_task(replica.close()) for replica in replicas]
+                continue
+            api.waiting.pop(pick(len(api.waiting))).set_result("answered" if count else fate())
+    finally:
+        api.end()
+    await asyncio.gather(*tasks, *closing)
+    return admitted
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conflicts are tried again at once: the order is what varies here."""
+    monkeypatch.setattr(status, "FIRST_BACKOFF", 0.0)
+    monkeypatch.setattr(status, "LONGEST_BACKOFF", 0.0)
+
+
+LIMITS = st.fixed_dictionaries(
+    {
+        "a/leaf": st.integers(0, 4),
+        "b/leaf": st.integers(0, 4),
+        "c/leaf": st.integers(0, 4),
+        "c/middle": st.integers(0, 4),
+        "t/tenant": st.integers(1, 6),
+    }
+)
+DEMANDS = st.lists(
+    st.tuples(st.sampled_from(sorted(CHAINS)), st.integers(1, 3)), min_size=1, max_size=5
+)
+QUICKLY = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@QUICKLY
+@given(LIMITS, DEMANDS, st.data())
+def test_all_or_nothing_is_held_and_never_too_much(
+    hard: dict[str, int], demands: list[tuple[str, int]], data: st.DataObject
+) -> None:
+    api = world(hard)
+    admitted = asyncio.run(
+        run(
+            api,
+            demands,
+            pick=lambda waiting: data.draw(st.integers(0, waiting - 1)),
+            fate=lambda: "answered",
+            count=False,
+        )
+    )
+    assert api.exceeded == []
+    for key in hard:
+        under = {uid for uid, yes in admitted.items() if yes and key in CHAINS[uid[0]]}
+        assert api.held(key) == under
+    # What fits beside all that was admitted was not refused for good: it fits now.
+    used = {key: api.quota(key).counter.used for key in hard}
+    for index, (where, pages) in enumerate(demands):
+        alone = all(used[key] == Charge({SIZE: 0}) for key in CHAINS[where])
+        fits = all(pages <= hard[key] for key in CHAINS[where])
+        if len(demands) == 1 and alone:
+            assert admitted[f"{where}-{index}"] == fits
+
+
+@QUICKLY
+@given(LIMITS, DEMANDS, st.data())
+def test_while_the_controller_counts_nothing_is_exceeded_either(
+    hard: dict[str, int], demands: list[tuple[str, int]], data: st.DataObject
+) -> None:
+    api = world(hard)
+    admitted = asyncio.run(
+        run(
+            api,
+            demands,
+            pick=lambda waiting: data.draw(st.integers(0, waiting - 1)),
+            fate=lambda: "answered",
+            count=True,
+        )
+    )
+    assert api.exceeded == []
+    for key in hard:
+        expected = sum(
+            pages
+            for index, (where, pages) in enumerate(demands)
+            if key in CHAINS[where] and admitted[f"{where}-{index}"]
+        )
+        assert api.quota(key).counter.used.of(SIZE) == expected * SIZE.bytes
+        assert api.held(key) == set()
+
+
+@QUICKLY
+@given(LIMITS, DEMANDS, st.data())
+def test_lost_requests_leave_too_much_held_at_worst(
+    hard: dict[str, int], demands: list[tuple[str, int]], data: st.DataObject
+) -> None:
+    api = world(hard)
+    fates: st.SearchStrategy[Fate] = st.sampled_from(
+        ["answered", "answered", "answered", "lost", "answer lost"]
+    )
+    admitted = asyncio.run(
+        run(
+            api,
+            demands,
+            pick=lambda waiting: data.draw(st.integers(0, waiting - 1)),
+            fate=lambda: data.draw(fates),
+            count=False,
+        )
+    )
+    assert api.exceeded == []
+    for key in hard:
+        under = {uid for uid, yes in admitted.items() if yes and key in CHAINS[uid[0]]}
+        assert api.held(key) >= under

@@ -1,0 +1,335 @@
+"""Decisions on pods, one request at a time."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from hugetlb_quota.admission.deadline import Deadline
+from hugetlb_quota.admission.pods import PodAdmission
+from hugetlb_quota.admission.review import AdmissionRequest, Decision
+from hugetlb_quota.kube import errors
+from tests.unit.admission.fake_api import (
+    FakeApi,
+    Fate,
+    create,
+    namespace,
+    pod,
+    quota,
+    reservation,
+    update,
+)
+
+NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+
+
+@pytest.fixture
+def api() -> FakeApi:
+    """Tenant acme/tenant of 256Mi, and db/leaf of 128Mi under it."""
+    api = FakeApi()
+    api.put(namespace("acme"))
+    api.put(namespace("db", tenant="acme"))
+    api.put(
+        quota(
+            "acme/tenant",
+            {"hugepages-2Mi": "256Mi"},
+            children={"matchLabels": {"tenant": "acme"}},
+        )
+    )
+    api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant"))
+    return api
+
+
+async def decide(api: FakeApi, request: AdmissionRequest, seconds: float = 9.0) -> Decision:
+    admission = PodAdmission(api, now=lambda: NOW)
+    try:
+        return await admission.decide(request, Deadline.after(seconds))
+    finally:
+        await admission.close()
+
+
+async def test_a_pod_that_fits_is_reserved_on_its_whole_chain(api: FakeApi) -> None:
+    assert (await decide(api, create(pod()))).allowed
+    assert api.reservations("db/leaf") == api.reservations("acme/tenant") == {"pod-1": "64Mi"}
+    assert api.writes == [
+        "PUT hugetlbquotas/status db/leaf",
+        "PUT hugetlbquotas/status acme/tenant",
+    ]
+    status = api.raw("db/leaf")["status"]
+    assert status["used"] == {"hugepages-2Mi": "64Mi"}
+    assert status["summary"] == "2Mi: 64Mi/128Mi"
+    assert status["reservations"][0]["pod"] == "db/name-of-pod-1"
+
+
+async def test_a_reservation_outlives_every_request_that_may_still_create_the_pod(
+    api: FakeApi,
+) -> None:
+    await decide(api, create(pod()), seconds=9.0)
+    (held,) = api.quota("db/leaf").counter.reservations
+    # 60 s for the API request from the last moment at which this answer may go out.
+    assert NOW + timedelta(seconds=68.5) < held.expires <= NOW + timedelta(seconds=69)
+
+
+async def test_every_quota_that_refuses_is_named_and_nothing_is_written(api: FakeApi) -> None:
+    decision = await decide(api, create(pod(request={"hugepages-2Mi": "512Mi"})))
+    assert not decision.allowed
+    assert "HugeTLBQuota db/leaf has room for 128Mi" in decision.message
+    assert "HugeTLBQuota acme/tenant has room for 256Mi" in decision.message
+    assert api.writes == []
+
+
+async def test_an_ancestor_alone_can_refuse(api: FakeApi) -> None:
+    api.put(quota("db/leaf", {"hugepages-2Mi": "1Gi"}, parent="acme/tenant"))
+    decision = await decide(api, create(pod(request={"hugepages-2Mi": "512Mi"})))
+    assert "acme/tenant" in decision.message
+    assert "HugeTLBQuota db/leaf" not in decision.message
+
+
+async def test_expired_reservations_of_others_still_count_and_stay(api: FakeApi) -> None:
+    others = [reservation("other", "db/other", "128Mi", "2020-01-01T00:00:00Z")]
+    api.put(
+        quota(
+            "db/leaf",
+            {"hugepages-2Mi": "128Mi"},
+            parent="acme/tenant",
+            reservations=others,
+        )
+    )
+    assert not (await decide(api, create(pod()))).allowed
+    assert api.reservations("db/leaf") == {"other": "128Mi"}
+
+
+async def test_a_request_sent_again_replaces_its_reservation(api: FakeApi) -> None:
+    for _ in range(3):
+        assert (await decide(api, create(pod(request={"hugepages-2Mi": "128Mi"})))).allowed
+    assert api.reservations("db/leaf") == {"pod-1": "128Mi"}
+
+
+async def test_a_request_refused_the_second_time_gives_back_what_the_first_held(
+    api: FakeApi,
+) -> None:
+    assert (await decide(api, create(pod(request={"hugepages-2Mi": "128Mi"})))).allowed
+    api.raw("acme/tenant")["spec"]["hard"] = {"hugepages-2Mi": "2Mi"}
+    assert not (await decide(api, create(pod(request={"hugepages-2Mi": "128Mi"})))).allowed
+    assert api.reservations("db/leaf") == api.reservations("acme/tenant") == {}
+
+
+async def test_a_dry_run_decides_and_writes_nothing(api: FakeApi) -> None:
+    assert (await decide(api, create(pod(), dry_run=True))).allowed
+    large = pod(request={"hugepages-2Mi": "512Mi"})
+    assert not (await decide(api, create(large, dry_run=True))).allowed
+    assert api.writes == []
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        pod(request={"cpu": "1"}),
+        pod(request={"hugepages-2Mi": "0"}),
+        pod(request={"hugepages-1Gi": "1Gi"}, namespace="elsewhere"),
+        pod(deletionTimestamp="2026-11-22T12:00:00Z"),
+        {**pod(), "status": {"phase": "Succeeded"}},
+    ],
+    ids=["no huge pages", "zero", "no quota there", "leaving", "finished"],
+)
+async def test_what_charges_nothing_is_allowed(api: FakeApi, raw: dict[str, Any]) -> None:
+    assert (await decide(api, create(raw))).allowed
+    assert api.writes == []
+
+
+async def test_a_size_that_no_quota_limits_is_counted_all_the_same(api: FakeApi) -> None:
+    assert (await decide(api, create(pod(request={"hugepages-1Gi": "4Gi"})))).allowed
+    assert api.raw("acme/tenant")["status"]["used"]["hugepages-1Gi"] == "4Gi"
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ({"hugepages-2Mi": "-2Mi"}, "negative"),
+        ({"hugepages-2Mi": "9223372036854775808"}, "2^63"),
+        ({"hugepages-3Mi": "3Mi"}, "'hugepages-3Mi' names no huge page size"),
+        ({"hugepages-2Mi": "lots"}, "'lots' is not a quantity"),
+    ],
+)
+async def test_a_malformed_demand_is_refused_with_the_reason(
+    api: FakeApi, request_: dict[str, str], said: str
+) -> None:
+    decision = await decide(api, create(pod(request=request_)))
+    assert not decision.allowed
+    assert said in decision.message
+    assert "db/name-of-pod-1" in decision.message
+    assert api.writes == []
+
+
+MIRROR = {"kubernetes.io/config.mirror": "hash"}
+
+
+async def test_only_a_node_may_show_a_mirror_pod(api: FakeApi) -> None:
+    raw = pod(request={"hugepages-2Mi": "1Ti"}, annotations=MIRROR)
+    nodes = {"username": "system:node:a", "groups": ["system:nodes"]}
+    assert (await decide(api, create(raw, user_info=nodes))).allowed
+    assert not (await decide(api, create(raw, user_info={"username": "tenant"}))).allowed
+
+
+async def test_a_missing_parent_refuses(api: FakeApi) -> None:
+    del api.objects["hugetlbquotas", "acme", "tenant"]
+    decision = await decide(api, create(pod()))
+    assert "names the parent acme/tenant, which does not exist" in decision.message
+    assert api.writes == []
+
+
+async def test_a_parent_that_does_not_let_the_namespace_attach_refuses(api: FakeApi) -> None:
+    api.put(namespace("db", tenant="other"))
+    assert "does not let quotas of namespace db attach" in (
+        (await decide(api, create(pod()))).message
+    )
+
+
+async def test_a_cycle_refuses_and_ends(api: FakeApi) -> None:
+    api.put(quota("acme/tenant", {}, parent="db/leaf", children={}))
+    api.put(quota("db/leaf", {}, parent="acme/tenant", children={}))
+    assert "cycle" in (await decide(api, create(pod()))).message
+
+
+async def test_a_chain_of_many_levels_is_refused_as_too_long(api: FakeApi) -> None:
+    for level in range(40):
+        api.put(quota(f"db/q{level}", {}, parent=f"db/q{level + 1}"))
+    assert "over more than 16 levels" in (await decide(api, create(pod()))).message
+
+
+async def test_a_quota_that_is_being_deleted_takes_no_pod(api: FakeApi) -> None:
+    api.put(
+        quota(
+            "acme/tenant",
+            {"hugepages-2Mi": "256Mi"},
+            children={"matchLabels": {}},
+            terminating=True,
+        )
+    )
+    assert "acme/tenant is being deleted" in (await decide(api, create(pod()))).message
+
+
+async def test_an_invalid_quota_in_the_namespace_refuses(api: FakeApi) -> None:
+    api.put(quota("db/old", {"hugepages-3Mi": "3Mi"}))
+    decision = await decide(api, create(pod()))
+    assert "HugeTLBQuota db/old is invalid" in decision.message
+    assert api.writes == []
+
+
+async def test_a_pod_without_a_uid_can_not_be_reserved_for(api: FakeApi) -> None:
+    assert "no UID" in (await decide(api, create(pod(uid="")))).message
+
+
+async def test_namespaces_are_read_only_where_a_link_crosses_them(api: FakeApi) -> None:
+    api.put(quota("db/leaf", {}, parent="db/root"))
+    api.put(quota("db/root", {}))
+    api.put(quota("db/other", {}, selector={"matchLabels": {"not": "this"}}, parent="acme/tenant"))
+    assert (await decide(api, create(pod()))).allowed
+    assert not [each for each in api.requests if "namespaces" in each]
+
+
+def relabelled(**labels: str) -> AdmissionRequest:
+    return update(pod(labels={"app": "old"}), pod(labels=labels))
+
+
+async def test_a_relabelled_pod_is_charged_only_where_it_was_not(api: FakeApi) -> None:
+    api.put(
+        quota(
+            "db/gold",
+            {"hugepages-2Mi": "64Mi"},
+            parent="acme/tenant",
+            selector={"matchLabels": {"app": "gold"}},
+        )
+    )
+    assert (await decide(api, relabelled(app="gold"))).allowed
+    assert api.writes == ["PUT hugetlbquotas/status db/gold"]
+
+
+async def test_a_relabelled_pod_needs_room_where_it_goes(api: FakeApi) -> None:
+    api.put(quota("db/gold", {"hugepages-2Mi": 0}, selector={"matchLabels": {"app": "gold"}}))
+    decision = await decide(api, relabelled(app="gold"))
+    assert "HugeTLBQuota db/gold has no room" in decision.message
+
+
+async def test_a_relabelled_pod_that_stays_where_it_is_writes_nothing(api: FakeApi) -> None:
+    assert (await decide(api, relabelled(app="new"))).allowed
+    assert api.writes == []
+
+
+class Intruding(FakeApi):
+    """Lets something happen just before the n-th status write."""
+
+    def __init__(self, *others: FakeApi) -> None:
+        super().__init__()
+        self.intrude: Any = None
+
+    async def turn(self, request: str) -> Fate:
+        fate = await super().turn(request)
+        if request.startswith("PUT") and self.intrude is not None:
+            act, self.intrude = self.intrude, None
+            act()
+        return fate
+
+
+@pytest.fixture
+def intruded(api: FakeApi) -> Intruding:
+    intruded = Intruding()
+    intruded.objects, intruded.version = api.objects, api.version
+    return intruded
+
+
+async def test_on_a_conflict_it_reads_again_and_checks_again(intruded: Intruding) -> None:
+    def take_all() -> None:
+        held = [reservation("other", "db/other", "128Mi")]
+        raw = quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant", reservations=held)
+        raw["metadata"]["uid"] = intruded.raw("db/leaf")["metadata"]["uid"]
+        intruded.put(raw)
+
+    intruded.intrude = take_all
+    decision = await decide(intruded, create(pod()))
+    assert "HugeTLBQuota db/leaf has no room: 128Mi of 128Mi is used" in decision.message
+    assert intruded.reservations("db/leaf") == {"other": "128Mi"}
+
+
+async def test_a_refusal_by_the_root_takes_back_what_the_leaf_holds(intruded: Intruding) -> None:
+    def lower() -> None:
+        raw = intruded.raw("acme/tenant")
+        raw["spec"]["hard"] = {"hugepages-2Mi": "2Mi"}
+        intruded.put(raw)
+
+    intruded.intrude = lower
+    decision = await decide(intruded, create(pod()))
+    assert "HugeTLBQuota acme/tenant has room for 2Mi" in decision.message
+    assert intruded.reservations("db/leaf") == {}
+
+
+async def test_a_quota_that_moves_meanwhile_is_decided_on_anew(intruded: Intruding) -> None:
+    def move() -> None:
+        intruded.put(quota("db/root", {"hugepages-2Mi": "1Gi"}))
+        raw = intruded.raw("db/leaf")
+        raw["spec"]["parentRef"] = {"namespace": "db", "name": "root"}
+        intruded.put(raw)
+
+    intruded.intrude = move
+    root_selects_nothing = {"matchLabels": {"no": "pod"}}
+    intruded.put(quota("db/root", {"hugepages-2Mi": "1Gi"}, selector=root_selects_nothing))
+    assert (await decide(intruded, create(pod()))).allowed
+    assert intruded.reservations("db/root") == {"pod-1": "64Mi"}
+    assert intruded.reservations("acme/tenant") == {}
+
+
+async def test_an_unreachable_api_takes_back_what_was_written(api: FakeApi) -> None:
+    class Losing(FakeApi):
+        async def turn(self, request: str) -> Fate:
+            await super().turn(request)
+            lost = len(self.writes) == 2 and request.startswith("PUT")
+            return "answer lost" if lost else "answered"
+
+    losing = Losing()
+    losing.objects, losing.version = api.objects, api.version
+    with pytest.raises(errors.ApiUnreachable):
+        await decide(losing, create(pod()))
+    # The second write did happen, though nobody heard of it.
+    assert losing.reservations("db/leaf") == losing.reservations("acme/tenant") == {}
