@@ -76,9 +76,11 @@ class Certificate:
         logger.info("The changed certificate is in use for new connections.")
 
     def _load(self) -> None:
-        certificate, key = self._files
+        # Tried first: a certificate that does not fit its key takes the place of the old
+        # one before OpenSSL refuses it.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(*self._files)
         # On the very context the server listens with: its next handshakes use it.
-        self.context.load_cert_chain(certificate, key)
+        self.context.load_cert_chain(*self._files)
 
     def _stamp(self) -> tuple[tuple[int, int, int], ...]:
         # Through kubelet's symlinks, which it swaps: the inode tells even if the time does not.

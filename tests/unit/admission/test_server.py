@@ -1,0 +1,208 @@
+"""The server over real TLS, on an API in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import trustme
+
+from hugetlb_quota.admission.server import BODY_LIMIT, Certificate, serve
+from hugetlb_quota.kube import errors
+from tests.unit.admission.fake_api import FakeApi, Fate, Json, namespace, pod, quota
+
+
+class Server:
+    def __init__(self, address: str, api: FakeApi, ca: trustme.CA) -> None:
+        self.address = address
+        self.api = api
+        self.trust = ssl.create_default_context()
+        ca.configure_trust(self.trust)
+
+    async def post(self, path: str, body: Any) -> tuple[int, str]:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        async with aiohttp.ClientSession() as session:
+            request = session.post(self.address + path, data=data, ssl=self.trust)
+            async with request as answer:
+                return answer.status, await answer.text()
+
+    async def review(self, path: str, body: Any) -> Json:
+        status, text = await self.post(path, body)
+        assert status == 200, text
+        answered: Json = json.loads(text)["response"]
+        return answered
+
+    async def get(self, path: str) -> tuple[int, str]:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(self.address + path, ssl=self.trust) as answer,
+        ):
+            return answer.status, await answer.text()
+
+
+class Api(FakeApi):
+    """Answers late or not at all when told."""
+
+    delay = 0.0
+    broken = False
+
+    async def turn(self, request: str) -> Fate:
+        await asyncio.sleep(self.delay)
+        if self.broken:
+            raise RuntimeError("a bug")
+        return await super().turn(request)
+
+
+def issue(ca: trustme.CA, directory: Path) -> tuple[Path, Path]:
+    """Write a certificate as a rotation does: whole files, put in place by rename."""
+    issued = ca.issue_cert("127.0.0.1")
+    paths = directory / "tls.crt", directory / "tls.key"
+    for path, blob in zip(paths, (issued.cert_chain_pems[0], issued.private_key_pem), strict=True):
+        blob.write_to_path(path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+    return paths
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    api = Api()
+    api.put(namespace("db"))
+    api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}))
+    ca = trustme.CA()
+    certificate = Certificate(*issue(ca, tmp_path))
+    async with serve(api, certificate, "127.0.0.1", 0) as (host, port):
+        yield Server(f"https://{host}:{port}", api, ca)
+
+
+def review(raw: Json, **fields: Any) -> Json:
+    request = {
+        "uid": "request-1",
+        "resource": {"group": "", "version": "v1", "resource": "pods"},
+        "operation": "CREATE",
+        "namespace": raw["metadata"]["namespace"],
+        "name": raw["metadata"]["name"],
+        "object": raw,
+    }
+    return {
+        "apiVersion": "admission.k8s.io/v1",
+        "kind": "AdmissionReview",
+        "request": request | fields,
+    }
+
+
+PODS = "/validate-pods?timeout=10s"
+
+
+async def test_a_decision_answers_the_uid_of_its_request(server: Server) -> None:
+    assert await server.review(PODS, review(pod())) == {"uid": "request-1", "allowed": True}
+    refused = await server.review(PODS, review(pod("two", {"hugepages-2Mi": "1Gi"})))
+    assert (refused["uid"], refused["allowed"], refused["status"]["code"]) == (
+        "request-1",
+        False,
+        403,
+    )
+
+
+async def test_quotas_have_a_path_of_their_own(server: Server) -> None:
+    resource = {"group": "hugetlb.dev", "version": "v1alpha1", "resource": "hugetlbquotas"}
+    bad = quota("db/bad", {"hugepages-2Mi": "3Mi"})
+    answer = await server.review("/validate-quotas", review(bad, resource=resource))
+    assert "use 2Mi or 4Mi" in answer["status"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"no json", "Invalid JSON"),
+        ({"kind": "AdmissionReview"}, "request: Field required"),
+        (review(pod(), object=None), "request.object is missing"),
+        (review(pod(), resource={"group": "apps", "resource": "deployments"}), "deployments.apps"),
+        (review(pod(), subResource="status"), "it is about pods"),
+    ],
+)
+async def test_what_is_no_review_is_a_bad_request(server: Server, body: Any, said: str) -> None:
+    status, text = await server.post(PODS, body)
+    assert status == 400
+    assert said in text
+    assert "Nothing was changed" in text
+    assert server.api.writes == []
+
+
+async def test_a_body_over_the_limit_is_too_large(server: Server) -> None:
+    status, text = await server.post(PODS, b" " * (BODY_LIMIT + 1))
+    assert status == 413
+    assert f"larger than {BODY_LIMIT} bytes" in text
+
+
+async def test_a_body_of_two_large_objects_is_taken(server: Server) -> None:
+    raw = pod(annotations={"padding": "x" * (BODY_LIMIT - 4096)})
+    assert (await server.review(PODS, review(raw)))["allowed"]
+
+
+async def test_when_time_is_short_it_refuses_in_time(server: Server) -> None:
+    assert isinstance(server.api, Api)
+    server.api.delay = 30.0
+    async with asyncio.timeout(5):
+        answer = await server.review("/validate-pods?timeout=1s", review(pod()))
+    assert "within 0.5 s" in answer["status"]["message"]
+
+
+async def test_a_bug_is_a_refusal(server: Server) -> None:
+    assert isinstance(server.api, Api)
+    server.api.broken = True
+    answer = await server.review(PODS, review(pod()))
+    assert not answer["allowed"]
+    assert "RuntimeError" in answer["status"]["message"]
+
+
+class Unreachable(FakeApi):
+    async def turn(self, request: str) -> Fate:
+        raise errors.ApiUnreachable("The API server can't be reached for GET /x: refused.")
+
+
+async def test_without_the_api_it_refuses_and_is_not_ready(tmp_path: Path) -> None:
+    ca = trustme.CA()
+    certificate = Certificate(*issue(ca, tmp_path))
+    async with serve(Unreachable(), certificate, "127.0.0.1", 0) as (host, port):
+        server = Server(f"https://{host}:{port}", Unreachable(), ca)
+        answer = await server.review(PODS, review(pod()))
+        assert "can't be reached" in answer["status"]["message"]
+        assert (await server.get("/healthz"))[0] == 200
+        status, text = await server.get("/readyz")
+        assert (status, "can't be reached" in text) == (503, True)
+
+
+async def test_it_is_ready_when_the_api_can_be_read(server: Server) -> None:
+    assert (await server.get("/readyz"))[0] == 200
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
+async def test_old_tls_is_refused(server: Server) -> None:
+    server.trust.minimum_version = ssl.TLSVersion.TLSv1
+    server.trust.maximum_version = ssl.TLSVersion.TLSv1_1
+    server.trust.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await server.get("/healthz")
+
+
+async def test_a_rotated_certificate_is_taken_up_and_a_torn_one_is_not(tmp_path: Path) -> None:
+    old, new = trustme.CA(), trustme.CA()
+    certificate = Certificate(*issue(old, tmp_path))
+    async with serve(FakeApi(), certificate, "127.0.0.1", 0) as (host, port):
+        before = Server(f"https://{host}:{port}", FakeApi(), old)
+        after = Server(f"https://{host}:{port}", FakeApi(), new)
+        torn = new.issue_cert("127.0.0.1").cert_chain_pems[0]
+        torn.write_to_path(tmp_path / "tls.crt")  # with the old key: halfway through
+        certificate.refresh()
+        assert (await before.get("/healthz"))[0] == 200
+        issue(new, tmp_path)
+        certificate.refresh()
+        assert (await after.get("/healthz"))[0] == 200
+        with pytest.raises(aiohttp.ClientConnectorCertificateError):
+            await before.get("/healthz")
