@@ -129,6 +129,8 @@ class Observer:
             if (entry := self._entry(pod, present)) is not None
         ]
         entries += self._carried_entries(present)
+        named = {cgroup_uid(pod) for pod in (*pods, *deleted)} | self._carried.keys()
+        entries += self._nameless_entries({uid: present[uid] for uid in present.keys() - named})
         return Snapshot(
             pods_resource_version=self._latest,
             ends=ends,
@@ -171,6 +173,20 @@ class Observer:
         return [
             {**entry, "inUse": self._in_use(present[uid]).to_resources()}
             for uid, entry in self._carried.items()
+        ]
+
+    def _nameless_entries(self, present: Mapping[str, Path]) -> list[Json]:
+        """Cgroups of pods that nothing is known of, if they hold huge pages.
+
+        Such a pod came and was deleted while no agent ran, or its cgroup was made after
+        a forced deletion. All that can be said is its UID; that keeps its charge.
+        """
+        in_use = {uid: self._in_use(path) for uid, path in present.items()}
+        return [
+            {"uid": uid, "namespace": "", "name": "", "quotas": [], "charge": {}}
+            | {"inUse": use.to_resources()}
+            for uid, use in in_use.items()
+            if use
         ]
 
     def _in_use(self, path: Path | None) -> Charge:

@@ -213,6 +213,24 @@ def test_nothing_is_carried_over_a_boot(node: Node) -> None:
     assert node.listed() == []
 
 
+def test_pages_of_a_pod_that_nothing_is_known_of_keep_its_charge(node: Node) -> None:
+    """It came and was deleted while no agent ran: its cgroup's name is all there is."""
+    cgroup = node.make_cgroup("unknown", reserved=2)
+    node.make_cgroup("empty")
+    assert node.observer.snapshot().pods == (
+        {
+            "uid": "unknown",
+            "namespace": "",
+            "name": "",
+            "quotas": [],
+            "charge": {},
+            "inUse": {"hugepages-2Mi": "2Mi"},
+        },
+    )
+    shutil.rmtree(cgroup)
+    assert node.listed() == []
+
+
 @pytest.mark.parametrize("last", [None, {}, {"bootID": BOOT}])
 def test_there_may_be_no_last_report(node: Node, last: dict[str, Any] | None) -> None:
     node.observer.carry_over(last)
