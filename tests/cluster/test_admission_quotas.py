@@ -1,0 +1,182 @@
+"""Bad quotas meet the API server, the CRD and admission as shipped; nothing changes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kube import chart
+from tests.kube.api import Api, ApiError, Object
+from tests.kube.control_plane import ControlPlane
+from tests.kube.programs import Programs
+
+QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
+SIZE = "hugepages-2Mi"
+
+
+@pytest.fixture(scope="module")
+def api(control_plane: ControlPlane, helm: Path) -> Iterator[Api]:
+    """The API with admission's webhooks in force."""
+    rendered = chart.render(helm)
+    chart.install(control_plane, rendered)
+    admission = Programs(control_plane, rendered).start_admission()
+    admission.wait_ready()
+    chart.register_webhooks(control_plane, rendered, admission.address)
+    yield control_plane.api
+    for found in rendered.of_kind(chart.WEBHOOKS):
+        control_plane.api.remove(found)
+    assert admission.stop() == 0
+
+
+@pytest.fixture
+def tenant(
+    api: Api, control_plane: ControlPlane, unique: Callable[[str], str]
+) -> Iterator[tuple[str, str]]:
+    """Two namespaces: TENANT/root of 256Mi, and DB/leaf of 128Mi below it."""
+    top, below = unique("tenant"), unique("db")
+    control_plane.create_namespace(top)
+    control_plane.create_namespace(below, {"tenant": top})
+    api.create(QUOTAS, quota(top, "root", "256Mi", children={"matchLabels": {"tenant": top}}))
+    api.create(QUOTAS, quota(below, "leaf", "128Mi", parent=(top, "root")))
+    yield top, below
+    for name in (below, top):
+        api.delete("v1/namespaces", name)
+
+
+def quota(
+    namespace: str,
+    name: str,
+    limit: Any,
+    *,
+    parent: tuple[str, str] | None = None,
+    children: Object | None = None,
+    size: str = SIZE,
+) -> Object:
+    spec: Object = {"hard": {size: limit}}
+    if parent is not None:
+        spec["parentRef"] = {"namespace": parent[0], "name": parent[1]}
+    if children is not None:
+        spec["childNamespaces"] = children
+    return {
+        "apiVersion": "hugetlb.dev/v1alpha1",
+        "kind": "HugeTLBQuota",
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": spec,
+    }
+
+
+def charge(api: Api, namespace: str, name: str, amount: str) -> None:
+    """As the controller counts pods."""
+    found = api.get(QUOTAS, name, namespace=namespace)
+    found["status"] = {"pods": {SIZE: amount}, "used": {SIZE: amount}}
+    api.replace(QUOTAS, found, subresource="status")
+
+
+def refusal(call: Callable[[], object]) -> str:
+    with pytest.raises(ApiError) as refused:
+        call()
+    assert refused.value.code in (403, 422)
+    return refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("size", "limit", "said"),
+    [
+        ("hugepages-3Mi", "3Mi", "hugepages-3Mi' names no huge page size"),
+        ("memory", "64Mi", "memory"),
+        ("hugepages-huge", "64Mi", "hugepages-huge"),
+        (SIZE, "3Mi", "multiple"),
+        (SIZE, 3, "multiple"),
+        (SIZE, "-2Mi", "negative"),
+        (SIZE, "many", "quantity"),
+        (SIZE, "9223372036854775808", "quantity"),
+        (SIZE, True, "hard"),
+    ],
+)
+def test_a_malformed_limit_changes_nothing(
+    api: Api, tenant: tuple[str, str], size: str, limit: Any, said: str
+) -> None:
+    top, _ = tenant
+    told = refusal(lambda: api.create(QUOTAS, quota(top, "bad", limit, size=size)))
+    assert said.strip("'") in told or said.replace("'", "") in told, told
+    names = [each["metadata"]["name"] for each in api.list(QUOTAS, namespace=top)]
+    assert names == ["root"]
+
+
+def test_its_own_parent(api: Api, tenant: tuple[str, str]) -> None:
+    top, _ = tenant
+    assert "names itself as its parent" in refusal(
+        lambda: api.create(QUOTAS, quota(top, "self", "2Mi", parent=(top, "self")))
+    )
+
+
+def test_a_cycle(api: Api, tenant: tuple[str, str]) -> None:
+    top, _ = tenant
+    api.create(QUOTAS, quota(top, "middle", "64Mi", parent=(top, "root")))
+    told = refusal(
+        lambda: api.patch(
+            QUOTAS,
+            "root",
+            {"spec": {"parentRef": {"namespace": top, "name": "middle"}}},
+            namespace=top,
+        )
+    )
+    assert f"{top}/root -> {top}/middle -> {top}/root" in told
+
+
+def test_a_foreign_parent(
+    api: Api, tenant: tuple[str, str], control_plane: ControlPlane, unique: Callable[[str], str]
+) -> None:
+    top, _ = tenant
+    strange = unique("strange")
+    control_plane.create_namespace(strange)
+    told = refusal(lambda: api.create(QUOTAS, quota(strange, "q", "2Mi", parent=(top, "root"))))
+    assert f"{top}/root does not let quotas of namespace {strange} attach" in told
+    api.delete("v1/namespaces", strange)
+
+
+def test_a_parent_that_does_not_exist_is_a_warning_that_kubectl_prints(
+    tenant: tuple[str, str], control_plane: ControlPlane
+) -> None:
+    top, _ = tenant
+    waiting = quota(top, "waiting", "2Mi", parent=(top, "later"))
+    done = control_plane.kubectl("create", "-f", "-", input=json.dumps(waiting))
+    assert f"Warning: HugeTLBQuota {top}/waiting is not attached yet" in done.stderr
+
+
+def test_above_its_parent(api: Api, tenant: tuple[str, str]) -> None:
+    top, below = tenant
+    told = refusal(lambda: api.create(QUOTAS, quota(below, "q", "512Mi", parent=(top, "root"))))
+    assert f"512Mi of {SIZE} is above the 256Mi of {top}/root" in told
+
+
+def test_lowered_below_its_child(api: Api, tenant: tuple[str, str]) -> None:
+    top, below = tenant
+    lower = {"spec": {"hard": {SIZE: "64Mi"}}}
+    told = refusal(lambda: api.patch(QUOTAS, "root", lower, namespace=top))
+    assert f"leave {below}/leaf with 128Mi" in told
+    assert api.get(QUOTAS, "root", namespace=top)["spec"]["hard"] == {SIZE: "256Mi"}
+
+
+def test_a_charged_quota_neither_moves_nor_goes(api: Api, tenant: tuple[str, str]) -> None:
+    _, below = tenant
+    charge(api, below, "leaf", "64Mi")
+    away = {"spec": {"parentRef": None}}
+    assert f"64Mi of {SIZE}" in refusal(lambda: api.patch(QUOTAS, "leaf", away, namespace=below))
+    assert f"64Mi of {SIZE}" in refusal(lambda: api.delete(QUOTAS, "leaf", namespace=below))
+    api.patch(QUOTAS, "leaf", {"spec": {"hard": {SIZE: "32Mi"}}}, namespace=below)
+    charge(api, below, "leaf", "0")
+    api.patch(QUOTAS, "leaf", away, namespace=below)
+    api.delete(QUOTAS, "leaf", namespace=below)
+
+
+def test_finalizers_do_not_wait_for_a_decision(api: Api, tenant: tuple[str, str]) -> None:
+    _, below = tenant
+    charge(api, below, "leaf", "512Mi")
+    mark = {"metadata": {"annotations": {"a": "b"}}}
+    assert api.patch(QUOTAS, "leaf", mark, namespace=below)["metadata"]["annotations"] == {"a": "b"}
+    charge(api, below, "leaf", "0")
