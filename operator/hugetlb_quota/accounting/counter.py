@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
 from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.page_size import PageSize
+
+#: How long a create may be under way after admission: the API server's own limit on a
+#: request (kube-apiserver --request-timeout).
+RESERVATION_LIFETIME: Final = timedelta(seconds=60)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,9 @@ class NodeEvidence:
     """What is known of a node.
 
     ``exists``: its Node object is there. ``boot_id``: of the running kernel, as Node
-    tells. The rest is its agent's last report, None where there is none:
-    ``reported_boot_id``, ``pods_resource_version`` up to which the agent has seen the
-    pods bound to it, and ``live`` UIDs, whose cgroup is there or may yet come.
+    tells. The rest is its agent's last report: ``reported_boot_id``, None when it is not
+    known; ``pods_resource_version`` up to which the agent has seen the pods bound to it,
+    None without a report; and ``live`` UIDs, whose cgroup is there or may yet come.
     """
 
     exists: bool
@@ -46,6 +46,6 @@ def is_released(pod: EndedPod, node: NodeEvidence | None) -> bool:
     """
     if pod.node is None or node is None or not node.exists or node.pods_resource_version is None:
         return True
-    if node.boot_id is not None and node.boot_id != node.reported_boot_id:
+    if None not in (node.boot_id, node.reported_boot_id) and node.boot_id != node.reported_boot_id:
         return True
     return pod.uid not in node.live and node.pods_resource_version >= pod.resource_version

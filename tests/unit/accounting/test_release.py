@@ -22,8 +22,9 @@ def test_its_node_saw_the_end_and_lists_no_cgroup_of_it() -> None:
         replace(REPORT, live=frozenset({"uid"})),
         replace(REPORT, pods_resource_version=99),
         replace(REPORT, boot_id=None, pods_resource_version=99),
+        replace(REPORT, reported_boot_id=None, pods_resource_version=0),
     ],
-    ids=["cgroup still there", "agent has not seen the end", "boot unknown, end not seen"],
+    ids=["cgroup is there", "end not seen", "boot unknown, end not seen", "report not understood"],
 )
 def test_it_is_held(evidence: NodeEvidence) -> None:
     assert not is_released(POD, evidence)

@@ -1,0 +1,52 @@
+# `make demo` runs the main job, `make test` the tests; each installs what it needs first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.PHONY: help demo test unit lint format crds lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(READY)  ## show the main job, on a real API server, real cgroups and real huge pages
+	@$(PYTHON) tests/preflight.py --require
+	@$(BIN)/python -m demo
+
+test: $(READY)  ## run every layer of tests; says how many ran at each and why any was skipped
+	@$(PYTHON) tests/preflight.py
+	@$(BIN)/python -m pytest -q tests/unit tests/kernel tests/cluster $(ARGS)
+
+unit: $(READY)  ## run the pure tests alone: no root, seconds
+	@$(BIN)/python -m pytest -q tests/unit $(ARGS)
+
+lint: $(READY)  ## ruff, mypy (strict) and the import contracts
+	@$(BIN)/ruff check --quiet --output-format concise .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+format: $(READY)  ## let ruff format and mend what it can
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+
+crds: $(READY)  ## make the CRDs from the models
+	@$(BIN)/python -m hugetlb_quota.api.crd crds
+
+lock: $(READY)  ## renew the lock files
+	@$(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --python-version 3.11 \
+	    -o requirements.lock pyproject.toml
+	@$(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --python-version 3.11 \
+	    -o requirements-dev.lock pyproject.toml --group dev
+
+clean:  ## remove the virtual environment and caches in the tree
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build
+
+$(READY): requirements-dev.lock pyproject.toml
+	@echo "Installing the locked dependencies into $(VENV) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; \
+	this is %d.%d. Name another with make PYTHON=..." % sys.version_info[:2])'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@

@@ -1,0 +1,1 @@
+"""The main job, shown in the terminal."""

@@ -1,0 +1,78 @@
+"""``python -m hugetlb_quota.controller``: wires the controller together."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+
+import kopf
+
+from hugetlb_quota.controller import deletion
+from hugetlb_quota.controller.recounter import Recounter
+from hugetlb_quota.kube.connection import Connection, NotConfigured
+from hugetlb_quota.kube.lease import LeadershipLost, lead
+from hugetlb_quota.kube.probes import serve_probes
+
+LEASE = "hugetlb-quota-controller"
+
+logger = logging.getLogger("hugetlb_quota.controller")
+
+
+def main() -> None:
+    """Run until a signal, or until the Lease is lost; then Kubernetes starts it anew."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        asyncio.run(_main(_arguments()))
+    except (NotConfigured, LeadershipLost) as error:
+        sys.exit(str(error))
+
+
+async def _main(arguments: argparse.Namespace) -> None:
+    program = asyncio.current_task()
+    assert program is not None
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, program.cancel)
+    async with Connection.open("hugetlb-quota-controller") as connection:
+        recounter = Recounter(connection, arguments.identity)
+
+        async def handle_deletions() -> None:
+            await kopf.operator(
+                registry=deletion.registry(connection), clusterwide=True, standalone=True
+            )
+            # kopf takes the signals for itself, and returns when one comes.
+            program.cancel()
+
+        async def work() -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(recounter.run())
+                group.create_task(handle_deletions())
+
+        # A controller that waits for the Lease is ready to take over, so it is ready.
+        async with serve_probes(arguments.bind, arguments.health_port, ready=lambda: None):
+            try:
+                await lead(connection, arguments.lease_namespace, LEASE, arguments.identity, work)
+            except asyncio.CancelledError:
+                logger.info("Ended by a signal.")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="hugetlb-quota-controller", description=__doc__)
+    parser.add_argument("--lease-namespace", required=True, help="where the Lease is")
+    parser.add_argument(
+        "--identity",
+        default=os.environ.get("POD_NAME") or socket.gethostname(),
+        help="what this controller calls itself in the Lease (default: $POD_NAME or the host name)",
+    )
+    parser.add_argument("--bind", default="0.0.0.0", help="address of the probes")  # noqa: S104
+    parser.add_argument("--health-port", type=int, default=8081, help="port of the probes")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""How a quota stands, as conditions: each True when all is well, each with a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from hugetlb_quota import quantity
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.accounting.counter import Counter
+from hugetlb_quota.accounting.forest import Detached, Forest, Quota
+from hugetlb_quota.api.model import Condition
+from hugetlb_quota.controller.census import Held
+
+READY: Final = "Ready"
+WITHIN_LIMITS: Final = "WithinLimits"
+NODES_REPORTING: Final = "NodesReporting"
+
+#: Names listed in a sentence before it says how many more there are.
+_NAMED: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One aspect of a quota: ``good`` or not, why in one word, and the sentence."""
+
+    type: str
+    good: bool
+    reason: str
+    message: str
+
+
+def findings(
+    quota: Quota,
+    counter: Counter,
+    forest: Forest,
+    held: Iterable[Held],
+    silent: Collection[str],
+) -> tuple[Finding, ...]:
+    """Every finding about ``quota``.
+
+    :param counter: as it is about to be written.
+    :param held: the ended pods that are still charged to it.
+    :param silent: the nodes whose agents have not reported for long.
+    """
+    return (
+        _ready(quota, forest),
+        _within_limits(counter),
+        _nodes_reporting([each for each in held if each.node in silent]),
+    )
+
+
+def conditions(
+    found: Iterable[Finding], before: Iterable[Condition], generation: int, now: datetime
+) -> tuple[Condition, ...]:
+    """The findings as conditions; each keeps its transition time while its status does."""
+    known = {condition.type: condition for condition in before}
+    return tuple(
+        Condition(
+            type=finding.type,
+            status="True" if finding.good else "False",
+            reason=finding.reason,
+            message=finding.message,
+            last_transition_time=_since(finding, known.get(finding.type), now),
+            observed_generation=generation,
+        )
+        for finding in found
+    )
+
+
+def turned(before: Iterable[Condition], after: Iterable[Condition]) -> tuple[Condition, ...]:
+    """The conditions of ``after`` that are new as bad ones, or changed their reason or status."""
+    known = {condition.type: (condition.status, condition.reason) for condition in before}
+    return tuple(
+        condition
+        for condition in after
+        if known.get(condition.type, ("True", condition.reason))
+        != (condition.status, condition.reason)
+    )
+
+
+def _since(finding: Finding, before: Condition | None, now: datetime) -> datetime:
+    if before is not None and (before.status == "True") == finding.good:
+        return before.last_transition_time
+    return now.replace(microsecond=0)
+
+
+def _ready(quota: Quota, forest: Forest) -> Finding:
+    if quota.terminating:
+        return Finding(
+            READY,
+            False,
+            "Terminating",
+            f"HugeTLBQuota {quota.key} is being deleted and admits no pods; it goes when nothing"
+            " is charged to it any more.",
+        )
+    try:
+        chain = forest.chain(quota.key)
+    except Detached as broken:
+        return Finding(READY, False, broken.reason, f"{broken} Until then its pods are refused.")
+    path = " -> ".join(str(link.key) for link in chain)
+    if len(chain) == 1:
+        return Finding(READY, True, "Root", f"HugeTLBQuota {quota.key} is a root.")
+    above = _above_an_ancestor(chain)
+    if above is not None:
+        return Finding(READY, True, "LimitAboveParent", above)
+    return Finding(READY, True, "Attached", f"Charges go up the chain {path}.")
+
+
+def _above_an_ancestor(chain: tuple[Quota, ...]) -> str | None:
+    quota = chain[0]
+    for size, limit in quota.hard.items():
+        for ancestor in chain[1:]:
+            if size in ancestor.hard and ancestor.hard[size] < limit:
+                return (
+                    f"The limit of {size.resource} is {quantity.render(limit)}, above the"
+                    f" {quantity.render(ancestor.hard[size])} of {ancestor.key}, which holds first."
+                )
+    return None
+
+
+def _within_limits(counter: Counter) -> Finding:
+    over = [
+        f"{quantity.render(used)} of {size.resource} is charged and the limit is"
+        f" {quantity.render(counter.hard[size])}"
+        for size, used in counter.used.items()
+        if size in counter.hard and used > counter.hard[size]
+    ]
+    if not over:
+        return Finding(WITHIN_LIMITS, True, "Fits", "Everything charged fits the limits.")
+    sentence = "; ".join(over)
+    return Finding(
+        WITHIN_LIMITS,
+        False,
+        "OverLimit",
+        f"In HugeTLBQuota {counter.quota}, {sentence}. Nothing more is admitted until pods end or"
+        " the limit is raised.",
+    )
+
+
+def _nodes_reporting(held: list[Held]) -> Finding:
+    if not held:
+        return Finding(
+            NODES_REPORTING, True, "Reporting", "No charge is held for want of a node's report."
+        )
+    nodes = sorted({each.node for each in held})
+    amount = ", ".join(
+        f"{quantity.render(amount)} of {size.resource}"
+        for size, amount in Charge.total(each.pod.charge for each in held).items()
+    )
+    more = f" and {len(nodes) - _NAMED} more" if len(nodes) > _NAMED else ""
+    return Finding(
+        NODES_REPORTING,
+        False,
+        "AgentSilent",
+        f"{len(held)} ended pods ({amount}) stay charged, because the agents of"
+        f" {', '.join(nodes[:_NAMED])}{more} do not report. Start the agents there, or delete the"
+        " Node objects if the nodes are gone; the charges go then.",
+    )

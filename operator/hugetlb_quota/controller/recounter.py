@@ -1,0 +1,225 @@
+"""The recount's loop: look at what changed, work out every counter, write what differs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Final
+
+from hugetlb_quota.accounting.counter import RESERVATION_LIFETIME, Counter, Reservation
+from hugetlb_quota.accounting.forest import Forest, QuotaKey
+from hugetlb_quota.accounting.recount import Tally, expired, recount, tally
+from hugetlb_quota.api import API_VERSION
+from hugetlb_quota.api.model import Condition
+from hugetlb_quota.api.quota import KIND
+from hugetlb_quota.controller import conditions
+from hugetlb_quota.controller.census import Census, Held, held_by_quota
+from hugetlb_quota.controller.nodes import (
+    NodeReport,
+    evidence,
+    project_boot_id,
+    project_report,
+)
+from hugetlb_quota.kube import errors, events
+from hugetlb_quota.kube.connection import Connection
+from hugetlb_quota.kube.informer import Informer, ObjectKey
+from hugetlb_quota.kube.pods import project_demanding_pod
+from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject, project_quota
+from hugetlb_quota.kube.resources import HUGETLB_NODES, HUGETLB_QUOTAS, NAMESPACES, NODES, PODS
+from hugetlb_quota.kube.status import compare_and_swap
+
+#: Seconds from a change to the recount, so that a burst makes one.
+SETTLE: Final = 0.1
+#: Seconds between recounts when nothing changes: reservations expire, agents go silent.
+PERIOD: Final = 5.0
+#: Seconds without a report after which an agent counts as silent: two heartbeats and a half.
+SILENT_AFTER: Final = 150.0
+#: Quotas written at the same time.
+WRITERS: Final = 8
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """Everything a recount needs, taken at one moment."""
+
+    forest: Forest
+    totals: Mapping[QuotaKey, Tally]
+    held: Mapping[QuotaKey, tuple[Held, ...]]
+    silent: frozenset[str]
+
+
+class Recounter:
+    """Keeps the status of every HugeTLBQuota true.
+
+    :param identity: of this controller, for its Events.
+    """
+
+    def __init__(self, connection: Connection, identity: str) -> None:
+        self._connection = connection
+        self._identity = identity
+        self._census = Census()
+        self._wake = asyncio.Event()
+        self._first_seen: dict[str, float] = {}
+        self._reported: dict[str, float] = {}
+        #: Set after the first complete recount.
+        self.ready = asyncio.Event()
+        self._pods = Informer(connection, PODS, project_demanding_pod)
+        self._quotas = Informer(connection, HUGETLB_QUOTAS, project_quota)
+        self._reports = Informer(connection, HUGETLB_NODES, project_report)
+        self._boot_ids = Informer(connection, NODES, project_boot_id)
+        self._namespaces = Informer(connection, NAMESPACES, _labels)
+        self._pods.on_change(self._census.pod_changed)
+        self._reports.on_change(self._note_report)
+        for informer in (self._pods, self._quotas, self._boot_ids, self._namespaces):
+            informer.on_change(lambda *_: self._wake.set())
+
+    async def run(self) -> None:
+        """Recount for ever: soon after every change, and now and then."""
+        informers = (self._pods, self._quotas, self._reports, self._boot_ids, self._namespaces)
+        async with asyncio.TaskGroup() as group:
+            for informer in informers:
+                group.create_task(informer.run())
+            for informer in informers:
+                await informer.synced.wait()
+            while True:
+                self._wake.clear()
+                await self._recount()
+                self.ready.set()
+                try:
+                    async with asyncio.timeout(PERIOD):
+                        await self._wake.wait()
+                        await asyncio.sleep(SETTLE)
+                except TimeoutError:
+                    pass
+
+    async def _recount(self) -> None:
+        picture = self._picture()
+        self._note_reservations()
+        limit = asyncio.Semaphore(WRITERS)
+
+        async def write(quota: QuotaObject) -> None:
+            async with limit:
+                await self._write(quota, picture)
+
+        known = [quota for quota in self._quotas.store.values() if isinstance(quota, QuotaObject)]
+        await asyncio.gather(*(write(quota) for quota in known))
+
+    def _picture(self) -> _Picture:
+        valid = [each for each in self._quotas.store.values() if isinstance(each, QuotaObject)]
+        labels = {key.name: labels for key, labels in self._namespaces.store.items()}
+        forest = Forest((each.quota for each in valid), labels)
+        reports = {key.name: report for key, report in self._reports.store.items()}
+        boot_ids = {key.name: boot_id for key, boot_id in self._boot_ids.store.items()}
+        count = self._census.count(
+            forest, self._pods.store.values(), evidence(boot_ids, reports.values()), reports
+        )
+        now = time.monotonic()
+        silent = frozenset(name for name in reports if now - self._reported[name] >= SILENT_AFTER)
+        return _Picture(forest, tally(forest, count.pods), held_by_quota(count, forest), silent)
+
+    async def _write(self, known: QuotaObject, picture: _Picture) -> None:
+        """Bring one quota's status up to ``picture``, if it is not there already."""
+        total = picture.totals[known.key]
+        try:
+            gone = await self._gone(known.counter)
+            change = self._change(known.key, total, gone, picture)
+            if not change(known).is_stored:
+                before = known.conditions
+                written = await compare_and_swap(self._connection, known.key, change)
+                await self._tell(written, conditions.turned(before, written.conditions))
+        except errors.NotFound:
+            logger.info("HugeTLBQuota %s went while it was recounted.", known.key)
+        except (errors.ApiError, InvalidQuota) as error:
+            logger.warning("HugeTLBQuota %s was not recounted; trying again: %s", known.key, error)
+            self._wake.set()
+
+    def _change(
+        self, key: QuotaKey, total: Tally, gone: frozenset[str], picture: _Picture
+    ) -> Callable[[QuotaObject], QuotaObject]:
+        def change(quota: QuotaObject) -> QuotaObject:
+            counter = recount(quota.counter, total, gone)
+            found = conditions.findings(
+                quota.quota, counter, picture.forest, picture.held.get(key, ()), picture.silent
+            )
+            now = datetime.now(UTC)
+            return replace(
+                quota,
+                counter=counter,
+                conditions=conditions.conditions(found, quota.conditions, quota.generation, now),
+                observed_generation=quota.generation,
+            )
+
+        return change
+
+    async def _gone(self, counter: Counter) -> frozenset[str]:
+        """The UIDs whose reservation may be dropped though no pod of theirs is counted.
+
+        A live read proves each: the informer may lag behind a create that was slow.
+        """
+        gone = {each.uid for each in counter.reservations if self._census.was_released(each.uid)}
+        for each in expired(counter, datetime.now(UTC)):
+            # Watched for its whole life here, as client-go watches a Lease: the clock of
+            # the one that wrote the time may be off.
+            watched = time.monotonic() - self._first_seen.get(each.uid, time.monotonic())
+            if watched >= RESERVATION_LIFETIME.total_seconds() and not await self._exists(each):
+                gone.add(each.uid)
+        return frozenset(gone)
+
+    async def _exists(self, reservation: Reservation) -> bool:
+        """Whether the pod is in the API and will yet be counted under this quota."""
+        namespace, _, name = reservation.pod.partition("/")
+        try:
+            raw = await self._connection.get(PODS, name, namespace)
+        except errors.NotFound:
+            return False
+        same = raw["metadata"]["uid"] == reservation.uid
+        # One that the informer has was counted where it belongs, and that is not here.
+        return same and not self._has_seen(reservation.uid, namespace, name)
+
+    def _has_seen(self, uid: str, namespace: str, name: str) -> bool:
+        pod = self._pods.store.get(ObjectKey(namespace, name))
+        return pod is not None and pod.uid == uid
+
+    def _note_reservations(self) -> None:
+        now = time.monotonic()
+        uids = {
+            reservation.uid
+            for quota in self._quotas.store.values()
+            if isinstance(quota, QuotaObject)
+            for reservation in quota.counter.reservations
+        }
+        self._first_seen = {uid: self._first_seen.get(uid, now) for uid in uids}
+
+    def _note_report(self, old: NodeReport | None, new: NodeReport | None, _: int) -> None:
+        if new is not None:
+            self._reported[new.node] = time.monotonic()
+        elif old is not None:
+            self._reported.pop(old.node, None)
+        # A mere heartbeat changes no count.
+        if old is None or new is None or replace(old, reported_at=new.reported_at) != new:
+            self._wake.set()
+
+    async def _tell(self, quota: QuotaObject, turned: tuple[Condition, ...]) -> None:
+        for condition in turned:
+            await events.publish(
+                self._connection,
+                events.Regarding(API_VERSION, KIND, quota.key.namespace, quota.key.name, quota.uid),
+                kind="Normal" if condition.status == "True" else "Warning",
+                reason=condition.reason,
+                note=condition.message,
+                program="controller",
+                instance=self._identity,
+            )
+
+
+def _labels(raw: Mapping[str, object]) -> Mapping[str, str]:
+    metadata = raw["metadata"]
+    assert isinstance(metadata, Mapping)
+    labels: Mapping[str, str] = metadata.get("labels") or {}
+    return labels

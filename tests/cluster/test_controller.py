@@ -1,0 +1,338 @@
+"""The controller alone, on a real API server: nobody admits, so the recount is all there is.
+
+Nodes and their reports are written by the test, which plays kubelet and agent by hand.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kube import chart as charts
+from tests.kube.api import Api, ApiError, Object
+from tests.kube.control_plane import ControlPlane
+from tests.kube.programs import Program, Programs
+from tests.waiting import eventually
+
+QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
+NODES = "hugetlb.dev/v1alpha1/hugetlbnodes"
+MIB = 1024**2
+
+
+@pytest.fixture(scope="module")
+def plane(assets: Path) -> Iterator[ControlPlane]:
+    """A control plane of its own, since no webhook must be in the way."""
+    with ControlPlane(assets) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def programs(plane: ControlPlane) -> Iterator[Programs]:
+    chart = charts.render(plane.assets / "helm")
+    charts.install(plane, chart)
+    programs = Programs(plane, chart)
+    yield programs
+    programs.stop()
+
+
+@pytest.fixture
+def controller(programs: Programs) -> Iterator[Program]:
+    program = programs.start_controller()
+    program.wait_ready()
+    yield program
+    program.stop()
+
+
+@pytest.fixture
+def namespace(plane: ControlPlane) -> str:
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    plane.create_namespace(name)
+    return name
+
+
+@pytest.fixture
+def api(plane: ControlPlane) -> Api:
+    return plane.api
+
+
+def quota(namespace: str, name: str, hard: str, **spec: Any) -> Object:
+    return {
+        "apiVersion": "hugetlb.dev/v1alpha1",
+        "kind": "HugeTLBQuota",
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": {"hard": {"hugepages-2Mi": hard}, **spec},
+    }
+
+
+def parent(namespace: str, name: str) -> Object:
+    return {"parentRef": {"namespace": namespace, "name": name}}
+
+
+def pod(namespace: str, name: str, amount: str, node: str | None = None) -> Object:
+    resources = {"hugepages-2Mi": amount, "cpu": "1m", "memory": "1Mi"}
+    container = {
+        "name": "main",
+        "image": "none",
+        "resources": {"requests": resources, "limits": resources},
+    }
+    spec: Object = {"containers": [container], "terminationGracePeriodSeconds": 0}
+    if node is not None:
+        spec["nodeName"] = node
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": spec,
+    }
+
+
+def status(api: Api, namespace: str, name: str) -> Object:
+    found: Object = api.get(QUOTAS, name, namespace=namespace).get("status") or {}
+    return found
+
+
+def used(api: Api, namespace: str, name: str) -> str | None:
+    amount: str | None = (status(api, namespace, name).get("used") or {}).get("hugepages-2Mi")
+    return amount
+
+
+def condition(api: Api, namespace: str, name: str, kind: str) -> tuple[str, str]:
+    for each in status(api, namespace, name).get("conditions") or ():
+        if each["type"] == kind:
+            return each["status"], each["reason"]
+    return "", ""
+
+
+def make_node(api: Api, name: str, boot_id: str = "boot-1") -> None:
+    api.create("v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+    info = dict.fromkeys(
+        ("machineID", "systemUUID", "kernelVersion", "osImage", "containerRuntimeVersion"), ""
+    )
+    rest = {"kubeletVersion": "", "kubeProxyVersion": "", "operatingSystem": "", "architecture": ""}
+    api.patch(
+        "v1/nodes",
+        name,
+        {"status": {"nodeInfo": {**info, **rest, "bootID": boot_id}}},
+        subresource="status",
+    )
+
+
+def report(
+    api: Api, node: str, *, version: str, pods: list[Object], boot_id: str = "boot-1"
+) -> None:
+    body: Object = {
+        "apiVersion": "hugetlb.dev/v1alpha1",
+        "kind": "HugeTLBNode",
+        "metadata": {"name": node},
+    }
+    try:
+        api.create(NODES, body)
+    except ApiError as error:
+        if error.reason != "AlreadyExists":
+            raise
+    now = datetime.now(UTC).isoformat()
+    told = {"bootID": boot_id, "podsResourceVersion": version, "reportedAt": now, "pods": pods}
+    api.patch(NODES, node, {"status": told}, subresource="status")
+
+
+def reported(created: Object, quotas: list[str]) -> Object:
+    meta = created["metadata"]
+    return {
+        "uid": meta["uid"],
+        "namespace": meta["namespace"],
+        "name": meta["name"],
+        "quotas": quotas,
+        "charge": {"hugepages-2Mi": "64Mi"},
+    }
+
+
+def test_a_pod_is_counted_in_its_quota_and_every_ancestor_and_uncounted_when_it_goes(
+    controller: Program, api: Api, namespace: str
+) -> None:
+    api.create(QUOTAS, quota(namespace, "tenant", "256Mi"))
+    api.create(QUOTAS, quota(namespace, "team", "128Mi", **parent(namespace, "tenant")))
+    eventually(lambda: condition(api, namespace, "team", "Ready") == ("True", "Attached"))
+    api.create("v1/pods", pod(namespace, "a", "64Mi"))
+    # The pod is in both quotas' namespace, and counts once in the tenant.
+    eventually(
+        lambda: (used(api, namespace, "team"), used(api, namespace, "tenant")) == ("64Mi",) * 2
+    )
+    assert status(api, namespace, "team")["summary"] == "2Mi: 64Mi/128Mi"
+    api.delete("v1/pods", "a", namespace=namespace)
+    eventually(lambda: (used(api, namespace, "team"), used(api, namespace, "tenant")) == ("0",) * 2)
+
+
+def test_a_parent_that_appears_later_is_attached_to(
+    controller: Program, api: Api, namespace: str
+) -> None:
+    api.create(QUOTAS, quota(namespace, "team", "128Mi", **parent(namespace, "tenant")))
+    eventually(lambda: condition(api, namespace, "team", "Ready") == ("False", "ParentNotFound"))
+    api.create(QUOTAS, quota(namespace, "tenant", "256Mi"))
+    eventually(lambda: condition(api, namespace, "team", "Ready") == ("True", "Attached"))
+
+
+def test_a_parent_of_another_namespace_attaches_only_those_it_selects(
+    controller: Program, plane: ControlPlane, api: Api, namespace: str
+) -> None:
+    other = f"{namespace}-db"
+    plane.create_namespace(other)
+    api.create(QUOTAS, quota(namespace, "tenant", "256Mi"))
+    api.create(QUOTAS, quota(other, "team", "128Mi", **parent(namespace, "tenant")))
+    eventually(lambda: condition(api, other, "team", "Ready") == ("False", "ForeignParent"))
+    selector = {"childNamespaces": {"matchLabels": {"tenant": "acme"}}}
+    api.patch(QUOTAS, "tenant", {"spec": selector}, namespace=namespace)
+    api.patch("v1/namespaces", other, {"metadata": {"labels": {"tenant": "acme"}}})
+    eventually(lambda: condition(api, other, "team", "Ready") == ("True", "Attached"))
+
+
+def test_a_limit_lowered_below_use_is_told(controller: Program, api: Api, namespace: str) -> None:
+    api.create(QUOTAS, quota(namespace, "team", "128Mi"))
+    api.create("v1/pods", pod(namespace, "a", "64Mi"))
+    eventually(lambda: used(api, namespace, "team") == "64Mi")
+    api.patch(QUOTAS, "team", {"spec": {"hard": {"hugepages-2Mi": "32Mi"}}}, namespace=namespace)
+    eventually(lambda: condition(api, namespace, "team", "WithinLimits") == ("False", "OverLimit"))
+    events = api.list("v1/events", namespace=namespace, fields="reason=OverLimit")
+    assert "64Mi of hugepages-2Mi is charged and the limit is 32Mi" in events[0]["message"]
+
+
+def test_an_ended_pod_stays_charged_until_its_node_tells_that_it_is_gone(
+    controller: Program, api: Api, namespace: str, unique: Callable[[str], str]
+) -> None:
+    node = unique("node")
+    make_node(api, node)
+    api.create(QUOTAS, quota(namespace, "team", "128Mi"))
+    report(api, node, version="1", pods=[])
+    created = api.create("v1/pods", pod(namespace, "a", "64Mi", node))
+    listed = [reported(created, [f"{namespace}/team"])]
+    eventually(lambda: used(api, namespace, "team") == "64Mi")
+    deleted = api.delete("v1/pods", "a", namespace=namespace)
+    stays = lambda: used(api, namespace, "team") == "64Mi"  # noqa: E731
+    # A report from before the pod's end says nothing of it, whatever it lists.
+    report(api, node, version="2", pods=[])
+    eventually(stays, hold=1.5)
+    newer = str(int(deleted["metadata"]["resourceVersion"]) + 1_000_000)
+    report(api, node, version=newer, pods=listed)
+    eventually(stays, hold=1.5)
+    report(api, node, version=newer, pods=[])
+    eventually(lambda: used(api, namespace, "team") == "0")
+
+
+def test_a_new_controller_learns_of_an_ended_pod_from_its_node_alone(
+    programs: Programs, api: Api, namespace: str, unique: Callable[[str], str]
+) -> None:
+    node = unique("node")
+    make_node(api, node)
+    api.create(QUOTAS, quota(namespace, "team", "128Mi"))
+    created = api.create("v1/pods", pod(namespace, "a", "64Mi", node))
+    report(api, node, version="1", pods=[reported(created, [f"{namespace}/team"])])
+    first = programs.start_controller()
+    first.wait_ready()
+    eventually(lambda: used(api, namespace, "team") == "64Mi")
+    first.kill9()
+    api.delete("v1/pods", "a", namespace=namespace)
+    second = programs.start_controller()
+    second.wait_ready()
+    try:
+        # The new one leads once the dead one's Lease has run out.
+        eventually(lambda: "leads" in second.log(), timeout=60)
+        eventually(lambda: used(api, namespace, "team") == "64Mi", hold=2)
+        report(api, node, version="1", pods=[])
+        eventually(lambda: used(api, namespace, "team") == "0")
+    finally:
+        second.stop()
+
+
+@pytest.mark.parametrize("evidence", ["node deleted", "new boot"])
+def test_a_node_that_is_gone_or_has_booted_releases_at_once(
+    controller: Program, api: Api, namespace: str, unique: Callable[[str], str], evidence: str
+) -> None:
+    node = unique("node")
+    make_node(api, node)
+    api.create(QUOTAS, quota(namespace, "team", "128Mi"))
+    created = api.create("v1/pods", pod(namespace, "a", "64Mi", node))
+    report(api, node, version="1", pods=[reported(created, [f"{namespace}/team"])])
+    eventually(lambda: used(api, namespace, "team") == "64Mi")
+    api.delete("v1/pods", "a", namespace=namespace)
+    eventually(lambda: used(api, namespace, "team") == "64Mi", hold=1)
+    if evidence == "node deleted":
+        api.delete("v1/nodes", node)
+    else:
+        booted = {"status": {"nodeInfo": {"bootID": "boot-2"}}}
+        api.patch("v1/nodes", node, booted, subresource="status")
+    eventually(lambda: used(api, namespace, "team") == "0")
+
+
+def reserve(api: Api, namespace: str, name: str, uid: str, pod_name: str, age: float) -> None:
+    expires = (datetime.now(UTC) + timedelta(seconds=60 - age)).isoformat()
+    held = {
+        "uid": uid,
+        "pod": f"{namespace}/{pod_name}",
+        "charge": {"hugepages-2Mi": "32Mi"},
+        "expires": expires,
+    }
+    api.patch(
+        QUOTAS,
+        name,
+        {"status": {"reservations": [held]}},
+        namespace=namespace,
+        subresource="status",
+    )
+
+
+def test_a_reservation_of_an_unseen_pod_outlives_every_recount_until_it_expires(
+    controller: Program, api: Api, namespace: str
+) -> None:
+    api.create(QUOTAS, quota(namespace, "team", "128Mi"))
+    eventually(lambda: used(api, namespace, "team") == "0")
+    reserve(api, namespace, "team", "failed-create", "never", age=0)
+    api.create("v1/pods", pod(namespace, "a", "64Mi"))
+    eventually(lambda: used(api, namespace, "team") == "96Mi", hold=8)
+    eventually(lambda: used(api, namespace, "team") == "64Mi", timeout=75)
+    assert status(api, namespace, "team")["reservations"] == []
+
+
+def test_a_reservation_goes_in_the_write_that_counts_its_pod(
+    controller: Program, api: Api, namespace: str
+) -> None:
+    api.create(QUOTAS, quota(namespace, "team", "128Mi"))
+    created = api.create("v1/pods", pod(namespace, "a", "32Mi"))
+    reserve(api, namespace, "team", created["metadata"]["uid"], "a", age=0)
+    eventually(lambda: status(api, namespace, "team")["reservations"] == [])
+    assert used(api, namespace, "team") == "32Mi"
+
+
+def test_a_deleted_quota_waits_until_nothing_is_charged(
+    controller: Program, api: Api, namespace: str
+) -> None:
+    api.create(QUOTAS, quota(namespace, "team", "128Mi"))
+    api.create("v1/pods", pod(namespace, "a", "64Mi"))
+    eventually(lambda: used(api, namespace, "team") == "64Mi")
+    eventually(lambda: api.get(QUOTAS, "team", namespace=namespace)["metadata"].get("finalizers"))
+    api.delete(QUOTAS, "team", namespace=namespace)
+    eventually(lambda: condition(api, namespace, "team", "Ready") == ("False", "Terminating"))
+    api.delete("v1/pods", "a", namespace=namespace)
+
+    def gone() -> bool:
+        try:
+            api.get(QUOTAS, "team", namespace=namespace)
+        except ApiError as error:
+            return error.code == 404
+        return False
+
+    eventually(gone)
+
+
+def test_no_pod_is_ever_annotated_or_given_a_finalizer(
+    controller: Program, api: Api, namespace: str
+) -> None:
+    api.create(QUOTAS, quota(namespace, "team", "128Mi"))
+    created = api.create("v1/pods", pod(namespace, "a", "64Mi"))
+    eventually(lambda: used(api, namespace, "team") == "64Mi")
+    metadata = api.get("v1/pods", "a", namespace=namespace)["metadata"]
+    assert metadata.get("finalizers") is None
+    assert metadata.get("annotations") == created["metadata"].get("annotations")

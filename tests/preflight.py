@@ -1,0 +1,83 @@
+"""What the tests and the demo need of the machine, checked before anything is started.
+
+Standard library alone: it runs before anything is installed. ``--require`` ends with
+status 1 when something is missing; ``--layers`` prints 1 when every layer can run here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+GO = (1, 26)
+
+
+def missing() -> list[str]:
+    """A sentence for each thing that is not there, with its remedy."""
+    return [sentence for check in (_root, _cgroup2, _pages, _programs) if (sentence := check())]
+
+
+def _root() -> str | None:
+    if os.geteuid() == 0:
+        return None
+    return "Root is needed to make cgroups and take huge pages; run it with sudo."
+
+
+def _cgroup2() -> str | None:
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        mount, _, kind = line.partition(" - ")
+        if kind.startswith("cgroup2 "):
+            root = Path(mount.split()[4])
+            if "hugetlb" in (root / "cgroup.controllers").read_text().split():
+                return None
+            return (
+                f"The cgroup2 hierarchy at {root} has no hugetlb controller; it belongs to cgroup"
+                " v1 on this host, or the kernel lacks CONFIG_CGROUP_HUGETLB. Boot with"
+                " systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=hugetlb."
+            )
+    return "No cgroup2 is mounted; mount one: mount -t cgroup2 none /sys/fs/cgroup/unified."
+
+
+def _pages() -> str | None:
+    if Path("/sys/kernel/mm/hugepages/hugepages-2048kB").is_dir():
+        return None
+    return "The kernel has no 2 MiB huge pages; the tests need an x86-64 or 4 KiB-granule arm64."
+
+
+def _programs() -> str | None:
+    if os.environ.get("KUBEBUILDER_ASSETS"):
+        return None
+    go = shutil.which("go")
+    if go is None:
+        return (
+            f"Neither Go {'.'.join(map(str, GO))} is there to build a control plane, nor does"
+            " KUBEBUILDER_ASSETS name a folder that has one; install Go, or set that variable."
+        )
+    told = subprocess.run([go, "version"], capture_output=True, text=True, timeout=60, check=False)
+    version = re.search(r"go(\d+)\.(\d+)", told.stdout)
+    if version and tuple(map(int, version.groups())) >= GO:
+        return None
+    return (
+        f"Go {'.'.join(map(str, GO))} or newer is needed to build a control plane, and {go} says"
+        f" {told.stdout.strip()!r}; install a newer Go, or set KUBEBUILDER_ASSETS."
+    )
+
+
+def main() -> None:
+    """Print what is missing."""
+    sentences = missing()
+    if "--layers" in sys.argv:
+        print(int(not sentences))
+        return
+    for sentence in sentences:
+        print(f"missing: {sentence}", file=sys.stderr)
+    if sentences and "--require" in sys.argv:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

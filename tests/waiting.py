@@ -1,0 +1,23 @@
+"""Waiting for what a cluster brings about in its own time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+def eventually(
+    holds: Callable[[], object], *, timeout: float = 30.0, hold: float = 0.0, every: float = 0.1
+) -> None:
+    """Wait until ``holds()`` is true, and then stays so for ``hold`` seconds.
+
+    :raises AssertionError: when it is not true within ``timeout`` seconds, or does not stay.
+    """
+    deadline = time.monotonic() + timeout
+    while not holds():
+        assert time.monotonic() < deadline, f"not so within {timeout:g} s"
+        time.sleep(every)
+    until = time.monotonic() + hold
+    while time.monotonic() < until:
+        assert holds(), f"did not stay so for {hold:g} s"
+        time.sleep(every)
