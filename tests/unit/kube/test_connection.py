@@ -1,0 +1,250 @@
+"""The connection against a server that misbehaves on purpose."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aiohttp import web
+
+from hugetlb_quota.kube import errors
+from hugetlb_quota.kube.connection import Connection, NotConfigured
+from hugetlb_quota.kube.events import Regarding, publish
+from hugetlb_quota.kube.resources import EVENTS, HUGETLB_QUOTAS, NODES, PODS
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Server:
+    """One handler for everything; the requests it got."""
+
+    def __init__(self) -> None:
+        self.seen: list[web.Request] = []
+        self.bodies: list[Any] = []
+        self.handler: Handler | None = None
+        self.over = asyncio.Event()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.seen.append(request)
+        self.bodies.append(await request.read())
+        assert self.handler is not None
+        return await self.handler(request)
+
+    def answers(self, status: int, body: Any) -> None:
+        async def handler(_: web.Request) -> web.StreamResponse:
+            text = body if isinstance(body, str) else json.dumps(body)
+            return web.Response(status=status, text=text)
+
+        self.handler = handler
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[tuple[Server, int]]:
+    server = Server()
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", server.handle)
+    runner = web.AppRunner(application, shutdown_timeout=0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield server, runner.addresses[0][1]
+    server.over.set()
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def connected(
+    server: tuple[Server, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Connection, Server]]:
+    point_at(server[1], tmp_path, monkeypatch)
+    async with Connection.open("hugetlb-quota-test") as connection:
+        yield connection, server[0]
+
+
+def point_at(port: int, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = directory / "kubeconfig"
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+        "users": [{"name": "u", "user": {"token": "secret"}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    path.write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+
+
+Connected = tuple[Connection, Server]
+
+
+async def test_a_request_names_the_program_and_carries_the_token(connected: Connected) -> None:
+    connection, server = connected
+    server.answers(200, {"kind": "HugeTLBQuota"})
+    assert await connection.get(HUGETLB_QUOTAS, "leaf", "db") == {"kind": "HugeTLBQuota"}
+    (request,) = server.seen
+    assert request.path == "/apis/hugetlb.dev/v1alpha1/namespaces/db/hugetlbquotas/leaf"
+    assert request.headers["User-Agent"].startswith("hugetlb-quota-test/")
+    assert request.headers["Authorization"] == "Bearer secret"
+
+
+async def test_a_page_of_a_list(connected: Connected) -> None:
+    connection, server = connected
+    server.answers(200, {"items": []})
+    await connection.list_page(
+        PODS, field_selector="spec.nodeName=a", limit=500, continuation="tok=en"
+    )
+    (request,) = server.seen
+    assert request.path == "/api/v1/pods"
+    assert dict(request.query) == {
+        "fieldSelector": "spec.nodeName=a",
+        "limit": "500",
+        "continue": "tok=en",
+    }
+
+
+async def test_bodies_go_as_they_are(connected: Connected) -> None:
+    connection, server = connected
+    server.answers(200, {})
+    body: dict[str, Any] = {"status": {"pods": {}, "empty": [], "null": None}}
+    await connection.replace(HUGETLB_QUOTAS, "leaf", body, "db", subresource="status")
+    await connection.patch(NODES, "a", {"metadata": {}})
+    assert json.loads(server.bodies[0]) == body
+    assert server.seen[0].path.endswith("/hugetlbquotas/leaf/status")
+    assert server.seen[1].headers["Content-Type"] == "application/merge-patch+json"
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "kind"),
+    [
+        (404, "NotFound", errors.NotFound),
+        (409, "Conflict", errors.Conflict),
+        (409, "AlreadyExists", errors.AlreadyExists),
+        (403, "Forbidden", errors.Forbidden),
+        (410, "Expired", errors.Gone),
+        (500, "InternalError", errors.ApiError),
+    ],
+)
+async def test_errors_are_types(
+    connected: Connected, status: int, reason: str, kind: type[errors.ApiError]
+) -> None:
+    connection, server = connected
+    server.answers(status, {"kind": "Status", "reason": reason, "message": "the sentence"})
+    with pytest.raises(errors.ApiError) as raised:
+        await connection.get(NODES, "a")
+    assert type(raised.value) is kind
+    assert (raised.value.status, raised.value.reason, str(raised.value)) == (
+        status,
+        reason,
+        "the sentence",
+    )
+
+
+async def test_a_proxys_page_is_an_error_and_no_crash(connected: Connected) -> None:
+    connection, server = connected
+    server.answers(503, "<html>busy</html>")
+    with pytest.raises(errors.ApiError, match="busy"):
+        await connection.get(NODES, "a")
+    server.answers(200, "<html>welcome</html>")
+    with pytest.raises(errors.ApiUnreachable):
+        await connection.get(NODES, "a")
+
+
+async def test_a_silent_server_is_given_up(connected: Connected) -> None:
+    connection, server = connected
+
+    async def hang(_: web.Request) -> web.StreamResponse:
+        await server.over.wait()
+        return web.Response()
+
+    server.handler = hang
+    with pytest.raises(errors.ApiUnreachable, match=r"did not answer GET .* within 0\.2 s"):
+        await connection.get(NODES, "a", timeout=0.2)
+
+
+async def test_no_server_is_unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    point_at(1, tmp_path, monkeypatch)
+    async with Connection.open() as connection:
+        with pytest.raises(errors.ApiUnreachable, match="can't be reached"):
+            await connection.get(NODES, "a")
+
+
+async def test_without_configuration_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(NotConfigured, match="Set KUBECONFIG"):
+        async with Connection.open():
+            pass
+    monkeypatch.delenv("KUBECONFIG")
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(NotConfigured, match="run in a pod"):
+        async with Connection.open():
+            pass
+
+
+def streaming(*chunks: bytes, until: asyncio.Event | None = None) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for chunk in chunks:
+            await response.write(chunk)
+            await asyncio.sleep(0.01)
+        if until is not None:
+            await until.wait()
+        return response
+
+    return handler
+
+
+async def test_events_come_whole_however_they_are_cut(connected: Connected) -> None:
+    connection, server = connected
+    large = {"type": "ADDED", "object": {"padding": "x" * 5 * 1024**2}}
+    stream = b"".join(json.dumps(each).encode() + b"\n" for each in ({"type": "A"}, large))
+    server.handler = streaming(stream[:5], stream[5:20], stream[20:], b'{"type": "B"}\n')
+    events = [event async for event in connection.watch(PODS, "7", field_selector="a=b")]
+    assert events == [{"type": "A"}, large, {"type": "B"}]
+    assert server.seen[0].query["allowWatchBookmarks"] == "true"
+    assert server.seen[0].query["resourceVersion"] == "7"
+    assert int(server.seen[0].query["timeoutSeconds"]) > 0
+
+
+async def test_a_watch_that_is_too_old_is_gone(connected: Connected) -> None:
+    connection, server = connected
+    status = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}
+    server.handler = streaming(json.dumps({"type": "ERROR", "object": status}).encode() + b"\n")
+    with pytest.raises(errors.Gone, match="too old"):
+        async for _ in connection.watch(PODS, "7"):
+            pass
+
+
+async def test_a_dead_watch_is_noticed(connected: Connected) -> None:
+    connection, server = connected
+    server.handler = streaming(b'{"type": "A"}\n', until=server.over)
+    watch = connection.watch(PODS, "7", silence=0.3)
+    assert await anext(watch) == {"type": "A"}
+    with pytest.raises(errors.ApiUnreachable):
+        await anext(watch)
+
+
+async def test_an_event_that_no_one_takes_is_only_logged(connected: Connected) -> None:
+    connection, server = connected
+    server.answers(403, {"kind": "Status", "reason": "Forbidden", "message": "no"})
+    quota = Regarding("hugetlb.dev/v1alpha1", "HugeTLBQuota", "db", "leaf", "u")
+    await publish(
+        connection,
+        quota,
+        kind="Warning",
+        reason="Detached",
+        note="x" * 5000,
+        program="controller",
+        instance="controller-0",
+    )
+    body = json.loads(server.bodies[0])
+    assert server.seen[0].path == EVENTS.path("db")
+    assert len(body["note"]) == 1024
+    assert body["regarding"]["uid"] == "u"

@@ -1,0 +1,212 @@
+"""The informer against a source that says what a test lets it say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from hugetlb_quota.kube import errors, informer
+from hugetlb_quota.kube.informer import Informer, ObjectKey
+from hugetlb_quota.kube.resources import PODS, Resource
+
+Json = dict[str, Any]
+Change = tuple[str | None, str | None, int]
+
+
+def thing(name: str, version: int, value: str | None, uid: str = "") -> Json:
+    metadata = {
+        "namespace": "ns",
+        "name": name,
+        "uid": uid or f"uid-of-{name}",
+        "resourceVersion": str(version),
+    }
+    return {"metadata": metadata, "value": value}
+
+
+def page(version: int, *items: Json, more: str | None = None) -> Json:
+    metadata = {"resourceVersion": str(version)} | ({"continue": more} if more else {})
+    return {"metadata": metadata, "items": list(items)}
+
+
+def event(kind: str, raw: Json) -> Json:
+    return {"type": kind, "object": raw}
+
+
+class Script:
+    """Lists and watches in the order in which a test wrote them; then a watch for ever."""
+
+    def __init__(self, *steps: Json | list[Json] | Exception) -> None:
+        self.steps = list(steps)
+        self.asked: list[str] = []
+        self.done = asyncio.Event()
+
+    async def list_page(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        field_selector: str | None = None,
+        limit: int | None = None,
+        continuation: str | None = None,
+    ) -> Json:
+        self.asked.append(f"list {continuation or ''}".strip())
+        step = self.steps.pop(0)
+        if isinstance(step, Exception):
+            raise step
+        assert isinstance(step, dict)
+        return step
+
+    async def watch(
+        self,
+        resource: Resource,
+        resource_version: str,
+        namespace: str | None = None,
+        *,
+        field_selector: str | None = None,
+    ) -> AsyncIterator[Json]:
+        self.asked.append(f"watch {resource_version}")
+        if not self.steps:
+            self.done.set()
+            await asyncio.Event().wait()
+        step = self.steps.pop(0)
+        if isinstance(step, Exception):
+            raise step
+        for each in step:
+            assert isinstance(each, dict)
+            yield each
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(informer, "FIRST_BACKOFF", 0.0)
+
+
+async def follow(
+    *steps: Json | list[Json] | Exception,
+) -> tuple[Informer[str], list[Change], list[str]]:
+    """Run through ``steps``; the informer, what it told, and what it asked for."""
+    source = Script(*steps)
+    project: Callable[[Json], str | None] = lambda raw: raw["value"]  # noqa: E731
+    watched: Informer[str] = Informer(source, PODS, project)
+    told: list[Change] = []
+    watched.on_change(lambda old, new, version: told.append((old, new, version)))
+    running = asyncio.create_task(watched.run())
+    async with asyncio.timeout(5):
+        await source.done.wait()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    return watched, told, source.asked
+
+
+async def test_pages_are_put_together_before_anything_is_told() -> None:
+    watched, told, asked = await follow(
+        page(7, thing("a", 3, "A"), more="next"), page(7, thing("b", 5, "B"))
+    )
+    assert watched.synced.is_set()
+    assert watched.store == {ObjectKey("ns", "a"): "A", ObjectKey("ns", "b"): "B"}
+    assert told == [(None, "A", 3), (None, "B", 5)]
+    assert asked == ["list", "list next", "watch 7"]
+    assert watched.resource_version == 7
+
+
+async def test_events_change_the_store_in_order() -> None:
+    watched, told, asked = await follow(
+        page(7, thing("a", 3, "A")),
+        [
+            event("MODIFIED", thing("a", 8, "A2")),
+            event("ADDED", thing("b", 9, "B")),
+            event("DELETED", thing("a", 10, "A2")),
+        ],
+    )
+    assert watched.store == {("ns", "b"): "B"}
+    assert told == [(None, "A", 3), ("A", "A2", 8), (None, "B", 9), ("A2", None, 10)]
+    assert asked == ["list", "watch 7", "watch 10"]
+
+
+async def test_a_bookmark_only_moves_on() -> None:
+    bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "20"}}}
+    watched, told, asked = await follow(page(7, thing("a", 3, "A")), [bookmark])
+    assert watched.resource_version == 20
+    assert told == [(None, "A", 3)]
+    assert asked[-1] == "watch 20"
+
+
+async def test_after_410_it_lists_anew_and_tells_of_what_vanished() -> None:
+    watched, told, _ = await follow(
+        page(7, thing("a", 3, "A"), thing("b", 4, "B"), thing("c", 5, "C")),
+        errors.Gone(410, "Expired", "too old resource version"),
+        page(30, thing("b", 4, "B"), thing("c", 25, "C2")),
+    )
+    # The vanished ended at some time before the list: its version is the proof.
+    assert told[3:] == [("A", None, 30), ("C", "C2", 25)]
+    assert watched.store == {("ns", "b"): "B", ("ns", "c"): "C2"}
+
+
+async def test_the_same_name_anew_is_the_end_of_one_and_the_start_of_another() -> None:
+    _, told, _ = await follow(
+        page(7, thing("a", 3, "A", uid="first")),
+        errors.Gone(410, "Expired", ""),
+        page(30, thing("a", 25, "A", uid="second")),
+    )
+    assert told[1:] == [("A", None, 30), (None, "A", 25)]
+
+
+async def test_what_is_not_kept_is_told_as_gone() -> None:
+    watched, told, _ = await follow(
+        page(7, thing("a", 3, "A"), thing("b", 4, None)),
+        [event("MODIFIED", thing("a", 8, None)), event("DELETED", thing("b", 9, None))],
+    )
+    assert told == [(None, "A", 3), ("A", None, 8)]
+    assert watched.store == {}
+
+
+async def test_a_broken_connection_goes_on_where_it_broke_off() -> None:
+    _, told, asked = await follow(
+        page(7),
+        [event("ADDED", thing("a", 8, "A"))],
+        errors.ApiUnreachable("connection reset"),
+        [event("ADDED", thing("b", 9, "B"))],
+    )
+    assert asked == ["list", "watch 7", "watch 8", "watch 8", "watch 9"]
+    assert told == [(None, "A", 8), (None, "B", 9)]
+
+
+async def test_an_expired_page_begins_the_list_again() -> None:
+    watched, told, asked = await follow(
+        page(7, thing("a", 3, "A"), more="next"),
+        errors.Gone(410, "Expired", "continue token too old"),
+        page(30, thing("b", 25, "B")),
+    )
+    assert asked == ["list", "list next", "list", "watch 30"]
+    assert told == [(None, "B", 25)]
+    assert watched.store == {("ns", "b"): "B"}
+
+
+async def test_other_errors_list_anew() -> None:
+    _, _, asked = await follow(
+        errors.Forbidden(403, "Forbidden", "not yet"),
+        page(7),
+        errors.ApiError(500, "", ""),
+        page(9),
+    )
+    assert asked == ["list", "list", "watch 7", "list", "watch 9"]
+
+
+async def test_a_change_that_the_projection_does_not_show_is_not_told() -> None:
+    _, told, _ = await follow(page(7, thing("a", 3, "A")), [event("MODIFIED", thing("a", 8, "A"))])
+    assert told == [(None, "A", 3)]
+
+
+async def test_what_a_listener_raises_ends_it() -> None:
+    source = Script(page(7, thing("a", 3, "A")))
+    watched: Informer[str] = Informer(source, PODS, lambda raw: raw["value"])
+
+    def fail(old: str | None, new: str | None, version: int) -> None:
+        raise RuntimeError("lost count")
+
+    watched.on_change(fail)
+    with pytest.raises(RuntimeError, match="lost count"):
+        await asyncio.wait_for(watched.run(), 5)

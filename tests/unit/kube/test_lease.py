@@ -1,0 +1,184 @@
+"""Leader election against a server that keeps one Lease."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aiohttp import web
+
+from hugetlb_quota.kube import lease
+from hugetlb_quota.kube.connection import Connection
+from hugetlb_quota.kube.lease import LeadershipLost, lead
+
+
+class LeaseServer:
+    """One Lease, compared by resourceVersion; silent when told to be."""
+
+    def __init__(self) -> None:
+        self.lease: dict[str, Any] | None = None
+        self.version = 0
+        self.silent = False
+        self.over = asyncio.Event()
+
+    @property
+    def holder(self) -> str | None:
+        return None if self.lease is None else self.lease["spec"].get("holderIdentity")
+
+    async def handle(self, request: web.Request) -> web.Response:
+        if self.silent:
+            await self.over.wait()
+        if request.method == "GET":
+            return self._refused(404) if self.lease is None else web.json_response(self.lease)
+        body = await request.json()
+        if request.method == "POST" and self.lease is not None:
+            return self._refused(409)
+        if request.method == "PUT":
+            assert self.lease is not None
+            if body["metadata"].get("resourceVersion") != str(self.version):
+                return self._refused(409)
+        self.version += 1
+        body["metadata"]["resourceVersion"] = str(self.version)
+        self.lease = body
+        return web.json_response(body)
+
+    def _refused(self, code: int) -> web.Response:
+        status = {"kind": "Status", "code": code, "reason": "", "message": ""}
+        return web.Response(status=code, text=json.dumps(status), content_type="application/json")
+
+
+@pytest.fixture
+async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LeaseServer]:
+    server = LeaseServer()
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", server.handle)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    config = {
+        "clusters": [
+            {"name": "c", "cluster": {"server": f"http://127.0.0.1:{runner.addresses[0][1]}"}}
+        ],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    # The least that the library takes.
+    monkeypatch.setattr(lease, "LEASE_DURATION", 3)
+    monkeypatch.setattr(lease, "RENEW_DEADLINE", 2)
+    monkeypatch.setattr(lease, "RETRY_PERIOD", 1)
+    monkeypatch.setattr(lease, "LEASE_REQUEST_TIMEOUT", 0.4)
+    yield server
+    server.over.set()
+    await runner.cleanup()
+
+
+class Work:
+    """Runs until it is stopped; tells when it began and ended."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.ended = asyncio.Event()
+
+    async def __call__(self) -> None:
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.01)  # it takes its time to stop
+            self.ended.set()
+
+
+@asynccontextmanager
+async def candidate(identity: str, work: Any) -> AsyncIterator[asyncio.Task[None]]:
+    async with Connection.open() as connection:
+        task = asyncio.create_task(lead(connection, "ns", "the-lease", identity, work))
+        try:
+            yield task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_only_one_leads(server: LeaseServer) -> None:
+    first, second = Work(), Work()
+    async with asyncio.timeout(10), candidate("b", second), candidate("a", first):
+        # Whoever came first; then the other must wait although it asks all the time.
+        await asyncio.wait(
+            [asyncio.ensure_future(each.begun.wait()) for each in (first, second)],
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        await asyncio.sleep(1.5)
+        assert first.begun.is_set() != second.begun.is_set()
+    assert server.holder == ""
+
+
+async def test_a_leader_that_leaves_has_stopped_and_gives_the_lease_back(
+    server: LeaseServer,
+) -> None:
+    work = Work()
+    async with asyncio.timeout(10):
+        async with candidate("a", work):
+            await work.begun.wait()
+            assert server.holder == "a"
+        assert work.ended.is_set()
+        assert server.holder == ""
+        began = asyncio.get_running_loop().time()
+        successor = Work()
+        async with candidate("b", successor):
+            await successor.begun.wait()
+        assert asyncio.get_running_loop().time() - began < 1  # no waiting for the old one
+
+
+async def test_who_can_not_renew_stops_before_another_may_lead(server: LeaseServer) -> None:
+    work = Work()
+    async with asyncio.timeout(10), candidate("a", work) as task:
+        await work.begun.wait()
+        began = asyncio.get_running_loop().time()
+        server.silent = True
+        with pytest.raises(LeadershipLost, match="Lease ns/the-lease could not be renewed"):
+            await task
+        assert work.ended.is_set()
+        assert asyncio.get_running_loop().time() - began < 1 + 2 + 1 + 0.8
+    assert server.holder == "a"  # not ours to touch any more
+
+
+async def test_who_lost_the_lease_to_another_stops(server: LeaseServer) -> None:
+    work = Work()
+    async with asyncio.timeout(10), candidate("a", work) as task:
+        await work.begun.wait()
+        assert server.lease is not None
+        server.version += 1
+        server.lease["metadata"]["resourceVersion"] = str(server.version)
+        server.lease["spec"]["holderIdentity"] = "thief"
+        with pytest.raises(LeadershipLost):
+            await task
+        assert work.ended.is_set()
+    assert server.holder == "thief"
+
+
+async def test_work_that_fails_ends_the_leadership(server: LeaseServer) -> None:
+    async def fail() -> None:
+        raise ValueError("broken")
+
+    async with asyncio.timeout(10), candidate("a", fail) as task:
+        with pytest.raises(ValueError, match="broken"):
+            await task
+    assert server.holder == ""
+
+
+async def test_work_that_ends_ends_the_leadership(server: LeaseServer) -> None:
+    async def end() -> None:
+        return
+
+    async with asyncio.timeout(10), candidate("a", end) as task:
+        await task
+    assert server.holder == ""

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from typing import Any
+
+from hugetlb_quota.accounting.charge import NOTHING, Charge
+from hugetlb_quota.kube.pods import Container, project_demanding_pod, project_pod
+from hugetlb_quota.page_size import PageSize
+
+HUGE = {"requests": {"cpu": "1", "hugepages-2Mi": "4Mi"}}
+FOUR_MIB = Charge({PageSize(2 * 1024**2): 4 * 1024**2})
+
+
+def pod(spec: dict[str, Any], status: dict[str, Any] | None = None, **metadata: Any) -> Any:
+    base = {"uid": "u", "namespace": "ns", "name": "p", "resourceVersion": "12"}
+    return {"metadata": base | metadata, "spec": spec, "status": status or {}}
+
+
+def test_what_is_kept_of_a_pod() -> None:
+    raw = pod(
+        {
+            "nodeName": "node-a",
+            "initContainers": [{"name": "init"}],
+            "containers": [{"name": "main", "resources": HUGE}],
+            "ephemeralContainers": [{"name": "debug"}],
+        },
+        {
+            "phase": "Running",
+            "containerStatuses": [{"name": "main", "containerID": "containerd://abc"}],
+            "initContainerStatuses": [{"name": "init", "containerID": "cri-o://def"}],
+        },
+        labels={"app": "pg"},
+    )
+    kept = project_pod(raw)
+    assert (kept.uid, str(kept), kept.resource_version, kept.node) == ("u", "ns/p", 12, "node-a")
+    assert (kept.labels, kept.demand, kept.finished, kept.deletion) == (
+        {"app": "pg"},
+        FOUR_MIB,
+        False,
+        False,
+    )
+    assert kept.containers == (
+        Container("init", "def", NOTHING),
+        Container("main", "abc", FOUR_MIB),
+        Container("debug", None, NOTHING),
+    )
+
+
+def test_a_finished_pod_and_one_to_be_deleted() -> None:
+    assert project_pod(pod({}, {"phase": "Failed"})).finished
+    assert project_pod(pod({}, {"phase": "Succeeded"})).finished
+    assert not project_pod(pod({}, {"phase": "Unknown"})).finished
+    assert project_pod(pod({}, deletionTimestamp="2026-11-22T12:00:00Z")).deletion
+
+
+def test_a_static_pods_cgroup_is_named_by_its_hash() -> None:
+    annotations = {"kubernetes.io/config.source": "file", "kubernetes.io/config.hash": "cafe"}
+    assert project_pod(pod({}, annotations=annotations)).static_hash == "cafe"
+    from_api = annotations | {"kubernetes.io/config.source": "api"}
+    assert project_pod(pod({}, annotations=from_api)).static_hash is None
+    assert project_pod(pod({})).static_hash is None
+
+
+def test_a_size_named_for_the_pod_as_a_whole() -> None:
+    kept = project_pod(pod({"resources": HUGE, "containers": [{"name": "main"}]}))
+    assert kept.pod_level == {PageSize(2 * 1024**2)}
+    assert kept.demand == FOUR_MIB
+
+
+def test_a_malformed_request_is_told_not_raised() -> None:
+    bad = {"requests": {"hugepages-2Mi": "-4Mi"}}
+    kept = project_pod(pod({"containers": [{"name": "main", "resources": bad}]}))
+    assert kept.demand == NOTHING
+    assert kept.malformed is not None
+    assert "negative" in kept.malformed
+    assert kept.containers == ()
+    assert project_demanding_pod(pod({"containers": [{"name": "main", "resources": bad}]}))
+
+
+def test_pods_without_huge_pages_can_be_left_out() -> None:
+    assert project_demanding_pod(pod({"containers": [{"name": "main"}]})) is None
+    assert project_demanding_pod(pod({"containers": [{"name": "main", "resources": HUGE}]}))
