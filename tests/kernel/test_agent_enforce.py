@@ -307,3 +307,13 @@ async def test_one_pod_without_the_controller_is_told_of_and_the_others_are_limi
     await node.enforcer.full_pass()
     assert (node.enforcer.failures, limits(bare)) == ((), (8, 8))
     bare.rmdir()
+
+
+async def test_a_container_without_the_controller_is_held_by_its_pods_limit(node: Node) -> None:
+    node.allowances["p"] = allowed(8, own=6)
+    pod = node.make_pod("p", kubelet=None)
+    cgroup_tree.write(pod / "cgroup.subtree_control", "-hugetlb")
+    node.make_container(pod)
+    await until(lambda: limits(pod) == (8, 8))
+    await node.enforcer.full_pass()
+    assert node.enforcer.failures == ()

@@ -81,3 +81,13 @@ def test_a_cgroup_without_the_controller_is_said_to_be(cgroup: Path) -> None:
     below.mkdir()
     with pytest.raises(NotControlled, match=rf"\+hugetlb to {cgroup}/cgroup.subtree_control"):
         write_limit(below, SIZE, "max", 0)
+
+
+def test_a_cgroup_on_its_way_out_has_lost_its_files_first(
+    cgroup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the removal of its files and its own it is still a directory."""
+    cgroup.rmdir()
+    monkeypatch.setattr(Path, "is_dir", lambda self: True)
+    with pytest.raises(CgroupGone):
+        read_limit(cgroup, SIZE, "max")

@@ -172,3 +172,16 @@ async def test_kubepods_made_anew_is_followed(node: Node, watch: Watch) -> None:
     node.make_kubepods()
     path = node.make_pod("p")
     await watch.until(Changed(PodCgroup("p", Qos.BURSTABLE, path)))
+
+
+async def test_the_cgroup_root_may_come_later(cgroup_subtree: Path) -> None:
+    watch = Watch(later := Node(cgroup_subtree / "later", "systemd"))
+    with watch.watcher:
+        assert watch.watcher.scan() == []
+        following = asyncio.create_task(watch.follow())
+        cgroup_tree.make(cgroup_subtree, later.parent)
+        later.make_kubepods()
+        path = later.make_pod("p")
+        await watch.until(Changed(PodCgroup("p", Qos.BURSTABLE, path)))
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)

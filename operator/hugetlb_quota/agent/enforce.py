@@ -166,20 +166,18 @@ class Enforcer:
         wanted = plan(allowance, container, found, self._sizes, mirror=self._mirror)
         in_place, written = True, []
         for (size, limit), value in wanted.items():
-            if found[size, limit] != value:
-                # One that can't be lowered yet does not keep the next from it.
-                now = _lowered(path, size, limit, value, found[size, limit])
-                in_place &= now == value
-                if now != found[size, limit]:
-                    written.append(
-                        f"{size.cgroup}.{limit}={_text(now)} (was {_text(found[size, limit])})"
-                    )
+            # One that can't be lowered yet does not keep the next from it.
+            before = found[size, limit]
+            now = _written(path, size, limit, value, before)
+            in_place &= now == value
+            if now != before:
+                written.append(f"{size.cgroup}.{limit}={_text(now)} (was {_text(before)})")
         if written:
             logger.info("%s: %s", path, ", ".join(written))
         return in_place
 
 
-def _lowered(
+def _written(
     path: Path, size: PageSize, limit: Limit, wanted: int | None, found: int | None
 ) -> int | None:
     """Write ``wanted``, or what is in use while that is more; the limit as it is then."""

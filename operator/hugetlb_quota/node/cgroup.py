@@ -133,5 +133,18 @@ def _read(cgroup: Path, size: PageSize, file: str) -> str:
 def _explained(error: OSError, cgroup: Path, size: PageSize, path: str) -> Exception:
     # ENODEV: removed between open and read, or write (fs/kernfs/file.c, kernfs_get_active).
     if error.errno in (errno.ENOENT, errno.ENODEV):
-        return NotControlled(cgroup, size) if cgroup.is_dir() else CgroupGone(cgroup)
+        return CgroupGone(cgroup) if _is_controlled(cgroup) else NotControlled(cgroup, size)
     return CgroupError(cgroup, f"{path} can't be used: {error.strerror}.")
+
+
+def _is_controlled(cgroup: Path) -> bool:
+    """Whether the controller is enabled for ``cgroup``, or was while it was there.
+
+    Not by looking at the cgroup itself: a removal takes the files first and the
+    directory a moment later (kernel/cgroup/cgroup.c, cgroup_destroy_locked).
+    """
+    try:
+        enabled = (cgroup.parent / "cgroup.subtree_control").read_text().split()
+    except OSError:
+        return True  # gone too
+    return "hugetlb" in enabled or not cgroup.is_dir()
