@@ -1,0 +1,208 @@
+"""The stage: a cluster of real parts, and what the scenes do to it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from demo.story import Otherwise
+from tests.kube.cluster import Cluster
+from tests.testnode.hugepages import reserved_pages
+from tests.testnode.naming import Driver
+from tests.testnode.process import TestNode
+from tests.workloads import command
+
+MIB = 1024**2
+PAGE = 2 * MIB
+#: Pages borrowed from the host: more than any scene maps, so that what fails, fails on a
+#: limit and not on an empty pool.
+PAGES = 256
+QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
+HOSTNAME = "kubernetes.io/hostname"
+
+Json = dict[str, Any]
+
+
+class Stage:
+    """Two nodes with agents and one without."""
+
+    GOVERNED: tuple[tuple[str, Driver], ...] = (("worker-1", "systemd"), ("worker-2", "cgroupfs"))
+    BARE = "worker-bare"
+
+    def __init__(self, progress: Callable[[str], None]) -> None:
+        self._progress = progress
+        self._opened = ExitStack()
+        self._nodes: dict[str, TestNode] = {}
+
+    def open(self) -> None:
+        """Start everything; whatever was started is stopped by :meth:`close`."""
+        self._opened.enter_context(reserved_pages(PAGE, PAGES))
+        self.cluster = self._opened.enter_context(Cluster(progress=self._progress))
+        self.plane = self.cluster.control_plane
+        self.api = self.plane.api
+        for name, driver in self.GOVERNED:
+            node = self._start_node(name, driver)
+            self.cluster.start_agent(name, cgroup_root=node.cgroup_parent)
+        self._start_node(self.BARE, "systemd")
+
+    def close(self) -> None:
+        """Stop everything and give back what was borrowed."""
+        self._opened.close()
+
+    def kubectl(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run kubectl as the administrator; status and output are its own."""
+        return self.plane.kubectl(*arguments, check=check)
+
+    def apply(self, path: Path) -> str:
+        """``kubectl apply`` a file; what it printed."""
+        return self.kubectl("apply", "-f", str(path)).stdout
+
+    def use(self) -> dict[str, str]:
+        """What is charged in 2 MiB pages, by quota: ``{"acme/tenant": "64Mi"}``."""
+        return {
+            f"{each['metadata']['namespace']}/{each['metadata']['name']}": (
+                each.get("status", {}).get("used", {}).get("hugepages-2Mi", "")
+            )
+            for each in self.api.list(QUOTAS)
+        }
+
+    def tree(self) -> str:
+        """The quotas as a tree, each with its use against its limit."""
+        quotas = {
+            (each["metadata"]["namespace"], each["metadata"]["name"]): each
+            for each in self.api.list(QUOTAS)
+        }
+        children: dict[tuple[str, str] | None, list[tuple[str, str]]] = {}
+        for key, quota in sorted(quotas.items()):
+            ref = quota["spec"].get("parentRef")
+            children.setdefault((ref["namespace"], ref["name"]) if ref else None, []).append(key)
+        lines: list[tuple[str, str]] = []
+
+        def draw(key: tuple[str, str], stem: str, branch: str) -> None:
+            summary = quotas[key].get("status", {}).get("summary", "")
+            lines.append((f"{stem}{branch}{'/'.join(key)}", summary))
+            below = children.get(key, [])
+            inner = stem + {"": "", "├─ ": "│  ", "└─ ": "   "}[branch]
+            for child in below:
+                draw(child, inner, "└─ " if child == below[-1] else "├─ ")
+
+        for root in children.get(None, []):
+            draw(root, "", "")
+        width = max((len(name) for name, _ in lines), default=0)
+        return "\n".join(f"{name:<{width}}  {summary}" for name, summary in lines)
+
+    def run_pod(self, pod: Json) -> Json:
+        """Create a pod and wait for its end; its last output under ``output``."""
+        self.create_pod(pod)
+        return self.ended(pod)
+
+    def create_pod(self, pod: Json) -> None:
+        """Create a pod, which must be admitted."""
+        self.api.create("v1/pods", pod)
+
+    def refused(self, pod: Json) -> str:
+        """The message with which ``kubectl create`` is refused to make the pod."""
+        result = self.plane.kubectl("create", "-f", "-", input=json.dumps(pod), check=False)
+        if result.returncode == 0:
+            raise Otherwise(f"pod {pod['metadata']['name']} was admitted")
+        return result.stderr.strip()
+
+    def delete_pod(self, namespace: str, name: str) -> None:
+        """Ask for a pod's deletion."""
+        self.api.delete("v1/pods", name, namespace=namespace)
+
+    def running(self, namespace: str, name: str) -> Json:
+        """The pod, once its container runs."""
+        return self._pod(namespace, name, lambda pod: pod["status"].get("phase") == "Running")
+
+    def ended(self, pod: Json) -> Json:
+        """How a pod's container ended: ``exitCode``, ``signal``, ``message`` (its output)."""
+        meta = pod["metadata"]
+        seen = self._pod(
+            meta["namespace"],
+            meta["name"],
+            lambda pod: pod["status"].get("phase") in ("Succeeded", "Failed"),
+        )
+        terminated: Json = seen["status"]["containerStatuses"][0]["state"]["terminated"]
+        return terminated
+
+    def limits(self, node: str, uid: str) -> dict[str, str]:
+        """What the pod's cgroup on ``node`` says: file name to content, 2 MiB pages."""
+        root = self._nodes[node].cgroup_path
+        # systemd's naming has _ for - in UIDs.
+        tails = (f"pod{uid}", f"pod{uid.replace('-', '_')}.slice")
+        (cgroup,) = (path for path in root.rglob("*pod*") if path.name.endswith(tails))
+        return {
+            file: (cgroup / file).read_text().strip()
+            for file in ("hugetlb.2MB.max", "hugetlb.2MB.rsvd.max", "hugetlb.2MB.rsvd.current")
+        }
+
+    def wait(self, holds: Callable[[], object], what: str, timeout: float = 30.0) -> float:
+        """Wait until it ``holds``; the seconds that took."""
+        started = time.monotonic()
+        while not holds():
+            if time.monotonic() - started > timeout:
+                raise Otherwise(f"{what}: not so within {timeout:g} s")
+            time.sleep(0.05)
+        return round(time.monotonic() - started, 2)
+
+    def _pod(self, namespace: str, name: str, holds: Callable[[Json], bool]) -> Json:
+        found: list[Json] = []
+
+        def look() -> bool:
+            found[:] = [self.api.get("v1/pods", name, namespace=namespace)]
+            return holds(found[0])
+
+        self.wait(look, f"pod {namespace}/{name}", timeout=60)
+        return found[0]
+
+    def _start_node(self, name: str, driver: Driver) -> TestNode:
+        kubeconfig = self.plane.user_kubeconfig(f"system:node:{name}", "system:nodes")
+        capacity = {"hugepages-2Mi": f"{PAGES * 2}Mi"}
+        self._progress(f"starting node {name} ({driver} cgroup names)")
+        node = TestNode(name, kubeconfig, capacity=capacity, driver=driver, labels={HOSTNAME: name})
+        self._nodes[name] = self._opened.enter_context(node)
+        return node
+
+
+def pod(
+    namespace: str,
+    name: str,
+    *,
+    program: list[str],
+    request: str | None = None,
+    node: str | None = None,
+    user: int | None = None,
+) -> Json:
+    """A pod of one container that runs ``program`` once."""
+    resources = {"cpu": "10m", "memory": "64Mi"}
+    if request is not None:
+        resources["hugepages-2Mi"] = request
+    container: Json = {
+        "name": "main",
+        "image": "host",
+        "command": program,
+        "resources": {"requests": resources, "limits": resources},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+    if user is not None:
+        container["securityContext"] = {"runAsUser": user, "runAsGroup": user}
+    spec: Json = {
+        "containers": [container],
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 5,
+    }
+    if node is not None:
+        spec["nodeSelector"] = {HOSTNAME: node}
+    metadata = {"namespace": namespace, "name": name}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def mapping(amount: str, *options: str) -> list[str]:
+    """The program that maps ``amount`` of huge pages and says what came of it."""
+    return command("map_pages", amount, *options)
