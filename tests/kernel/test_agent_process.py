@@ -28,6 +28,8 @@ from tests.workloads import command
 Json = dict[str, Any]
 MIB = 1 << 20
 SECONDS = 30.0
+#: Less than the agent's periods: what comes so soon came of an event.
+SOON = 4.0
 GROUP = "/apis/hugetlb.dev/v1alpha1"
 ID = "1f" * 32
 
@@ -224,8 +226,8 @@ def limits(cgroup: Path) -> tuple[str, str]:
     return tuple(v if v == "max" else str(int(v) // MIB) for v in (rsvd, faults))  # type: ignore[return-value]
 
 
-async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(SECONDS):
+async def until(holds: Callable[[], object], seconds: float = SECONDS) -> None:
+    async with asyncio.timeout(seconds):
         while not holds():
             await asyncio.sleep(0.01)
 
@@ -246,9 +248,25 @@ async def test_it_enforces_reports_and_ends_when_told(agent: Agent, api: Api) ->
     await until(lambda: int(api.status["podsResourceVersion"]) >= ended)
     assert api.listed() == ["aa-bb"]  # its cgroup is there
     cgroup_tree.remove(pod)
-    await until(lambda: api.listed() == [])
+    await until(lambda: api.listed() == [], SOON)
     assert await agent.probe("/healthz") == (200, "ok\n")
     assert await agent.end(signal.SIGTERM) == 0
+
+
+async def test_a_pod_follows_its_quotas(agent: Agent, api: Api) -> None:
+    await agent.start()
+    await agent.ready()
+    await bind(api, "aa-bb", namespace="other")
+    pod = make_cgroup(agent, "aa-bb")
+    await until(lambda: limits(pod) == ("32", "32"))
+    await api.set("hugetlbquotas", "other", "q", spec={"hard": {"hugepages-2Mi": "64Mi"}})
+    await until(lambda: limits(pod) == ("8", "8"), SOON)
+    await until(lambda: api.listed() == ["aa-bb"], SOON)
+    selector = {"matchLabels": {"app": "another"}}
+    await api.set("hugetlbquotas", "other", "q", spec={"hard": {}, "podSelector": selector})
+    await until(lambda: api.listed() == [], SOON)
+    cgroup_tree.write_limits(pod, {2 * MIB: 32 * MIB})
+    await until(lambda: limits(pod) == ("32", "32"))
 
 
 async def test_killed_and_started_again_it_gets_everything_right(

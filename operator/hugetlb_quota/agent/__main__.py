@@ -2,7 +2,8 @@
 
 Exit codes: 0 ended by SIGTERM; 1 unforeseen; 2 wrong command line; 3 no cgroup2 on the
 host; 4 no hugetlb controller in it; 5 no host below --host-root; 6 no inotify instance
-to be had; 7 no API server configured. 3 to 7 come with a sentence that says what to do.
+to be had; 7 no API server configured; 8 the probes' port is taken. 3 to 8 come with a
+sentence that says what to do.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Final
 
 from hugetlb_quota.agent.enforce import Enforcer
 from hugetlb_quota.agent.governance import Governance, project_governor
-from hugetlb_quota.agent.health import serve_health
+from hugetlb_quota.agent.health import NoHealthPort, serve_health
 from hugetlb_quota.agent.report import Observer, Reporter
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.informer import Informer
@@ -41,6 +42,7 @@ EXIT_CODES: Final[dict[type[Exception], int]] = {
     HostUnreadable: 5,
     NoInotify: 6,
     NotConfigured: 7,
+    NoHealthPort: 8,
 }
 
 logger = logging.getLogger("hugetlb_quota.agent")
@@ -79,6 +81,7 @@ async def run(options: argparse.Namespace) -> None:
 
     :raises UnusableHost: when the host lacks what it takes.
     :raises NotConfigured: when no API server is configured.
+    :raises NoHealthPort: when the probes' port is taken.
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -167,7 +170,7 @@ def main() -> None:
     )
     try:
         asyncio.run(run(options))
-    except (UnusableHost, NotConfigured) as error:
+    except (UnusableHost, NotConfigured, NoHealthPort) as error:
         print(f"hugetlb-quota-agent: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(EXIT_CODES[type(error)])
 

@@ -8,12 +8,22 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 
+class NoHealthPort(Exception):
+    """The probes' port can't be had."""
+
+    def __init__(self, bind: str, port: int, error: OSError) -> None:
+        super().__init__(
+            f"The probes can't be served on {bind} port {port} ({error.strerror or error});"
+            " choose another with --health-port."
+        )
+
+
 @asynccontextmanager
 async def serve_health(bind: str, port: int, waiting_for: Callable[[], str]) -> AsyncIterator[None]:
     """Serve ``/healthz`` and ``/readyz`` over plain HTTP.
 
     :param waiting_for: what is missing until the agent is ready; "" when nothing is.
-    :raises OSError: when the port is taken.
+    :raises NoHealthPort: when the port is taken.
     """
 
     async def healthz(request: web.Request) -> web.Response:
@@ -28,10 +38,13 @@ async def serve_health(bind: str, port: int, waiting_for: Callable[[], str]) -> 
     application = web.Application(client_max_size=1024)
     application.router.add_get("/healthz", healthz)
     application.router.add_get("/readyz", readyz)
-    runner = web.AppRunner(application, access_log=None)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        await web.TCPSite(runner, bind, port, shutdown_timeout=1.0).start()
+        try:
+            await web.TCPSite(runner, bind, port).start()
+        except OSError as error:
+            raise NoHealthPort(bind, port, error) from error
         yield
     finally:
         await runner.cleanup()

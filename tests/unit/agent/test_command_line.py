@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import sys
 from pathlib import Path
 
@@ -10,6 +12,11 @@ import pytest
 from hugetlb_quota.agent.__main__ import EXIT_CODES, main, parse
 
 CGROUP2 = "41 31 0:38 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+
+
+@pytest.fixture(autouse=True)
+def _no_kubeconfig(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBECONFIG", raising=False)
 
 
 @pytest.fixture
@@ -23,10 +30,10 @@ def host(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def ends(host: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+def ends(host: Path, monkeypatch: pytest.MonkeyPatch, port: int = 0) -> int:
+    """How the agent ends at once; without an API server unless one was configured."""
     command = ["agent", "--node-name=n", f"--host-root={host}", "--bind=127.0.0.1"]
-    monkeypatch.setattr(sys, "argv", [*command, "--health-port=0"])
-    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setattr(sys, "argv", [*command, f"--health-port={port}"])
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(SystemExit) as ended:
         main()
@@ -35,7 +42,7 @@ def ends(host: Path, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_every_reason_has_a_code_of_its_own() -> None:
-    assert sorted(EXIT_CODES.values()) == [3, 4, 5, 6, 7]
+    assert sorted(EXIT_CODES.values()) == [3, 4, 5, 6, 7, 8]
 
 
 def test_a_host_without_cgroup2(
@@ -66,6 +73,21 @@ def test_no_api_server_to_talk_to(
 ) -> None:
     assert ends(host, monkeypatch) == 7
     assert "Set KUBECONFIG" in capsys.readouterr().err
+
+
+def test_the_probes_port_is_taken(
+    host: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = {"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}
+    context = {"name": "c", "context": {"cluster": "c", "user": "c"}}
+    config = {"clusters": [cluster], "contexts": [context], "users": [{"name": "c", "user": {}}]}
+    kubeconfig = host / "kubeconfig"
+    kubeconfig.write_text(json.dumps({"kind": "Config", "current-context": "c", **config}))
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert ends(host, monkeypatch, port) == 8
+    assert f"127.0.0.1 port {port}" in capsys.readouterr().err
 
 
 def test_the_node_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
