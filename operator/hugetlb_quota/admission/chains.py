@@ -64,8 +64,9 @@ async def climb(
     namespaces: dict[str, Mapping[str, str]] = {}
     climbed: set[QuotaKey] = set()
     level = {key for key in start if key in quotas}
-    # One level beyond the longest chain, so that the forest sees that there is one more.
-    for _ in range(LONGEST_CHAIN + 1):
+    # Each round reads one level up: up to one more than the longest chain has, so that
+    # the forest sees that there is one more.
+    for _ in range(LONGEST_CHAIN):
         climbed |= level
         links = [(key, quotas[key].quota.parent) for key in level]
         parents = {parent for _, parent in links if parent is not None}

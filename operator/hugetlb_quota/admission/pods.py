@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
 
 from hugetlb_quota.accounting.charge import Charge
-from hugetlb_quota.accounting.counter import Reservation, shortfalls
+from hugetlb_quota.accounting.counter import RESERVATION_LIFETIME, Reservation, shortfalls
 from hugetlb_quota.accounting.demand import MalformedDemand, demand
 from hugetlb_quota.accounting.forest import Detached, QuotaKey
 from hugetlb_quota.admission import chains, refusal
@@ -19,10 +19,6 @@ from hugetlb_quota.admission.reservations import NoRoom, PlaceChanged, Reservati
 from hugetlb_quota.admission.review import ALLOW, AdmissionRequest, Decision, deny
 from hugetlb_quota.kube.pods import CONFIG_MIRROR, FINISHED_PHASES
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
-
-#: How long an API request can live once it was admitted, in seconds: kube-apiserver's
-#: ``--request-timeout``. A create that was admitted may still be written until then.
-REQUEST_LIFETIME: Final = timedelta(seconds=60)
 
 _NODES_GROUP: Final = "system:nodes"
 
@@ -164,7 +160,8 @@ class PodAdmission:
         return tuple(snapshot.quotas[each.key] for each in union if each.key not in charged)
 
     def _reservation(self, pod: _Subject, wanted: Charge, deadline: Deadline) -> Reservation:
-        lifetime = REQUEST_LIFETIME + timedelta(seconds=deadline.left())
+        # From the last moment at which this answer may go out.
+        lifetime = RESERVATION_LIFETIME + timedelta(seconds=deadline.left())
         return Reservation(pod.uid, str(pod), wanted, self._now() + lifetime)
 
 

@@ -106,6 +106,13 @@ async def test_a_link_further_up_that_does_not_hold_is_a_warning(api: FakeApi) -
     assert "acme/later" in await allowed(api, create(quota("db/new", LIMIT, parent="acme/tenant")))
 
 
+async def test_a_foreign_link_further_up_is_a_warning(api: FakeApi) -> None:
+    api.put(quota("strange/top", LIMIT))
+    api.put(quota("acme/tenant", LIMIT, parent="strange/top", children=OF_ACME))
+    told = await allowed(api, create(quota("db/new", LIMIT, parent="acme/tenant")))
+    assert "strange/top does not let quotas of namespace acme attach" in told
+
+
 async def test_a_limit_above_the_parents_is_refused_with_both_numbers(api: FakeApi) -> None:
     told = await refused(
         api, create(quota("db/new", {"hugepages-2Mi": "512Mi"}, parent="acme/tenant"))
