@@ -242,7 +242,8 @@ async def test_a_limit_below_use_is_what_is_in_use_and_falls_with_it(
         node.allowances["p"] = allowed(2)
         node.enforcer.due()
         await until(lambda: limits(pod) == (12, 12))
-        assert node.enforcer.above == ("Pod p uses more huge pages than it may.",)
+        (above,) = node.enforcer.above
+        assert "Pod p uses more huge pages than it may: 12Mi of hugepages-2Mi, allowed 2Mi" in above
         assert came_of(start(container, "2Mi"))["errno"] == "ENOMEM"
         first.kill()
         await until(lambda: limits(pod) == (4, 4))
@@ -317,3 +318,13 @@ async def test_a_container_without_the_controller_is_held_by_its_pods_limit(node
     await until(lambda: limits(pod) == (8, 8))
     await node.enforcer.full_pass()
     assert node.enforcer.failures == ()
+
+
+async def test_a_pod_that_went_before_its_turn_in_a_pass_is_forgotten(node: Node) -> None:
+    pod = node.make_pod("p", kubelet=8)
+    await until(lambda: node.watcher.pods)
+    (known,) = node.watcher.pods
+    pod.rmdir()
+    await until(lambda: not node.watcher.pods)
+    node.enforcer.enforce(known)
+    assert node.enforcer._pods == {}

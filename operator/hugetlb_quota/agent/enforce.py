@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+from hugetlb_quota import quantity
 from hugetlb_quota.accounting.plan import Allowance, Limits, admissible, plan
 from hugetlb_quota.node import cgroup, kubepods
 from hugetlb_quota.node.cgroup import CgroupError, CgroupGone, Limit, LimitBelowUse, NotControlled
@@ -125,13 +126,14 @@ class Enforcer:
         self._pods[pod.uid] = pod
         allowance = self._allowance(pod.uid)
         try:
-            in_place = self._set(pod.path, allowance, None)
+            above = self._set(pod.path, allowance, None)
             for container in kubepods.containers(pod):
                 try:
-                    in_place &= self._set(container.path, allowance, container.id)
+                    above |= self._set(container.path, allowance, container.id)
                 except (CgroupGone, NotControlled):
                     continue  # the pod's own limit holds
         except CgroupGone:
+            self._forget(pod)
             return
         except (CgroupError, OSError) as error:
             if self._failures.get(pod.uid) != str(error):
@@ -139,42 +141,50 @@ class Enforcer:
             self._failures[pod.uid] = str(error)
             return
         self._failures.pop(pod.uid, None)
-        if in_place:
-            self._above.pop(pod.uid, None)
+        if above:
+            self._above[pod.uid] = (
+                f"Pod {pod.uid} uses more huge pages than it may: {', '.join(sorted(above))};"
+                " its limit falls as it gives them back, or end it."
+            )
         else:
-            self._above[pod.uid] = f"Pod {pod.uid} uses more huge pages than it may."
+            self._above.pop(pod.uid, None)
 
     def _handle(self, happening: Changed | Removed | Overflowed) -> None:
         match happening:
             case Changed(pod):
                 self.enforce(pod)
             case Removed(pod):
-                if self._pods.get(pod.uid) == pod:
-                    for known in (self._pods, self._failures, self._above):
-                        known.pop(pod.uid, None)
+                self._forget(pod)
                 self.on_removed()
             case Overflowed():
                 self.due()
 
-    def _set(self, path: Path, allowance: Allowance | None, container: str | None) -> bool:
-        """Set the limits of one cgroup; whether all are as wanted."""
+    def _forget(self, pod: PodCgroup) -> None:
+        # One made anew under the same UID, elsewhere, is another.
+        if self._pods.get(pod.uid) == pod:
+            for known in (self._pods, self._failures, self._above):
+                known.pop(pod.uid, None)
+
+    def _set(self, path: Path, allowance: Allowance | None, container: str | None) -> set[str]:
+        """Set the limits of one cgroup; where they can't be as low as wanted."""
         found: Limits = {
             (size, limit): cgroup.read_limit(path, size, limit)
             for size in self._sizes
             for limit in _LIMITS
         }
         wanted = plan(allowance, container, found, self._sizes, mirror=self._mirror)
-        in_place, written = True, []
+        above, written = set[str](), list[str]()
         for (size, limit), value in wanted.items():
             # One that can't be lowered yet does not keep the next from it.
             before = found[size, limit]
             now = _written(path, size, limit, value, before)
-            in_place &= now == value
+            if now != value:
+                above.add(f"{_text(now)} of {size.resource}, allowed {_text(value)}")
             if now != before:
                 written.append(f"{size.cgroup}.{limit}={_text(now)} (was {_text(before)})")
         if written:
             logger.info("%s: %s", path, ", ".join(written))
-        return in_place
+        return above
 
 
 def _written(
@@ -196,4 +206,4 @@ def _written(
 
 
 def _text(value: int | None) -> str:
-    return "max" if value is None else str(value)
+    return "max" if value is None else quantity.render(value)
