@@ -1,0 +1,43 @@
+"""Demand, judged by Kubernetes' own code: component-helpers' ``resource.PodRequests``."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+from decimal import Decimal
+from pathlib import Path
+
+from hugetlb_quota.accounting.demand import demand
+from tests.generated_pods import pod_spec, with_overhead
+
+PODS = 10_000
+
+
+def test_not_one_difference_on_thousands_of_generated_pods(assets: Path) -> None:
+    seed = int(os.environ.get("SEED") or random.randrange(2**32))
+    print(f"SEED={seed}")
+    draw = random.Random(seed)
+    specs = [with_overhead(draw, pod_spec(draw)) for _ in range(PODS)]
+    lines = "\n".join(json.dumps({"spec": spec}) for spec in specs)
+    answered = subprocess.run(
+        [assets / "pod-requests"],
+        input=lines,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout.splitlines()
+    assert len(answered) == PODS
+    asking = 0
+    for spec, line in zip(specs, answered, strict=True):
+        theirs = {
+            name: Decimal(amount)
+            for name, amount in json.loads(line).items()
+            if name.startswith("hugepages-") and Decimal(amount)
+        }
+        ours = {size.resource: amount for size, amount in demand(spec).items()}
+        assert ours == theirs, f"SEED={seed}: {json.dumps(spec)}"
+        asking += bool(ours)
+    assert asking > PODS / 2
