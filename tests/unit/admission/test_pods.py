@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.accounting.counter import Reservation
 from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.admission.pods import PodAdmission
+from hugetlb_quota.admission.reservations import Reservations
 from hugetlb_quota.admission.review import AdmissionRequest, Decision
 from hugetlb_quota.kube import errors
+from hugetlb_quota.page_size import PageSize
 from tests.unit.admission.fake_api import (
     FakeApi,
     Fate,
@@ -326,6 +331,34 @@ async def test_a_quota_that_moves_meanwhile_is_decided_on_anew(intruded: Intrudi
     assert (await decide(intruded, create(pod()))).allowed
     assert intruded.reservations("db/root") == {"pod-1": "64Mi"}
     assert intruded.reservations("acme/tenant") == {}
+
+
+async def test_requests_at_once_wait_for_each_other_instead_of_colliding(api: FakeApi) -> None:
+    admission = PodAdmission(api, now=lambda: NOW)
+    requests = [create(pod(f"pod-{index}", {"hugepages-2Mi": "8Mi"})) for index in range(16)]
+    decisions = await asyncio.gather(
+        *(admission.decide(request, Deadline.after(9)) for request in requests)
+    )
+    assert all(decision.allowed for decision in decisions)
+    assert len(api.reservations("acme/tenant")) == 16
+    # Two writes each, and a few that began with what was read before its turn came.
+    assert 32 <= len(api.writes) <= 40
+
+
+async def test_only_a_fresh_read_refuses(intruded: Intruding) -> None:
+    held = [reservation("other", "db/other", "64Mi")]
+    leaf = quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant", reservations=held)
+    intruded.put(leaf)
+    chain = (intruded.quota("db/leaf"), intruded.quota("acme/tenant"))
+    # Room is made after the leaf was read and before its turn comes.
+    raw = intruded.raw("db/leaf")
+    raw["status"]["reservations"] = []
+    intruded.put(raw)
+    wanted = Charge({PageSize(2 * 1024**2): 128 * 1024**2})
+    await Reservations(intruded).reserve(
+        chain, Reservation("pod-1", "db/pod-1", wanted, NOW), Deadline.after(9)
+    )
+    assert intruded.reservations("db/leaf") == {"pod-1": "128Mi"}
 
 
 async def test_an_unreachable_api_takes_back_what_was_written(api: FakeApi) -> None:

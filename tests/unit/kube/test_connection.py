@@ -95,6 +95,15 @@ async def test_a_request_names_the_program_and_carries_the_token(connected: Conn
     assert request.headers["Authorization"] == "Bearer secret"
 
 
+async def test_requests_share_a_connection(connected: Connected) -> None:
+    connection, server = connected
+    for status in (200, 404, 200):
+        server.answers(status, {})
+        await asyncio.gather(connection.get(NODES, "a"), return_exceptions=True)
+    transports = [request.transport for request in server.seen]
+    assert transports[0] is transports[1] is transports[2] is not None
+
+
 async def test_a_page_of_a_list(connected: Connected) -> None:
     connection, server = connected
     server.answers(200, {"items": []})
