@@ -1,13 +1,25 @@
-"""Counts what ran at each layer, so that a layer that was skipped is never overlooked."""
+"""Counts what ran at each layer, so that a layer that was skipped is never overlooked.
+
+With REQUIRE_LAYERS=1 a test of the kernel or cluster layer that was skipped fails the
+run, unless what it lacks is something that not every machine can have.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 LAYERS = ("unit", "kernel", "cluster", "e2e")
+REQUIRED = ("unit", "kernel", "cluster")
+#: Reasons of skips that REQUIRE_LAYERS accepts.
+OPTIONAL = (
+    "no PostgreSQL is installed",
+    "the kernel has no pages of 1 GiB",
+    "KUBEBUILDER_ASSETS is set",
+)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -32,6 +44,26 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
     for (layer, reason), times in sorted(reasons.items()):
         terminalreporter.write_line(f"{layer}: {times} skipped: {reason}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run for a skip that must not be."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("REQUIRE_LAYERS") != "1" or reporter is None or session.exitstatus != 0:
+        return
+    amiss = [
+        f"{report.nodeid}: {report.longrepr[2]}"
+        for report in reporter.stats.get("skipped", ())
+        if _layer(report.nodeid) in REQUIRED
+        and isinstance(report.longrepr, tuple)
+        and not any(reason in report.longrepr[2] for reason in OPTIONAL)
+    ]
+    if amiss:
+        reporter.write_line("\nREQUIRE_LAYERS=1, and these were skipped:")
+        for each in amiss:
+            reporter.write_line(f"  {each}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def _layer(nodeid: str) -> str | None:

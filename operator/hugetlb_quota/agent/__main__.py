@@ -19,11 +19,11 @@ from typing import Final
 
 from hugetlb_quota.agent.enforce import Enforcer
 from hugetlb_quota.agent.governance import Governance, project_governor
-from hugetlb_quota.agent.health import NoHealthPort, serve_health
 from hugetlb_quota.agent.report import Observer, Reporter
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.informer import Informer
 from hugetlb_quota.kube.pods import project_pod
+from hugetlb_quota.kube.probes import NoProbePort, serve_probes
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, PODS
 from hugetlb_quota.node import kubepods
 from hugetlb_quota.node.host import (
@@ -42,7 +42,7 @@ EXIT_CODES: Final[dict[type[Exception], int]] = {
     HostUnreadable: 5,
     NoInotify: 6,
     NotConfigured: 7,
-    NoHealthPort: 8,
+    NoProbePort: 8,
 }
 
 logger = logging.getLogger("hugetlb_quota.agent")
@@ -81,7 +81,7 @@ async def run(options: argparse.Namespace) -> None:
 
     :raises UnusableHost: when the host lacks what it takes.
     :raises NotConfigured: when no API server is configured.
-    :raises NoHealthPort: when the probes' port is taken.
+    :raises NoProbePort: when the probes' port is taken.
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -143,7 +143,7 @@ async def run(options: argparse.Namespace) -> None:
                 return ", ".join(what for what, event in missing.items() if not event.is_set())
 
             async with (
-                serve_health(options.bind, options.health_port, waiting_for),
+                serve_probes(options.bind, options.health_port, waiting_for),
                 asyncio.TaskGroup() as group,
             ):
                 running = [
@@ -170,7 +170,7 @@ def main() -> None:
     )
     try:
         asyncio.run(run(options))
-    except (UnusableHost, NotConfigured, NoHealthPort) as error:
+    except (UnusableHost, NotConfigured, NoProbePort) as error:
         print(f"hugetlb-quota-agent: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(EXIT_CODES[type(error)])
 

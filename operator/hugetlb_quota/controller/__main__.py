@@ -16,7 +16,7 @@ from hugetlb_quota.controller import deletion
 from hugetlb_quota.controller.recounter import Recounter
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.lease import LeadershipLost, lead
-from hugetlb_quota.kube.probes import serve_probes
+from hugetlb_quota.kube.probes import NoProbePort, serve_probes
 
 LEASE = "hugetlb-quota-controller"
 
@@ -28,7 +28,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         asyncio.run(_main(_arguments()))
-    except (NotConfigured, LeadershipLost) as error:
+    except (NotConfigured, NoProbePort, LeadershipLost) as error:
         sys.exit(str(error))
 
 
@@ -54,7 +54,7 @@ async def _main(arguments: argparse.Namespace) -> None:
                 group.create_task(handle_deletions())
 
         # A controller that waits for the Lease is ready to take over, so it is ready.
-        async with serve_probes(arguments.bind, arguments.health_port, ready=lambda: None):
+        async with serve_probes(arguments.bind, arguments.health_port, lambda: ""):
             try:
                 await lead(connection, arguments.lease_namespace, LEASE, arguments.identity, work)
             except asyncio.CancelledError:

@@ -1,4 +1,4 @@
-"""The probes that kubelet asks a program for: alive, and ready."""
+"""A program's answers to kubelet's probes: alive, and ready."""
 
 from __future__ import annotations
 
@@ -8,29 +8,43 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 
-@asynccontextmanager
-async def serve_probes(
-    address: str, port: int, ready: Callable[[], str | None]
-) -> AsyncIterator[None]:
-    """Answer GET /healthz and /readyz over plain HTTP while the context lasts.
+class NoProbePort(Exception):
+    """The probes' port can't be had."""
 
-    :param ready: None when ready, else a sentence that says what is awaited.
-    :raises OSError: when the port can't be had.
+    def __init__(self, bind: str, port: int, error: OSError) -> None:
+        super().__init__(
+            f"The probes can't be served on {bind} port {port} ({error.strerror or error});"
+            " choose another with --health-port."
+        )
+
+
+@asynccontextmanager
+async def serve_probes(bind: str, port: int, waiting_for: Callable[[], str]) -> AsyncIterator[None]:
+    """Serve ``/healthz`` and ``/readyz`` over plain HTTP.
+
+    :param waiting_for: what is missing until the program is ready; "" when nothing is.
+    :raises NoProbePort: when the port is taken.
     """
 
-    async def healthz(_: web.Request) -> web.Response:
+    async def healthz(request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
-    async def readyz(_: web.Request) -> web.Response:
-        awaited = ready()
-        return web.Response(text=f"{awaited or 'ok'}\n", status=200 if awaited is None else 503)
+    async def readyz(request: web.Request) -> web.Response:
+        missing = waiting_for()
+        if missing:
+            return web.Response(status=503, text=f"waiting for {missing}\n")
+        return web.Response(text="ok\n")
 
-    application = web.Application()
-    application.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz)])
-    runner = web.AppRunner(application, access_log=None)
+    application = web.Application(client_max_size=1024)
+    application.router.add_get("/healthz", healthz)
+    application.router.add_get("/readyz", readyz)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        await web.TCPSite(runner, address, port).start()
+        try:
+            await web.TCPSite(runner, bind, port).start()
+        except OSError as error:
+            raise NoProbePort(bind, port, error) from error
         yield
     finally:
         await runner.cleanup()
