@@ -84,7 +84,9 @@ async def test_a_field_selector_shows_only_one_nodes_pods(
     control_plane: ControlPlane, connection: Connection, namespace: str, node: str
 ) -> None:
     api = control_plane.api
-    api.create("v1/pods", pod("unbound", huge=None), namespace=namespace)
+    unbound = pod("unbound", huge=None)
+    unbound["spec"]["nodeSelector"] = {"no": "node"}
+    api.create("v1/pods", unbound, namespace=namespace)
     bound = pod("bound", huge=None)
     bound["spec"]["nodeName"] = node
     watched = Informer(connection, PODS, project_pod, field_selector=f"spec.nodeName={node}")
