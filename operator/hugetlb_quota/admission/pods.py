@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ from hugetlb_quota.admission.review import ALLOW, AdmissionRequest, Decision, de
 from hugetlb_quota.kube.pods import CONFIG_MIRROR, FINISHED_PHASES
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
 
+#: How long a request waits for the controller's first count of a quota, and how often
+#: it looks, in seconds.
+COUNT_TIMEOUT: Final = 3.0
+COUNT_PERIOD: Final = 0.1
 _NODES_GROUP: Final = "system:nodes"
 
 logger = logging.getLogger(__name__)
@@ -110,6 +115,13 @@ class PodAdmission:
             for quota in chain:
                 if quota.quota.terminating:
                     return deny(refusal.terminating(str(pod), quota.key))
+            if uncounted := [quota.key for quota in chain if not quota.is_counted]:
+                # What runs under it already is not in its counter. A quota and a pod in
+                # one `kubectl apply` come here, so it is worth a moment.
+                if deadline.seconds - deadline.left() < min(COUNT_TIMEOUT, deadline.seconds / 2):
+                    await asyncio.sleep(COUNT_PERIOD)
+                    continue
+                return deny(refusal.uncounted(str(pod), uncounted))
             # All of them first, so that the refusal names every quota that refuses.
             counters = [quota.counter.release(pod.uid) for quota in chain]
             if short := shortfalls(counters, wanted):

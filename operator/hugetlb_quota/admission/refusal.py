@@ -56,6 +56,15 @@ def terminating(pod: str, quota: QuotaKey) -> str:
     )
 
 
+def uncounted(pod: str, quotas: Iterable[QuotaKey]) -> str:
+    """A pod under a quota whose use is not known yet."""
+    return _bounded(
+        f"pod {pod} asks for huge pages, but the controller has not yet counted what runs under"
+        f" HugeTLBQuota {_names(quotas)} since it was made or changed. Try again in a moment; if it"
+        " stays so, see whether the controller of hugetlb-quota runs."
+    )
+
+
 def invalid_quota(pod: str, why: object) -> str:
     """A pod in whose way there is a quota that can't be read."""
     return _bounded(

@@ -155,7 +155,7 @@ def _nodes_reporting(held: list[Held]) -> Finding:
         NODES_REPORTING,
         False,
         "AgentSilent",
-        f"{len(held)} ended pods ({amount}) stay charged, because the agents of"
+        f"{amount} of {len(held)} ended pods stays charged, because the agents of"
         f" {', '.join(nodes[:_NAMED])}{more} do not report. Start the agents there, or delete the"
         " Node objects if the nodes are gone; the charges go then.",
     )

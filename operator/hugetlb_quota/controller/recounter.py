@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -128,7 +128,7 @@ class Recounter:
         total = picture.totals[known.key]
         try:
             gone = await self._gone(known.counter)
-            change = self._change(known.key, total, gone, picture)
+            change = self._change(known, total, gone, picture)
             if not change(known).is_stored:
                 before = known.conditions
                 written = await compare_and_swap(self._connection, known.key, change)
@@ -140,20 +140,14 @@ class Recounter:
             self._wake.set()
 
     def _change(
-        self, key: QuotaKey, total: Tally, gone: frozenset[str], picture: _Picture
+        self, known: QuotaObject, total: Tally, gone: frozenset[str], picture: _Picture
     ) -> Callable[[QuotaObject], QuotaObject]:
+        held = picture.held.get(known.key, ())
+
         def change(quota: QuotaObject) -> QuotaObject:
             counter = recount(quota.counter, total, gone)
-            found = conditions.findings(
-                quota.quota, counter, picture.forest, picture.held.get(key, ()), picture.silent
-            )
-            now = datetime.now(UTC)
-            return replace(
-                quota,
-                counter=counter,
-                conditions=conditions.conditions(found, quota.conditions, quota.generation, now),
-                observed_generation=quota.generation,
-            )
+            found = conditions.findings(quota.quota, counter, picture.forest, held, picture.silent)
+            return restate(quota, counter, found, counted=known.generation, now=datetime.now(UTC))
 
         return change
 
@@ -216,6 +210,27 @@ class Recounter:
                 program="controller",
                 instance=self._identity,
             )
+
+
+def restate(
+    quota: QuotaObject,
+    counter: Counter,
+    found: Iterable[conditions.Finding],
+    *,
+    counted: int,
+    now: datetime,
+) -> QuotaObject:
+    """``quota`` with what a recount says of it.
+
+    :param counted: the generation of its spec that was counted, which is not the one of
+        ``quota`` when the spec changed since: then it stays to be counted.
+    """
+    return replace(
+        quota,
+        counter=counter,
+        conditions=conditions.conditions(found, quota.conditions, counted, now),
+        observed_generation=counted,
+    )
 
 
 def _labels(raw: Mapping[str, object]) -> Mapping[str, str]:

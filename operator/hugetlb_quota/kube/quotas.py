@@ -110,6 +110,11 @@ class QuotaObject:
         )
 
     @property
+    def is_counted(self) -> bool:
+        """Whether the controller has recounted it since its spec last changed."""
+        return self.observed_generation >= self.generation
+
+    @property
     def is_stored(self) -> bool:
         """Whether the status is in the API already, as it was read."""
         return self.status() == self.stored

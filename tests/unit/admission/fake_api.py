@@ -139,6 +139,7 @@ def quota(
     pods: Mapping[str, str] | None = None,
     reservations: list[Json] | None = None,
     terminating: bool = False,
+    counted: bool = True,
 ) -> Json:
     """A HugeTLBQuota in JSON; ``hard`` and ``pods`` are by resource name."""
     namespace, name = QuotaKey.parse(key)
@@ -158,7 +159,11 @@ def quota(
         "kind": "HugeTLBQuota",
         "metadata": metadata,
         "spec": spec,
-        "status": {"pods": dict(pods or {}), "reservations": reservations or []},
+        "status": {
+            "observedGeneration": int(counted),
+            "pods": dict(pods or {}),
+            "reservations": reservations or [],
+        },
     }
 
 

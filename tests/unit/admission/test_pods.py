@@ -224,6 +224,25 @@ async def test_a_quota_that_is_being_deleted_takes_no_pod(api: FakeApi) -> None:
     assert "acme/tenant is being deleted" in (await decide(api, create(pod()))).message
 
 
+async def test_a_quota_that_was_never_counted_takes_no_pod(api: FakeApi) -> None:
+    api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant", counted=False))
+    decision = await decide(api, create(pod()), seconds=0.4)
+    assert not decision.allowed
+    assert "has not yet counted what runs under HugeTLBQuota db/leaf" in decision.message
+    assert api.writes == []
+
+
+async def test_a_pod_waits_a_moment_for_the_first_count(api: FakeApi) -> None:
+    leaf = {"hugepages-2Mi": "128Mi"}
+    api.put(quota("db/leaf", leaf, parent="acme/tenant", counted=False))
+    deciding = asyncio.create_task(decide(api, create(pod())))
+    await asyncio.sleep(0.15)
+    assert not deciding.done()
+    api.put(quota("db/leaf", leaf, parent="acme/tenant", pods={"hugepages-2Mi": "96Mi"}))
+    # What was counted meanwhile leaves too little.
+    assert "96Mi by pods" in (await deciding).message
+
+
 async def test_an_invalid_quota_in_the_namespace_refuses(api: FakeApi) -> None:
     api.put(quota("db/old", {"hugepages-3Mi": "3Mi"}))
     decision = await decide(api, create(pod()))

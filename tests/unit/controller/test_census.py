@@ -1,0 +1,93 @@
+"""Who is charged: pods that run, and pods that ended until their node lets them go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.accounting.counter import Counter
+from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
+from hugetlb_quota.accounting.recount import ChargedPod
+from hugetlb_quota.accounting.release import NodeEvidence
+from hugetlb_quota.controller import conditions
+from hugetlb_quota.controller.census import Census, Count, held_by_quota
+from hugetlb_quota.controller.nodes import NodeReport, evidence
+from hugetlb_quota.kube.pods import Pod
+
+TENANT, TEAM = QuotaKey("ns", "tenant"), QuotaKey("ns", "team")
+DEMAND = Charge.from_resources({"hugepages-2Mi": "64Mi"})
+FOREST = Forest([Quota(TENANT), Quota(TEAM, parent=TENANT)], {})
+POD = Pod("uid", "ns", "pod", resource_version=10, labels={}, node="worker", demand=DEMAND)
+
+
+def report(version: int, *live: ChargedPod, boot_id: str = "boot") -> NodeReport:
+    return NodeReport("worker", datetime(2026, 11, 22, tzinfo=UTC), boot_id, version, live)
+
+
+def count(census: Census, pods: list[Pod], *reports: NodeReport) -> Count:
+    known: Mapping[str, NodeEvidence] = evidence({"worker": "boot"}, reports)
+    return census.count(FOREST, pods, known, {each.node: each for each in reports})
+
+
+def uids(counted: Count) -> set[str]:
+    return {pod.uid for pod in counted.pods}
+
+
+def test_a_running_pod_is_charged_to_what_selects_it() -> None:
+    (charged,) = count(Census(), [POD]).pods
+    assert charged == ChargedPod("uid", DEMAND, frozenset({TENANT, TEAM}))
+
+
+def test_a_finished_pod_is_held_until_its_node_has_seen_the_end() -> None:
+    census, finished = Census(), replace(POD, finished=True)
+    before = count(census, [finished], report(9))
+    assert uids(before) == {"uid"}
+    assert [held.node for held in before.held] == ["worker"]
+    assert uids(count(census, [finished], report(10))) == set()
+    assert census.was_released("uid")
+
+
+def test_a_deleted_pod_is_held_while_its_cgroup_is_there() -> None:
+    census = Census()
+    census.pod_changed(None, POD, 10)
+    census.pod_changed(POD, None, 12)
+    live = ChargedPod("uid", DEMAND, frozenset({TEAM}))
+    assert uids(count(census, [], report(20, live))) == {"uid"}
+    assert uids(count(census, [], report(11))) == {"uid"}
+    assert uids(count(census, [], report(12))) == set()
+    # Once let go, it does not come back.
+    assert uids(count(census, [], report(12))) == set()
+
+
+def test_a_pod_that_only_its_node_knows_of_is_charged_where_the_node_says() -> None:
+    live = ChargedPod("other", DEMAND, frozenset({TEAM}))
+    counted = count(Census(), [], report(20, live))
+    assert counted.pods == (live,)
+    assert [held.pod for held in held_by_quota(counted, FOREST)[TENANT]] == [live]
+    assert uids(count(Census(), [], report(20, live, boot_id="before"))) == set()
+
+
+def test_a_pod_that_was_never_bound_is_let_go_at_once() -> None:
+    census, pending = Census(), replace(POD, node=None)
+    census.pod_changed(None, pending, 10)
+    census.pod_changed(pending, None, 12)
+    assert uids(count(census, [])) == set()
+    assert census.was_released("uid")
+
+
+def test_a_silent_node_is_named_with_what_it_holds() -> None:
+    counted = count(Census(), [replace(POD, finished=True)], report(9))
+    held = held_by_quota(counted, FOREST)[TEAM]
+    quota = Quota(TEAM, parent=TENANT)
+    found = conditions.findings(quota, _counter(), FOREST, held, {"worker"})
+    (silent,) = [each for each in found if not each.good]
+    assert silent.reason == "AgentSilent"
+    assert "64Mi of hugepages-2Mi of 1 ended pods" in silent.message
+    assert "worker" in silent.message
+    assert all(each.good for each in conditions.findings(quota, _counter(), FOREST, held, set()))
+
+
+def _counter() -> Counter:
+    return Counter(TEAM, Charge())

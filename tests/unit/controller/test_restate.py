@@ -1,0 +1,50 @@
+"""What a recount writes on a quota, and what it must not claim."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.accounting.counter import Counter
+from hugetlb_quota.controller.conditions import Finding, turned
+from hugetlb_quota.controller.recounter import restate
+from hugetlb_quota.kube.quotas import QuotaObject
+
+NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+QUOTA = QuotaObject.from_json(
+    {
+        "metadata": {"namespace": "ns", "name": "q", "resourceVersion": "7", "generation": 2},
+        "spec": {"hard": {"hugepages-2Mi": "64Mi"}},
+    }
+)
+FITS = Finding("WithinLimits", True, "Fits", "Everything fits.")
+OVER = Finding("WithinLimits", False, "OverLimit", "Too much.")
+
+
+def counter(amount: str) -> Counter:
+    pods = Charge.from_resources({"hugepages-2Mi": amount})
+    return replace(QUOTA.counter, pods=pods)
+
+
+def test_a_count_of_an_older_spec_is_not_claimed_for_the_newer() -> None:
+    assert not restate(QUOTA, counter("2Mi"), [FITS], counted=1, now=NOW).is_counted
+    assert restate(QUOTA, counter("2Mi"), [FITS], counted=2, now=NOW).is_counted
+
+
+def test_a_condition_keeps_its_time_while_its_status_does() -> None:
+    first = restate(QUOTA, counter("2Mi"), [FITS], counted=2, now=NOW)
+    later = NOW + timedelta(minutes=1)
+    again = restate(first, counter("4Mi"), [FITS], counted=2, now=later)
+    assert again.conditions == first.conditions
+    over = restate(again, counter("66Mi"), [OVER], counted=2, now=later)
+    assert over.conditions[0].last_transition_time == later
+    assert turned(again.conditions, over.conditions) == over.conditions
+
+
+def test_what_was_good_from_the_first_is_not_told_of_and_what_was_bad_is() -> None:
+    good = restate(QUOTA, counter("2Mi"), [FITS], counted=2, now=NOW).conditions
+    bad = restate(QUOTA, counter("66Mi"), [OVER], counted=2, now=NOW).conditions
+    assert turned((), good) == ()
+    assert turned((), bad) == bad
+    assert turned(bad, good) == good
