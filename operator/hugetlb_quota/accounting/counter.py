@@ -43,13 +43,14 @@ class Shortfall:
     size: PageSize
     requested: int
     pods: int
+    retained: int
     reserved: int
     hard: int
 
     @property
     def used(self) -> int:
         """What is charged already."""
-        return self.pods + self.reserved
+        return self.pods + self.retained + self.reserved
 
     @property
     def short(self) -> int:
@@ -61,13 +62,15 @@ class Shortfall:
 class Counter:
     """What is charged to one quota, descendants included.
 
-    ``pods``: of pods that the controller has seen. ``reservations``: admitted, not yet
-    seen. ``hard``: the limits; a size that is not named is not limited.
+    ``pods``: of pods that the controller has seen. ``retained``: left in shared files by
+    pods that are gone. ``reservations``: admitted, not yet seen. ``hard``: the limits; a
+    size that is not named is not limited.
     """
 
     quota: QuotaKey
     hard: Charge
     pods: Charge = NOTHING
+    retained: Charge = NOTHING
     reservations: tuple[Reservation, ...] = ()
 
     @property
@@ -78,14 +81,20 @@ class Counter:
     @property
     def used(self) -> Charge:
         """All that is charged, with every limited size named."""
-        return (self.pods + self.reserved).named(self.hard)
+        return (self.pods + self.retained + self.reserved).named(self.hard)
 
     def shortfalls(self, demand: Charge) -> tuple[Shortfall, ...]:
         """Where ``demand`` does not fit, smallest size first; none when it fits."""
         used, reserved = self.used, self.reserved
         return tuple(
             Shortfall(
-                self.quota, size, requested, self.pods.of(size), reserved.of(size), self.hard[size]
+                quota=self.quota,
+                size=size,
+                requested=requested,
+                pods=self.pods.of(size),
+                retained=self.retained.of(size),
+                reserved=reserved.of(size),
+                hard=self.hard[size],
             )
             for size, requested in demand.items()
             if size in self.hard and requested and used.of(size) + requested > self.hard[size]

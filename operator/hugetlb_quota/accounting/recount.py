@@ -21,31 +21,52 @@ class ChargedPod:
 
 
 @dataclass(frozen=True, slots=True)
+class Retained:
+    """What pods that are gone left in shared files; ``quotas`` are charged directly."""
+
+    charge: Charge
+    quotas: frozenset[QuotaKey]
+
+
+@dataclass(frozen=True, slots=True)
 class Tally:
-    """What the seen pods charge to one quota, and which pods these are."""
+    """What is charged to one quota for pods, which pods these are, and what is retained."""
 
     pods: Charge = NOTHING
     uids: frozenset[str] = frozenset()
+    retained: Charge = NOTHING
 
 
-def tally(forest: Forest, pods: Iterable[ChargedPod]) -> Mapping[QuotaKey, Tally]:
+def tally(
+    forest: Forest, pods: Iterable[ChargedPod], retained: Iterable[Retained] = ()
+) -> Mapping[QuotaKey, Tally]:
     """The tally of every quota of ``forest``, descendants included.
 
-    A pod under two quotas with a common ancestor is charged to that ancestor once. A
+    What is under two quotas with a common ancestor is charged to that ancestor once. A
     quota whose chain is broken charges the part of it that holds.
     """
     above = {
         quota.key: frozenset(link.key for link in forest.attached(quota.key)) for quota in forest
     }
     charges: dict[QuotaKey, list[Charge]] = {quota.key: [] for quota in forest}
+    left: dict[QuotaKey, list[Charge]] = {quota.key: [] for quota in forest}
     uids: dict[QuotaKey, set[str]] = {quota.key: set() for quota in forest}
+
+    def union(keys: Iterable[QuotaKey]) -> frozenset[QuotaKey]:
+        return frozenset[QuotaKey]().union(*(above.get(key, frozenset()) for key in keys))
+
     for pod in pods:
-        charged = frozenset[QuotaKey]().union(*(above.get(key, frozenset()) for key in pod.quotas))
-        for key in charged:
+        for key in union(pod.quotas):
             if pod.uid not in uids[key]:
                 uids[key].add(pod.uid)
                 charges[key].append(pod.charge)
-    return {key: Tally(Charge.total(charges[key]), frozenset(uids[key])) for key in charges}
+    for each in retained:
+        for key in union(each.quotas):
+            left[key].append(each.charge)
+    return {
+        key: Tally(Charge.total(charges[key]), frozenset(uids[key]), Charge.total(left[key]))
+        for key in charges
+    }
 
 
 def expired(counter: Counter, now: datetime) -> tuple[Reservation, ...]:
@@ -66,4 +87,4 @@ def recount(counter: Counter, counted: Tally, gone: Set[str]) -> Counter:
         for each in counter.reservations
         if each.uid not in counted.uids and each.uid not in gone
     )
-    return replace(counter, pods=counted.pods, reservations=kept)
+    return replace(counter, pods=counted.pods, retained=counted.retained, reservations=kept)

@@ -35,6 +35,17 @@ class NodeEvidence:
     live: frozenset[str] = frozenset()
 
 
+def has_forgotten(node: NodeEvidence) -> bool:
+    """Whether nothing that the node's last report tells can be in memory any more.
+
+    The node is gone, or it has booted since.
+    """
+    if not node.exists:
+        return True
+    known = node.boot_id is not None and node.reported_boot_id is not None
+    return known and node.boot_id != node.reported_boot_id
+
+
 def is_released(pod: EndedPod, node: NodeEvidence | None) -> bool:
     """Whether nothing of ``pod`` can be in memory any more.
 
@@ -44,8 +55,8 @@ def is_released(pod: EndedPod, node: NodeEvidence | None) -> bool:
     reached the pod's end and lists no cgroup of it is evidence, and one from before,
     when the cgroup was not made yet, is not.
     """
-    if pod.node is None or node is None or not node.exists or node.pods_resource_version is None:
+    if pod.node is None or node is None or node.pods_resource_version is None:
         return True
-    if None not in (node.boot_id, node.reported_boot_id) and node.boot_id != node.reported_boot_id:
+    if has_forgotten(node):
         return True
     return pod.uid not in node.live and node.pods_resource_version >= pod.resource_version

@@ -208,6 +208,8 @@ def _no_room(short: Shortfall) -> str:
     parts = []
     if short.pods:
         parts.append(f"{render(short.pods)} by pods")
+    if short.retained:
+        parts.append(f"{render(short.retained)} retained in files of pods that are gone")
     if short.reserved:
         parts.append(f"{render(short.reserved)} reserved for pods being created")
     by = f" ({', '.join(parts)})" if parts else ""

@@ -40,6 +40,37 @@ class NodePodStatus(Model):
     )
 
 
+class RetainedStatus(Model):
+    """What pods left behind that are gone from the node, by the quotas they were charged to."""
+
+    quotas: list[str] = Field(description="namespace/name of the quotas charged directly, sorted.")
+    charge: ResourceList
+
+
+class FileStatus(Model):
+    """A hugetlbfs file that pages are charged for."""
+
+    path: str = Field(description="Below the mount, or what the kernel calls it.")
+    mount: str = Field(description="Where it is mounted on the host; empty for the kernel's own.")
+    page_size: str = Field(description="hugepages-2Mi, as Kubernetes names it.")
+    charged: str = Field(description="Bytes of it charged to the pod, as a quantity.")
+    pod: str = Field(description="namespace/name of the pod that is charged; empty: the system.")
+    uid: str = Field(default="", description="UID of that pod.")
+    quotas: list[str] = Field(default_factory=list)
+    retained: bool = Field(description="Whether that pod is gone.")
+    since: datetime = Field(description="When it was first seen charged.")
+
+
+class MountStatus(Model):
+    """A hugetlbfs superblock, with its own limit beside the quotas'."""
+
+    path: str
+    page_size: str
+    limit: str | None = Field(default=None, description="size=, as a quantity; absent: none.")
+    minimum: str | None = Field(default=None, description="min_size=, as a quantity.")
+    used: str = Field(description="What its files hold, as statfs tells it.")
+
+
 class HugeTLBNodeStatus(Model):
     """The agent's report."""
 
@@ -50,6 +81,17 @@ class HugeTLBNodeStatus(Model):
     reported_at: datetime | None = None
     pools: list[PoolStatus] = Field(default_factory=list)
     pods: list[NodePodStatus] = Field(default_factory=list)
+    retained: list[RetainedStatus] = Field(
+        default_factory=list, description="Still charged for pods that are gone, by quota."
+    )
+    system: ResourceList = Field(
+        default_factory=dict,
+        description="Held by hugetlbfs files that the host's own processes made; charged to none.",
+    )
+    files: list[FileStatus] = Field(
+        default_factory=list, description="The largest hugetlbfs files; not all of them."
+    )
+    mounts: list[MountStatus] = Field(default_factory=list)
     conditions: list[Condition] = Field(default_factory=list)
 
 

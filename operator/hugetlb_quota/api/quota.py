@@ -72,10 +72,15 @@ class HugeTLBQuotaStatus(Model):
     hard: ResourceList = Field(default_factory=dict, description="The limits in force.")
     used: ResourceList = Field(
         default_factory=dict,
-        description="All that is charged, quotas below included: pods and reservations.",
+        description="All that is charged, quotas below included: pods, retained and reservations.",
     )
     pods: ResourceList = Field(
         default_factory=dict, description="Charged for pods that were seen, quotas below included."
+    )
+    retained: ResourceList = Field(
+        default_factory=dict,
+        description="Charged still for what pods that are gone left in shared files, until these"
+        " are truncated or removed, quotas below included.",
     )
     reservations: list[ReservationStatus] = Field(
         default_factory=list, description="Admitted for pods that were not yet seen."

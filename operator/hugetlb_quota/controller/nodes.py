@@ -10,8 +10,8 @@ from typing import Any
 
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.forest import QuotaKey
-from hugetlb_quota.accounting.recount import ChargedPod
-from hugetlb_quota.accounting.release import NodeEvidence
+from hugetlb_quota.accounting.recount import ChargedPod, Retained
+from hugetlb_quota.accounting.release import NodeEvidence, has_forgotten
 from hugetlb_quota.api.node import HugeTLBNode
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ class NodeReport:
     boot_id: str | None
     pods_resource_version: int
     pods: tuple[ChargedPod, ...]
+    retained: tuple[Retained, ...] = ()
 
 
 def project_report(raw: Mapping[str, Any]) -> NodeReport | None:
@@ -47,8 +48,14 @@ def project_report(raw: Mapping[str, Any]) -> NodeReport | None:
             )
             for pod in status.pods
         )
+        retained = tuple(
+            Retained(
+                Charge.from_resources(each.charge), frozenset(map(QuotaKey.parse, each.quotas))
+            )
+            for each in status.retained
+        )
         version = int(status.pods_resource_version or 0)
-        return NodeReport(name, status.reported_at, status.boot_id, version, pods)
+        return NodeReport(name, status.reported_at, status.boot_id, version, pods, retained)
     except ValueError as error:
         logger.error("HugeTLBNode %s can't be understood, so it releases nothing: %s", name, error)
         return NodeReport(name, None, None, 0, ())
@@ -80,3 +87,15 @@ def evidence(
             live=frozenset(pod.uid for pod in report.pods),
         )
     return known
+
+
+def retained(
+    known: Mapping[str, NodeEvidence], reports: Iterable[NodeReport]
+) -> tuple[Retained, ...]:
+    """What is retained on all nodes; nothing of it outlives a node or its boot."""
+    return tuple(
+        each
+        for report in reports
+        if not has_forgotten(known[report.node])
+        for each in report.retained
+    )

@@ -23,6 +23,7 @@ from hugetlb_quota.controller.nodes import (
     evidence,
     project_boot_id,
     project_report,
+    retained,
 )
 from hugetlb_quota.kube import errors, events
 from hugetlb_quota.kube.connection import Connection
@@ -116,12 +117,12 @@ class Recounter:
         forest = Forest((each.quota for each in valid), labels)
         reports = {key.name: report for key, report in self._reports.store.items()}
         boot_ids = {key.name: boot_id for key, boot_id in self._boot_ids.store.items()}
-        count = self._census.count(
-            forest, self._pods.store.values(), evidence(boot_ids, reports.values()), reports
-        )
+        known = evidence(boot_ids, reports.values())
+        count = self._census.count(forest, self._pods.store.values(), known, reports)
         now = time.monotonic()
         silent = frozenset(name for name in reports if now - self._reported[name] >= SILENT_AFTER)
-        return _Picture(forest, tally(forest, count.pods), held_by_quota(count, forest), silent)
+        totals = tally(forest, count.pods, retained(known, reports.values()))
+        return _Picture(forest, totals, held_by_quota(count, forest), silent)
 
     async def _write(self, known: QuotaObject, picture: _Picture) -> None:
         """Bring one quota's status up to ``picture``, if it is not there already."""

@@ -75,6 +75,7 @@ class QuotaObject:
                 quota=key,
                 hard=quota.hard,
                 pods=Charge.from_resources(parsed.status.pods),
+                retained=Charge.from_resources(parsed.status.retained),
                 reservations=tuple(map(_reservation, parsed.status.reservations)),
             )
         except ValueError as error:  # pydantic's ValidationError is one
@@ -104,6 +105,7 @@ class QuotaObject:
             hard=counter.hard.to_resources(),
             used=counter.used.to_resources(),
             pods=counter.pods.named(counter.hard).to_resources(),
+            retained=counter.retained.to_resources(),
             reservations=[_reservation_status(each) for each in counter.reservations],
             summary=summary(counter),
             conditions=list(self.conditions),

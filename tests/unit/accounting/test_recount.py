@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.counter import Counter, Reservation, shortfalls
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
-from hugetlb_quota.accounting.recount import ChargedPod, Tally, expired, recount, tally
+from hugetlb_quota.accounting.recount import ChargedPod, Retained, Tally, expired, recount, tally
 from hugetlb_quota.page_size import PageSize
 
 SIZE = PageSize(2 * 1024**2)
@@ -47,6 +47,24 @@ def test_a_pod_under_two_quotas_is_charged_to_their_ancestor_once() -> None:
 def test_the_same_pod_told_twice_counts_once() -> None:
     pod = ChargedPod("a", pages(3), frozenset({key("leaf")}))
     assert tally(FOREST, [pod, pod])[key("root")].pods == pages(3)
+
+
+def test_what_is_retained_counts_at_every_ancestor_and_beside_the_pods() -> None:
+    pod = ChargedPod("a", pages(3), frozenset({key("leaf")}))
+    left = [
+        Retained(pages(2), frozenset({key("left"), key("leaf")})),
+        Retained(pages(1), frozenset({key("right")})),
+    ]
+    totals = tally(FOREST, [pod], left)
+    assert {name: totals[key(name)].retained for name in QUOTAS} == {
+        "root": pages(3),
+        "left": pages(2),
+        "right": pages(1),
+        "leaf": pages(2),
+    }
+    counter = recount(Counter(key("root"), pages(12)), totals[key("root")], set())
+    assert counter.used == pages(6)
+    assert counter.shortfalls(pages(7))[0].retained == 3 * SIZE.bytes
 
 
 def test_a_reservation_goes_in_the_write_that_counts_its_pod() -> None:

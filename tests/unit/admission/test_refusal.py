@@ -16,9 +16,23 @@ LEAF = QuotaKey("acme-db", "leaf")
 
 
 def short(
-    quota: QuotaKey, requested: int, pods: int, reserved: int, hard: int, size: PageSize = SMALL
+    quota: QuotaKey,
+    requested: int,
+    pods: int,
+    reserved: int,
+    hard: int,
+    size: PageSize = SMALL,
+    retained: int = 0,
 ) -> Shortfall:
-    return Shortfall(quota, size, requested * MIB, pods * MIB, reserved * MIB, hard * MIB)
+    return Shortfall(
+        quota=quota,
+        size=size,
+        requested=requested * MIB,
+        pods=pods * MIB,
+        retained=retained * MIB,
+        reserved=reserved * MIB,
+        hard=hard * MIB,
+    )
 
 
 def test_over_one_quota_it_tells_every_number_and_what_to_do() -> None:
@@ -28,6 +42,11 @@ def test_over_one_quota_it_tells_every_number_and_what_to_do() -> None:
         " 32Mi is missing. Ask for less, stop pods that use huge pages under acme/tenant, or have"
         " its limit raised."
     )
+
+
+def test_what_pods_left_in_files_is_told_apart() -> None:
+    told = refusal.over_quota("a/p", [short(TENANT, 64, 128, 0, 256, retained=96)])
+    assert "(128Mi by pods, 96Mi retained in files of pods that are gone)" in told
 
 
 def test_an_empty_quota_tells_of_no_users() -> None:
@@ -67,7 +86,9 @@ def test_many_long_names_stay_within_bounds_and_the_nearest_come_first() -> None
 
 def test_deleting_while_charged_names_what_is_charged() -> None:
     held = Reservation("u", "acme-db/pg-0", Charge({SMALL: 64 * MIB}), datetime.now(UTC))
-    counter = Counter(TENANT, Charge({SMALL: GIB}), Charge({SMALL: 192 * MIB}), (held,))
+    counter = Counter(
+        TENANT, Charge({SMALL: GIB}), Charge({SMALL: 192 * MIB}), reservations=(held,)
+    )
     told = refusal.charged_delete(counter)
     assert "HugeTLBQuota acme/tenant can't be deleted" in told
     assert "256Mi of hugepages-2Mi, of which 64Mi of hugepages-2Mi in 1 reservation" in told
