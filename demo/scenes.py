@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from demo.stage import MIB, Json, Stage, mapping, pod
@@ -22,6 +23,7 @@ def tell(story: Story, stage: Stage) -> None:
         _refused(story, stage)
         _mmap(story, stage)
         _postgres(story, stage)
+        _retained(story, stage)
         _gone(story, stage)
     finally:
         stage.close()
@@ -138,6 +140,44 @@ def _postgres(story: Story, stage: Stage) -> None:
                 expect(ended["exitCode"] == 0, f"initdb failed on {node}: {said}")
             else:
                 expect("Bus error" in said, f"initdb did not die of a bus error on {node}: {said}")
+
+
+def _retained(story: Story, stage: Stage) -> None:
+    with story.scene(
+        "A shared file stays charged until it is truncated",
+        "a pod fills 64Mi of a shared file and goes, and the charge stays; the next pod is refused"
+        " and told which file holds what; the file is truncated, and the pod is admitted.",
+    ) as scene:
+        huge = stage.mount_hugetlbfs()
+        shared = huge / "rte_shared"
+        fill = mapping("64Mi", "--file", f"/huge/{shared.name}")
+        filler = pod(
+            DB, "filler", program=fill, request="64Mi", node="worker-1", user=NOBODY, host_path=huge
+        )
+        ended = stage.run_pod(filler)
+        expect(ended["exitCode"] == 0, f"the filler failed: {ended.get('message')}")
+        stage.delete_pod(DB, "filler")
+        stage.wait(
+            lambda: stage.status(DB, "db").get("retained") == {"hugepages-2Mi": "64Mi"},
+            "64Mi is retained in acme-db/db",
+        )
+        held = shared.stat().st_blocks * 512
+        story.say(f"The pod is gone; {shared} still holds {held // MIB}Mi of huge pages:")
+        story.show(stage.kubectl("get", "htq", "-A").stdout)
+        expect(held == 64 * MIB, f"the file holds {held} bytes")
+        after = pod(DB, "after", program=mapping("64Mi"), request="64Mi", node="worker-1")
+        refused = stage.refused(after)
+        story.show(_wrapped(refused))
+        expect(str(shared) in refused, "the refusal does not name the file")
+        expect("64Mi retained" in refused, "the refusal does not tell what is retained")
+        os.truncate(shared, 0)
+        seconds = stage.wait(
+            lambda: not stage.status(DB, "db").get("retained"), "nothing is retained any more"
+        )
+        story.say(f"{seconds} s after `truncate --size 0 {shared}` nothing is retained.")
+        admitted = stage.run_pod(after)
+        expect(admitted["exitCode"] == 0, f"the next pod failed: {admitted.get('message')}")
+        scene.figures |= {"refusal": refused, "charge gone after truncate, s": seconds}
 
 
 def _gone(story: Story, stage: Stage) -> None:

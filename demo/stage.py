@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from demo.story import Otherwise
@@ -54,6 +55,14 @@ class Stage:
         """Stop everything and give back what was borrowed."""
         self._opened.close()
 
+    def mount_hugetlbfs(self) -> Path:
+        """A hugetlbfs of 2 MiB pages, mounted on the host as an administrator would."""
+        path = Path(self._opened.enter_context(TemporaryDirectory(prefix="hugetlb-quota-demo-")))
+        mount = ("mount", "-t", "hugetlbfs", "-o", "pagesize=2M,mode=1777", "demo", str(path))
+        subprocess.run(mount, check=True, timeout=30)
+        self._opened.callback(subprocess.run, ("umount", str(path)), check=True, timeout=30)
+        return path
+
     def kubectl(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run kubectl as the administrator; status and output are its own."""
         return self.plane.kubectl(*arguments, check=check)
@@ -70,6 +79,11 @@ class Stage:
             )
             for each in self.api.list(QUOTAS)
         }
+
+    def status(self, namespace: str, name: str) -> Json:
+        """The status of one quota."""
+        found: Json = self.api.get(QUOTAS, name, namespace=namespace).get("status") or {}
+        return found
 
     def tree(self) -> str:
         """The quotas as a tree, each with its use against its limit."""
@@ -178,8 +192,9 @@ def pod(
     request: str | None = None,
     node: str | None = None,
     user: int | None = None,
+    host_path: Path | None = None,
 ) -> Json:
-    """A pod of one container that runs ``program`` once."""
+    """A pod of one container that runs ``program`` once, with ``host_path`` at /huge."""
     resources = {"cpu": "10m", "memory": "64Mi"}
     if request is not None:
         resources["hugepages-2Mi"] = request
@@ -197,6 +212,10 @@ def pod(
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": 5,
     }
+    if host_path is not None:
+        volume = {"name": "huge", "hostPath": {"path": str(host_path), "type": "Directory"}}
+        spec["volumes"] = [volume]
+        container["volumeMounts"] = [{"name": "huge", "mountPath": "/huge"}]
     if node is not None:
         spec["nodeSelector"] = {HOSTNAME: node}
     metadata = {"namespace": namespace, "name": name}

@@ -9,6 +9,7 @@ from datetime import datetime
 from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.counter import Counter, Reservation
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
+from hugetlb_quota.page_size import PageSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +30,42 @@ class Retained:
 
 
 @dataclass(frozen=True, slots=True)
+class RetainedFile:
+    """A shared file in which a pod that is gone left pages.
+
+    ``charged``: bytes of ``size``. ``quotas``: charged directly.
+    """
+
+    node: str
+    path: str
+    pod: str
+    size: PageSize
+    charged: int
+    quotas: frozenset[QuotaKey]
+
+
+@dataclass(frozen=True, slots=True)
 class Tally:
-    """What is charged to one quota for pods, which pods these are, and what is retained."""
+    """What is charged to one quota for pods, which pods these are, and what is retained.
+
+    ``files``: the largest that hold what is retained, largest first.
+    """
 
     pods: Charge = NOTHING
     uids: frozenset[str] = frozenset()
     retained: Charge = NOTHING
+    files: tuple[RetainedFile, ...] = ()
+
+
+#: How many files a quota tells of: enough to know where to look.
+FILES_TOLD = 5
 
 
 def tally(
-    forest: Forest, pods: Iterable[ChargedPod], retained: Iterable[Retained] = ()
+    forest: Forest,
+    pods: Iterable[ChargedPod],
+    retained: Iterable[Retained] = (),
+    files: Iterable[RetainedFile] = (),
 ) -> Mapping[QuotaKey, Tally]:
     """The tally of every quota of ``forest``, descendants included.
 
@@ -63,8 +90,19 @@ def tally(
     for each in retained:
         for key in union(each.quotas):
             left[key].append(each.charge)
+    held_in: dict[QuotaKey, list[RetainedFile]] = {quota.key: [] for quota in forest}
+    for file in files:
+        for key in union(file.quotas):
+            held_in[key].append(file)
     return {
-        key: Tally(Charge.total(charges[key]), frozenset(uids[key]), Charge.total(left[key]))
+        key: Tally(
+            pods=Charge.total(charges[key]),
+            uids=frozenset(uids[key]),
+            retained=Charge.total(left[key]),
+            files=tuple(
+                sorted(held_in[key], key=lambda file: (-file.charged, file.node, file.path))
+            )[:FILES_TOLD],
+        )
         for key in charges
     }
 

@@ -101,7 +101,7 @@ class PodAdmission:
         except Detached as error:
             return deny(refusal.detached(str(pod), error))
         except NoRoom as error:
-            return deny(refusal.over_quota(str(pod), error.shortfalls))
+            return deny(refusal.over_quota(str(pod), error.shortfalls, error.files))
 
     async def _decide(
         self, pod: _Subject, wanted: Charge, deadline: Deadline, *, dry_run: bool
@@ -126,7 +126,7 @@ class PodAdmission:
             counters = [quota.counter.release(pod.uid) for quota in chain]
             if short := shortfalls(counters, wanted):
                 await self._forget(pod, chain, wanted, deadline, dry_run=dry_run)
-                raise NoRoom(short)
+                raise NoRoom(short, {quota.key: quota.retained_files for quota in chain})
             if dry_run:
                 return ALLOW
             try:

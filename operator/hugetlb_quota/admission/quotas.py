@@ -96,7 +96,7 @@ class QuotaAdmission:
         if old is None:
             return ALLOW
         if old.counter.used:
-            return deny(refusal.charged_delete(old.counter))
+            return deny(refusal.charged_delete(old.counter, old.retained_files))
         quotas, namespaces = await chains.read_all(self._api, deadline)
         forest = Forest([*(each.quota for each in quotas), old.quota], namespaces)
         children = [each.key for each in forest.children(old.key)]

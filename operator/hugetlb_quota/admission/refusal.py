@@ -6,13 +6,14 @@ the user interface. Each names the object, the numbers, the limit and what to do
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Final
 
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.counter import Counter, Shortfall
 from hugetlb_quota.accounting.forest import QuotaKey
+from hugetlb_quota.accounting.recount import RetainedFile
 from hugetlb_quota.page_size import PageSize
 from hugetlb_quota.quantity import render
 
@@ -22,8 +23,15 @@ LONGEST: Final = 4096
 _DETAILED: Final = 6
 
 
-def over_quota(pod: str, shortfalls: Sequence[Shortfall]) -> str:
-    """A pod that does not fit: every quota that refuses it, size by size."""
+def over_quota(
+    pod: str,
+    shortfalls: Sequence[Shortfall],
+    files: Mapping[QuotaKey, Sequence[RetainedFile]] | None = None,
+) -> str:
+    """A pod that does not fit: every quota that refuses it, size by size.
+
+    :param files: the largest files that hold what is retained, by quota.
+    """
     by_size = sorted(shortfalls, key=lambda each: each.size)  # stable: leaf to root within
     asks = []
     for size, group in groupby(by_size, key=lambda each: each.size):
@@ -34,9 +42,15 @@ def over_quota(pod: str, shortfalls: Sequence[Shortfall]) -> str:
         asks.append(f"{render(refusing[0].requested)} of {size.resource}, but {reasons}")
     quotas = list(dict.fromkeys(each.quota for each in shortfalls))
     what = "its limit" if len(quotas) == 1 else "their limits"
+    remove, held = "", ""
+    if any(each.retained for each in shortfalls):
+        remove = " truncate or remove files of pods that are gone,"
+        known = [file for quota in quotas for file in (files or {}).get(quota, ())]
+        if known:
+            held = f" Retained in {_files(known)}."
     return _bounded(
         f"pod {pod} asks for {'; and for '.join(asks)}."
-        f" Ask for less, stop pods that use huge pages under {_names(quotas)},"
+        f"{held} Ask for less,{remove} stop pods that use huge pages under {_names(quotas)},"
         f" or have {what} raised."
     )
 
@@ -158,12 +172,13 @@ def charged_reparent(counter: Counter) -> str:
     )
 
 
-def charged_delete(counter: Counter) -> str:
+def charged_delete(counter: Counter, files: Sequence[RetainedFile] = ()) -> str:
     """A quota that is to go while something is charged to it."""
+    held = f" Retained in {_files(files)}; truncate or remove them." if files else ""
     return _bounded(
         f"HugeTLBQuota {counter.quota} can't be deleted while huge pages are charged to it:"
-        f" {_charged(counter)}. Stop the pods that use them, and wait until nothing is charged;"
-        " reservations go by themselves about a minute after their pod was refused or counted."
+        f" {_charged(counter)}.{held} Stop the pods that use them, and wait until nothing is"
+        " charged; reservations go by themselves about a minute after their pod was refused or counted."
     )
 
 
@@ -219,6 +234,17 @@ def _no_room(short: Shortfall) -> str:
     )
 
 
+def _files(files: Iterable[RetainedFile]) -> str:
+    return _listed(
+        list(
+            dict.fromkeys(
+                f"{file.path} on {file.node} ({render(file.charged)} by pod {file.pod})"
+                for file in files
+            )
+        )
+    )
+
+
 def _charged(counter: Counter) -> str:
     count = len(counter.reservations)
     reserved = (
@@ -228,7 +254,8 @@ def _charged(counter: Counter) -> str:
         if count
         else ""
     )
-    return f"{_amounts(counter.used) or 'nothing'}{reserved}"
+    retained = f", of which {_amounts(counter.retained)} retained" if counter.retained else ""
+    return f"{_amounts(counter.used) or 'nothing'}{retained}{reserved}"
 
 
 def _amounts(charge: Charge) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 from hugetlb_quota.accounting.charge import NOTHING
 from hugetlb_quota.accounting.counter import Reservation, Shortfall
 from hugetlb_quota.accounting.forest import Quota, QuotaKey
+from hugetlb_quota.accounting.recount import RetainedFile
 from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
@@ -31,11 +32,16 @@ logger = logging.getLogger(__name__)
 
 
 class NoRoom(Exception):
-    """A quota refuses; ``shortfalls`` are its numbers."""
+    """A quota refuses: ``shortfalls`` are the numbers, ``files`` hold what is retained."""
 
-    def __init__(self, shortfalls: tuple[Shortfall, ...]) -> None:
+    def __init__(
+        self,
+        shortfalls: tuple[Shortfall, ...],
+        files: Mapping[QuotaKey, Sequence[RetainedFile]],
+    ) -> None:
         super().__init__(shortfalls)
         self.shortfalls = shortfalls
+        self.files = files
 
 
 class PlaceChanged(Exception):
@@ -162,7 +168,7 @@ def _charge(quota: QuotaObject, decided: QuotaObject, reservation: Reservation) 
     # A request that the API server sends again meets its own reservation.
     others = quota.counter.release(reservation.uid)
     if short := others.shortfalls(reservation.charge):
-        raise NoRoom(short)
+        raise NoRoom(short, {quota.key: quota.retained_files})
     if reservation in quota.counter.reservations:
         return quota
     return quota.with_counter(others.charge(reservation))

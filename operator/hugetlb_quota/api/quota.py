@@ -65,6 +65,16 @@ class ReservationStatus(Model):
     expires: datetime = Field(description="When no create of the pod can be under way any more.")
 
 
+class RetainedFileStatus(Model):
+    """A shared file in which a pod that is gone left pages."""
+
+    node: str
+    path: str = Field(description="On the node, or what the kernel calls it.")
+    pod: str = Field(description="namespace/name of the pod that is gone.")
+    page_size: str = Field(description="hugepages-2Mi, as Kubernetes names it.")
+    charged: str = Field(description="Bytes charged for it, as a quantity.")
+
+
 class HugeTLBQuotaStatus(Model):
     """What is charged; written by admission (reservations) and the controller (the rest)."""
 
@@ -81,6 +91,9 @@ class HugeTLBQuotaStatus(Model):
         default_factory=dict,
         description="Charged still for what pods that are gone left in shared files, until these"
         " are truncated or removed, quotas below included.",
+    )
+    retained_files: list[RetainedFileStatus] = Field(
+        default_factory=list, description="The largest of the files that hold what is retained."
     )
     reservations: list[ReservationStatus] = Field(
         default_factory=list, description="Admitted for pods that were not yet seen."

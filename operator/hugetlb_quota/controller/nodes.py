@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from hugetlb_quota import quantity
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.forest import QuotaKey
-from hugetlb_quota.accounting.recount import ChargedPod, Retained
+from hugetlb_quota.accounting.recount import ChargedPod, Retained, RetainedFile
 from hugetlb_quota.accounting.release import NodeEvidence, has_forgotten
 from hugetlb_quota.api.node import HugeTLBNode
+from hugetlb_quota.page_size import PageSize
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ class NodeReport:
     pods_resource_version: int
     pods: tuple[ChargedPod, ...]
     retained: tuple[Retained, ...] = ()
+    files: tuple[RetainedFile, ...] = ()
 
 
 def project_report(raw: Mapping[str, Any]) -> NodeReport | None:
@@ -54,8 +57,20 @@ def project_report(raw: Mapping[str, Any]) -> NodeReport | None:
             )
             for each in status.retained
         )
+        files = tuple(
+            RetainedFile(
+                node=name,
+                path=_joined(file.mount, file.path),
+                pod=file.pod,
+                size=PageSize.from_resource(file.page_size),
+                charged=quantity.parse(file.charged),
+                quotas=frozenset(map(QuotaKey.parse, file.quotas)),
+            )
+            for file in status.files
+            if file.retained
+        )
         version = int(status.pods_resource_version or 0)
-        return NodeReport(name, status.reported_at, status.boot_id, version, pods, retained)
+        return NodeReport(name, status.reported_at, status.boot_id, version, pods, retained, files)
     except ValueError as error:
         logger.error("HugeTLBNode %s can't be understood, so it releases nothing: %s", name, error)
         return NodeReport(name, None, None, 0, ())
@@ -89,13 +104,12 @@ def evidence(
     return known
 
 
-def retained(
+def remembering(
     known: Mapping[str, NodeEvidence], reports: Iterable[NodeReport]
-) -> tuple[Retained, ...]:
-    """What is retained on all nodes; nothing of it outlives a node or its boot."""
-    return tuple(
-        each
-        for report in reports
-        if not has_forgotten(known[report.node])
-        for each in report.retained
-    )
+) -> tuple[NodeReport, ...]:
+    """The reports that still hold: what is retained outlives no node and no boot."""
+    return tuple(report for report in reports if not has_forgotten(known[report.node]))
+
+
+def _joined(mount: str, path: str) -> str:
+    return f"{mount.rstrip('/')}/{path.lstrip('/')}" if mount else path

@@ -12,7 +12,7 @@ from typing import Final
 
 from hugetlb_quota.accounting.counter import RESERVATION_LIFETIME, Counter, Reservation
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
-from hugetlb_quota.accounting.recount import Tally, expired, recount, tally
+from hugetlb_quota.accounting.recount import RetainedFile, Tally, expired, recount, tally
 from hugetlb_quota.api import API_VERSION
 from hugetlb_quota.api.model import Condition
 from hugetlb_quota.api.quota import KIND
@@ -23,7 +23,7 @@ from hugetlb_quota.controller.nodes import (
     evidence,
     project_boot_id,
     project_report,
-    retained,
+    remembering,
 )
 from hugetlb_quota.kube import errors, events
 from hugetlb_quota.kube.connection import Connection
@@ -121,7 +121,13 @@ class Recounter:
         count = self._census.count(forest, self._pods.store.values(), known, reports)
         now = time.monotonic()
         silent = frozenset(name for name in reports if now - self._reported[name] >= SILENT_AFTER)
-        totals = tally(forest, count.pods, retained(known, reports.values()))
+        holding = remembering(known, reports.values())
+        totals = tally(
+            forest,
+            count.pods,
+            (each for report in holding for each in report.retained),
+            (each for report in holding for each in report.files),
+        )
         return _Picture(forest, totals, held_by_quota(count, forest), silent)
 
     async def _write(self, known: QuotaObject, picture: _Picture) -> None:
@@ -148,7 +154,14 @@ class Recounter:
         def change(quota: QuotaObject) -> QuotaObject:
             counter = recount(quota.counter, total, gone)
             found = conditions.findings(quota.quota, counter, picture.forest, held, picture.silent)
-            return restate(quota, counter, found, counted=known.generation, now=datetime.now(UTC))
+            return restate(
+                quota,
+                counter,
+                found,
+                files=total.files,
+                counted=known.generation,
+                now=datetime.now(UTC),
+            )
 
         return change
 
@@ -218,6 +231,7 @@ def restate(
     counter: Counter,
     found: Iterable[conditions.Finding],
     *,
+    files: tuple[RetainedFile, ...] = (),
     counted: int,
     now: datetime,
 ) -> QuotaObject:
@@ -229,6 +243,7 @@ def restate(
     return replace(
         quota,
         counter=counter,
+        retained_files=files,
         conditions=conditions.conditions(found, quota.conditions, counted, now),
         observed_generation=counted,
     )

@@ -13,6 +13,7 @@ from hugetlb_quota import quantity
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.counter import Counter, Reservation
 from hugetlb_quota.accounting.forest import Quota, QuotaKey
+from hugetlb_quota.accounting.recount import RetainedFile
 from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.api import API_VERSION
 from hugetlb_quota.api.model import Condition, LabelSelector
@@ -22,7 +23,9 @@ from hugetlb_quota.api.quota import (
     HugeTLBQuotaSpec,
     HugeTLBQuotaStatus,
     ReservationStatus,
+    RetainedFileStatus,
 )
+from hugetlb_quota.page_size import PageSize
 
 
 class InvalidQuota(ValueError):
@@ -54,6 +57,7 @@ class QuotaObject:
     generation: int
     quota: Quota
     counter: Counter
+    retained_files: tuple[RetainedFile, ...] = ()
     conditions: tuple[Condition, ...] = ()
     observed_generation: int = 0
     stored: HugeTLBQuotaStatus = field(default_factory=HugeTLBQuotaStatus, compare=False)
@@ -78,6 +82,7 @@ class QuotaObject:
                 retained=Charge.from_resources(parsed.status.retained),
                 reservations=tuple(map(_reservation, parsed.status.reservations)),
             )
+            files = tuple(map(_retained_file, parsed.status.retained_files))
         except ValueError as error:  # pydantic's ValidationError is one
             version = int(metadata.get("resourceVersion") or 0)
             raise InvalidQuota(key, version, explain(error)) from error
@@ -88,6 +93,7 @@ class QuotaObject:
             generation=parsed.metadata.generation,
             quota=quota,
             counter=counter,
+            retained_files=files,
             conditions=tuple(parsed.status.conditions),
             observed_generation=parsed.status.observed_generation,
             stored=parsed.status,
@@ -106,6 +112,7 @@ class QuotaObject:
             used=counter.used.to_resources(),
             pods=counter.pods.named(counter.hard).to_resources(),
             retained=counter.retained.to_resources(),
+            retained_files=[_retained_file_status(each) for each in self.retained_files],
             reservations=[_reservation_status(each) for each in counter.reservations],
             summary=summary(counter),
             conditions=list(self.conditions),
@@ -194,6 +201,27 @@ def _reservation(status: ReservationStatus) -> Reservation:
         expires = expires.replace(tzinfo=UTC)
     return Reservation(
         status.uid, status.pod, Charge.from_resources(status.charge), expires.astimezone(UTC)
+    )
+
+
+def _retained_file(status: RetainedFileStatus) -> RetainedFile:
+    return RetainedFile(
+        node=status.node,
+        path=status.path,
+        pod=status.pod,
+        size=PageSize.from_resource(status.page_size),
+        charged=quantity.parse(status.charged),
+        quotas=frozenset(),  # known to the node's report; here only the quota itself matters
+    )
+
+
+def _retained_file_status(file: RetainedFile) -> RetainedFileStatus:
+    return RetainedFileStatus(
+        node=file.node,
+        path=file.path,
+        pod=file.pod,
+        page_size=file.size.resource,
+        charged=quantity.render(file.charged),
     )
 
 

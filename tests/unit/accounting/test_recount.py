@@ -9,7 +9,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.counter import Counter, Reservation, shortfalls
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
-from hugetlb_quota.accounting.recount import ChargedPod, Retained, Tally, expired, recount, tally
+from hugetlb_quota.accounting.recount import (
+    ChargedPod,
+    Retained,
+    RetainedFile,
+    Tally,
+    expired,
+    recount,
+    tally,
+)
 from hugetlb_quota.page_size import PageSize
 
 SIZE = PageSize(2 * 1024**2)
@@ -65,6 +73,20 @@ def test_what_is_retained_counts_at_every_ancestor_and_beside_the_pods() -> None
     counter = recount(Counter(key("root"), pages(12)), totals[key("root")], set())
     assert counter.used == pages(6)
     assert counter.shortfalls(pages(7))[0].retained == 3 * SIZE.bytes
+
+
+def test_a_quota_tells_of_the_largest_files_below_it() -> None:
+    files = [
+        RetainedFile(
+            "node", f"/huge/{n}", "ns/gone", SIZE, n * SIZE.bytes, frozenset({key("leaf")})
+        )
+        for n in range(1, 9)
+    ]
+    totals = tally(FOREST, [], [], files)
+    assert [file.path for file in totals[key("root")].files] == [
+        f"/huge/{n}" for n in (8, 7, 6, 5, 4)
+    ]
+    assert tally(FOREST, [], [], files)[key("right")].files == ()
 
 
 def test_a_reservation_goes_in_the_write_that_counts_its_pod() -> None:

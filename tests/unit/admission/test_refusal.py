@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.counter import Counter, Reservation, Shortfall
 from hugetlb_quota.accounting.forest import QuotaKey
+from hugetlb_quota.accounting.recount import RetainedFile
 from hugetlb_quota.admission import refusal
 from hugetlb_quota.page_size import PageSize
 
@@ -47,6 +48,17 @@ def test_over_one_quota_it_tells_every_number_and_what_to_do() -> None:
 def test_what_pods_left_in_files_is_told_apart() -> None:
     told = refusal.over_quota("a/p", [short(TENANT, 64, 128, 0, 256, retained=96)])
     assert "(128Mi by pods, 96Mi retained in files of pods that are gone)" in told
+
+
+def test_it_tells_which_files_hold_what_is_retained_and_to_truncate_them() -> None:
+    file = RetainedFile("worker-1", "/dev/hugepages/rte_0", "db/old", SMALL, 96 * MIB, frozenset())
+    told = refusal.over_quota(
+        "a/p", [short(TENANT, 64, 128, 0, 256, retained=96)], {TENANT: [file]}
+    )
+    assert (
+        "Retained in /dev/hugepages/rte_0 on worker-1 (96Mi by pod db/old). Ask for less,"
+        " truncate or remove files of pods that are gone, stop pods" in told
+    )
 
 
 def test_an_empty_quota_tells_of_no_users() -> None:

@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
-from hugetlb_quota.accounting.recount import ChargedPod, Retained
+from hugetlb_quota.accounting.recount import ChargedPod
 from hugetlb_quota.accounting.release import NodeEvidence
 from hugetlb_quota.controller import conditions
 from hugetlb_quota.controller.census import Census, Count, held_by_quota
-from hugetlb_quota.controller.nodes import NodeReport, evidence, retained
+from hugetlb_quota.controller.nodes import NodeReport, evidence, remembering
 from hugetlb_quota.kube.pods import Pod
 
 TENANT, TEAM = QuotaKey("ns", "tenant"), QuotaKey("ns", "team")
@@ -70,11 +70,10 @@ def test_a_pod_that_only_its_node_knows_of_is_charged_where_the_node_says() -> N
 
 
 def test_what_a_node_retains_is_forgotten_with_its_boot() -> None:
-    left = Retained(DEMAND, frozenset({TEAM}))
-    told = replace(report(20), retained=(left,))
-    assert retained(evidence({"worker": "boot"}, [told]), [told]) == (left,)
-    assert retained(evidence({"worker": "new"}, [told]), [told]) == ()
-    assert retained(evidence({}, [told]), [told]) == ()
+    told = report(20)
+    assert remembering(evidence({"worker": "boot"}, [told]), [told]) == (told,)
+    assert remembering(evidence({"worker": "new"}, [told]), [told]) == ()
+    assert remembering(evidence({}, [told]), [told]) == ()
 
 
 def test_a_pod_that_was_never_bound_is_let_go_at_once() -> None:

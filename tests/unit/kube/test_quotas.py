@@ -78,6 +78,7 @@ def test_the_status_tells_it_all_once() -> None:
         "used": {"hugepages-2Mi": "96Mi", "hugepages-1Gi": "0"},
         "pods": {"hugepages-2Mi": "32Mi", "hugepages-1Gi": "0"},
         "retained": {},
+        "retainedFiles": [],
         "reservations": RAW["status"]["reservations"],
         "summary": "2Mi: 96Mi/256Mi, 1Gi: 0/8Gi",
         "conditions": RAW["status"]["conditions"],
