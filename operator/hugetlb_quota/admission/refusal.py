@@ -178,7 +178,8 @@ def charged_delete(counter: Counter, files: Sequence[RetainedFile] = ()) -> str:
     return _bounded(
         f"HugeTLBQuota {counter.quota} can't be deleted while huge pages are charged to it:"
         f" {_charged(counter)}.{held} Stop the pods that use them, and wait until nothing is"
-        " charged; reservations go by themselves about a minute after their pod was refused or counted."
+        " charged; reservations go by themselves about a minute after their pod was refused or"
+        " counted."
     )
 
 
