@@ -46,8 +46,9 @@ class RetainedFile:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What is charged to one quota for pods, which pods these are, and what is retained.
+    """What is charged to one quota for pods, and what is retained.
 
+    ``uids``: of these pods, and of the quotas below, whose pods are counted here too.
     ``files``: the largest that hold what is retained, largest first.
     """
 
@@ -78,6 +79,9 @@ def tally(
     charges: dict[QuotaKey, list[Charge]] = {quota.key: [] for quota in forest}
     left: dict[QuotaKey, list[Charge]] = {quota.key: [] for quota in forest}
     uids: dict[QuotaKey, set[str]] = {quota.key: set() for quota in forest}
+    for quota in forest:
+        for link in above[quota.key] - {quota.key}:
+            uids[link].add(quota.uid)
 
     def union(keys: Iterable[QuotaKey]) -> frozenset[QuotaKey]:
         return frozenset[QuotaKey]().union(*(above.get(key, frozenset()) for key in keys))
@@ -115,10 +119,10 @@ def expired(counter: Counter, now: datetime) -> tuple[Reservation, ...]:
 def recount(counter: Counter, counted: Tally, gone: Set[str]) -> Counter:
     """``counter`` as it must be written now.
 
-    A reservation is dropped in the very write that counts its pod under ``pods``, or
-    when its pod is proved ``gone`` (UIDs): seen and released since, or expired and not
-    in the API. One whose pod was not seen stays: there is no moment at which a pod is
-    counted nowhere.
+    A reservation is dropped in the very write that counts its pod under ``pods`` (or the
+    pods of its quota, when it was made for one that moved here), or when its pod is
+    proved ``gone`` (UIDs): seen and released since, or expired and not in the API. One
+    whose pod was not seen stays: there is no moment at which a pod is counted nowhere.
     """
     kept = tuple(
         each

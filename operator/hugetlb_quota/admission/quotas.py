@@ -6,12 +6,15 @@ it again here, for whatever CEL can't.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
+from hugetlb_quota.accounting.counter import RESERVATION_LIFETIME, Reservation, shortfalls
 from hugetlb_quota.accounting.forest import Cycle, Detached, ForeignParent, Forest, Quota, QuotaKey
 from hugetlb_quota.admission import chains, refusal
 from hugetlb_quota.admission.deadline import Deadline
+from hugetlb_quota.admission.reservations import NoRoom, PlaceChanged, Reservations
 from hugetlb_quota.admission.review import ALLOW, AdmissionRequest, Decision, allow, deny
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
 from hugetlb_quota.page_size import PageSize
@@ -28,10 +31,18 @@ class _Excess(NamedTuple):
 
 
 class QuotaAdmission:
-    """Decides on quotas; it reads and never writes."""
+    """Decides on quotas; what a move brings along is reserved before it answers."""
 
-    def __init__(self, api: chains.Api) -> None:
+    def __init__(
+        self, api: chains.Api, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
         self._api = api
+        self._now = now
+        self._reservations = Reservations(api)
+
+    async def close(self) -> None:
+        """Wait until all that was refused is taken back."""
+        await self._reservations.close()
 
     async def decide(self, request: AdmissionRequest, deadline: Deadline) -> Decision:
         """The decision on a CREATE, UPDATE or DELETE of a HugeTLBQuota.
@@ -65,8 +76,9 @@ class QuotaAdmission:
         # The status in the request is the one that this very write replaces: the API
         # server asks again when it changed meanwhile, so nothing can be charged between.
         moved = old is not None and old.quota.parent != new.quota.parent
-        if old is not None and moved and old.counter.used:
-            return deny(refusal.charged_reparent(old.counter))
+        if old is not None and moved and old.counter.reservations:
+            # Where these count is not settled until their pods are seen.
+            return deny(refusal.unsettled_move(old.counter))
         quotas, namespaces = await chains.read_all(self._api, deadline)
         others = [each.quota for each in quotas if each.key != key]
         before = Forest([*others, *([] if old is None else [old.quota])], namespaces)
@@ -80,15 +92,49 @@ class QuotaAdmission:
                 isinstance(error, ForeignParent) and error.quota == key
             ):
                 return deny(refusal.broken_chain(key, error))
+            if old is not None and moved and old.counter.used:
+                return deny(refusal.move_to_nowhere(old.counter, error))
             warnings.append(refusal.waits_for_parent(key, error))
         for excess in _excesses(after, key):
             if _is_news(excess, before, new.quota, old):
                 return deny(_refusal(key, excess))
             warnings.append(refusal.attaches_above(*excess))
+        if old is not None and moved and old.counter.used:
+            charged = {link.key for link in before.attached(key)}
+            known = {quota.key: quota for quota in quotas}
+            joined = [known[link.key] for link in after.chain(key) if link.key not in charged]
+            try:
+                await self._bring_along(old, joined, deadline, dry_run=bool(request.dry_run))
+            except PlaceChanged:
+                return await self._change(request, old, deadline)
+            except NoRoom as error:
+                return deny(refusal.no_room_to_move(old.counter, error.shortfalls))
         warnings += _below_use(new, old)
         if lost := _lost_children(before, after, key):
             warnings.append(refusal.loses_children(key, lost))
         return allow(*warnings)
+
+    async def _bring_along(
+        self,
+        quota: QuotaObject,
+        joined: Sequence[QuotaObject],
+        deadline: Deadline,
+        *,
+        dry_run: bool,
+    ) -> None:
+        """Reserve what is charged to ``quota`` on the ancestors it gets, all or nothing.
+
+        The recount drops a reservation in the write that counts the quota's pods there.
+
+        :raises NoRoom: when one of ``joined`` has none for all of it.
+        """
+        charge = quota.counter.used.without_zeros()
+        if short := shortfalls((each.counter.release(quota.uid) for each in joined), charge):
+            raise NoRoom(short, {each.key: each.retained_files for each in joined})
+        if not dry_run:
+            expires = self._now() + RESERVATION_LIFETIME + timedelta(seconds=deadline.left())
+            moving = Reservation(quota.uid, str(quota.key), charge, expires)
+            await self._reservations.reserve(joined, moving, deadline)
 
     async def _delete(self, request: AdmissionRequest, deadline: Deadline) -> Decision:
         old = _understood(request.old)

@@ -163,12 +163,31 @@ def below_descendant(
     )
 
 
-def charged_reparent(counter: Counter) -> str:
-    """A quota that is to move while something is charged to it."""
+def unsettled_move(counter: Counter) -> str:
+    """A quota that is to move while pods are being created under it."""
     return _bounded(
-        f"The parent of HugeTLBQuota {counter.quota} can't be changed while huge pages are charged"
-        f" to it: {_charged(counter)}. Stop the pods that use them,"
-        " and wait until nothing is charged."
+        f"The parent of HugeTLBQuota {counter.quota} can't be changed while pods are being created"
+        f" under it: {_charged(counter)}. Try again in a minute."
+    )
+
+
+def move_to_nowhere(counter: Counter, why: object) -> str:
+    """A charged quota that is to move where no chain reaches a root."""
+    return _bounded(
+        f"HugeTLBQuota {counter.quota} can't be moved while huge pages are charged to it"
+        f" ({_charged(counter)}), because its new chain does not hold: {why}"
+    )
+
+
+def no_room_to_move(counter: Counter, shortfalls: Sequence[Shortfall]) -> str:
+    """A quota that brings along more than its new ancestors have room for."""
+    reasons = ", and ".join(
+        f"{_no_room(each)} of {each.size.resource}" for each in shortfalls[:_DETAILED]
+    )
+    return _bounded(
+        f"HugeTLBQuota {counter.quota} can't be moved with what is charged to it"
+        f" ({_charged(counter)}): {reasons}. It stays where it is; stop pods, or have the limit"
+        " raised."
     )
 
 

@@ -115,6 +115,7 @@ class Admission:
     async def close(self) -> None:
         """Wait until nothing is being taken back any more."""
         await self._pods.close()
+        await self._quotas.close()
 
     async def _validate_pods(self, request: web.Request) -> web.Response:
         return await self._answer(request, "", "pods", "pod", self._pods.decide)

@@ -73,7 +73,10 @@ class QuotaObject:
         try:
             parsed = HugeTLBQuota.model_validate(raw)
             quota = quota_from_spec(
-                key, parsed.spec, terminating=parsed.metadata.deletion_timestamp is not None
+                key,
+                parsed.spec,
+                uid=parsed.metadata.uid,
+                terminating=parsed.metadata.deletion_timestamp is not None,
             )
             counter = Counter(
                 quota=key,
@@ -156,7 +159,9 @@ def status_body(quota: QuotaObject) -> dict[str, Any]:
     }
 
 
-def quota_from_spec(key: QuotaKey, spec: HugeTLBQuotaSpec, *, terminating: bool = False) -> Quota:
+def quota_from_spec(
+    key: QuotaKey, spec: HugeTLBQuotaSpec, *, uid: str = "", terminating: bool = False
+) -> Quota:
     """What the forest needs to know of a spec."""
     parent = spec.parent_ref
     return Quota(
@@ -168,6 +173,7 @@ def quota_from_spec(key: QuotaKey, spec: HugeTLBQuotaSpec, *, terminating: bool 
             None if spec.child_namespaces is None else _selector(spec.child_namespaces)
         ),
         terminating=terminating,
+        uid=uid,
     )
 
 

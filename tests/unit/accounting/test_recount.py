@@ -1,5 +1,6 @@
 """The recount against a brute-force model: every pod counted somewhere at every moment."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import settings
@@ -96,6 +97,17 @@ def test_a_reservation_goes_in_the_write_that_counts_its_pod() -> None:
     seen = recount(counter, Tally(pages(3), frozenset({"a"})), set())
     assert (seen.pods, seen.reservations) == (pages(3), ())
     assert recount(counter, Tally(), {"a"}).reservations == ()
+
+
+def test_the_reservation_of_a_quota_that_moves_goes_when_its_pods_are_counted_here() -> None:
+    moved = Quota(key("moved"), uid="uid-of-moved", parent=key("left"))
+    pod = ChargedPod("a", pages(2), frozenset({key("moved")}))
+    held = Reservation("uid-of-moved", "ns/moved", pages(2), START)
+    before = Counter(key("left"), pages(8), reservations=(held,))
+    elsewhere = tally(Forest([*QUOTAS.values(), replace(moved, parent=key("right"))], {}), [pod])
+    assert recount(before, elsewhere[key("left")], set()).used == pages(2)
+    here = recount(before, tally(Forest([*QUOTAS.values(), moved], {}), [pod])[key("left")], set())
+    assert (here.pods, here.reservations) == (pages(2), ())
 
 
 def test_a_reservation_expires_at_its_time() -> None:

@@ -174,11 +174,55 @@ CHARGED: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("charged", CHARGED, ids=["by pods", "by a reservation"])
-async def test_a_charged_quota_keeps_its_parent(api: FakeApi, charged: dict[str, Any]) -> None:
+def moving(api: FakeApi, amount: str, room: str, **fields: Any) -> AdmissionRequest:
+    """db/leaf, charged with ``amount``, moves from acme/tenant to acme/other below acme/root."""
+    charged: dict[str, Any] = {"pods": {"hugepages-2Mi": amount}}
+    api.put(quota("acme/root", {"hugepages-2Mi": "1Gi"}))
+    api.put(quota("acme/tenant", LIMIT, parent="acme/root", children=OF_ACME))
+    api.put(quota("acme/other", {"hugepages-2Mi": room}, parent="acme/root", children=OF_ACME))
+    hard = {"hugepages-2Mi": "128Mi"}
+    old = api.put(quota("db/leaf", hard, parent="acme/tenant", **charged))
+    old["metadata"]["uid"] = "uid-of-leaf"
+    new = quota("db/leaf", hard, parent="acme/other", **charged)
+    new["metadata"]["uid"] = "uid-of-leaf"
+    return update(old, new, **fields)
+
+
+async def test_a_quota_that_moves_reserves_what_it_brings_on_the_ancestors_it_gets(
+    api: FakeApi,
+) -> None:
+    request = moving(api, "100Mi", "256Mi")
+    decision = await QuotaAdmission(api).decide(request, Deadline.after(9))
+    assert decision.allowed, decision.message
+    assert api.reservations("acme/other") == {"uid-of-leaf": "100Mi"}
+    # What it had above it already counts it already.
+    assert api.reservations("acme/root") == api.reservations("acme/tenant") == {}
+
+
+async def test_a_quota_stays_where_it_is_when_its_new_parent_has_no_room(api: FakeApi) -> None:
+    told = await refused(api, moving(api, "130Mi", "128Mi"))
+    assert "HugeTLBQuota db/leaf can't be moved with what is charged to it" in told
+    assert "acme/other has room for 128Mi" in told
+    assert "2Mi is missing" in told
+
+
+async def test_a_dry_run_of_a_move_reserves_nothing(api: FakeApi) -> None:
+    assert await allowed(api, moving(api, "100Mi", "256Mi", dry_run=True)) == ""
+
+
+async def test_a_charged_quota_does_not_move_to_a_parent_that_is_not_there(api: FakeApi) -> None:
+    charged: dict[str, Any] = {"pods": {"hugepages-2Mi": "100Mi"}}
+    old = api.put(quota("db/leaf", LIMIT, parent="acme/tenant", **charged))
+    told = await refused(api, update(old, quota("db/leaf", LIMIT, parent="acme/gone", **charged)))
+    assert "acme/gone, which does not exist" in told
+
+
+async def test_a_quota_does_not_move_while_pods_are_being_created_under_it(api: FakeApi) -> None:
+    charged: dict[str, Any] = {"reservations": [reservation("u", "db/pg-0", "100Mi")]}
     old = api.put(quota("db/leaf", LIMIT, parent="acme/tenant", **charged))
     told = await refused(api, update(old, quota("db/leaf", LIMIT, **charged)))
-    assert "100Mi of hugepages-2Mi" in told
+    assert "while pods are being created under it" in told
+    assert "db/pg-0" in told
 
 
 async def test_an_uncharged_quota_may_move(api: FakeApi) -> None:
