@@ -35,8 +35,9 @@ class Quota:
     """What the forest needs to know of a HugeTLBQuota's spec.
 
     ``hard``: the limit of each size it limits. ``child_namespaces``: which namespaces
-    beside its own may attach children, by their labels; None means no other. ``uid``:
-    tells it from another of the same name.
+    beside its own may attach children, by their labels; None means no other.
+    ``reparents``: whether what is retained goes to its parent when it is deleted.
+    ``uid``: tells it from another of the same name.
     """
 
     key: QuotaKey
@@ -44,6 +45,7 @@ class Quota:
     parent: QuotaKey | None = None
     pod_selector: Selector = Selector()
     child_namespaces: Selector | None = None
+    reparents: bool = False
     terminating: bool = False
     uid: str = ""
 

@@ -105,6 +105,15 @@ async def read_all(
     return tuple(quotas), namespaces
 
 
+async def is_leaving(api: Api, namespace: str, deadline: Deadline) -> bool:
+    """Whether ``namespace`` is being deleted, or gone."""
+    try:
+        raw = await api.get(NAMESPACES, namespace, timeout=max(deadline.left(), 0.001))
+    except errors.NotFound:
+        return True
+    return "deletionTimestamp" in raw["metadata"]
+
+
 async def _items(
     api: Api, resource: Resource, namespace: str | None, deadline: Deadline
 ) -> AsyncIterator[dict[str, Any]]:

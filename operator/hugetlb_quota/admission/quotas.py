@@ -141,12 +141,30 @@ class QuotaAdmission:
         # One that can't be understood can't be admitted to either: let it be removed.
         if old is None:
             return ALLOW
-        if old.counter.used:
-            return deny(refusal.charged_delete(old.counter, old.retained_files))
+        counter = old.counter
+        if counter.pods or counter.reservations:
+            return deny(refusal.charged_delete(counter, old.retained_files))
         quotas, namespaces = await chains.read_all(self._api, deadline)
-        forest = Forest([*(each.quota for each in quotas), old.quota], namespaces)
-        children = [each.key for each in forest.children(old.key)]
-        return allow(refusal.loses_children(old.key, children)) if children else ALLOW
+        forest = Forest(
+            [*(each.quota for each in quotas if each.key != old.key), old.quota], namespaces
+        )
+        children = {each.key for each in forest.children(old.key)}
+        warnings = [refusal.loses_children(old.key, sorted(children))] if children else []
+        if counter.retained:
+            charged = [
+                each.counter for each in quotas if each.key in children and each.counter.used
+            ]
+            if charged:
+                return deny(refusal.charged_children(old.key, charged))
+            # A namespace that goes takes its quotas along: what they retain is not lost.
+            leaving = await chains.is_leaving(self._api, old.key.namespace, deadline)
+            if not leaving and not old.quota.reparents:
+                return deny(refusal.charged_delete(counter, old.retained_files))
+            above = forest.attached(old.key)[1:2]
+            if not leaving and not above:
+                return deny(refusal.nowhere_to_reparent(counter))
+            warnings.append(refusal.reparented(counter, above[0].key if above else None))
+        return allow(*warnings)
 
 
 def _key(request: AdmissionRequest) -> QuotaKey:

@@ -193,13 +193,52 @@ def no_room_to_move(counter: Counter, shortfalls: Sequence[Shortfall]) -> str:
 
 def charged_delete(counter: Counter, files: Sequence[RetainedFile] = ()) -> str:
     """A quota that is to go while something is charged to it."""
-    held = f" Retained in {_files(files)}; truncate or remove them." if files else ""
+    held = f" Retained in {_files(files)}." if files else ""
+    todo = []
+    if counter.pods or counter.reservations:
+        todo.append("stop the pods that use them")
+    if counter.retained:
+        todo.append(
+            "truncate or remove the files, or set spec.deletionPolicy to Reparent to charge them to"
+            " the quota above"
+        )
+    reserved = (
+        " Reservations go by themselves about a minute after their pod was refused or counted."
+        if counter.reservations
+        else ""
+    )
     return _bounded(
         f"HugeTLBQuota {counter.quota} can't be deleted while huge pages are charged to it:"
-        f" {_charged(counter)}.{held} Stop the pods that use them, and wait until nothing is"
-        " charged; reservations go by themselves about a minute after their pod was refused or"
-        " counted."
+        f" {_charged(counter)}.{held} To delete it, {'; and '.join(todo)}.{reserved}"
     )
+
+
+def charged_children(quota: QuotaKey, charged: Sequence[Counter]) -> str:
+    """A quota that is to go while something is charged to quotas below it."""
+    below = ", ".join(f"{each.quota} ({_amounts(each.used)})" for each in charged[:_DETAILED])
+    return _bounded(
+        f"HugeTLBQuota {quota} can't be deleted while huge pages are charged to quotas below it:"
+        f" {below}. Delete them first, or give them another spec.parentRef."
+    )
+
+
+def nowhere_to_reparent(counter: Counter) -> str:
+    """A quota with deletionPolicy Reparent and no quota above."""
+    return _bounded(
+        f"HugeTLBQuota {counter.quota} can't be deleted: {_charged(counter)}, and there is no quota"
+        " above to charge it to. Truncate or remove the files, or name a parent in spec.parentRef."
+    )
+
+
+def reparented(counter: Counter, parent: QuotaKey | None) -> str:
+    """Warning: what a quota that goes hands over."""
+    amount = _amounts(counter.retained)
+    if parent is None:
+        return (
+            f"{amount} that pods left in files stays on its nodes, charged to no quota; the"
+            " HugeTLBNodes tell of it."
+        )
+    return f"{amount} that pods left in files is charged to HugeTLBQuota {parent} from now on."
 
 
 def waits_for_parent(quota: QuotaKey, why: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import Field, field_validator
 
@@ -46,6 +46,13 @@ class HugeTLBQuotaSpec(Model):
         default=None,
         description="The namespaces beside its own whose quotas may name this one as their parent,"
         " by namespace labels; none by default, and {} is every namespace.",
+    )
+
+    deletion_policy: Literal["Refuse", "Reparent"] = Field(
+        default="Refuse",
+        description="What becomes of pages that pods left in shared files when this quota is"
+        " deleted: Refuse keeps it while there are any, Reparent charges them to the quota above."
+        " A quota with pods is never deleted.",
     )
 
     @field_validator("hard", mode="before")

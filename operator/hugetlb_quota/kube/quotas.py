@@ -172,6 +172,7 @@ def quota_from_spec(
         child_namespaces=(
             None if spec.child_namespaces is None else _selector(spec.child_namespaces)
         ),
+        reparents=spec.deletion_policy == "Reparent",
         terminating=terminating,
         uid=uid,
     )

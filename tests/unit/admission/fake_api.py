@@ -140,6 +140,8 @@ def quota(
     reservations: list[Json] | None = None,
     terminating: bool = False,
     counted: bool = True,
+    retained: Mapping[str, str] | None = None,
+    policy: str | None = None,
 ) -> Json:
     """A HugeTLBQuota in JSON; ``hard`` and ``pods`` are by resource name."""
     namespace, name = QuotaKey.parse(key)
@@ -151,6 +153,8 @@ def quota(
         spec["podSelector"] = selector
     if children is not None:
         spec["childNamespaces"] = children
+    if policy is not None:
+        spec["deletionPolicy"] = policy
     metadata: Json = {"namespace": namespace, "name": name, "generation": 1}
     if terminating:
         metadata["deletionTimestamp"] = "2026-11-22T12:00:00Z"
@@ -162,6 +166,7 @@ def quota(
         "status": {
             "observedGeneration": int(counted),
             "pods": dict(pods or {}),
+            "retained": dict(retained or {}),
             "reservations": reservations or [],
         },
     }

@@ -174,6 +174,49 @@ CHARGED: list[dict[str, Any]] = [
 ]
 
 
+LEFT = {"hugepages-2Mi": "10Mi"}
+
+
+async def test_what_pods_left_in_files_keeps_a_quota_that_refuses(api: FakeApi) -> None:
+    told = await refused(api, delete(api.put(quota("db/leaf", LIMIT, retained=LEFT))))
+    assert "10Mi of hugepages-2Mi, of which 10Mi of hugepages-2Mi retained" in told
+    assert "truncate or remove the files, or set spec.deletionPolicy to Reparent" in told
+
+
+async def test_what_pods_left_in_files_goes_to_the_parent_of_a_quota_that_reparents(
+    api: FakeApi,
+) -> None:
+    leaf = quota("db/leaf", LIMIT, parent="acme/tenant", retained=LEFT, policy="Reparent")
+    told = await allowed(api, delete(api.put(leaf)))
+    assert "10Mi of hugepages-2Mi that pods left in files is charged to HugeTLBQuota acme/" in told
+
+
+async def test_without_a_parent_there_is_nowhere_to_reparent_to(api: FakeApi) -> None:
+    for parent in (None, "acme/gone"):
+        leaf = quota("db/leaf", LIMIT, parent=parent, retained=LEFT, policy="Reparent")
+        assert "no quota above to charge it to" in await refused(api, delete(api.put(leaf)))
+
+
+async def test_pods_keep_a_quota_whatever_its_policy(api: FakeApi) -> None:
+    leaf = quota("db/leaf", LIMIT, parent="acme/tenant", pods=LEFT, policy="Reparent")
+    assert "stop the pods that use them" in await refused(api, delete(api.put(leaf)))
+
+
+async def test_charges_below_keep_a_quota_that_reparents(api: FakeApi) -> None:
+    api.put(quota("db/leaf", LIMIT, parent="acme/tenant", retained=LEFT))
+    tenant = quota("acme/tenant", LIMIT, children=OF_ACME, retained=LEFT, policy="Reparent")
+    told = await refused(api, delete(api.put(tenant)))
+    assert "charged to quotas below it: db/leaf (10Mi of hugepages-2Mi)" in told
+
+
+async def test_a_namespace_that_goes_takes_its_quotas_along(api: FakeApi) -> None:
+    leaving = namespace("db", tenant="acme")
+    leaving["metadata"]["deletionTimestamp"] = "2026-11-22T12:00:00Z"
+    api.put(leaving)
+    told = await allowed(api, delete(api.put(quota("db/leaf", LIMIT, retained=LEFT))))
+    assert "stays on its nodes, charged to no quota" in told
+
+
 def moving(api: FakeApi, amount: str, room: str, **fields: Any) -> AdmissionRequest:
     """db/leaf, charged with ``amount``, moves from acme/tenant to acme/other below acme/root."""
     charged: dict[str, Any] = {"pods": {"hugepages-2Mi": amount}}
