@@ -47,43 +47,52 @@ def pod_cgroup() -> Iterator[Path]:
                 cgroup.rmdir()
 
 
-def test_sets_limits_and_reads_pools_without_a_capability(
+def test_sets_limits_reads_pools_and_remembers_without_a_capability(
     helm: Path, pod_cgroup: Path, tmp_path: Path
 ) -> None:
+    root, state = tmp_path / "root", tmp_path / "state"
+    root.mkdir()
+    state.mkdir()
     (daemon_set,) = chart.render(helm).of_kind("DaemonSet")
     pod = daemon_set["spec"]["template"]["spec"]
     program = (
         "from pathlib import Path\n"
+        "from hugetlb_quota.agent.memory import Memory\n"
         "from hugetlb_quota.node.host import HostRoot\n"
-        f"host = HostRoot(Path({str(tmp_path)!r}))\n"
+        f"host = HostRoot(Path({str(root)!r}))\n"
         f"pod = host.cgroup2() / {pod_cgroup.parent.name!r} / 'pod'\n"
         f"(pod / {LIMIT!r}).write_text('4194304')\n"
         "assert len(host.boot_id()) == 36\n"
+        "Memory.open(host.at('/var/lib/hugetlb-quota'), host.boot_id()).close()\n"
         "pools = host.at('/sys/kernel/mm/hugepages')\n"
         "total = pools / 'hugepages-2048kB' / 'nr_hugepages'\n"
         "total.write_text(total.read_text())\n"
     )
     assert (pod_cgroup / LIMIT).read_text() != "4194304\n"
-    done = _in_container(pod, tmp_path, pod_cgroup.parent / "agent", program)
+    done = _in_container(pod, root, state, pod_cgroup.parent / "agent", program)
     # The limit is set; the pools, which are none of its business to change, are read-only.
     assert "Read-only file system" in done.stderr
     assert "nr_hugepages" in done.stderr
+    assert (state / "agent.sqlite").exists()
     assert (pod_cgroup / LIMIT).read_text() == "4194304\n"
 
 
 def _in_container(
-    pod: Object, root: Path, own_cgroup: Path, program: str
+    pod: Object, root: Path, state: Path, own_cgroup: Path, program: str
 ) -> subprocess.CompletedProcess[str]:
     (container,) = pod["containers"]
     host_paths = {volume["name"]: volume["hostPath"]["path"] for volume in pod["volumes"]}
+    # DirectoryOrCreate; this host's own is an agent's that may run here.
+    assert host_paths["state"] == "/var/lib/hugetlb-quota"
+    host_paths["state"] = str(state)
     script = ["set -e", f"echo $$ > {own_cgroup}/cgroup.procs"]
     mounts = []
     # Runtimes mount the shallower first.
     for mount in sorted(container["volumeMounts"], key=lambda each: each["mountPath"].count("/")):
         assert mount["mountPropagation"] == "HostToContainer"
         target = root / mount["mountPath"].removeprefix("/host/")
-        if mount["mountPath"].count("/") == 2:
-            target.mkdir()
+        if mount["mountPath"].count("/") == 2 or mount["name"] == "state":
+            target.mkdir(parents=True)
         mounts.append(f"mount --rbind {host_paths[mount['name']]} {target}")
         if mount.get("readOnly"):
             mounts.append(f"mount -o remount,bind,ro {target}")

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests import preflight
-from tests.testnode import cgroup_tree
+from tests.kernel.agent_process import Agent, Api
+from tests.testnode import cgroup_tree, naming, volumes
 from tests.testnode.hugepages import reserved_pages
 
 PAGE = 2 << 20
@@ -53,3 +55,34 @@ def cgroup_subtree(kernel: None) -> Iterator[Path]:
     cgroup_tree.make(root, subtree)
     yield subtree
     cgroup_tree.remove(subtree)
+
+
+@pytest.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Api]:
+    api = Api(tmp_path / "kubeconfig")
+    await api.start()
+    await api.set("hugetlbquotas", "ns", "q", spec={"hard": {"hugepages-2Mi": "64Mi"}})
+    yield api
+    await api.stop()
+
+
+@pytest.fixture
+async def agent(api: Api, cgroup_subtree: Path, tmp_path: Path) -> AsyncIterator[Agent]:
+    for qos in ("Guaranteed", "Burstable"):
+        cgroup_tree.make(cgroup_subtree, cgroup_subtree / naming.qos_level("systemd", qos))
+    agent = Agent(api, cgroup_subtree, tmp_path / "agent.log")
+    yield agent
+    if agent.process:
+        await agent.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def hugetlbfs(kernel: None, tmp_path: Path) -> Iterator[Path]:
+    """A hugetlbfs of 2 MiB pages of this test alone, without a limit of its own."""
+    point = tmp_path / "huge"
+    point.mkdir()
+    volumes.mount("hugetlbfs", point, "pagesize=2M")
+    yield point
+    for file in point.iterdir():
+        file.unlink()
+    volumes.unmount_below(point)

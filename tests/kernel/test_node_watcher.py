@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from hugetlb_quota.node.kubepods import PodCgroup, Qos
-from hugetlb_quota.node.watcher import Changed, Happening, KubepodsWatcher, Overflowed, Removed
+from hugetlb_quota.node.watcher import (
+    Changed,
+    Happening,
+    KubepodsWatcher,
+    Overflowed,
+    Populated,
+    Removed,
+)
 from tests.testnode import cgroup_tree, naming
 
 SECONDS = 20.0
@@ -149,6 +157,30 @@ async def test_a_container_is_told_of_and_cruns_inner_one_too(node: Node, watch:
     watch.told.clear()
     (container / "container").mkdir()
     await watch.until(Changed(pod))
+
+
+async def test_processes_that_come_and_go_are_told_of(node: Node, watch: Watch) -> None:
+    node.make_kubepods()
+    path = node.make_pod("p")
+    container = node.make_container(path)
+    pod = PodCgroup("p", Qos.BURSTABLE, path)
+    await watch.until(Changed(pod))
+    await asyncio.sleep(0.05)
+    watch.told.clear()
+    process = subprocess.Popen(
+        ["sleep", "600"],
+        preexec_fn=lambda: cgroup_tree.write(container / "cgroup.procs", "0"),
+    )
+    await watch.until(Populated(pod))
+    await asyncio.sleep(0.05)
+    watch.told.clear()
+    process.kill()
+    process.communicate()
+    await watch.until(Populated(pod))
+    await asyncio.sleep(0.05)
+    watch.told.clear()
+    container.rmdir()
+    await watch.until(Populated(pod))
 
 
 async def test_lost_events_are_made_good_by_looking_again(node: Node, watch: Watch) -> None:

@@ -61,6 +61,10 @@ class Charge(Mapping[PageSize, int]):
         """The larger of the two, size by size."""
         return Charge({size: max(self.of(size), other.of(size)) for size in {*self, *other}})
 
+    def beyond(self, other: Charge) -> Charge:
+        """What there is more than in ``other``, size by size."""
+        return Charge({size: max(0, amount - other.of(size)) for size, amount in self.items()})
+
     def without_zeros(self) -> Charge:
         """Only the sizes of which there is something."""
         return Charge({size: amount for size, amount in self.items() if amount})

@@ -2,8 +2,8 @@
 
 Exit codes: 0 ended by SIGTERM; 1 unforeseen; 2 wrong command line; 3 no cgroup2 on the
 host; 4 no hugetlb controller in it; 5 no host below --host-root; 6 no inotify instance
-to be had; 7 no API server configured; 8 the probes' port is taken. 3 to 8 come with a
-sentence that says what to do.
+to be had; 7 no API server configured; 8 the probes' port is taken; 9 the state directory
+can't be used. 3 to 9 come with a sentence that says what to do.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 from hugetlb_quota.agent.enforce import Enforcer
 from hugetlb_quota.agent.governance import Governance, project_governor
+from hugetlb_quota.agent.ledger import Ledger
+from hugetlb_quota.agent.memory import Memory, NoMemory
 from hugetlb_quota.agent.report import Observer, Reporter
+from hugetlb_quota.agent.track import Tracker
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.informer import Informer
 from hugetlb_quota.kube.pods import project_pod
@@ -43,6 +47,7 @@ EXIT_CODES: Final[dict[type[Exception], int]] = {
     NoInotify: 6,
     NotConfigured: 7,
     NoProbePort: 8,
+    NoMemory: 9,
 }
 
 logger = logging.getLogger("hugetlb_quota.agent")
@@ -63,6 +68,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="PATH",
         help="kubelet's --cgroup-root: below the cgroup2 mount, what kubepods is in"
         " (default: looked for)",
+    )
+    parser.add_argument(
+        "--state-dir",
+        default="/var/lib/hugetlb-quota",
+        metavar="PATH",
+        help="directory of the host for what must not be forgotten (default: %(default)s)",
     )
     parser.add_argument(
         "--no-mirror-ungoverned",
@@ -98,15 +109,18 @@ async def run(options: argparse.Namespace) -> None:
             connection, PODS, project_pod, field_selector=f"spec.nodeName={options.node_name}"
         )
         quotas = Informer(connection, HUGETLB_QUOTAS, project_governor)
-        with KubepodsWatcher(parents) as watcher:
+        with (
+            KubepodsWatcher(parents) as watcher,
+            closing(Memory.open(host.at(options.state_dir), boot_id)) as memory,
+        ):
+            tracker = Tracker(parents, sizes, Ledger(memory))
             enforcer = Enforcer(
                 watcher, sizes, governance.allowance, mirror=options.mirror_ungoverned
             )
             observer = Observer(
                 host,
                 cgroup2,
-                parents,
-                sizes,
+                tracker,
                 governance,
                 seen_up_to=lambda: pods.resource_version,
                 problems=lambda: (*enforcer.failures, *enforcer.above),
@@ -124,6 +138,7 @@ async def run(options: argparse.Namespace) -> None:
             governance.on_pod = pod_known
             governance.on_quotas = governed_otherwise
             enforcer.on_removed = reporter.nudge
+            enforcer.on_populated = tracker.populated
             pods.on_change(governance.pod_changed)
             quotas.on_change(governance.quota_changed)
 

@@ -17,7 +17,14 @@ from hugetlb_quota.accounting.plan import Allowance, Limits, admissible, plan
 from hugetlb_quota.node import cgroup, kubepods
 from hugetlb_quota.node.cgroup import CgroupError, CgroupGone, Limit, LimitBelowUse, NotControlled
 from hugetlb_quota.node.kubepods import PodCgroup
-from hugetlb_quota.node.watcher import Changed, KubepodsWatcher, Overflowed, Removed
+from hugetlb_quota.node.watcher import (
+    Changed,
+    Happening,
+    KubepodsWatcher,
+    Overflowed,
+    Populated,
+    Removed,
+)
 from hugetlb_quota.page_size import PageSize
 
 #: Between two passes over all pods, in seconds: for what no event told.
@@ -61,6 +68,8 @@ class Enforcer:
         self._due = asyncio.Event()
         #: Called when a pod's cgroup is gone.
         self.on_removed: Callable[[], None] = lambda: None
+        #: Called when processes came to a pod's cgroup or left it.
+        self.on_populated: Callable[[PodCgroup], None] = lambda pod: None
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -149,10 +158,12 @@ class Enforcer:
         else:
             self._above.pop(pod.uid, None)
 
-    def _handle(self, happening: Changed | Removed | Overflowed) -> None:
+    def _handle(self, happening: Happening) -> None:
         match happening:
             case Changed(pod):
                 self.enforce(pod)
+            case Populated(pod):
+                self.on_populated(pod)
             case Removed(pod):
                 self._forget(pod)
                 self.on_removed()

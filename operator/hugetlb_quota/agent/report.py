@@ -2,32 +2,31 @@
 
 The controller releases a pod's charge on this evidence: a report whose
 ``podsResourceVersion`` has reached the pod's end and that does not list it
-(accounting/release.py). So a pod may be missing only when its end was seen first, and
-its cgroup was seen gone after that.
+(accounting/release.py). So a pod may be missing only when its end was seen first, its
+cgroup was seen gone after that, and what it left is in ``retained`` of the same report.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from hugetlb_quota import api
-from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.agent.governance import Governance, cgroup_uid
+from hugetlb_quota.agent.ledger import Known
+from hugetlb_quota.agent.track import Sight, Tracker
 from hugetlb_quota.api.node import KIND
 from hugetlb_quota.kube.errors import AlreadyExists, ApiError, Conflict, NotFound
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.kube.resources import HUGETLB_NODES, NODES, Resource
-from hugetlb_quota.node import cgroup, kubepods
-from hugetlb_quota.node.cgroup import CgroupError
 from hugetlb_quota.node.host import HostRoot, HostUnreadable
 from hugetlb_quota.node.pools import Pool, pools
-from hugetlb_quota.page_size import PageSize
 
 Json = dict[str, Any]
 
@@ -50,21 +49,23 @@ logger = logging.getLogger(__name__)
 class Snapshot:
     """What was seen at one moment.
 
-    ``ends``: how many ends of pods were seen by then. ``problems``: what keeps the node
-    from being Ready, a sentence each.
+    ``ends``: how many ends of pods were seen by then. ``retained``: what is charged for
+    those that are not in ``pods`` any more. ``problems``: what keeps the node from being
+    Ready, a sentence each; ``doubts``: why what is retained may not be right in every part.
     """
 
     pods_resource_version: int
     ends: int
     pods: tuple[Json, ...]
     pools: tuple[Pool, ...]
+    retained: tuple[Json, ...] = ()
     problems: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 class Observer:
     """Takes snapshots.
 
-    :param parents: where kubepods is, as :func:`kubepods.parents` gives it.
     :param seen_up_to: the resourceVersion up to which ``governance`` knows the pods.
     """
 
@@ -72,16 +73,14 @@ class Observer:
         self,
         host: HostRoot,
         cgroup2: Path,
-        parents: Iterable[Path],
-        sizes: Iterable[PageSize],
+        tracker: Tracker,
         governance: Governance,
         seen_up_to: Callable[[], int],
         problems: Callable[[], tuple[str, ...]] = lambda: (),
     ) -> None:
         self._host = host
         self._cgroup2 = cgroup2
-        self._parents = tuple(parents)
-        self._sizes = tuple(sizes)
+        self._tracker = tracker
         self._governance = governance
         self._seen_up_to = seen_up_to
         self._problems = problems
@@ -97,6 +96,7 @@ class Observer:
         last = last or {}
         if last.get("bootID") == self._host.boot_id():
             self._carried = {entry["uid"]: dict(entry) for entry in last.get("pods") or ()}
+            self._tracker.ledger.adopt(last)
 
     def snapshot(self) -> Snapshot:
         """What there is now.
@@ -115,88 +115,109 @@ class Observer:
         self._latest = max(self._latest, self._seen_up_to())
         ends = self._governance.ends
         pods, deleted = tuple(self._governance.pods()), tuple(self._governance.deleted())
-        present = self._present()
-        for pod in deleted:
-            if cgroup_uid(pod) not in present:
-                self._governance.forget(pod.uid)
-        entries = [
-            entry
+        known = {
+            cgroup_uid(pod): self._known(pod, over)
             for over, pod in (
-                *((pod.finished, pod) for pod in pods),
                 *((True, pod) for pod in deleted),
+                *((pod.finished, pod) for pod in pods),
             )
-            if not over or cgroup_uid(pod) in present
-            if (entry := self._entry(pod, present)) is not None
-        ]
-        entries += self._carried_entries(present)
-        named = {cgroup_uid(pod) for pod in (*pods, *deleted)} | self._carried.keys()
-        entries += self._nameless_entries({uid: present[uid] for uid in present.keys() - named})
+        }
+        self._check_cgroup2()
+        # What the pods left that are gone is settled in this look, so that it is in the very
+        # report in which they are missing.
+        sight = self._tracker.look(known)
+        entries = {
+            cgroup_uid(pod): entry
+            for pod in (*deleted, *pods)
+            if not known[uid := cgroup_uid(pod)].over
+            or uid in sight.in_use.keys() | sight.unsettled
+            if (entry := self._entry(pod, known[uid], sight)) is not None
+        }
+        for pod in deleted:
+            if cgroup_uid(pod) not in sight.in_use.keys() | sight.unsettled:
+                self._governance.forget(pod.uid)
+        entries |= self._carried_entries(sight)
+        entries |= self._nameless_entries(sight, known.keys() | self._carried.keys())
         return Snapshot(
             pods_resource_version=self._latest,
             ends=ends,
-            pods=tuple(sorted(entries, key=lambda e: (e["namespace"], e["name"], e["uid"]))),
+            pods=tuple(
+                sorted(entries.values(), key=lambda e: (e["namespace"], e["name"], e["uid"]))
+            ),
             pools=pools(self._host),
+            retained=self._retained(entries, sight),
             problems=self._problems(),
+            doubts=self._tracker.ledger.problems,
         )
 
-    def _present(self) -> dict[str, Path]:
-        """The pod cgroups there are, by the UID in their names."""
+    def _known(self, pod: Pod, over: bool) -> Known:
+        quotas = tuple(str(quota) for quota in self._governance.governors(pod))
+        return Known(pod.namespace, pod.name, quotas, pod.demand, over)
+
+    def _check_cgroup2(self) -> None:
         root = self._cgroup2 / "cgroup.controllers"
         try:
             root.read_text()
         except OSError as error:
             raise HostUnreadable(self._host.path, root, error) from error
-        return {pod.uid: pod.path for pod in kubepods.pods(self._parents)}
 
-    def _entry(self, pod: Pod, present: Mapping[str, Path]) -> Json | None:
+    def _entry(self, pod: Pod, known: Known, sight: Sight) -> Json | None:
         """What is reported of a pod; None: it is not governed, or has no huge pages."""
-        quotas = self._governance.governors(pod)
-        path = present.get(cgroup_uid(pod))
-        in_use = self._in_use(path)
-        if not quotas or not (pod.demand or in_use):
+        in_use = sight.in_use.get(cgroup_uid(pod), NOTHING)
+        if not known.quotas or not (pod.demand or in_use):
             return None
         return {
             "uid": pod.uid,
             "namespace": pod.namespace,
             "name": pod.name,
-            "quotas": [str(quota) for quota in quotas],
+            "quotas": list(known.quotas),
             "charge": pod.demand.to_resources(),
             "inUse": in_use.to_resources(),
         }
 
-    def _carried_entries(self, present: Mapping[str, Path]) -> list[Json]:
+    def _carried_entries(self, sight: Sight) -> dict[str, Json]:
         self._carried = {
             uid: entry
             for uid, entry in self._carried.items()
-            if uid in present and not self._governance.knows(uid)
+            if uid in sight.in_use and not self._governance.knows(uid)
         }
-        return [
-            {**entry, "inUse": self._in_use(present[uid]).to_resources()}
+        return {
+            uid: {**entry, "inUse": sight.in_use[uid].to_resources()}
             for uid, entry in self._carried.items()
-        ]
+        }
 
-    def _nameless_entries(self, present: Mapping[str, Path]) -> list[Json]:
+    def _nameless_entries(self, sight: Sight, named: Collection[str]) -> dict[str, Json]:
         """Cgroups of pods that nothing is known of, if they hold huge pages.
 
         Such a pod came and was deleted while no agent ran, or its cgroup was made after
         a forced deletion. All that can be said is its UID; that keeps its charge.
         """
-        in_use = {uid: self._in_use(path) for uid, path in present.items()}
-        return [
-            {"uid": uid, "namespace": "", "name": "", "quotas": [], "charge": {}}
+        return {
+            uid: {"uid": uid, "namespace": "", "name": "", "quotas": [], "charge": {}}
             | {"inUse": use.to_resources()}
-            for uid, use in in_use.items()
-            if use
-        ]
+            for uid, use in sight.in_use.items()
+            if use and uid not in named
+        }
 
-    def _in_use(self, path: Path | None) -> Charge:
-        if path is None:
-            return Charge()
-        try:
-            use = {size: cgroup.read_use(path, size).most for size in self._sizes}
-        except CgroupError:
-            return Charge()  # going, or not limited, which the conditions tell
-        return Charge(use).without_zeros()
+    def _retained(self, entries: Mapping[str, Json], sight: Sight) -> tuple[Json, ...]:
+        """What is left of pods that are gone, by the quotas that are charged for it.
+
+        The last row, of no quota, is what nobody is charged for.
+        """
+        rows: dict[tuple[str, ...], Charge] = {}
+        for account in self._tracker.ledger.gone:
+            charge = account.charge
+            if account.uid in entries and account.uid not in sight.in_use:
+                # Listed because its end was not seen yet: what it left is in its charge.
+                listed = Charge.from_resources(entries[account.uid]["charge"])
+                charge = charge.beyond(listed)
+            rows[account.quotas] = rows.get(account.quotas, NOTHING) + charge
+        rows[()] = rows.get((), NOTHING) + self._tracker.ledger.stray
+        return tuple(
+            {"quotas": list(quotas), "charge": charge.without_zeros().to_resources()}
+            for quotas, charge in sorted(rows.items(), key=lambda row: (not row[0], row[0]))
+            if charge
+        )
 
 
 class NodeApi(Protocol):
@@ -230,7 +251,7 @@ class Reporter:
         self._written: Json | None = None
         self._written_ends = 0
         self._written_at = 0.0
-        self._condition: Json = {}
+        self._conditions: dict[str, Json] = {}
 
     def nudge(self) -> None:
         """Something changed that may have to be reported."""
@@ -266,19 +287,22 @@ class Reporter:
             return None
         self._metadata = found["metadata"]
         status: Mapping[str, Any] = found.get("status") or {}
-        for condition in status.get("conditions") or ():
-            if condition["type"] == "Ready":
-                self._condition = condition
+        self._conditions = {each["type"]: each for each in status.get("conditions") or ()}
         return status
 
     async def _report(self, snapshot: Snapshot) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._condition = ready_condition(snapshot.problems, self._condition, now)
+        conditions = (
+            ready_condition(snapshot.problems, self._conditions.get("Ready", {}), now),
+            exact_condition(snapshot.doubts, self._conditions.get("Exact", {}), now),
+        )
+        self._conditions = {each["type"]: each for each in conditions}
         content = {
             "bootID": self._boot_id,
             "pools": [_pool(pool) for pool in snapshot.pools],
             "pods": list(snapshot.pods),
-            "conditions": [self._condition],
+            "retained": list(snapshot.retained),
+            "conditions": list(conditions),
         }
         clock = asyncio.get_running_loop().time()
         if (
@@ -353,15 +377,36 @@ def ready_condition(problems: tuple[str, ...], before: Mapping[str, Any], now: s
 
     :param before: the condition as it was; empty when there was none.
     """
+    reasons = ("Enforced", "NotEnforced")
+    return _condition(
+        "Ready", reasons, "The limits of all pods are in place.", problems, before, now
+    )
+
+
+def exact_condition(doubts: tuple[str, ...], before: Mapping[str, Any], now: str) -> Json:
+    """The condition Exact: whether what is retained is charged to the right quota, to the byte."""
+    reasons = ("Agrees", "InDoubt")
+    fine = "What is retained is what the kernel counts, and it is known who left it."
+    return _condition("Exact", reasons, fine, doubts, before, now)
+
+
+def _condition(
+    kind: str,
+    reasons: tuple[str, str],
+    fine: str,
+    problems: tuple[str, ...],
+    before: Mapping[str, Any],
+    now: str,
+) -> Json:
     status = "False" if problems else "True"
     more = len(problems) - _NAMED
     return {
-        "type": "Ready",
+        "type": kind,
         "status": status,
-        "reason": "NotEnforced" if problems else "Enforced",
+        "reason": reasons[bool(problems)],
         "message": " ".join(problems[:_NAMED]) + (f" And {more} more." if more > 0 else "")
         if problems
-        else "The limits of all pods are in place.",
+        else fine,
         "lastTransitionTime": before["lastTransitionTime"]
         if before.get("status") == status
         else now,

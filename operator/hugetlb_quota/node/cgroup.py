@@ -118,6 +118,20 @@ def read_use(cgroup: Path, size: PageSize) -> Use:
     return Use(int(_read(cgroup, size, "rsvd.current")), int(_read(cgroup, size, "current")))
 
 
+def is_populated(cgroup: Path) -> bool:
+    """Whether a process is in ``cgroup`` or below; none is when it is gone.
+
+    :raises CgroupError: when it can't be told.
+    """
+    path = cgroup / "cgroup.events"
+    try:
+        return "populated 0" not in path.read_text()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            return False
+        raise CgroupError(cgroup, f"{path} can't be read: {error.strerror}.") from error
+
+
 def _read(cgroup: Path, size: PageSize, file: str) -> str:
     path = f"{cgroup}/{size.cgroup}.{file}"
     try:

@@ -130,13 +130,19 @@ def is_kubepods(name: str) -> bool:
     return _KUBEPODS.fullmatch(name) is not None
 
 
-def pods(parents: Iterable[Path]) -> Iterator[PodCgroup]:
-    """Every pod's cgroup below ``parents`` as it is at this moment."""
+def roots(parents: Iterable[Path]) -> Iterator[Path]:
+    """Every kubepods there is below ``parents``: all of kubelet's pods are in them."""
     for parent in parents:
         for path in subdirectories(parent):
             if is_kubepods(path.name):
-                for level in (path, *subdirectories(path)):
-                    yield from _pods_of_level(path.parent, level)
+                yield path
+
+
+def pods(parents: Iterable[Path]) -> Iterator[PodCgroup]:
+    """Every pod's cgroup below ``parents`` as it is at this moment."""
+    for root in roots(parents):
+        for level in (root, *subdirectories(root)):
+            yield from _pods_of_level(root.parent, level)
 
 
 def _pods_of_level(parent: Path, level: Path) -> Iterator[PodCgroup]:

@@ -48,6 +48,13 @@ class Changed:
 
 
 @dataclass(frozen=True, slots=True)
+class Populated:
+    """Processes came to a pod's cgroup or the last one left it, or a container's is gone."""
+
+    pod: PodCgroup
+
+
+@dataclass(frozen=True, slots=True)
 class Removed:
     """A pod's cgroup is gone."""
 
@@ -59,7 +66,7 @@ class Overflowed:
     """Events were lost; everything was looked at anew, and may have changed."""
 
 
-Happening = Changed | Removed | Overflowed
+Happening = Changed | Populated | Removed | Overflowed
 
 
 class KubepodsWatcher:
@@ -119,12 +126,14 @@ class KubepodsWatcher:
             logger.warning("The kernel dropped inotify events; looking at every pod again.")
             return [*self.scan(), Overflowed()]
         watch, name = event.watch, event.name
-        if watch is None or name is None:  # IGNORED: the directory itself is gone
+        if watch is None:
             return []
+        if name is None:  # IGNORED, when it is gone, or about a file that is watched itself
+            return self._populated(watch.path.parent) if Mask.MODIFY in event.mask else []
         path = watch.path / name
         if Mask.ISDIR in event.mask:
             return self._gone(path) if Mask.DELETE in event.mask else self._made(path)
-        # Only limits: events and procs files change with every fault and fork.
+        # Only limits: hugetlb's events and procs files change with every fault and fork.
         if Mask.MODIFY in event.mask and name.suffix == ".max" and "hugetlb." in name.name:
             return self._changed(watch.path)
         return []
@@ -143,7 +152,11 @@ class KubepodsWatcher:
 
     def _gone(self, path: Path) -> list[Happening]:
         pod = self._pods.pop(path, None)
-        return [] if pod is None else [Removed(pod)]
+        return self._populated(path.parent) if pod is None else [Removed(pod)]
+
+    def _populated(self, path: Path) -> list[Happening]:
+        pod = self._pods.get(path)
+        return [] if pod is None else [Populated(pod)]
 
     def _changed(self, path: Path) -> list[Happening]:
         """Tell of the pod that the cgroup ``path`` is of: it, its parent or the one above."""
@@ -177,6 +190,10 @@ class KubepodsWatcher:
     def _enter_pod(self, pod: PodCgroup) -> list[Happening]:
         if not self._watch(pod.path, _POD):
             return []
+        # The kernel tells of its own changes to a file only where its inode is in memory
+        # (kernfs_notify_workfn); the watch keeps it there. It comes when the first process
+        # enters and when the last one leaves.
+        self._watch(pod.path / "cgroup.events", Mask.MODIFY)
         for container in kubepods.containers(pod):
             self._watch(container.path, _POD)
         # Told of again on a rescan: its containers may be new.

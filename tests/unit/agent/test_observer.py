@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,12 @@ import pytest
 
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.agent.governance import Governance, project_governor
+from hugetlb_quota.agent.ledger import Ledger
+from hugetlb_quota.agent.memory import Memory
 from hugetlb_quota.agent.report import Observer
+from hugetlb_quota.agent.track import Tracker
 from hugetlb_quota.kube.pods import Pod
+from hugetlb_quota.node import cgroup as node_cgroup
 from hugetlb_quota.node import kubepods
 from hugetlb_quota.node.host import HostRoot, HostUnreadable
 from hugetlb_quota.page_size import PageSize
@@ -40,9 +45,10 @@ class Node:
         quota = {"metadata": {"namespace": "ns", "name": "q"}, "spec": {}}
         self.governance.quota_changed(None, project_governor(quota), 1)
         self.version = 0
-        parents = kubepods.parents(self.cgroup2, None)
+        self.memory = Memory.open(root / "state", BOOT)
+        tracker = Tracker(kubepods.parents(self.cgroup2, None), [SIZE], Ledger(self.memory))
         self.observer = Observer(
-            HostRoot(root), self.cgroup2, parents, [SIZE], self.governance, lambda: self.version
+            HostRoot(root), self.cgroup2, tracker, self.governance, lambda: self.version
         )
 
     def tell(self, old: Pod | None, new: Pod | None) -> None:
@@ -54,15 +60,30 @@ class Node:
         path.mkdir()
         (path / "hugetlb.2MB.rsvd.current").write_text(f"{reserved * MIB}\n")
         (path / "hugetlb.2MB.current").write_text(f"{faulted * MIB}\n")
+        (path / "cgroup.events").write_text("populated 1\nfrozen 0\n")
         return path
+
+    def kubepods_total(self, reserved: int) -> None:
+        """What kubepods counts, of pods that are gone too."""
+        for file in ("rsvd.current", "current"):
+            path = self.cgroup2 / f"kubepods/hugetlb.2MB.{file}"
+            path.write_text(f"{reserved * MIB}\n")
+
+    def retained(self) -> dict[str, str]:
+        return {
+            ",".join(row["quotas"]): row["charge"]["hugepages-2Mi"]
+            for row in self.observer.snapshot().retained
+        }
 
     def listed(self) -> list[str]:
         return [entry["uid"] for entry in self.observer.snapshot().pods]
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Node:
-    return Node(tmp_path)
+def node(tmp_path: Path) -> Iterator[Node]:
+    node = Node(tmp_path)
+    yield node
+    node.memory.close()
 
 
 def test_an_entry_has_all_there_is_to_say(node: Node) -> None:
@@ -136,8 +157,9 @@ def test_the_cgroups_are_looked_at_after_what_the_api_has_told(
 
     def look(parents: object) -> Any:
         found = list(seen(parents))  # type: ignore[arg-type]
-        node.make_cgroup("u")
-        node.tell(pod(), None)
+        if not (node.cgroup2 / "kubepods/podu").exists():
+            node.make_cgroup("u")
+            node.tell(pod(), None)
         return found
 
     monkeypatch.setattr(kubepods, "pods", look)
@@ -246,3 +268,93 @@ def test_that_cgroups_cannot_be_seen_is_not_that_they_are_gone(node: Node) -> No
         node.observer.snapshot()
     hidden.rename(node.cgroup2)
     assert node.listed() == ["u"]
+
+
+def test_what_is_left_is_not_counted_beside_a_pod_that_is_listed_still(node: Node) -> None:
+    """Its cgroup is gone, and the API has not told of its end yet: its charge has it all."""
+    node.tell(None, pod(demand=4))
+    cgroup = node.make_cgroup("u", reserved=6)
+    node.kubepods_total(6)
+    assert (node.listed(), node.retained()) == (["u"], {})
+    shutil.rmtree(cgroup)
+    assert (node.listed(), node.retained()) == (["u"], {"ns/q": "2Mi"})  # beyond its charge
+    node.tell(pod(demand=4), None)
+    assert (node.listed(), node.retained()) == ([], {"ns/q": "6Mi"})
+
+
+def test_a_cgroup_made_anew_counts_beside_what_the_former_left(node: Node) -> None:
+    node.tell(None, pod())
+    cgroup = node.make_cgroup("u", reserved=6)
+    node.kubepods_total(6)
+    assert node.retained() == {}
+    shutil.rmtree(cgroup)
+    assert node.retained() == {}
+    node.make_cgroup("u", reserved=2)
+    node.kubepods_total(8)
+    assert (node.listed(), node.retained()) == (["u"], {"ns/q": "6Mi"})
+
+
+def test_a_pod_stays_while_it_cannot_be_told_what_it_left(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody reserves and gives back all the time, and its end was missed."""
+    node.tell(None, pod())
+    node.tell(None, pod("busy"))
+    node.kubepods_total(4)
+    cgroup, busy = node.make_cgroup("u", reserved=2), node.make_cgroup("busy", reserved=2)
+    node.observer.snapshot()
+    read, turns = node_cgroup.read_use, iter(range(10**6))
+
+    def restless(path: Path, size: PageSize) -> node_cgroup.Use:
+        return node_cgroup.Use(next(turns), 0) if path == busy else read(path, size)
+
+    monkeypatch.setattr(node_cgroup, "read_use", restless)
+    shutil.rmtree(cgroup)
+    node.tell(pod(), None)
+    node.kubepods_total(8)
+    assert (node.listed(), node.retained()) == (["busy", "u"], {})
+    monkeypatch.setattr(node_cgroup, "read_use", read)
+    assert (node.listed(), node.retained()) == (["busy"], {"ns/q": "6Mi"})
+
+
+def test_one_that_was_seen_empty_goes_all_the_same(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.tell(None, pod())
+    node.tell(None, pod("busy"))
+    node.kubepods_total(8)
+    cgroup, busy = node.make_cgroup("u", reserved=6), node.make_cgroup("busy", reserved=2)
+    node.observer.snapshot()
+    (cgroup / "cgroup.events").write_text("populated 0\n")
+    node.observer.snapshot()
+    read, turns = node_cgroup.read_use, iter(range(10**6))
+
+    def restless(path: Path, size: PageSize) -> node_cgroup.Use:
+        return node_cgroup.Use(next(turns), 0) if path == busy else read(path, size)
+
+    monkeypatch.setattr(node_cgroup, "read_use", restless)
+    shutil.rmtree(cgroup)
+    node.tell(pod(), None)
+    assert (node.listed(), node.retained()) == (["busy"], {"ns/q": "6Mi"})
+
+
+def test_what_pods_of_before_left_is_told_and_charged_to_none(node: Node) -> None:
+    node.kubepods_total(6)
+    node.tell(None, replace(pod(), finished=True))
+    snapshot = node.observer.snapshot()
+    assert snapshot.retained == ({"quotas": [], "charge": {"hugepages-2Mi": "6Mi"}},)
+    (doubt,) = snapshot.doubts
+    assert "6Mi of hugepages-2Mi are left in files by pods that nothing is known of" in doubt
+
+
+def test_an_empty_cgroup_of_a_pod_that_has_not_started_is_no_end(node: Node) -> None:
+    """It runs and leaves something between two looks: the kernel's total is what tells."""
+    node.tell(None, pod())
+    cgroup = node.make_cgroup("u")
+    (cgroup / "cgroup.events").write_text("populated 0\n")
+    node.observer.snapshot()
+    shutil.rmtree(cgroup)
+    node.kubepods_total(4)
+    node.tell(pod(), None)
+    assert (node.listed(), node.retained()) == ([], {"ns/q": "4Mi"})
+    assert node.observer.snapshot().doubts == ()

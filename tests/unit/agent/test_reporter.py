@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import pytest
 
 from hugetlb_quota.agent import report
 from hugetlb_quota.agent.governance import Governance
+from hugetlb_quota.agent.ledger import Ledger
+from hugetlb_quota.agent.memory import Memory
 from hugetlb_quota.agent.report import Observer, Reporter, Snapshot, ready_condition
+from hugetlb_quota.agent.track import Tracker
 from hugetlb_quota.api.node import HugeTLBNodeStatus
 from hugetlb_quota.kube.errors import AlreadyExists, ApiUnreachable, Conflict, NotFound
 from hugetlb_quota.kube.resources import NODES, Resource
@@ -105,7 +109,8 @@ class Scripted(Observer):
 
     def __init__(self) -> None:
         host = HostRoot(Path("/nowhere"))
-        super().__init__(host, host.path, (), (), Governance(), lambda: 0)
+        memory = Memory(sqlite3.connect(":memory:"), None, None)
+        super().__init__(host, host.path, Tracker((), (), Ledger(memory)), Governance(), lambda: 0)
         self.sees = Snapshot(5, 0, (), (POOL, OF_NODE))
         self.fails: Exception | None = None
         self.carried: list[Any] = []

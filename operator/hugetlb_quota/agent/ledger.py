@@ -1,0 +1,268 @@
+"""The ledger: what every pod of the node is charged in fact, and what the gone ones left.
+
+Fed with what the kernel shows; it adds up to the kernel's totals always, and is in memory
+(agent/memory.py) before anybody may report it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from hugetlb_quota.accounting.charge import NOTHING, Charge
+from hugetlb_quota.accounting.settlement import Claim, settle
+from hugetlb_quota.agent.memory import Account, Memory, NotRemembered, State
+from hugetlb_quota.page_size import PageSize
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the API tells of a pod: its name, the quotas governing it, what it may use.
+
+    ``over``: finished or deleted.
+    """
+
+    namespace: str
+    name: str
+    quotas: tuple[str, ...]
+    demand: Charge
+    over: bool
+
+
+_NAMELESS: Final = Known("", "", (), NOTHING, over=False)
+
+
+class Ledger:
+    """Accounts by the UID in the name of a pod's cgroup.
+
+    One UID can have two: kubelet may make a cgroup anew after one of the same name is gone.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        remembered = memory.remembered
+        accounts = remembered.accounts if remembered else ()
+        self._present = {each.uid: each for each in accounts if each.state is not State.GONE}
+        self._gone = {each.uid: each for each in accounts if each.state is State.GONE}
+        self._stray = remembered.stray if remembered else NOTHING
+        self._guessed = remembered.guessed if remembered else NOTHING
+        self._saved: dict[tuple[str, bool], Account] = {_key(each): each for each in accounts}
+        self._populated = set[str]()
+        self._begins = remembered is None
+        self._unsaved = ""
+
+    # What happens
+
+    def adopt(self, last: Mapping[str, Any]) -> None:
+        """Begin with the ``status`` of the node's last report, if nothing is remembered."""
+        if not self._begins:
+            return
+        now = datetime.now(UTC)
+        for row in last.get("retained") or ():
+            quotas = tuple(row["quotas"])
+            charge = Charge.from_resources(row["charge"])
+            if quotas:
+                # Which pods left it is not in the report. No UID has a comma.
+                uid = ",".join(("", *quotas))
+                self._gone[uid] = Account(uid, "", "", quotas, NOTHING, charge, State.GONE, now)
+        for pod in last.get("pods") or ():
+            demand, charge = (Charge.from_resources(pod.get(k)) for k in ("charge", "inUse"))
+            self._present.setdefault(
+                pod["uid"],
+                Account(
+                    *(pod["uid"], pod["namespace"], pod["name"], tuple(pod["quotas"])),
+                    *(demand, charge, State.LIVE, now),
+                ),
+            )
+
+    def seen(self, uid: str, charge: Charge, *, empty: bool, known: Known | None = None) -> None:
+        """A pod's cgroup is there and has reserved ``charge``.
+
+        ``empty``: no process was in it when that was read. ``known``: None when the API
+        tells nothing of it now; then what it told before stays.
+        """
+        before = self._present.get(uid)
+        if before is None:
+            before = _account(uid, known or _NAMELESS)
+        elif known is not None:
+            before = replace(before, **_told(known))
+        if not empty:
+            self._populated.add(uid)
+        # Kubelet makes the cgroup first and the processes later: that is no end.
+        ended = empty and (charge or uid in self._populated)
+        state = State.EMPTY if ended else State.LIVE
+        self._present[uid] = replace(before, charge=charge.without_zeros(), state=state)
+
+    def settle(
+        self,
+        present: Collection[str],
+        known: Mapping[str, Known],
+        left: Mapping[PageSize, int] | None,
+    ) -> None:
+        """End the accounts of the pods whose cgroup is not ``present`` any more.
+
+        :param known: what the API tells of each pod, by the UID in its cgroup's name.
+        :param left: what the kernel counts for all dead pods; None: it can't be told, and
+            what each held when it was last seen is what it left.
+        """
+        ended = [each for uid, each in self._present.items() if uid not in present]
+        # Their cgroups came and went unseen, if at all.
+        unseen = [
+            _account(uid, each)
+            for uid, each in known.items()
+            if uid not in present and uid not in self._present and uid not in self._gone
+        ]
+        # What is found at the beginning was left before, by whomever.
+        candidates = ended if self._begins else [*ended, *unseen]
+        accounts = {each.uid: self._heir(each) for each in ended}
+        accounts |= {each.uid: each for each in unseen}
+        accounts |= {uid: each for uid, each in self._gone.items() if uid not in accounts}
+        if left is None:
+            charges = {each.uid: each.charge for each in ended}
+            for uid, each in self._gone.items():
+                charges[uid] = each.charge + charges.get(uid, NOTHING)
+        else:
+            charges = self._settled(candidates, left)
+        for each in ended:
+            del self._present[each.uid]
+        self._populated &= self._present.keys()
+        self._gone = {
+            uid: replace(account, charge=charges.get(uid, NOTHING).without_zeros())
+            for uid, account in sorted(accounts.items(), key=lambda item: item[1].since)
+            if charges.get(uid) or (uid in known and (known[uid].over or uid in self._gone))
+        }
+        self._begins = False
+
+    def end_certain(self, present: Collection[str]) -> None:
+        """The same where the kernel's total can't be told just now.
+
+        Only those end that were seen empty; the total makes up for it at the next look.
+        """
+        for uid, each in list(self._present.items()):
+            if uid not in present and each.state is State.EMPTY:
+                del self._present[uid]
+                self._gone[uid] = replace(self._heir(each), charge=each.charge + self.left_by(uid))
+
+    def _heir(self, ended: Account) -> Account:
+        """The account of what ``ended`` left, added to what it left in a former life."""
+        before = self._gone.get(ended.uid)
+        since = before.since if before else datetime.now(UTC)
+        return replace(ended, state=State.GONE, since=since)
+
+    def _settled(
+        self,
+        candidates: Iterable[Account],
+        left: Mapping[PageSize, int],
+    ) -> dict[str, Charge]:
+        held = {uid: each.charge for uid, each in self._gone.items()}
+        claimants = list(candidates)
+        sizes = {*left, *self._stray, *Charge.total(held.values())}
+        sizes |= {size for each in claimants for size in each.charge}
+        result: dict[str, dict[PageSize, int]] = {}
+        stray: dict[PageSize, int] = {}
+        guessed: dict[PageSize, int] = {}
+        for size in sizes:
+            claims = [
+                Claim(
+                    each.uid,
+                    each.charge.of(size),
+                    certain=each.state is State.EMPTY,
+                    limit=each.demand.of(size),
+                )
+                for each in claimants
+            ]
+            before = {uid: charge.of(size) for uid, charge in held.items()}
+            settled = settle(before, self._stray.of(size), claims, left.get(size, 0))
+            for uid, amount in settled.held.items():
+                result.setdefault(uid, {})[size] = amount
+            stray[size] = settled.stray
+            if len(settled.held) + bool(settled.stray) > 1:
+                total = left.get(size, 0)
+                guessed[size] = min(total, self._guessed.of(size) + settled.guessed)
+        self._stray = Charge(stray).without_zeros()
+        self._guessed = Charge(guessed).without_zeros()
+        return {uid: Charge(amounts) for uid, amounts in result.items()}
+
+    def save(self) -> None:
+        """Write down what changed since the last time; it may be reported after that.
+
+        A write that fails is made up for by the next: see :attr:`problems`.
+        """
+        now = {_key(each): each for each in (*self._present.values(), *self._gone.values())}
+        changed = [each for key, each in now.items() if self._saved.get(key) != each]
+        removed = [each for key, each in self._saved.items() if key not in now]
+        try:
+            self._memory.save(changed, removed, self._stray, self._guessed)
+        except NotRemembered as error:
+            if self._unsaved != str(error):
+                logger.error("%s", error)
+            self._unsaved = str(error)
+        else:
+            self._unsaved, self._saved = "", now
+
+    # What is there
+
+    @property
+    def gone(self) -> tuple[Account, ...]:
+        """What pods left whose cgroups are gone, the longest gone first."""
+        return tuple(each for each in self._gone.values() if each.charge)
+
+    @property
+    def stray(self) -> Charge:
+        """What was left by nobody that is known."""
+        return self._stray
+
+    def left_by(self, uid: str) -> Charge:
+        """What the pod left whose cgroup of this UID is gone."""
+        account = self._gone.get(uid)
+        return account.charge if account else NOTHING
+
+    def is_settled(self, uid: str) -> bool:
+        """Whether the pod of this UID is gone, and what it left is charged."""
+        return uid not in self._present and uid in self._gone
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why it may not be right in every part, a sentence each."""
+        found = []
+        if self._stray:
+            found.append(
+                f"{_text(self._stray)} are left in files by pods that nothing is known of:"
+                " they ended before this agent first ran; they count in no quota."
+            )
+        if self._guessed:
+            found.append(
+                f"{_text(self._guessed)} may be charged to another of the pods that left files;"
+                " the total is right."
+            )
+        if self._memory.set_aside:
+            found.append(
+                f"What was remembered was damaged and is set aside as {self._memory.set_aside};"
+                " it was rebuilt from the last report."
+            )
+        if self._unsaved:
+            found.append(self._unsaved)
+        return tuple(found)
+
+
+def _key(account: Account) -> tuple[str, bool]:
+    return account.uid, account.state is State.GONE
+
+
+def _account(uid: str, known: Known) -> Account:
+    now = datetime.now(UTC)
+    return Account(uid, **_told(known), charge=NOTHING, state=State.LIVE, since=now)
+
+
+def _told(known: Known) -> dict[str, Any]:
+    names = ("namespace", "name", "quotas", "demand")
+    return {name: getattr(known, name) for name in names}
+
+
+def _text(charge: Charge) -> str:
+    return ", ".join(f"{amount} of {size}" for size, amount in charge.to_resources().items())

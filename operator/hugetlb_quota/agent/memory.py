@@ -1,0 +1,272 @@
+"""What the agent must not forget when it is killed: SQLite, in the node's state directory.
+
+Everything is written before it is reported. ``kill -9`` between the two, or at any other
+line, leaves the state of some moment before; the kernel's totals, read anew, bring that
+up to date. So a transaction need not reach the disk at once (synchronous=NORMAL): only a
+power loss could undo it, and after a boot there is nothing to remember.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from hugetlb_quota.accounting.charge import NOTHING, Charge
+from hugetlb_quota.node.host import UnusableHost
+
+_FILE: Final = "agent.sqlite"
+#: Another number is another layout: what is there is set aside.
+_SCHEMA: Final = 1
+#: What says nothing of the database itself: another has it, or the disk is full or read-only.
+_UNUSABLE: Final = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+    }
+)
+_TABLES: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE accounts (
+    uid TEXT NOT NULL, gone INTEGER NOT NULL, namespace TEXT NOT NULL, name TEXT NOT NULL,
+    quotas TEXT NOT NULL, demand TEXT NOT NULL, charge TEXT NOT NULL, empty INTEGER NOT NULL,
+    since TEXT NOT NULL,
+    PRIMARY KEY (uid, gone)
+) WITHOUT ROWID;
+"""
+
+logger = logging.getLogger(__name__)
+
+
+class NoMemory(UnusableHost):
+    """The state directory can't be used."""
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        super().__init__(
+            f"{path} can't be used to remember who is charged ({error}); give --state-dir a"
+            " directory of the host that is writable, and run one agent on it at a time."
+        )
+        self.path = path
+
+
+class NotRemembered(Exception):
+    """A write failed, so what it holds would be lost with this process."""
+
+
+class State(StrEnum):
+    """How far the life of a pod's cgroup has come."""
+
+    LIVE = "live"
+    EMPTY = "empty"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a pod is charged in fact.
+
+    ``uid``: that in the name of its cgroup. ``quotas`` govern it directly, sorted.
+    ``demand``: what it asked for, and so the most it may reserve, as far as is known.
+    ``charge``: what it has reserved; if the cgroup is ``GONE``, what is left of that. When
+    it is ``EMPTY``, with no process in it, only what is left can be.
+    """
+
+    uid: str
+    namespace: str
+    name: str
+    quotas: tuple[str, ...]
+    demand: Charge
+    charge: Charge
+    state: State
+    since: datetime
+
+    @property
+    def pod(self) -> str:
+        """``namespace/name``; empty when no name is known."""
+        return f"{self.namespace}/{self.name}" if self.name else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """All of it. ``stray``: left by nobody known; ``guessed``: maybe charged to another."""
+
+    accounts: tuple[Account, ...] = ()
+    stray: Charge = NOTHING
+    guessed: Charge = NOTHING
+
+
+class Memory:
+    """The database; one process has it at a time.
+
+    ``remembered``: what was saved last; None when nothing was in this boot.
+    ``set_aside``: where a damaged one was put that was there before.
+    """
+
+    def __init__(
+        self,
+        database: sqlite3.Connection,
+        remembered: Remembered | None,
+        set_aside: Path | None,
+    ) -> None:
+        self._database = database
+        self.remembered = remembered
+        self.set_aside = set_aside
+
+    @classmethod
+    def open(cls, directory: Path, boot_id: str) -> Memory:
+        """The memory in ``directory``, which is made when it is missing.
+
+        :raises NoMemory: when it can't be used.
+        """
+        path, set_aside = directory / _FILE, None
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                database, remembered = _opened(path, boot_id)
+            except (sqlite3.Error, ValueError, TypeError) as error:
+                if isinstance(error, sqlite3.Error) and error.sqlite_errorcode in _UNUSABLE:
+                    raise
+                set_aside = _put_aside(path)
+                logger.error("%s is damaged (%s) and was set aside as %s", path, error, set_aside)
+                database, remembered = _opened(path, boot_id)
+        except (OSError, sqlite3.Error) as error:
+            raise NoMemory(directory, error) from error
+        return cls(database, remembered, set_aside)
+
+    def close(self) -> None:
+        """Let the next process have it."""
+        self._database.close()
+
+    def save(
+        self,
+        changed: Iterable[Account],
+        removed: Iterable[Account],
+        stray: Charge,
+        guessed: Charge,
+    ) -> None:
+        """Write all of this or nothing.
+
+        :raises NotRemembered: when nothing was written.
+        """
+        try:
+            with self._database:
+                self._database.execute("BEGIN IMMEDIATE")
+                self._database.executemany(
+                    "DELETE FROM accounts WHERE uid = ? AND gone = ?",
+                    [(each.uid, each.state is State.GONE) for each in removed],
+                )
+                self._database.executemany(
+                    "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    map(_row, changed),
+                )
+                meta = {"stray": stray, "guessed": guessed}
+                self._database.executemany(
+                    "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+                    [(key, json.dumps(charge.to_resources())) for key, charge in meta.items()],
+                )
+        except sqlite3.Error as error:
+            raise NotRemembered(f"What pods left can't be written down: {error}.") from error
+
+
+def _opened(path: Path, boot_id: str) -> tuple[sqlite3.Connection, Remembered | None]:
+    database = sqlite3.connect(path, timeout=5, isolation_level=None)
+    try:
+        # Held until this process ends, however it ends: two agents would undo each other.
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = NORMAL")
+        (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise ValueError(verdict)
+        database.execute("BEGIN EXCLUSIVE")
+        (schema,) = database.execute("PRAGMA user_version").fetchone()
+        if schema not in (0, _SCHEMA):
+            raise ValueError(f"its layout is {schema}, not {_SCHEMA}")
+        if schema == 0:
+            for statement in filter(str.strip, _TABLES.split(";")):
+                database.execute(statement)
+            database.execute(f"PRAGMA user_version = {_SCHEMA}")
+        meta = dict(database.execute("SELECT key, value FROM meta"))
+        if meta.get("boot_id") != boot_id:
+            database.execute("DELETE FROM accounts")
+            database.execute("DELETE FROM meta")
+            database.execute("INSERT INTO meta VALUES ('boot_id', ?)", (boot_id,))
+            meta = {}
+        database.execute("COMMIT")
+        # The first save makes it known, and not the first start: before that nothing was seen.
+        return database, _load(database, meta) if "stray" in meta else None
+    except BaseException:
+        database.close()
+        raise
+
+
+def _load(database: sqlite3.Connection, meta: Mapping[str, str]) -> Remembered:
+    rows = database.execute(
+        "SELECT uid, gone, namespace, name, quotas, demand, charge, empty, since FROM accounts"
+        " ORDER BY since, uid"
+    )
+    return Remembered(
+        tuple(_account(*row) for row in rows), _charge(meta["stray"]), _charge(meta["guessed"])
+    )
+
+
+def _put_aside(path: Path) -> Path:
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+    aside = path.with_name(f"{path.name}.damaged-{stamp}")
+    for suffix in ("-wal", "-shm", ""):
+        file = path.with_name(path.name + suffix)
+        if file.exists():
+            file.rename(f"{aside}{suffix}")
+    return aside
+
+
+def _row(account: Account) -> tuple[str, bool, str, str, str, str, str, bool, str]:
+    return (
+        account.uid,
+        account.state is State.GONE,
+        account.namespace,
+        account.name,
+        json.dumps(account.quotas),
+        json.dumps(account.demand.to_resources()),
+        json.dumps(account.charge.to_resources()),
+        account.state is State.EMPTY,
+        account.since.isoformat(),
+    )
+
+
+def _account(
+    uid: str,
+    gone: int,
+    namespace: str,
+    name: str,
+    quotas: str,
+    demand: str,
+    charge: str,
+    empty: int,
+    since: str,
+) -> Account:
+    return Account(
+        uid,
+        namespace,
+        name,
+        tuple(json.loads(quotas)),
+        _charge(demand),
+        _charge(charge),
+        State.GONE if gone else State.EMPTY if empty else State.LIVE,
+        datetime.fromisoformat(since),
+    )
+
+
+def _charge(text: str) -> Charge:
+    return Charge.from_resources(json.loads(text))

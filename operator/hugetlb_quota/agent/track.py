@@ -1,0 +1,87 @@
+"""The tracker: from what the kernel shows of pods' cgroups to what their ends leave charged.
+
+A pod's end is settled in one look at everything, from which the report is made too: the
+report in which a pod is missing is the one that has what it left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.agent.ledger import Known, Ledger
+from hugetlb_quota.node import cgroup, remainder
+from hugetlb_quota.node.cgroup import CgroupError, Use
+from hugetlb_quota.node.kubepods import PodCgroup
+from hugetlb_quota.page_size import PageSize
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What one look showed, by the UID in the names of pods' cgroups.
+
+    ``in_use``: of those that are there, the larger of what is reserved and faulted.
+    ``unsettled``: those that are gone, while it can't be told just now what they left.
+    """
+
+    in_use: Mapping[str, Charge]
+    unsettled: frozenset[str]
+
+
+class Tracker:
+    """Keeps ``ledger`` in step with the kernel.
+
+    :param parents: where kubepods is, as :func:`kubepods.parents` gives it.
+    """
+
+    def __init__(self, parents: Iterable[Path], sizes: Iterable[PageSize], ledger: Ledger) -> None:
+        self._parents = tuple(parents)
+        self._sizes = tuple(sizes)
+        self.ledger = ledger
+
+    def populated(self, pod: PodCgroup) -> None:
+        """Processes came to ``pod`` or left it; with none in it, what it holds is what it leaves.
+
+        To be told at once: kubelet removes the cgroup soon.
+        """
+        try:
+            # In this order: none can enter any more when kubelet has killed them all.
+            populated = cgroup.is_populated(pod.path)
+            use = {size: cgroup.read_use(pod.path, size) for size in self._sizes}
+        except CgroupError:
+            return
+        self.ledger.seen(pod.uid, _reserved(use), empty=not populated)
+        self.ledger.save()
+
+    def look(self, known: Mapping[str, Known]) -> Sight:
+        """Look at all pods, and settle the ends of those that are gone.
+
+        :param known: what the API tells of each pod, by the UID in its cgroup's name.
+        :raises OSError: when the cgroups can't be seen.
+        """
+        moment = remainder.look(self._parents, self._sizes)
+        for uid, use in moment.uses.items():
+            self.ledger.seen(uid, _reserved(use), empty=uid in moment.empty, known=known.get(uid))
+        unsettled = frozenset[str]()
+        if moment.steady:
+            self.ledger.settle(moment.uses.keys(), known, moment.left)
+        else:
+            self.ledger.end_certain(moment.uses.keys())
+            unsettled = frozenset(
+                uid for uid in known if uid not in moment.uses and not self.ledger.is_settled(uid)
+            )
+        self.ledger.save()
+        return Sight(
+            {uid: _most(use) for uid, use in moment.uses.items()},
+            unsettled,
+        )
+
+
+def _reserved(use: Mapping[PageSize, Use]) -> Charge:
+    return Charge({size: amounts.reserved for size, amounts in use.items()})
+
+
+def _most(use: Mapping[PageSize, Use]) -> Charge:
+    return Charge({size: amounts.most for size, amounts in use.items()}).without_zeros()

@@ -1,0 +1,233 @@
+"""The agent as a process, and a stand-in for the API server that it talks to.
+
+The stand-in holds a few objects, so that the test decides what is told when, and can take
+it away. tests/cluster has the real one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from asyncio.subprocess import Process
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from tests.kube.process import free_ports
+from tests.testnode import cgroup_tree, naming
+
+Json = dict[str, Any]
+MIB = 1 << 20
+SECONDS = 30.0
+#: Less than the agent's periods: what comes so soon came of an event.
+SOON = 4.0
+GROUP = "/apis/hugetlb.dev/v1alpha1"
+ID = "1f" * 32
+
+
+class Api:
+    """Pods, quotas and the node's report, listed and watched over plain HTTP."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        self.kubeconfig = kubeconfig
+        self.version = 100
+        self.objects: dict[str, dict[str, Json]] = {"pods": {}, "hugetlbquotas": {}}
+        self.report: Json | None = None
+        self.reports: list[Json] = []
+        self._events: dict[str, list[tuple[int, Json]]] = {"pods": [], "hugetlbquotas": []}
+        self._changed = asyncio.Condition()
+        self._runner: web.AppRunner | None = None
+        self._port = 0
+
+    async def start(self) -> None:
+        """Serve, on the same port as the time before."""
+        application = web.Application()
+        for path, kind in (("/api/v1/pods", "pods"), (f"{GROUP}/hugetlbquotas", "hugetlbquotas")):
+            application.router.add_get(path, self._collection(kind))
+        application.router.add_get("/api/v1/nodes/n", self._node)
+        application.router.add_get(f"{GROUP}/hugetlbnodes/n", self._read)
+        application.router.add_post(f"{GROUP}/hugetlbnodes", self._write)
+        application.router.add_put(f"{GROUP}/hugetlbnodes/n/status", self._write)
+        self._runner = web.AppRunner(application, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port)
+        await site.start()
+        self._port = self._runner.addresses[0][1]
+        server = {"server": f"http://127.0.0.1:{self._port}"}
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "c", "cluster": server}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
+            "users": [{"name": "c", "user": {}}],
+            "current-context": "c",
+        }
+        self.kubeconfig.write_text(json.dumps(config))
+
+    async def stop(self) -> None:
+        """Be gone, with every watch."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def set(self, kind: str, namespace: str, name: str, **content: Any) -> None:
+        known = self.objects[kind].get(f"{namespace}/{name}", {})
+        metadata = {**known.get("metadata", {}), **content.pop("metadata", {})}
+        metadata |= {"namespace": namespace, "name": name}
+        await self._store(kind, "MODIFIED" if known else "ADDED", known | content, metadata)
+
+    async def delete(self, kind: str, namespace: str, name: str) -> int:
+        """The resourceVersion of its end."""
+        gone = self.objects[kind].pop(f"{namespace}/{name}")
+        await self._store(kind, "DELETED", gone, gone["metadata"])
+        return self.version
+
+    @property
+    def status(self) -> Json:
+        status: Json = (self.report or {}).get("status") or {}
+        return status
+
+    def listed(self) -> list[str]:
+        return [pod["uid"] for pod in self.status.get("pods", ())]
+
+    def retained(self) -> dict[str, int]:
+        """MiB by quota, as the last report has it; those of no quota under ""."""
+        return retained(self.status)
+
+    def exact(self) -> Json:
+        """The condition Exact of the last report."""
+        conditions: list[Json] = self.status["conditions"]
+        (found,) = (each for each in conditions if each["type"] == "Exact")
+        return found
+
+    async def _store(self, kind: str, event: str, body: Json, metadata: Json) -> None:
+        self.version += 1
+        stored = {**body, "metadata": {**metadata, "resourceVersion": str(self.version)}}
+        if event != "DELETED":
+            self.objects[kind][f"{metadata['namespace']}/{metadata['name']}"] = stored
+        async with self._changed:
+            self._events[kind].append((self.version, {"type": event, "object": stored}))
+            self._changed.notify_all()
+
+    def _collection(self, kind: str) -> Callable[[web.Request], Any]:
+        async def answer(request: web.Request) -> web.StreamResponse:
+            if "watch" not in request.query:
+                metadata = {"resourceVersion": str(self.version)}
+                items = list(self.objects[kind].values())
+                return web.json_response({"metadata": metadata, "items": items})
+            assert kind != "pods" or request.query["fieldSelector"] == "spec.nodeName=n"
+            seen = int(request.query["resourceVersion"])
+            stream = web.StreamResponse()
+            await stream.prepare(request)
+            with contextlib.suppress(ConnectionResetError):  # the agent was killed
+                while True:
+                    for version, event in list(self._events[kind]):
+                        if version > seen:
+                            await stream.write(json.dumps(event).encode() + b"\n")
+                            seen = version
+                    async with self._changed:
+                        await self._changed.wait()
+            return stream
+
+        return answer
+
+    async def _node(self, request: web.Request) -> web.Response:
+        return web.json_response({"metadata": {"name": "n", "uid": "node-uid"}})
+
+    async def _read(self, request: web.Request) -> web.Response:
+        if self.report is None:
+            return web.json_response({"reason": "NotFound", "message": "none yet"}, status=404)
+        return web.json_response(self.report)
+
+    async def _write(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.version += 1
+        body["metadata"] |= {"uid": "report-uid", "resourceVersion": str(self.version)}
+        self.report = body
+        self.reports.append(body.get("status") or {})
+        return web.json_response(body)
+
+
+class Agent:
+    """``python -m hugetlb_quota.agent`` for the node ``n``."""
+
+    def __init__(self, api: Api, subtree: Path, log: Path) -> None:
+        self.api, self.subtree, self.log = api, subtree, log
+        self.state = log.parent / "state"
+        self.process: Process | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        (self.port,) = free_ports(1)
+        with self.log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "hugetlb_quota.agent", "--node-name=n"),
+                *(f"--cgroup-root={self.subtree.name}", "--bind=127.0.0.1"),
+                *(f"--health-port={self.port}", f"--state-dir={self.state}"),
+                env={"KUBECONFIG": str(self.api.kubeconfig), "HOME": str(self.log.parent)},
+                stderr=log,
+            )
+
+    async def end(self, number: signal.Signals) -> int:
+        assert self.process
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+        async with asyncio.timeout(SECONDS):
+            return await self.process.wait()
+
+    async def probe(self, path: str) -> tuple[int, str]:
+        async with aiohttp.ClientSession() as session:
+            with contextlib.suppress(aiohttp.ClientError):
+                async with session.get(f"http://127.0.0.1:{self.port}{path}") as answer:
+                    return answer.status, await answer.text()
+        return 0, ""
+
+    async def ready(self) -> None:
+        async with asyncio.timeout(SECONDS):
+            while (await self.probe("/readyz"))[0] != 200:
+                assert self.process
+                assert self.process.returncode is None, self.log.read_text()
+                await asyncio.sleep(0.02)
+
+
+def make_cgroup(agent: Agent, uid: str, kubelet: int = 32) -> Path:
+    """What kubelet makes: the pod's cgroup with its ``max`` in MiB, and a container's."""
+    pod = agent.subtree / naming.pod_level("systemd", "Burstable", uid)
+    cgroup_tree.make(agent.subtree, pod)
+    cgroup_tree.write_limits(pod, {2 * MIB: kubelet * MIB})
+    (pod / naming.container_name("systemd", ID)).mkdir()
+    return pod
+
+
+async def bind(api: Api, uid: str, ask: str = "8Mi", namespace: str = "ns") -> None:
+    container = {"name": "c", "resources": {"requests": {"hugepages-2Mi": ask}}}
+    spec = {"nodeName": "n", "containers": [container]}
+    await api.set("pods", namespace, uid, metadata={"uid": uid}, spec=spec)
+
+
+def limits(cgroup: Path) -> tuple[str, str]:
+    """``rsvd.max`` and ``max`` in MiB, as text."""
+    rsvd, faults = (
+        (cgroup / f"hugetlb.2MB.{limit}").read_text().strip() for limit in ("rsvd.max", "max")
+    )
+    return tuple(v if v == "max" else str(int(v) // MIB) for v in (rsvd, faults))  # type: ignore[return-value]
+
+
+async def until(holds: Callable[[], object], seconds: float = SECONDS) -> None:
+    async with asyncio.timeout(seconds):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+def retained(status: Json) -> dict[str, int]:
+    """MiB of 2 MiB pages by quota; those of no quota under ""."""
+    return {
+        ",".join(row["quotas"]): int(row["charge"]["hugepages-2Mi"].removesuffix("Mi"))
+        for row in status.get("retained", ())
+    }
