@@ -80,17 +80,12 @@ class Ledger:
                 ),
             )
 
-    def seen(self, uid: str, charge: Charge, *, empty: bool, known: Known | None = None) -> None:
+    def seen(self, uid: str, charge: Charge, *, empty: bool) -> None:
         """A pod's cgroup is there and has reserved ``charge``.
 
-        ``empty``: no process was in it when that was read. ``known``: None when the API
-        tells nothing of it now; then what it told before stays.
+        ``empty``: no process was in it when that was read.
         """
-        before = self._present.get(uid)
-        if before is None:
-            before = _account(uid, known or _NAMELESS)
-        elif known is not None:
-            before = replace(before, **_told(known))
+        before = self._present.get(uid) or _account(uid, _NAMELESS)
         if not empty:
             self._populated.add(uid)
         # Kubelet makes the cgroup first and the processes later: that is no end.
@@ -110,6 +105,7 @@ class Ledger:
         :param left: what the kernel counts for all dead pods; None: it can't be told, and
             what each held when it was last seen is what it left.
         """
+        self._name(known)
         ended = [each for uid, each in self._present.items() if uid not in present]
         # Their cgroups came and went unseen, if at all.
         unseen = [
@@ -138,15 +134,22 @@ class Ledger:
         }
         self._begins = False
 
-    def end_certain(self, present: Collection[str]) -> None:
+    def end_certain(self, present: Collection[str], known: Mapping[str, Known]) -> None:
         """The same where the kernel's total can't be told just now.
 
         Only those end that were seen empty; the total makes up for it at the next look.
         """
+        self._name(known)
         for uid, each in list(self._present.items()):
             if uid not in present and each.state is State.EMPTY:
                 del self._present[uid]
                 self._gone[uid] = replace(self._heir(each), charge=each.charge + self.left_by(uid))
+
+    def _name(self, known: Mapping[str, Known]) -> None:
+        """Take over what the API tells now, also of those that ended before it told anything."""
+        for uid, each in self._present.items():
+            if uid in known:
+                self._present[uid] = replace(each, **_told(known[uid]))
 
     def _heir(self, ended: Account) -> Account:
         """The account of what ``ended`` left, added to what it left in a former life."""

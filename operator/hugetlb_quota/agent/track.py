@@ -63,12 +63,12 @@ class Tracker:
         """
         moment = remainder.look(self._parents, self._sizes)
         for uid, use in moment.uses.items():
-            self.ledger.seen(uid, _reserved(use), empty=uid in moment.empty, known=known.get(uid))
+            self.ledger.seen(uid, _reserved(use), empty=uid in moment.empty)
         unsettled = frozenset[str]()
         if moment.steady:
             self.ledger.settle(moment.uses.keys(), known, moment.left)
         else:
-            self.ledger.end_certain(moment.uses.keys())
+            self.ledger.end_certain(moment.uses.keys(), known)
             unsettled = frozenset(
                 uid for uid in known if uid not in moment.uses and not self.ledger.is_settled(uid)
             )

@@ -358,3 +358,14 @@ def test_an_empty_cgroup_of_a_pod_that_has_not_started_is_no_end(node: Node) -> 
     node.tell(pod(), None)
     assert (node.listed(), node.retained()) == ([], {"ns/q": "4Mi"})
     assert node.observer.snapshot().doubts == ()
+
+
+def test_a_pod_that_ended_before_the_api_told_of_it_is_named_all_the_same(node: Node) -> None:
+    node.observer.snapshot()
+    cgroup = node.make_cgroup("u", reserved=4)
+    node.kubepods_total(4)
+    node.observer.snapshot()
+    node.tell(None, pod())
+    shutil.rmtree(cgroup)
+    node.tell(pod(), None)
+    assert (node.listed(), node.retained()) == ([], {"ns/q": "4Mi"})
