@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.cluster import Cluster
@@ -34,7 +35,7 @@ def main() -> None:
             _make_chain(api, namespace, length)
             started = time.monotonic()
             with ThreadPoolExecutor(at_once) as clients:
-                took = list(clients.map(lambda n: _create(api, namespace, n), range(pods)))
+                took = list(clients.map(partial(_create, api, namespace), range(pods)))
             seconds = time.monotonic() - started
             done = sorted(each for each in took if each is not None)
             print(

@@ -4,8 +4,9 @@ One row for each operation, on the layouts that hurt:
 
 - *pages in random order*: a file of 2^20 pages (2 TiB of 2 MiB pages), charged one page at a
   time by four owners, as if they touched it together. Ends with about 780,000 ranges.
-- *alternating owners*: 2^20 ranges of one page, the most a file of that size can have; then
-  single pages are punched in its midst and charged again, which is the worst insert there is.
+- *owners alternate*: 2^20 ranges of one page, the most a file of that size can have; then two
+  pages at a time are punched in its midst and charged to two others, which takes a boundary
+  away and inserts one where there are most.
 - *one range*: the same file charged at once, by one owner. What most large files look like.
 - *files of one page*: 100,000 of them, as DPDK lays out its memory.
 
@@ -101,11 +102,12 @@ def alternating(pages: int, seed: int) -> Iterator[Step]:
 
     def churn(charges: Charges) -> None:
         for page in sample:
-            charges.punch(BIG, PageRange(page, page + 1))
+            charges.punch(BIG, PageRange(page, page + 2))
             charges.charge(BIG, TWO_MIB, PageRange(page, page + 1), OWNERS[2])
+            charges.charge(BIG, TWO_MIB, PageRange(page + 1, page + 2), OWNERS[3])
 
     yield Step("charge in order, owners alternate", pages, "pages", charge)
-    yield Step("punch and charge again, random pages", len(sample), "pages", churn)
+    yield Step("punch 2 pages, charge them to others", 2 * len(sample), "pages", churn)
     yield Step("move an owner", pages // 2, "pages", _move)
 
 

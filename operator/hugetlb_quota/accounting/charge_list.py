@@ -313,12 +313,8 @@ class ChargeList(Generic[Owner]):
     def files(self) -> Iterator[FileCharge]:
         """Every file of which anybody is charged for pages, and how many are."""
         for file, ranges in self._files.items():
-            if isinstance(ranges, RangeMap):
-                _, _, account = next(iter(ranges))
-                yield FileCharge(file, account.page_size, ranges.pages)
-            else:
-                first, last, account = ranges
-                yield FileCharge(file, account.page_size, last - first)
+            pages = ranges.pages if isinstance(ranges, RangeMap) else ranges[1] - ranges[0]
+            yield FileCharge(file, _first_account(ranges).page_size, pages)
 
     def largest(self, count: int) -> list[FileCharge]:
         """The ``count`` files with most bytes charged, largest first; of equals by key.
@@ -357,9 +353,8 @@ class ChargeList(Generic[Owner]):
         return RangeMap((ranges,)) if isinstance(ranges, tuple) else ranges
 
     def _page_size(self, file: FileKey) -> PageSize | None:
-        for _, _, account in self._each(file):
-            return account.page_size
-        return None
+        ranges = self._files.get(file)
+        return None if ranges is None else _first_account(ranges).page_size
 
     def _account(self, owner: Owner, size: PageSize) -> _Account[Owner]:
         """The account of ``owner``; a new one is not in the list before it has pages."""
@@ -402,7 +397,8 @@ class ChargeList(Generic[Owner]):
         page_size = None
         for account, count in changed.items():
             account.add(file, count)
-            self._keep(account)
+            if account.pages in (0, count):
+                self._keep(account)
             page_size = account.page_size
         return Change(file, page_size, {account.owner: count for account, count in changed.items()})
 
@@ -469,6 +465,12 @@ class ChargeList(Generic[Owner]):
 
 def _compact(ranges: RangeMap[_Account[Owner]]) -> _Range[Owner] | RangeMap[_Account[Owner]]:
     return ranges.sole or ranges
+
+
+def _first_account(
+    ranges: _Range[Owner] | RangeMap[_Account[Owner]],
+) -> _Account[Owner]:
+    return ranges.first_holder if isinstance(ranges, RangeMap) else ranges[2]
 
 
 def _checked(pages: PageRange) -> PageRange:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Final, Generic, NamedTuple, TypeVar
 
 Holder = TypeVar("Holder")
@@ -19,9 +20,9 @@ Holder = TypeVar("Holder")
 #: smallest huge page has 64 KiB.
 LAST_PAGE: Final = 2**63 // 65536
 
-#: Boundaries in a block that was just split. An insert moves one block's boundaries and no
-#: more; in one flat list of a million it would move megabytes (benchmarks/charge_list.py).
-_BLOCK: Final = 512
+#: Boundaries in a block that was just divided. An insert moves the boundaries of one block: a
+#: change in the midst of a million takes 4 us, and in one flat list, which moves megabytes, 240.
+_BLOCK: Final = 256
 
 #: Where the hole begins that lies before page 0, so that every page has a boundary before it.
 _BEFORE: Final = -1
@@ -65,7 +66,7 @@ class RangeMap(Generic[Holder]):
 
     def __init__(self, ranges: Iterable[tuple[int, int, Holder]] = ()) -> None:
         """From ``(first, last, holder)``, in order and without overlap or empty ones."""
-        starts: list[int] = [_BEFORE]
+        starts = array("q", (_BEFORE,))
         holders: list[Holder | None] = [None]
         end = 0
         self.pages = 0
@@ -81,10 +82,10 @@ class RangeMap(Generic[Holder]):
         if holders[-1] is not None:
             starts.append(end)
             holders.append(None)
-        self._heads = [_BEFORE]
-        self._starts = [array("q", starts)]
-        self._holders = [holders]
-        self._settle(0)
+        self._heads: list[int] = []
+        self._starts: list[array[int]] = []
+        self._holders: list[list[Holder | None]] = []
+        self._place(0, 0, starts, holders)
 
     def __iter__(self) -> Iterator[tuple[int, int, Holder]]:
         """Each range as ``(first, last, holder)``, in order; holes are left out."""
@@ -98,7 +99,7 @@ class RangeMap(Generic[Holder]):
 
     def __reversed__(self) -> Iterator[tuple[int, int, Holder]]:
         """The same from the end of the file to its beginning."""
-        last = self.end
+        last = 0  # Read before it is set never: the last boundary begins a hole.
         for starts, holders in zip(reversed(self._starts), reversed(self._holders), strict=True):
             for start, holder in zip(reversed(starts), reversed(holders), strict=True):
                 if holder is not None:
@@ -106,9 +107,12 @@ class RangeMap(Generic[Holder]):
                 last = start
 
     @property
-    def end(self) -> int:
-        """The page after the last one that is held; 0 or less when none is."""
-        return self._starts[-1][-1]
+    def first_holder(self) -> Holder:
+        """Who holds the first page that is held; there must be one."""
+        front = self._holders[0]
+        holder = front[1] if len(front) > 1 else self._holders[1][0]
+        assert holder is not None, "a hole follows the hole before page 0"
+        return holder
 
     @property
     def sole(self) -> tuple[int, int, Holder] | None:
@@ -155,16 +159,18 @@ class RangeMap(Generic[Holder]):
         Returns how many pages each holder gave away, nobody (None) among them. ``first``
         must lie before ``last``. Nothing is changed when ``heir`` raises.
         """
-        block = self._gather(first, last)
-        starts, holders = self._starts[block], self._holders[block]
-
-        # As region_chg before region_add, first all that can fail: the boundaries that will
-        # stand in place of those in [low, high).
+        # As region_chg before region_add, first all that can fail: find the boundaries in
+        # [low, high), and make those that will stand in their place.
+        block = bisect_right(self._heads, first) - 1
+        beyond = bisect_right(self._heads, last, block)
+        starts, holders = self._joined(block, beyond)
         low = bisect_right(starts, first) - 1
         high = bisect_left(starts, last, low)
         inside = starts[low] < first
-        # No page is at _BEFORE, so in the first block there is always a boundary before.
-        before = holders[low if inside else low - 1] if low or inside else self._last_of(block - 1)
+        # No page is at _BEFORE, so there is a block before one that begins with ``first``.
+        before = (
+            holders[low if inside else low - 1] if low or inside else self._holders[block - 1][-1]
+        )
         given: dict[Holder | None, int] = {}
         gained = 0
         new_starts = array("q")
@@ -196,34 +202,26 @@ class RangeMap(Generic[Holder]):
         starts[low:high] = new_starts
         holders[low:high] = new_holders
         self.pages += gained
-        if not low or len(starts) > 2 * _BLOCK:
-            self._settle(block)
+        if not low or beyond - block > 1 or len(starts) > 2 * _BLOCK:
+            self._place(block, beyond, starts, holders)
         return given
 
-    def _last_of(self, block: int) -> Holder | None:
-        return self._holders[block][-1]
+    def _joined(self, block: int, beyond: int) -> tuple[array[int], list[Holder | None]]:
+        """The block, if it is one, or a copy of several in one."""
+        if beyond - block == 1:
+            return self._starts[block], self._holders[block]
+        starts = array("q")
+        for each in self._starts[block:beyond]:
+            starts.extend(each)
+        return starts, list(chain.from_iterable(self._holders[block:beyond]))
 
-    def _gather(self, first: int, last: int) -> int:
-        """Bring all boundaries of [``first``, ``last``] into one block; its number."""
-        block = bisect_right(self._heads, first) - 1
-        end = bisect_right(self._heads, last, block)
-        if end - block > 1:
-            starts = array("q")
-            holders: list[Holder | None] = []
-            for number in range(block, end):
-                starts.extend(self._starts[number])
-                holders.extend(self._holders[number])
-            self._starts[block:end] = [starts]
-            self._holders[block:end] = [holders]
-            del self._heads[block + 1 : end]
-        return block
-
-    def _settle(self, block: int) -> None:
-        """Remove an empty block, divide one that is too long, and note where each begins."""
-        starts, holders = self._starts[block], self._holders[block]
+    def _place(
+        self, block: int, beyond: int, starts: array[int], holders: list[Holder | None]
+    ) -> None:
+        """Put boundaries in the place of some blocks: in none, one, or several of fair size."""
         pieces = len(starts) // _BLOCK if len(starts) > 2 * _BLOCK else 1
         size = -(-len(starts) // pieces) or 1
         cuts = range(0, len(starts), size)
-        self._heads[block : block + 1] = [starts[cut] for cut in cuts]
-        self._starts[block : block + 1] = [starts[cut : cut + size] for cut in cuts]
-        self._holders[block : block + 1] = [holders[cut : cut + size] for cut in cuts]
+        self._heads[block:beyond] = [starts[cut] for cut in cuts]
+        self._starts[block:beyond] = [starts[cut : cut + size] for cut in cuts]
+        self._holders[block:beyond] = [holders[cut : cut + size] for cut in cuts]
