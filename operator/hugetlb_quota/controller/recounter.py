@@ -147,7 +147,7 @@ class Recounter:
         def change(quota: QuotaObject) -> QuotaObject:
             counter = recount(quota.counter, total, gone)
             found = conditions.findings(quota.quota, counter, picture.forest, held, picture.silent)
-            return restate(quota, counter, found, counted=known.generation, now=datetime.now(UTC))
+            return restate(quota, counter, found, counted=known, now=datetime.now(UTC))
 
         return change
 
@@ -217,19 +217,21 @@ def restate(
     counter: Counter,
     found: Iterable[conditions.Finding],
     *,
-    counted: int,
+    counted: QuotaObject,
     now: datetime,
 ) -> QuotaObject:
     """``quota`` with what a recount says of it.
 
-    :param counted: the generation of its spec that was counted, which is not the one of
-        ``quota`` when the spec changed since: then it stays to be counted.
+    :param counted: the object that was counted. When its spec changed since, ``quota``
+        stays to be counted; when it was made anew under its name, it is another's count.
     """
+    if quota.uid != counted.uid:
+        return quota
     return replace(
         quota,
         counter=counter,
-        conditions=conditions.conditions(found, quota.conditions, counted, now),
-        observed_generation=counted,
+        conditions=conditions.conditions(found, quota.conditions, counted.generation, now),
+        observed_generation=counted.generation,
     )
 
 
