@@ -309,8 +309,10 @@ def internal_devices(sizes: Iterable[PageSize]) -> dict[int, PageSize]:
 class Segment(NamedTuple):
     """A System V shared memory segment: shmget(2).
 
-    Mapped, it shows in /proc/PID/maps with its ``id`` as inode number. ``resident`` are
-    the bytes that are allocated.
+    ``size`` is in bytes, ``creator`` the process that made it, ``attached`` counts its
+    mappings, which /proc/PID/maps shows with ``id`` as inode number. How much of it is
+    allocated is not told: the kernel's count is of huge pages, and 512 times too large
+    where its page cache counts small ones (ipc/shm.c, ``shm_add_rss_swap``).
     """
 
     id: int
@@ -318,7 +320,6 @@ class Segment(NamedTuple):
     size: int
     creator: int
     attached: int
-    resident: int
 
 
 def segments(host: HostRoot) -> tuple[Segment, ...]:
@@ -343,5 +344,4 @@ def _segment(row: dict[str, str]) -> Segment:
         size=int(row["size"]),
         creator=int(row["cpid"]),
         attached=int(row["nattch"]),
-        resident=int(row["rss"]),
     )
