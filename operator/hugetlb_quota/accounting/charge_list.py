@@ -214,9 +214,9 @@ class ChargeList(Generic[Owner]):
     def punch(self, file: FileKey, pages: PageRange) -> Change[Owner]:
         """Release ``pages``; what is on both sides of the hole stays.
 
-        These must be the pages that the kernel released, and not those that fallocate(2) was
-        asked to: a hole takes whole pages that were touched, and leaves a reservation that
-        was not (``remove_inode_hugepages``).
+        These must be the pages that the kernel released, and not those that a program asked
+        fallocate(2) to: a hole takes whole pages that were touched, and leaves a page charged
+        that was reserved and never touched (``remove_inode_hugepages``).
 
         :raises MalformedRange: for pages that no file can have.
         """
@@ -230,14 +230,14 @@ class ChargeList(Generic[Owner]):
     def release(self, file: FileKey, count: int, first_from: Owner | None = None) -> Change[Owner]:
         """Release ``count`` pages of which only the number is known, or all if there are fewer.
 
-        The number is certain, for the kernel counts the pages of a file, so the file's total
-        has to be right whatever the pages were. Which ones went is a guess. The least wrong
-        is the end of the file, because files shrink there; and before the pages of others,
-        those of ``first_from``, if the caller has seen someone's own counter fall. The
-        file's total is right then in any case, and no owner's is wrong by more than ``count``.
+        The number is certain, for the kernel counts the pages of a file: the file's total has
+        to be right whichever they were. Which ones went is a guess, and the least wrong is
+        the end of the file, because files shrink there. The pages of ``first_from`` go before
+        those of others, for the caller who has seen that owner's own counter fall. So the
+        file's total is right in any case, and no owner's is wrong by more than ``count``.
 
         A caller who knows an owner's number and guesses the file must not ask for more than
-        :meth:`pages_in` tells, or others pay for it.
+        :meth:`pages_in` tells, or others are released from what they still hold.
 
         :raises ValueError: for a negative count.
         """
@@ -247,12 +247,10 @@ class ChargeList(Generic[Owner]):
         preferred = self._held_account(file, first_from)
         for account in (preferred, None) if preferred else (None,):
             ranges = self._ranges(file)
-            wanted = count + sum(released.values())
-            if ranges is None or not wanted:
+            if ranges is None:
                 break
-            given = self._rewrite(file, ranges.tail(wanted, account), LAST_PAGE, _without(account))
-            for holder, pages in _released(given).items():
-                released[holder] = released.get(holder, 0) + pages
+            cut = ranges.tail(count + sum(released.values()), account)
+            released |= _released(self._rewrite(file, cut, LAST_PAGE, _without(account)))
         return self._book(file, released)
 
     # What happens to owners

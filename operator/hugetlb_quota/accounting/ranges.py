@@ -35,8 +35,8 @@ class PageRange(NamedTuple):
     last: int
 
     @property
-    def count(self) -> int:
-        """How many pages it has."""
+    def pages(self) -> int:
+        """How many they are."""
         return self.last - self.first
 
 
@@ -99,7 +99,7 @@ class RangeMap(Generic[Holder]):
 
     def __reversed__(self) -> Iterator[tuple[int, int, Holder]]:
         """The same from the end of the file to its beginning."""
-        last = 0  # Read before it is set never: the last boundary begins a hole.
+        last = 0  # The last boundary begins a hole, so this is never read.
         for starts, holders in zip(reversed(self._starts), reversed(self._holders), strict=True):
             for start, holder in zip(reversed(starts), reversed(holders), strict=True):
                 if holder is not None:
