@@ -32,7 +32,7 @@ from hugetlb_quota.node.cgroup import read_limit
 from hugetlb_quota.node.hugetlbfs import Superblock
 from hugetlb_quota.page_size import PageSize
 
-#: Asking 2^20 pages one by one takes about two seconds.
+#: Asking 2^20 pages one by one takes a few seconds.
 _ANSWER_SECONDS: Final = 30.0
 _LONGEST_ANSWER: Final = 1 << 26
 _PR_SET_PDEATHSIG: Final = 1
