@@ -19,7 +19,7 @@ def touched(seed: int) -> tuple[RangeMap[str], dict[int, str]]:
     pages: dict[int, str] = {}
     for page in draw.sample(range(PAGES), 2 * PAGES // 3):
         pages[page] = draw.choice("abc")
-        heir = {None: pages[page]}
+        heir: dict[str | None, str] = {None: pages[page]}
         assert range_map.rewrite(page, page + 1, heir.__getitem__) == {None: 1}
     return range_map, pages
 
