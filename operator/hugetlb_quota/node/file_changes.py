@@ -7,6 +7,7 @@ directory's mount nor its name; it goes with the directory.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -150,12 +151,14 @@ class FileChanges:
             return False
         except OSError as error:
             logger.warning(
-                "%s can't be watched (%s): files truncated and removed in it are noticed late;"
-                " raise the sysctl fs.inotify.max_user_watches.",
+                "%s can't be watched (%s): files truncated and removed in it are noticed late; %s.",
                 directory,
                 error.strerror,
+                "raise the sysctl fs.inotify.max_user_watches"
+                if error.errno == errno.ENOSPC
+                else "it takes CAP_DAC_READ_SEARCH to look into a directory of another user",
             )
-            return True
+            return error.errno == errno.ENOSPC
         self._watches[directory] = (watch, superblock)
         return True
 

@@ -163,6 +163,9 @@ def _identity(path: str) -> tuple[int, int] | None:
     """Device and inode of the file that a descriptor's link leads to, without waiting for it."""
     buffer = ctypes.create_string_buffer(_STATX_BYTES)
     if _libc.statx(_AT_FDCWD, path.encode(), _AT_STATX_DONT_SYNC, 0, buffer) != 0:
+        number = ctypes.get_errno()
+        if number in (errno.EACCES, errno.EPERM):
+            raise ProcessHidden(path)
         return None  # closed meanwhile, or a file that can't be asked
     (inode,) = _STATX_INODE.unpack_from(buffer, _STATX_INODE_AT)
     major, minor = _STATX_DEVICE.unpack_from(buffer, _STATX_DEVICE_AT)
