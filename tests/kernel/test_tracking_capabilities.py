@@ -124,6 +124,7 @@ def test_capabilities(
             check=False,
         )
     assert tracker.returncode == 0, tracker.stderr
+    assert ("NoFanotify" in tracker.stderr) == ("sys_admin" not in capabilities)
     # Newer kernels show mappings, not descriptors, to CAP_PERFMON too, which is in
     # CAP_SYS_ADMIN (kernel/fork.c, may_access_mm).
     open_to_both = {"mappings"} if "sys_ptrace" not in capabilities else set()

@@ -173,6 +173,65 @@ async def test_a_bind_mount_in_another_namespace_is_the_same_file_system(
     assert first.inode == inode(mounted.path / "x")
 
 
+IN_A_CONTAINER = """
+import asyncio, os, sys
+from pathlib import Path
+from hugetlb_quota.node.host import HostRoot
+from hugetlb_quota.node.openers import Openers, ResponderEnded
+from tests.tracking import at
+
+async def main():
+    async with Openers(HostRoot(Path(sys.argv[2]))) as openers:
+        assert await openers.watch(at(Path(sys.argv[1])))
+        print("watching", flush=True)
+        async for happening in openers:
+            print(happening.cgroup, flush=True)
+            return
+
+try:
+    asyncio.run(main())
+except ResponderEnded:
+    print("ended", flush=True)
+"""
+
+
+@pytest.mark.parametrize("may_enter", [True, False])
+async def test_cgroups_are_named_from_the_root_in_a_cgroup_namespace_too(
+    mounted: Superblock, cgroup_subtree: Path, tmp_path: Path, may_enter: bool
+) -> None:
+    """As a container has one; what stands for init is a process outside of it."""
+    own, pod = cgroup_subtree / "agent", cgroup_subtree / "pod"
+    own.mkdir()
+    pod.mkdir()
+    host = tmp_path / "host"
+    (host / "proc").mkdir(parents=True)
+    with Actor() as init, Actor(pod) as opener:
+        if may_enter:
+            (host / "proc/1").symlink_to(f"/proc/{init.pid}")
+        else:
+            (host / "proc/1").mkdir()
+            (host / "proc/1/cgroup").write_text("0::/../..\n")
+        (host / f"proc/{opener.pid}").symlink_to(f"/proc/{opener.pid}")
+        agent = subprocess.Popen(
+            ["unshare", "-C", sys.executable, "-c", IN_A_CONTAINER, str(mounted.path), str(host)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+            preexec_fn=lambda: cgroup_tree.write(own / "cgroup.procs", "0"),
+        )
+        try:
+            assert agent.stdout
+            first = await asyncio.to_thread(agent.stdout.readline)
+            assert first.strip() == ("watching" if may_enter else "ended")
+            if may_enter:
+                opener.do(f"create({str(mounted.path / 'file')!r})")
+                told = await asyncio.to_thread(agent.stdout.readline)
+                assert told.strip() == path_of(pod)
+        finally:
+            agent.kill()
+            agent.communicate()
+
+
 SWARM = """
 import os, sys
 directory, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

@@ -275,10 +275,15 @@ def _see_all_cgroups(proc: str) -> None:
     if not cgroup_of(proc, 1).startswith(b"/.."):
         return
     path = f"{proc}/1/ns/cgroup"
-    namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    if _libc.setns(namespace, _CLONE_NEWCGROUP) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
+    try:
+        namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        if _libc.setns(namespace, _CLONE_NEWCGROUP) != 0:
+            raise OSError(number := ctypes.get_errno(), os.strerror(number))
+    except OSError as error:
+        sys.exit(
+            f"The cgroup namespace {path} can't be entered ({error.strerror}), and from our own"
+            " the cgroups of openers have no names; it takes CAP_SYS_ADMIN and CAP_SYS_PTRACE."
+        )
     os.close(namespace)
 
 
@@ -299,14 +304,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the agent's to obey
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     control = socket.socket(fileno=options.control)
+    _see_all_cgroups(options.proc)
     try:
-        _see_all_cgroups(options.proc)
         group = Fanotify()
     except NoFanotify as error:
         control.send(Reply(error.errno, permission=False).encoded())
-        return
-    except OSError as error:
-        control.send(Reply(error.errno or errno.EIO, permission=False).encoded())
         return
     control.send(Reply(0, not options.notify_only).encoded())
     with group, mmap.mmap(options.memory, _BEAT.size) as memory:
