@@ -150,7 +150,9 @@ async def test_a_watch_that_broke_after_it_told_something_is_taken_up_at_once(
     monkeypatch.setattr(informer, "FIRST_BACKOFF", 1.0)
     monkeypatch.setattr(asyncio, "sleep", recorded)
     broken = errors.ApiUnreachable("The connection is gone.")
-    told = [[event("MODIFIED", thing("a", 10 + i, f"A{i}")), broken] for i in range(6)]
+    told: list[list[Json | Exception]] = [
+        [event("MODIFIED", thing("a", 10 + i, f"A{i}")), broken] for i in range(6)
+    ]
     await follow(page(7, thing("a", 3, "A")), *told)
     assert len(waits) == 6
     assert max(waits) <= 1.0
