@@ -68,7 +68,7 @@ class Connection:
                 load_incluster_config(configuration)  # type: ignore[no-untyped-call]
         except Exception as error:  # the loaders raise whatever they meet in the files
             raise NotConfigured(
-                f"No Kubernetes API server to talk to: {error}"
+                f"No Kubernetes API server to talk to: {str(error).removesuffix('.')}."
                 " Set KUBECONFIG, or run in a pod with a ServiceAccount."
             ) from error
         client = ApiClient(configuration)
