@@ -4,17 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help demo test unit lint format crds lock clean
+.PHONY: help demo test unit lint format crds lock clean preflight require
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(READY)  ## show the main job, on a real API server, real cgroups and real huge pages
-	@$(PYTHON) tests/preflight.py --require
+demo: require $(READY)  ## show the main job, on a real API server, real cgroups and real huge pages
 	@$(BIN)/python -m demo
 
-test: $(READY)  ## run every layer of tests; says how many ran at each and why any was skipped
-	@$(PYTHON) tests/preflight.py
+test: preflight $(READY)  ## run every layer of tests; says how many ran at each and why any was skipped
 	@$(BIN)/python -m pytest -q tests/unit tests/kernel tests/cluster $(ARGS)
 
 unit: $(READY)  ## run the pure tests alone: no root, seconds
@@ -41,6 +39,13 @@ lock: $(READY)  ## renew the lock files
 
 clean:  ## remove the virtual environment and caches in the tree
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build
+
+preflight:  ## say what this machine lacks for the tests and the demo
+	@$(PYTHON) tests/preflight.py
+
+# Before anything is installed: `make demo` lists it first.
+require:
+	@$(PYTHON) tests/preflight.py --require
 
 $(READY): requirements-dev.lock pyproject.toml
 	@echo "Installing the locked dependencies into $(VENV) ..."

@@ -14,6 +14,11 @@ import sys
 from pathlib import Path
 
 GO = (1, 26)
+#: As tests/kube/build.py has them, which can't be imported yet.
+PROGRAMS = (
+    *("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"),
+    *("helm", "pod-requests"),
+)
 
 
 def missing() -> list[str]:
@@ -27,19 +32,25 @@ def _root() -> str | None:
     return "Root is needed to make cgroups and take huge pages; run it with sudo."
 
 
-def _cgroup2() -> str | None:
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        mount, _, kind = line.partition(" - ")
-        if kind.startswith("cgroup2 "):
-            root = Path(mount.split()[4])
-            if "hugetlb" in (root / "cgroup.controllers").read_text().split():
+def _cgroup2(mountinfo: Path = Path("/proc/self/mountinfo")) -> str | None:
+    points = [
+        mount.split()[4]
+        for mount, _, kind in (line.partition(" - ") for line in mountinfo.read_text().splitlines())
+        if kind.startswith("cgroup2 ")
+    ]
+    if not points:
+        return "No cgroup2 is mounted; mount one: mount -t cgroup2 none /sys/fs/cgroup/unified."
+    for point in points:
+        try:
+            if "hugetlb" in (Path(point) / "cgroup.controllers").read_text().split():
                 return None
-            return (
-                f"The cgroup2 hierarchy at {root} has no hugetlb controller; it belongs to cgroup"
-                " v1 on this host, or the kernel lacks CONFIG_CGROUP_HUGETLB. Boot with"
-                " systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=hugetlb."
-            )
-    return "No cgroup2 is mounted; mount one: mount -t cgroup2 none /sys/fs/cgroup/unified."
+        except OSError:
+            continue  # hidden by another mount
+    return (
+        f"The cgroup2 hierarchy at {points[0]} has no hugetlb controller; it belongs to cgroup v1"
+        " on this host, or the kernel lacks CONFIG_CGROUP_HUGETLB. Boot with"
+        " systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=hugetlb."
+    )
 
 
 def _pages() -> str | None:
@@ -49,21 +60,26 @@ def _pages() -> str | None:
 
 
 def _programs() -> str | None:
-    if os.environ.get("KUBEBUILDER_ASSETS"):
-        return None
+    needed = f"Go {'.'.join(map(str, GO))} or newer"
+    given, lack = os.environ.get("KUBEBUILDER_ASSETS"), "a control plane"
+    if given:
+        lacking = [name for name in PROGRAMS if not os.access(Path(given, name), os.X_OK)]
+        if not lacking:
+            return None
+        lack = f"what KUBEBUILDER_ASSETS={given} lacks ({', '.join(lacking)})"
     go = shutil.which("go")
     if go is None:
         return (
-            f"Neither Go {'.'.join(map(str, GO))} is there to build a control plane, nor does"
-            " KUBEBUILDER_ASSETS name a folder that has one; install Go, or set that variable."
+            f"There is no Go to build {lack}; install {needed}, or let KUBEBUILDER_ASSETS name a"
+            " folder that has it all."
         )
     told = subprocess.run([go, "version"], capture_output=True, text=True, timeout=60, check=False)
     version = re.search(r"go(\d+)\.(\d+)", told.stdout)
     if version and tuple(map(int, version.groups())) >= GO:
         return None
     return (
-        f"Go {'.'.join(map(str, GO))} or newer is needed to build a control plane, and {go} says"
-        f" {told.stdout.strip()!r}; install a newer Go, or set KUBEBUILDER_ASSETS."
+        f"{needed} is needed to build {lack}, and {go} says {told.stdout.strip()!r}; install a"
+        " newer one, or let KUBEBUILDER_ASSETS name a folder that has it all."
     )
 
 

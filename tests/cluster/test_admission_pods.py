@@ -1,4 +1,4 @@
-"""Admission as the chart ships it, asked by a real API server; no controller counts."""
+"""Admission as the chart ships it, asked by a real API server; the test plays the controller."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def tenant(
     top, below = unique("tenant"), unique("db")
     control_plane.create_namespace(top)
     control_plane.create_namespace(below, {"tenant": top})
-    api.create(QUOTAS, quota(top, "root", "256Mi", children={"matchLabels": {"tenant": top}}))
-    api.create(QUOTAS, quota(below, "leaf", "128Mi", parent=(top, "root")))
+    counted(api, quota(top, "root", "256Mi", children={"matchLabels": {"tenant": top}}))
+    counted(api, quota(below, "leaf", "128Mi", parent=(top, "root")))
     yield top, below
     for name in (below, top):
         api.delete("v1/namespaces", name)
@@ -136,6 +136,16 @@ def pod(namespace: str, name: str, amount: str = "64Mi", **metadata: Any) -> Obj
             ]
         },
     }
+
+
+def counted(api: Api, raw: Object) -> None:
+    """Create a quota and say, as the controller would, that nothing runs under it yet."""
+    made = api.create(QUOTAS, raw)
+    api.replace(
+        QUOTAS,
+        made | {"status": {"observedGeneration": made["metadata"]["generation"]}},
+        subresource="status",
+    )
 
 
 def status(api: Api, namespace: str, name: str) -> Object:
@@ -187,7 +197,7 @@ def test_a_pod_over_the_tenants_quota_is_refused_naming_the_tenant(
     api: Api, tenant: tuple[str, str]
 ) -> None:
     top, below = tenant
-    api.create(QUOTAS, quota(top, "own", "256Mi", parent=(top, "root")))
+    counted(api, quota(top, "own", "256Mi", parent=(top, "root")))
     api.create("v1/pods", pod(top, "large", "224Mi"))
     with pytest.raises(ApiError) as refused:
         api.create("v1/pods", pod(below, "small"))
@@ -209,19 +219,29 @@ def test_a_quota_without_its_parent_refuses_pods(api: Api, tenant: tuple[str, st
     top, _ = tenant
     raw = quota(top, "waiting", "64Mi", parent=(top, "later"))
     raw["spec"]["podSelector"] = {"matchLabels": {"app": "waits"}}
-    api.create(QUOTAS, raw)
+    counted(api, raw)
     waits = pod(top, "waits", labels={"app": "waits"})
     with pytest.raises(ApiError, match=f"names the parent {top}/later, which does not exist"):
         api.create("v1/pods", waits)
-    api.create(QUOTAS, quota(top, "later", "64Mi"))
+    counted(api, quota(top, "later", "64Mi"))
     api.create("v1/pods", waits)
     assert len(reserved(api, top, "later")) == 1
+
+
+def test_a_quota_that_the_controller_has_not_counted_admits_nothing(
+    api: Api, tenant: tuple[str, str]
+) -> None:
+    _, below = tenant
+    api.create(QUOTAS, quota(below, "new", "64Mi"))
+    with pytest.raises(ApiError, match=f"not yet counted what runs under HugeTLBQuota {below}/new"):
+        api.create("v1/pods", pod(below, "early"))
+    assert reserved(api, below, "leaf") == set()
 
 
 def test_a_relabelled_pod_is_reserved_where_it_goes(api: Api, tenant: tuple[str, str]) -> None:
     _, below = tenant
     gold = {"matchLabels": {"class": "gold"}}
-    api.create(QUOTAS, quota(below, "gold", "32Mi", selector=gold))
+    counted(api, quota(below, "gold", "32Mi", selector=gold))
     api.create("v1/pods", pod(below, "small", "32Mi"))
     api.create("v1/pods", pod(below, "large", "64Mi"))
     label = {"metadata": {"labels": {"class": "gold"}}}
@@ -229,6 +249,8 @@ def test_a_relabelled_pod_is_reserved_where_it_goes(api: Api, tenant: tuple[str,
     assert reserved(api, below, "gold") == {moved["metadata"]["uid"]}
     with pytest.raises(ApiError, match=f"HugeTLBQuota {below}/gold has no room"):
         api.patch("v1/pods", "large", label, namespace=below)
+    with pytest.raises(ApiError, match=f"HugeTLBQuota {below}/gold has no room"):
+        api.patch("v1/pods", "large", label, namespace=below, subresource="status")
     # Annotations are nobody's business.
     api.patch("v1/pods", "large", {"metadata": {"annotations": {"a": "b"}}}, namespace=below)
 
@@ -275,7 +297,7 @@ def test_many_creates_through_two_replicas_never_exceed_a_limit(
     control_plane: ControlPlane,
 ) -> None:
     top, below = tenant
-    api.create(QUOTAS, quota(top, "own", "256Mi", parent=(top, "root")))
+    counted(api, quota(top, "own", "256Mi", parent=(top, "root")))
     amounts = ["8Mi", "16Mi", "24Mi", "32Mi"]
 
     def create(index: int) -> tuple[str, int] | None:

@@ -29,35 +29,31 @@ def rendered(helm: Path) -> chart.Chart:
 def test_the_programs_have_these_rights_and_no_others(rendered: chart.Chart) -> None:
     """A right more is a deliberate change: of this table too."""
     assert rights_of(rendered, "hugetlb-quota-admission") == {
-        "hugetlb.dev/hugetlbquotas": READ,
-        "hugetlb.dev/hugetlbquotas/status": {"get", "update"},
-        "namespaces": READ,
+        "hugetlb.dev/hugetlbquotas": {"get", "list"},
+        "hugetlb.dev/hugetlbquotas/status": {"update"},
+        "namespaces": {"get", "list"},
     }
     assert rights_of(rendered, "hugetlb-quota-controller") == {
-        "hugetlb.dev/hugetlbquotas": READ | {"patch", "update"},
-        "hugetlb.dev/hugetlbquotas/status": {"get", "update", "patch"},
+        "hugetlb.dev/hugetlbquotas": READ | {"patch"},
+        "hugetlb.dev/hugetlbquotas/status": {"update"},
         "hugetlb.dev/hugetlbnodes": READ,
         "pods": READ,
         "nodes": READ,
         "namespaces": READ,
         "apiextensions.k8s.io/customresourcedefinitions": READ,
-        "events": {"create", "patch"},
-        "events.k8s.io/events": {"create", "patch"},
+        "events.k8s.io/events": {"create"},
         "coordination.k8s.io/leases in hugetlb-system": {"create"},
         "coordination.k8s.io/leases in hugetlb-system named hugetlb-quota-controller": {
             "get",
             "update",
-            "patch",
         },
     }
     assert rights_of(rendered, "hugetlb-quota-agent") == {
         "hugetlb.dev/hugetlbquotas": READ,
-        "hugetlb.dev/hugetlbnodes": {"get", "create", "update"},
-        "hugetlb.dev/hugetlbnodes/status": {"get", "update", "patch"},
+        "hugetlb.dev/hugetlbnodes": {"get", "create"},
+        "hugetlb.dev/hugetlbnodes/status": {"update"},
         "pods": READ,
         "nodes": {"get"},
-        "events": {"create", "patch"},
-        "events.k8s.io/events": {"create", "patch"},
     }
 
 

@@ -171,6 +171,9 @@ def test_an_update_is_asked_about_when_labels_change(
         # Asked again when the scheduler writes to the pod at the same time (GuaranteedUpdate).
         operations = {each["operation"] for each in asked(PODS)}
         assert operations == ({"UPDATE"} if is_asked else set()), metadata
+    by_status = {"metadata": {"labels": {"team": "c"}}}
+    api.patch("v1/pods", "pod", by_status, namespace=namespace, subresource="status")
+    assert {each["subResource"] for each in asked(PODS)} == {"status"}
     running = {"status": {"phase": "Running"}}
     api.patch("v1/pods", "pod", running, namespace=namespace, subresource="status")
     api.delete("v1/pods", "pod", namespace=namespace, grace_seconds=0)

@@ -96,16 +96,6 @@ def assets(progress: Progress | None = None) -> Path:
     return _merged(Path(given), ready, built)
 
 
-def build_record() -> BuildRecord | None:
-    """Read what the build of these sources took; None if they were not built here."""
-    for directory in _cache().glob(f"{kubernetes_version()}-{_sources_digest()}-*"):
-        try:
-            return BuildRecord(**json.loads((directory / "build.json").read_text()))
-        except FileNotFoundError:
-            continue
-    return None
-
-
 def _cache() -> Path:
     if named := os.environ.get("HUGETLB_QUOTA_CACHE"):
         return Path(named)

@@ -29,11 +29,6 @@ def total_pages(page_bytes: int) -> int:
     return int((_pool(page_bytes) / "nr_hugepages").read_text())
 
 
-def free_pages(page_bytes: int) -> int:
-    """Pages of this size that nothing has faulted in; reservations are not taken off."""
-    return int((_pool(page_bytes) / "free_hugepages").read_text())
-
-
 @contextmanager
 def _locked() -> Iterator[None]:
     with LOCK.open("a") as lock:

@@ -72,9 +72,6 @@ class Charge(Mapping[PageSize, int]):
     def __add__(self, other: Charge) -> Charge:
         return Charge.total((self, other))
 
-    def __sub__(self, other: Charge) -> Charge:
-        return Charge({size: self.of(size) - other.of(size) for size in {*self, *other}})
-
     def __bool__(self) -> bool:
         return any(self._bytes.values())
 

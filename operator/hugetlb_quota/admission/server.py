@@ -42,6 +42,8 @@ READY_TIMEOUT: Final = 2.0
 SHUTDOWN_TIMEOUT: Final = 15.0
 
 Decide = Callable[[AdmissionRequest, Deadline], Awaitable[Decision]]
+#: Group, plural and subresource, each "" where there is none.
+_Resource = tuple[str, str, str]
 
 logger = logging.getLogger(__name__)
 
@@ -118,13 +120,15 @@ class Admission:
         await self._quotas.close()
 
     async def _validate_pods(self, request: web.Request) -> web.Response:
-        return await self._answer(request, "", "pods", "pod", self._pods.decide)
+        # The status too: its writer may change the labels with it.
+        asked_about = {("", "pods", ""), ("", "pods", "status")}
+        return await self._answer(request, asked_about, "pod", self._pods.decide)
 
     async def _validate_quotas(self, request: web.Request) -> web.Response:
-        return await self._answer(request, GROUP, PLURAL, KIND, self._quotas.decide)
+        return await self._answer(request, {(GROUP, PLURAL, "")}, KIND, self._quotas.decide)
 
     async def _answer(
-        self, request: web.Request, group: str, plural: str, noun: str, decide: Decide
+        self, request: web.Request, resources: set[_Resource], noun: str, decide: Decide
     ) -> web.Response:
         deadline = Deadline.of_request(request.query.get("timeout"))
         try:
@@ -142,14 +146,12 @@ class Admission:
             )
         try:
             asked = parse(body)
-            if (asked.resource.group, asked.resource.resource, asked.sub_resource) != (
-                group,
-                plural,
-                "",
-            ):
+            about = (asked.resource.group, asked.resource.resource, asked.sub_resource)
+            if about not in resources:
+                answered = ", ".join(sorted(map(_resource_name, resources)))
                 raise MalformedReview(
-                    f"it is about {asked.resource.resource}{'.' if asked.resource.group else ''}"
-                    f"{asked.resource.group}, and {request.path} is asked about {plural} only."
+                    f"it is about {_resource_name(about)}, and {request.path} is asked about"
+                    f" {answered} only."
                 )
             what = f"{noun} {asked.namespace}/{asked.name}".rstrip("/")
             decision = await _decided(decide, asked, what, deadline)
@@ -195,6 +197,11 @@ async def _decided(
     except Exception as error:
         logger.exception("%s of %s could not be decided", asked.operation, what)
         return deny(refusal.unexpected(what, error))
+
+
+def _resource_name(resource: _Resource) -> str:
+    group, plural, subresource = resource
+    return f"{plural}{'/' if subresource else ''}{subresource}{'.' if group else ''}{group}"
 
 
 @asynccontextmanager

@@ -29,22 +29,29 @@ _NAMES: Final = [size.resource for size in PageSize.all()]
 _KNOWN: Final = f"name in {_NAMES}"
 _IS_AMOUNT: Final = "isQuantity(string(self[name])) && quantity(string(self[name])).isInteger()"
 _AMOUNT: Final = "quantity(string(self[name])).asInteger()"
-#: What is wrong with an entry of hard, called ``name`` in CEL, and the rest of a
-#: sentence that begins with that name. A name says its own page size.
+_SIZE: Final = f"name.substring({len(RESOURCE_PREFIX)})"
+_LIMIT: Final = "'the limit of ' + name + ' is ' + string(self[name]) + '"
+#: What is wrong with an entry of hard, called ``name`` in CEL, and the sentence that
+#: says so, a CEL expression. A name says its own page size.
 _WRONG: Final = (
-    (f"!({_KNOWN})", f"names no huge page size; the known ones are {', '.join(_NAMES)}"),
-    (f"!({_IS_AMOUNT})", 'must be a quantity of bytes, such as "64Mi" or "8Gi"'),
-    (f"{_IS_AMOUNT} && {_AMOUNT} < 0", "must not be negative"),
     (
-        f"{_KNOWN} && {_IS_AMOUNT}"
-        f" && {_AMOUNT} % quantity(name.substring({len(RESOURCE_PREFIX)})).asInteger() != 0",
-        "must be a whole multiple of that page size",
+        f"!({_KNOWN})",
+        f"name + ' names no huge page size; the known ones are {', '.join(_NAMES)}.'",
+    ),
+    (
+        f"!({_IS_AMOUNT})",
+        f"{_LIMIT}, which is no whole number of bytes below 2^63; write one such as 64Mi or 8Gi.'",
+    ),
+    (f"{_IS_AMOUNT} && {_AMOUNT} < 0", f"{_LIMIT}; it can not be negative.'"),
+    (
+        f"{_KNOWN} && {_IS_AMOUNT} && {_AMOUNT} % quantity({_SIZE}).asInteger() != 0",
+        f"{_LIMIT}, which is no multiple of ' + {_SIZE} + '.'",
     ),
 )
 _HARD_RULES: Final[list[_Json]] = [
     {
         "rule": f"!self.exists(name, {wrong})",
-        "messageExpression": f"self.filter(name, {wrong})[0] + ' {sentence}.'",
+        "messageExpression": f"self.filter(name, {wrong}).map(name, {sentence})[0]",
     }
     for wrong, sentence in _WRONG
 ]

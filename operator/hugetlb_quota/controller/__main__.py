@@ -66,8 +66,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--lease-namespace", required=True, help="where the Lease is")
     parser.add_argument(
         "--identity",
-        default=os.environ.get("POD_NAME") or socket.gethostname(),
-        help="what this controller calls itself in the Lease (default: $POD_NAME or the host name)",
+        # Two on one host must not take each other for themselves; in a container the
+        # number is always the same, so one that is started anew leads on at once.
+        default=os.environ.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}",
+        help="what this controller calls itself in the Lease, unlike all others"
+        " (default: $POD_NAME, or host name and process ID)",
     )
     parser.add_argument("--bind", default="0.0.0.0", help="address of the probes")  # noqa: S104
     parser.add_argument("--health-port", type=int, default=8081, help="port of the probes")

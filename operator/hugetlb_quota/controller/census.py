@@ -6,7 +6,7 @@ Fed by informers, read by the recount. No requests are made here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
 from hugetlb_quota.accounting.recount import ChargedPod
@@ -45,7 +45,8 @@ class Census:
     def pod_changed(self, old: Pod | None, new: Pod | None, resource_version: int) -> None:
         """Take in one change of the pods' informer."""
         if new is not None:
-            self._released.pop(new.uid, None)
+            if not new.finished:
+                self._released.pop(new.uid, None)
         elif old is not None:
             self._gone[old.uid] = (old, EndedPod(old.uid, old.node, resource_version))
 
@@ -69,28 +70,36 @@ class Census:
         charged: dict[str, ChargedPod] = {}
         held: list[Held] = []
 
-        def hold(pod: Pod, end: EndedPod) -> None:
-            if end.node is None or is_released(end, evidence.get(end.node)):
+        def hold(pod: ChargedPod, node: str) -> None:
+            self._released.pop(pod.uid, None)
+            charged[pod.uid] = pod
+            held.append(Held(pod, node))
+
+        def end(pod: Pod, ended: EndedPod) -> None:
+            # Once let go it stays so, whatever is written to it later, unless its node
+            # shows a cgroup: there was no agent before, or no Node.
+            since = replace(ended, resource_version=0) if pod.uid in self._released else ended
+            if ended.node is None or is_released(since, evidence.get(ended.node)):
                 self._release(pod.uid)
-                return
-            charged[pod.uid] = _charged(pod, forest)
-            held.append(Held(charged[pod.uid], end.node))
+            else:
+                hold(_charged(pod, forest), ended.node)
 
         for pod in pods:
             if pod.finished:
-                hold(pod, EndedPod(pod.uid, pod.node, pod.resource_version))
+                end(pod, EndedPod(pod.uid, pod.node, pod.resource_version))
             else:
                 charged[pod.uid] = _charged(pod, forest)
-        for pod, end in list(self._gone.values()):
-            hold(pod, end)
+        for pod, ended in list(self._gone.values()):
+            end(pod, ended)
         for report in reports.values():
             for reported in report.pods:
-                known = reported.uid in charged or reported.uid in self._released
-                end = EndedPod(reported.uid, report.node, 0)
-                # Gone before this controller began: only the node still knows of it.
-                if not known and not is_released(end, evidence.get(report.node)):
-                    charged[reported.uid] = reported
-                    held.append(Held(reported, report.node))
+                ended = EndedPod(reported.uid, report.node, 0)
+                # Gone before this controller began, or let go before its node had an
+                # agent: only the node still knows of it.
+                if reported.uid not in charged and not is_released(
+                    ended, evidence.get(report.node)
+                ):
+                    hold(reported, report.node)
         return Count(tuple(charged.values()), tuple(held))
 
     def _release(self, uid: str) -> None:

@@ -37,6 +37,8 @@ from hugetlb_quota.kube.status import compare_and_swap
 SETTLE: Final = 0.1
 #: Seconds between recounts when nothing changes: reservations expire, agents go silent.
 PERIOD: Final = 5.0
+#: Seconds from a write that failed to the next recount.
+RETRY: Final = 1.0
 #: Seconds without a report after which an agent counts as silent: two heartbeats and a half.
 SILENT_AFTER: Final = 150.0
 #: Quotas written at the same time.
@@ -68,8 +70,6 @@ class Recounter:
         self._wake = asyncio.Event()
         self._first_seen: dict[str, float] = {}
         self._reported: dict[str, float] = {}
-        #: Set after the first complete recount.
-        self.ready = asyncio.Event()
         self._pods = Informer(connection, PODS, project_demanding_pod)
         self._quotas = Informer(connection, HUGETLB_QUOTAS, project_quota)
         self._reports = Informer(connection, HUGETLB_NODES, project_report)
@@ -91,7 +91,6 @@ class Recounter:
             while True:
                 self._wake.clear()
                 await self._recount()
-                self.ready.set()
                 try:
                     async with asyncio.timeout(PERIOD):
                         await self._wake.wait()
@@ -144,7 +143,7 @@ class Recounter:
             logger.info("HugeTLBQuota %s went while it was recounted.", known.key)
         except (errors.ApiError, InvalidQuota) as error:
             logger.warning("HugeTLBQuota %s was not recounted; trying again: %s", known.key, error)
-            self._wake.set()
+            asyncio.get_running_loop().call_later(RETRY, self._wake.set)
 
     def _change(
         self, known: QuotaObject, total: Tally, gone: frozenset[str], picture: _Picture
@@ -159,7 +158,7 @@ class Recounter:
                 counter,
                 found,
                 files=total.files,
-                counted=known.generation,
+                counted=known,
                 now=datetime.now(UTC),
             )
 
@@ -232,20 +231,22 @@ def restate(
     found: Iterable[conditions.Finding],
     *,
     files: tuple[RetainedFile, ...] = (),
-    counted: int,
+    counted: QuotaObject,
     now: datetime,
 ) -> QuotaObject:
     """``quota`` with what a recount says of it.
 
-    :param counted: the generation of its spec that was counted, which is not the one of
-        ``quota`` when the spec changed since: then it stays to be counted.
+    :param counted: the object that was counted. When its spec changed since, ``quota``
+        stays to be counted; when it was made anew under its name, it is another's count.
     """
+    if quota.uid != counted.uid:
+        return quota
     return replace(
         quota,
         counter=counter,
         retained_files=files,
-        conditions=conditions.conditions(found, quota.conditions, counted, now),
-        observed_generation=counted,
+        conditions=conditions.conditions(found, quota.conditions, counted.generation, now),
+        observed_generation=counted.generation,
     )
 
 

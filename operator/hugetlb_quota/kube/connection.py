@@ -34,11 +34,6 @@ WATCH_SILENCE: Final = 90.0
 #: An event longer than this is no object that etcd could hold, in bytes.
 LONGEST_EVENT: Final = 32 * 1024**2
 
-_PATCHES: Final = {
-    "merge": "application/merge-patch+json",
-    "json": "application/json-patch+json",
-}
-
 Json = dict[str, Any]
 
 
@@ -73,7 +68,7 @@ class Connection:
                 load_incluster_config(configuration)  # type: ignore[no-untyped-call]
         except Exception as error:  # the loaders raise whatever they meet in the files
             raise NotConfigured(
-                f"No Kubernetes API server to talk to: {error}"
+                f"No Kubernetes API server to talk to: {str(error).removesuffix('.')}."
                 " Set KUBECONFIG, or run in a pod with a ServiceAccount."
             ) from error
         client = ApiClient(configuration)
@@ -113,7 +108,6 @@ class Connection:
         namespace: str | None = None,
         *,
         field_selector: str | None = None,
-        label_selector: str | None = None,
         limit: int | None = None,
         continuation: str | None = None,
         timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
@@ -126,7 +120,6 @@ class Connection:
         """
         query = {
             "fieldSelector": field_selector,
-            "labelSelector": label_selector,
             "limit": limit,
             "continue": continuation,
         }
@@ -166,36 +159,6 @@ class Connection:
         path = resource.path(namespace, name, subresource)
         return await self._request("PUT", path, body=body, timeout=timeout)
 
-    async def patch(
-        self,
-        resource: Resource,
-        name: str,
-        body: Json | list[Json],
-        namespace: str | None = None,
-        *,
-        subresource: str | None = None,
-        kind: str = "merge",
-        timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
-    ) -> Json:
-        """Patch an object; ``kind`` is ``merge`` or ``json``."""
-        path = resource.path(namespace, name, subresource)
-        return await self._request(
-            "PATCH", path, body=body, content_type=_PATCHES[kind], timeout=timeout
-        )
-
-    async def delete(
-        self,
-        resource: Resource,
-        name: str,
-        namespace: str | None = None,
-        *,
-        body: Json | None = None,
-        timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
-    ) -> Json:
-        """Delete an object; ``body`` may hold DeleteOptions, such as preconditions."""
-        path = resource.path(namespace, name)
-        return await self._request("DELETE", path, body=body, timeout=timeout)
-
     async def watch(
         self,
         resource: Resource,
@@ -203,7 +166,6 @@ class Connection:
         namespace: str | None = None,
         *,
         field_selector: str | None = None,
-        label_selector: str | None = None,
         timeout_seconds: int = WATCH_TIMEOUT,
         silence: float = WATCH_SILENCE,
     ) -> AsyncIterator[Json]:
@@ -220,7 +182,6 @@ class Connection:
             "resourceVersion": resource_version,
             "timeoutSeconds": timeout_seconds,
             "fieldSelector": field_selector,
-            "labelSelector": label_selector,
         }
         limit = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT, sock_read=silence)
         path = resource.path(namespace)
@@ -239,13 +200,10 @@ class Connection:
         *,
         query: Mapping[str, Any] | None = None,
         body: Any = None,
-        content_type: str | None = None,
         timeout: float,  # noqa: ASYNC109
     ) -> Json:
         limit = aiohttp.ClientTimeout(total=timeout, connect=min(CONNECT_TIMEOUT, timeout))
-        async with self._answer(
-            method, path, limit, query=query, body=body, content_type=content_type
-        ) as answer:
+        async with self._answer(method, path, limit, query=query, body=body) as answer:
             decoded: Json = json.loads(await answer.read())
             return decoded
 
@@ -258,12 +216,9 @@ class Connection:
         *,
         query: Mapping[str, Any] | None = None,
         body: Any = None,
-        content_type: str | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The server's answer, a good one; every other is raised as an ApiError."""
         headers = {"Accept": "application/json"}
-        if content_type is not None:
-            headers["Content-Type"] = content_type
         try:
             # The body goes past param_serialize, which would copy it through its models.
             method, url, headers, *_ = await self._client.param_serialize(

@@ -127,6 +127,7 @@ class Informer(Generic[T]):
         """List, watch, and begin again when the watch is lost; for ever."""
         backoff = FIRST_BACKOFF
         while True:
+            begun_at = self._position
             try:
                 if not self._position:
                     await self._list()
@@ -142,6 +143,8 @@ class Informer(Generic[T]):
             except errors.ApiError as error:
                 logger.warning("%s: listing anew after an error: %s", self._name, error)
                 self._position = ""
+            if self._position not in ("", begun_at):
+                backoff = FIRST_BACKOFF  # it told something before it broke
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             backoff = min(backoff * 2, LONGEST_BACKOFF)
 

@@ -11,10 +11,10 @@ from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.demand import MalformedDemand, demand
 from hugetlb_quota.page_size import PageSize
 
-#: What kubelet writes on the pods it takes from elsewhere than the API
-#: (pkg/kubelet/types/pod_update.go).
-CONFIG_SOURCE: Final = "kubernetes.io/config.source"
-CONFIG_HASH: Final = "kubernetes.io/config.hash"
+#: The annotation of the pods by which kubelet shows what it runs from elsewhere than the
+#: API (pkg/kubelet/pod/mirror_client.go): the hash that is the UID in the cgroup's name. It
+#: can't be added or changed later, and kubelet runs no pod of the API that has it.
+#: config.source and config.hash, which mirrors have too, anyone may write on any pod.
 CONFIG_MIRROR: Final = "kubernetes.io/config.mirror"
 
 #: Phases in which no container of a pod runs, or ever will again.
@@ -70,8 +70,6 @@ def project_pod(raw: Mapping[str, Any]) -> Pod:
         pod_level = Charge.from_resources((spec.get("resources") or {}).get("requests"))
     except MalformedDemand as error:
         malformed = str(error)
-    annotations = metadata.get("annotations") or {}
-    static = annotations.get(CONFIG_SOURCE, "api") != "api"
     return Pod(
         uid=metadata.get("uid", ""),
         namespace=sys.intern(metadata.get("namespace", "")),
@@ -83,7 +81,7 @@ def project_pod(raw: Mapping[str, Any]) -> Pod:
         deletion="deletionTimestamp" in metadata,
         demand=wanted,
         malformed=malformed,
-        static_hash=annotations.get(CONFIG_HASH) if static else None,
+        static_hash=(metadata.get("annotations") or {}).get(CONFIG_MIRROR),
         containers=tuple(_containers(spec, status)) if malformed is None else (),
         pod_level=frozenset(pod_level),
     )

@@ -192,7 +192,11 @@ def explain(error: ValueError) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     return " ".join(
-        f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}"
+        ": ".join(
+            filter(
+                None, (".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, "))
+            )
+        )
         + ("" if each["msg"].endswith(".") else ".")
         for each in error.errors(include_url=False, include_context=False, include_input=False)
     )

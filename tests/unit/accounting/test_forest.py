@@ -16,8 +16,6 @@ from hugetlb_quota.accounting.forest import (
 )
 from hugetlb_quota.accounting.selector import Selector
 
-ANY = Selector()
-
 
 def key(name: str) -> QuotaKey:
     namespace, _, name = name.rpartition("/")

@@ -37,7 +37,7 @@ def test_a_review_is_read() -> None:
     ("body", "said"),
     [
         (b"", "Invalid JSON"),
-        (b"{", "Invalid JSON"),
+        (b"{", "AdmissionReview: Invalid JSON"),
         (b"[]", "AdmissionReview"),
         (b"\xff\xfe", "Invalid JSON"),
         (json.dumps({**REVIEW, "apiVersion": "admission.k8s.io/v1beta1"}), "apiVersion"),

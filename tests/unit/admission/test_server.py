@@ -123,7 +123,7 @@ async def test_quotas_have_a_path_of_their_own(server: Server) -> None:
         ({"kind": "AdmissionReview"}, "request: Field required"),
         (review(pod(), object=None), "request.object is missing"),
         (review(pod(), resource={"group": "apps", "resource": "deployments"}), "deployments.apps"),
-        (review(pod(), subResource="status"), "it is about pods"),
+        (review(pod(), subResource="binding"), "it is about pods/binding, and /validate-pods"),
     ],
 )
 async def test_what_is_no_review_is_a_bad_request(server: Server, body: Any, said: str) -> None:
@@ -132,6 +132,12 @@ async def test_what_is_no_review_is_a_bad_request(server: Server, body: Any, sai
     assert said in text
     assert "Nothing was changed" in text
     assert server.api.writes == []
+
+
+async def test_the_status_of_a_pod_may_bring_labels(server: Server) -> None:
+    before, after = pod(labels={"class": "none"}), pod(labels={"class": "gold"})
+    update = review(after, oldObject=before, operation="UPDATE", subResource="status")
+    assert (await server.review(PODS, update))["allowed"]
 
 
 async def test_a_body_over_the_limit_is_too_large(server: Server) -> None:

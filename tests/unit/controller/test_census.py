@@ -61,6 +61,29 @@ def test_a_deleted_pod_is_held_while_its_cgroup_is_there() -> None:
     assert uids(count(census, [], report(12))) == set()
 
 
+def test_what_is_written_to_a_pod_that_was_let_go_charges_it_no_more() -> None:
+    """The Job controller takes its finalizer off a finished pod; later the pod is deleted."""
+    census, finished = Census(), replace(POD, finished=True)
+    assert uids(count(census, [finished], report(10))) == set()
+    written = replace(finished, resource_version=11)
+    census.pod_changed(finished, written, 11)
+    assert uids(count(census, [written], report(10))) == set()
+    census.pod_changed(written, None, 12)
+    assert uids(count(census, [], report(10))) == set()
+    assert census.was_released("uid")
+
+
+def test_a_pod_let_go_for_want_of_an_agent_is_charged_when_one_shows_its_cgroup() -> None:
+    finished, live = replace(POD, finished=True), ChargedPod("uid", DEMAND, frozenset({TEAM}))
+    for census, pods in ((Census(), [finished]), (Census(), [])):
+        census.pod_changed(None, POD, 5)
+        census.pod_changed(POD, *((finished, 10) if pods else (None, 10)))
+        assert uids(count(census, pods)) == set()
+        assert uids(count(census, pods, report(20, live))) == {"uid"}
+        assert not census.was_released("uid")
+        assert uids(count(census, pods, report(21))) == set()
+
+
 def test_a_pod_that_only_its_node_knows_of_is_charged_where_the_node_says() -> None:
     live = ChargedPod("other", DEMAND, frozenset({TEAM}))
     counted = count(Census(), [], report(20, live))

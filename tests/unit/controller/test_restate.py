@@ -28,23 +28,29 @@ def counter(amount: str) -> Counter:
 
 
 def test_a_count_of_an_older_spec_is_not_claimed_for_the_newer() -> None:
-    assert not restate(QUOTA, counter("2Mi"), [FITS], counted=1, now=NOW).is_counted
-    assert restate(QUOTA, counter("2Mi"), [FITS], counted=2, now=NOW).is_counted
+    before = replace(QUOTA, generation=1)
+    assert not restate(QUOTA, counter("2Mi"), [FITS], counted=before, now=NOW).is_counted
+    assert restate(QUOTA, counter("2Mi"), [FITS], counted=QUOTA, now=NOW).is_counted
+
+
+def test_a_quota_made_anew_under_its_name_is_not_given_the_count_of_the_one_before() -> None:
+    before = replace(QUOTA, uid="before")
+    assert restate(QUOTA, counter("2Mi"), [FITS], counted=before, now=NOW) is QUOTA
 
 
 def test_a_condition_keeps_its_time_while_its_status_does() -> None:
-    first = restate(QUOTA, counter("2Mi"), [FITS], counted=2, now=NOW)
+    first = restate(QUOTA, counter("2Mi"), [FITS], counted=QUOTA, now=NOW)
     later = NOW + timedelta(minutes=1)
-    again = restate(first, counter("4Mi"), [FITS], counted=2, now=later)
+    again = restate(first, counter("4Mi"), [FITS], counted=QUOTA, now=later)
     assert again.conditions == first.conditions
-    over = restate(again, counter("66Mi"), [OVER], counted=2, now=later)
+    over = restate(again, counter("66Mi"), [OVER], counted=QUOTA, now=later)
     assert over.conditions[0].last_transition_time == later
     assert turned(again.conditions, over.conditions) == over.conditions
 
 
 def test_what_was_good_from_the_first_is_not_told_of_and_what_was_bad_is() -> None:
-    good = restate(QUOTA, counter("2Mi"), [FITS], counted=2, now=NOW).conditions
-    bad = restate(QUOTA, counter("66Mi"), [OVER], counted=2, now=NOW).conditions
+    good = restate(QUOTA, counter("2Mi"), [FITS], counted=QUOTA, now=NOW).conditions
+    bad = restate(QUOTA, counter("66Mi"), [OVER], counted=QUOTA, now=NOW).conditions
     assert turned((), good) == ()
     assert turned((), bad) == bad
     assert turned(bad, good) == good

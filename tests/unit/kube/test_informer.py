@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -38,7 +38,7 @@ def event(kind: str, raw: Json) -> Json:
 class Script:
     """Lists and watches in the order in which a test wrote them; then a watch for ever."""
 
-    def __init__(self, *steps: Json | list[Json] | Exception) -> None:
+    def __init__(self, *steps: Json | Sequence[Json | Exception] | Exception) -> None:
         self.steps = list(steps)
         self.asked: list[str] = []
         self.done = asyncio.Event()
@@ -75,6 +75,8 @@ class Script:
         if isinstance(step, Exception):
             raise step
         for each in step:
+            if isinstance(each, Exception):
+                raise each
             assert isinstance(each, dict)
             yield each
 
@@ -85,7 +87,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def follow(
-    *steps: Json | list[Json] | Exception,
+    *steps: Json | Sequence[Json | Exception] | Exception,
 ) -> tuple[Informer[str], list[Change], list[str]]:
     """Run through ``steps``; the informer, what it told, and what it asked for."""
     source = Script(*steps)
@@ -132,6 +134,31 @@ async def test_a_bookmark_only_moves_on() -> None:
     assert watched.resource_version == 20
     assert told == [(None, "A", 3)]
     assert asked[-1] == "watch 20"
+
+
+async def test_a_watch_that_broke_after_it_told_something_is_taken_up_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A proxy may end every watch it finds idle: that must not add up to long waits."""
+    waits: list[float] = []
+    sleep = asyncio.sleep
+
+    async def recorded(seconds: float) -> None:
+        waits.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(informer, "FIRST_BACKOFF", 1.0)
+    monkeypatch.setattr(asyncio, "sleep", recorded)
+    broken = errors.ApiUnreachable("The connection is gone.")
+    told: list[list[Json | Exception]] = [
+        [event("MODIFIED", thing("a", 10 + i, f"A{i}")), broken] for i in range(6)
+    ]
+    await follow(page(7, thing("a", 3, "A")), *told)
+    assert len(waits) == 6
+    assert max(waits) <= 1.0
+    waits.clear()
+    await follow(page(7, thing("a", 3, "A")), *[broken] * 6)
+    assert waits[-1] >= 15.0
 
 
 async def test_after_410_it_lists_anew_and_tells_of_what_vanished() -> None:

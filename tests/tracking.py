@@ -1,0 +1,177 @@
+"""For tests of what the node layer tracks: hugetlbfs mounts, and processes told what to do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from hugetlb_quota.node.host import HostRoot
+from hugetlb_quota.node.hugetlbfs import Superblock, superblocks
+from tests.testnode import cgroup_tree
+from tests.testnode.volumes import mount, unmount_below
+
+PAGE = 2 << 20
+HOST = HostRoot()
+
+#: What an actor's statements may use, beside os.
+_STAGE = """
+import ctypes, errno, json, mmap, os, signal, socket, sys, threading, time
+PAGE = 2 << 20
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.shmat.restype = ctypes.c_void_p
+SHARED, PRIVATE, ANONYMOUS, NORESERVE, HUGETLB = 1, 2, 0x20, 0x4000, 0x40000
+PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+
+def checked(result, what):
+    if result in (-1, ctypes.c_void_p(-1).value):
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+def create(path):
+    return os.open(path, os.O_RDWR | os.O_CREAT)
+
+def map_pages(count, flags=SHARED, fd=-1, at=0, protection=3):
+    length, offset = ctypes.c_size_t(count * PAGE), ctypes.c_long(at * PAGE)
+    return checked(libc.mmap(None, length, protection, flags, fd, offset), "mmap")
+
+def unmap(address, count):
+    checked(libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(count * PAGE)), "munmap")
+
+def touch(address, *pages):
+    for page in pages:
+        ctypes.c_char.from_address(address + page * PAGE).value = b"x"
+
+def read(address, *pages):
+    for page in pages:
+        ctypes.c_char.from_address(address + page * PAGE).value
+
+def fallocate(fd, at, count, mode=0):
+    offset, length = ctypes.c_long(at * PAGE), ctypes.c_long(count * PAGE)
+    checked(libc.fallocate(fd, mode, offset, length), "fallocate")
+
+def shmget(key, count, flags=0):
+    size = ctypes.c_size_t(count * PAGE)
+    return checked(libc.shmget(key, size, 0o1000 | 0o4000 | 0o600 | flags), "shmget")
+
+print(json.dumps({"ok": os.getpid()}), flush=True)
+for line in sys.stdin:
+    try:
+        exec(json.loads(line))
+        print(json.dumps({"ok": globals().get("result")}), flush=True)
+    except OSError as error:
+        print(json.dumps({"errno": error.errno, "why": str(error)}), flush=True)
+"""
+
+
+class Actor:
+    """A process that carries out Python statements, one at a time.
+
+    ``do`` returns what the statements leave in ``result``.
+    """
+
+    def __init__(self, cgroup: Path | None = None) -> None:
+        def enter() -> None:
+            if cgroup is not None:
+                cgroup_tree.write(cgroup / "cgroup.procs", "0")
+
+        self._process = subprocess.Popen(
+            [sys.executable, "-S", "-E", "-c", _STAGE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=enter,
+        )
+        assert self._answer() == self.pid
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def tell(self, statements: str) -> None:
+        """Start ``statements``; :meth:`hear` waits for their end."""
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(statements) + "\n")
+        self._process.stdin.flush()
+
+    def hear(self) -> Any:
+        return self._answer()
+
+    def do(self, statements: str) -> Any:
+        """Raises OSError as the statements do."""
+        self.tell(statements)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout
+        answer = json.loads(self._process.stdout.readline())
+        if "errno" in answer:
+            raise OSError(answer["errno"], answer["why"])
+        return answer["ok"]
+
+    def exit(self) -> None:
+        """Let it end by itself; waits until it is gone."""
+        self._process.communicate(timeout=20)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate(timeout=20)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+
+@contextmanager
+def hugetlbfs(point: Path, options: str = "") -> Iterator[Superblock]:
+    """A hugetlbfs of 2 MiB pages mounted at ``point``; unmounted at the end, if need be."""
+    point.mkdir(exist_ok=True)
+    mount("hugetlbfs", point, ",".join(filter(None, ["pagesize=2M", options])))
+    try:
+        yield at(point)
+    finally:
+        unmount_below(point)
+
+
+def at(point: Path) -> Superblock:
+    """The superblock that is mounted at ``point``."""
+    return next(one for one in superblocks(HOST) if one.point == str(point))
+
+
+def unmount(point: Path) -> None:
+    """As umount(8) does it. Raises OSError (EBUSY) while it is in use."""
+    done = subprocess.run(["umount", str(point)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise OSError(done.stderr.strip())
+
+
+def pages_of(cgroup: Path) -> tuple[int, int]:
+    """Pages that ``cgroup`` has reserved, and faulted: rsvd.current and current."""
+    reserved, faulted = (
+        int((cgroup / f"hugetlb.2MB.{name}").read_text()) // PAGE
+        for name in ("rsvd.current", "current")
+    )
+    return reserved, faulted
+
+
+def path_of(cgroup: Path) -> str:
+    """As /proc/PID/cgroup names it."""
+    return f"/{cgroup.relative_to(cgroup_tree.cgroup2_mount())}"
+
+
+def inode(path: str | Path) -> int:
+    return Path(path).stat().st_ino

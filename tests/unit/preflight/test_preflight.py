@@ -1,0 +1,74 @@
+"""What a machine lacks is said before anything is started, with the remedy."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests import preflight
+from tests.kube import build
+
+PROC = "24 1 0:22 / /proc rw - proc proc rw\n"
+
+
+def mounted(at: Path) -> str:
+    return f"30 1 0:26 / {at} rw,nosuid - cgroup2 cgroup2 rw\n"
+
+
+def program(path: Path, says: str) -> None:
+    path.write_text(f"#!/bin/sh\necho '{says}'\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder on PATH; no control plane is given."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("KUBEBUILDER_ASSETS", raising=False)
+    return tmp_path
+
+
+def test_no_cgroup2(tmp_path: Path) -> None:
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_text(PROC)
+    assert "mount one: mount -t cgroup2" in (preflight._cgroup2(mountinfo) or "")
+
+
+def test_the_controller_is_looked_for_in_every_cgroup2_that_can_be_seen(tmp_path: Path) -> None:
+    mountinfo, hidden, seen = (tmp_path / name for name in ("mountinfo", "hidden", "seen"))
+    seen.mkdir()
+    mountinfo.write_text(PROC + mounted(hidden) + mounted(seen))
+    (seen / "cgroup.controllers").write_text("cpu memory\n")
+    assert "cgroup_no_v1=hugetlb" in (preflight._cgroup2(mountinfo) or "")
+    (seen / "cgroup.controllers").write_text("cpu hugetlb\n")
+    assert preflight._cgroup2(mountinfo) is None
+
+
+def test_who_is_not_root_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert "sudo" in (preflight._root() or "")
+
+
+def test_go_is_missing_or_too_old(path: Path) -> None:
+    assert "There is no Go to build a control plane" in (preflight._programs() or "")
+    program(path / "go", "go version go1.22.1 linux/amd64")
+    assert "go1.22.1" in (preflight._programs() or "")
+    program(path / "go", "go version go1.26.8 linux/amd64")
+    assert preflight._programs() is None
+
+
+def test_a_given_control_plane_needs_go_only_for_what_it_lacks(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(path))
+    for name in build.PROGRAMS:
+        assert f"lacks ({name}" in (preflight._programs() or "")
+        program(path / name, "")
+    assert preflight._programs() is None
+
+
+def test_it_knows_the_programs_and_the_go_of_the_build() -> None:
+    assert preflight.PROGRAMS == build.PROGRAMS
+    assert ".".join(map(str, preflight.GO)) in build._required_go()
