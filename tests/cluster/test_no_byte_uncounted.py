@@ -71,7 +71,10 @@ def test_what_the_kernel_holds_never_passes_hard(
         file.unlink()
     for pod in api.list("v1/pods", namespace=cluster_namespace):
         api.delete("v1/pods", pod["metadata"]["name"], namespace=cluster_namespace)
-    eventually(lambda: _status(api, cluster_namespace).get("used") == {"hugepages-2Mi": "0"})
+    # A create that was cut off for want of time leaves a reservation until it expires.
+    eventually(
+        lambda: _status(api, cluster_namespace).get("used") == {"hugepages-2Mi": "0"}, timeout=90
+    )
 
 
 class _Press:
@@ -102,7 +105,7 @@ class _Press:
             try:
                 self._api.create("v1/pods", self._pod(self.admitted))
             except ApiError as error:
-                if "is missing" not in error.message:
+                if "is missing" not in error.message and "Try again" not in error.message:
                     raise
                 self.refused += 1
             else:
