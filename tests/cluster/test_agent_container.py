@@ -1,4 +1,4 @@
-"""What the DaemonSet mounts, and no capability, is enough for the agent's work on its host.
+"""What the DaemonSet mounts, and its three capabilities, are enough for the agent's work.
 
 A container's namespaces are made by hand, with the shipped volumes mounted as a runtime would.
 """
@@ -19,6 +19,7 @@ import pytest
 from hugetlb_quota.node.host import HostRoot, UnusableHost
 from tests.kube import chart
 from tests.kube.api import Object
+from tests.tracking import hugetlbfs
 
 LIMIT = "hugetlb.2MB.rsvd.max"
 
@@ -47,7 +48,7 @@ def pod_cgroup() -> Iterator[Path]:
                 cgroup.rmdir()
 
 
-def test_sets_limits_reads_pools_and_remembers_without_a_capability(
+def test_sets_limits_reads_pools_sees_files_and_remembers(
     helm: Path, pod_cgroup: Path, tmp_path: Path
 ) -> None:
     root, state = tmp_path / "root", tmp_path / "state"
@@ -57,6 +58,7 @@ def test_sets_limits_reads_pools_and_remembers_without_a_capability(
     pod = daemon_set["spec"]["template"]["spec"]
     program = (
         "from pathlib import Path\n"
+        "from hugetlb_quota.node.hugetlbfs import scan, superblocks\n"
         "from hugetlb_quota.agent.memory import Memory\n"
         "from hugetlb_quota.node.host import HostRoot\n"
         f"host = HostRoot(Path({str(root)!r}))\n"
@@ -64,12 +66,22 @@ def test_sets_limits_reads_pools_and_remembers_without_a_capability(
         f"(pod / {LIMIT!r}).write_text('4194304')\n"
         "assert len(host.boot_id()) == 36\n"
         "Memory.open(host.at('/var/lib/hugetlb-quota'), host.boot_id()).close()\n"
+        # By its own mounts: where tests run, init may be out of reach for anybody.
+        "host = HostRoot()\n"
+        f"(found,) = (s for s in superblocks(host) if s.point == {str(tmp_path / 'huge')!r})\n"
+        "assert [file.path for file in scan(found)] == ['file']\n"
+        f"host = HostRoot(Path({str(root)!r}))\n"
         "pools = host.at('/sys/kernel/mm/hugepages')\n"
         "total = pools / 'hugepages-2048kB' / 'nr_hugepages'\n"
         "total.write_text(total.read_text())\n"
     )
     assert (pod_cgroup / LIMIT).read_text() != "4194304\n"
-    done = _in_container(pod, root, state, pod_cgroup.parent / "agent", program)
+    with hugetlbfs(tmp_path / "huge") as superblock:
+        # Of another user, as a pod's volume with an fsGroup is.
+        (superblock.path / "file").touch()
+        os.chown(superblock.path, 4711, 4711)
+        superblock.path.chmod(0o700)
+        done = _in_container(pod, root, state, pod_cgroup.parent / "agent", program)
     # The limit is set; the pools, which are none of its business to change, are read-only.
     assert "Read-only file system" in done.stderr
     assert "nr_hugepages" in done.stderr
@@ -97,8 +109,10 @@ def _in_container(
         if mount.get("readOnly"):
             mounts.append(f"mount -o remount,bind,ro {target}")
     security = container["securityContext"]
-    assert (security["capabilities"], security["runAsUser"]) == ({"drop": ["ALL"]}, 0)
-    drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
+    assert (security["capabilities"]["drop"], security["runAsUser"]) == (["ALL"], 0)
+    assert pod["hostPID"]
+    kept = ",".join(["-all", *(f"+{name.lower()}" for name in security["capabilities"]["add"])])
+    drop = ["setpriv", f"--bounding-set={kept}", "--inh-caps=-all", "--no-new-privs"]
     mounts.append(shlex.join(["exec", *drop, sys.executable, "-c", program]))
     inside = shlex.join(["sh", "-e", "-c", "\n".join(mounts)])
     script.append(f"exec unshare --mount --cgroup --propagation slave {inside}")

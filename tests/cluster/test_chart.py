@@ -140,9 +140,13 @@ def test_the_agent_is_told_not_to_mirror(helm: Path, rendered: chart.Chart) -> N
     assert "--no-mirror-ungoverned" not in rendered.container("agent").command
 
 
-def test_no_container_is_privileged_or_keeps_a_capability(rendered: chart.Chart) -> None:
-    for program in ("admission", "controller", "agent"):
+def test_no_container_is_privileged_and_the_agent_alone_keeps_capabilities(
+    rendered: chart.Chart,
+) -> None:
+    for program in ("admission", "controller"):
         assert rendered.container(program).capabilities == frozenset()
+    tracking = {"SYS_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"}
+    assert rendered.container("agent").capabilities == tracking
     for workload in rendered.of_kind("Deployment") + rendered.of_kind("DaemonSet"):
         (container,) = workload["spec"]["template"]["spec"]["containers"]
         security = container["securityContext"]

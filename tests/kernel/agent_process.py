@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import subprocess
 import sys
 from asyncio.subprocess import Process
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from aiohttp import web
 
 from tests.kube.process import free_ports
 from tests.testnode import cgroup_tree, naming
+from tests.tracking import Actor
+from tests.workloads import command
 
 Json = dict[str, Any]
 MIB = 1 << 20
@@ -223,6 +226,51 @@ async def until(holds: Callable[[], object], seconds: float = SECONDS) -> None:
     async with asyncio.timeout(seconds):
         while not holds():
             await asyncio.sleep(0.01)
+
+
+class Pod:
+    """A pod of the stand-in API, its cgroup, and the processes that the test puts in it."""
+
+    def __init__(self, agent: Agent, uid: str) -> None:
+        self.agent, self.api, self.uid = agent, agent.api, uid
+        self.cgroup = Path()
+        self._processes: list[subprocess.Popen[str]] = []
+        self._actors: list[Actor] = []
+
+    async def start(self, ask: str = "8Mi", namespace: str = "ns") -> None:
+        self.namespace = namespace
+        await bind(self.api, self.uid, ask, namespace)
+        self.cgroup = make_cgroup(self.agent, self.uid)
+
+    async def maps(self, size: str, *options: str) -> None:
+        """Run a process that maps and touches ``size`` and holds it."""
+        procs = self.cgroup / naming.container_name("systemd", ID) / "cgroup.procs"
+        process = subprocess.Popen(
+            command("map_pages", size, "--map-first", "--hold", *options),
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: cgroup_tree.write(procs, "0"),
+        )
+        self._processes.append(process)
+        assert process.stdout
+        for _ in range(2):  # mapped; touched
+            assert await asyncio.to_thread(process.stdout.readline)
+
+    def actor(self) -> Actor:
+        """A process in its container."""
+        self._actors.append(Actor(self.cgroup / naming.container_name("systemd", ID)))
+        return self._actors[-1]
+
+    def end(self) -> None:
+        """All at once, as a kubelet in a hurry: processes, then the cgroup."""
+        cgroup_tree.remove(self.cgroup)
+        for process in self._processes:
+            process.communicate()
+        for actor in self._actors:
+            actor.kill()
+
+    async def delete(self) -> int:
+        return await self.api.delete("pods", self.namespace, self.uid)
 
 
 def retained(status: Json) -> dict[str, int]:

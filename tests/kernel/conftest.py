@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests import preflight
-from tests.kernel.agent_process import Agent, Api
+from tests.kernel.agent_process import Agent, Api, Pod
 from tests.testnode import cgroup_tree, naming, volumes
 from tests.testnode.hugepages import reserved_pages
 
@@ -86,3 +86,17 @@ def hugetlbfs(kernel: None, tmp_path: Path) -> Iterator[Path]:
     for file in point.iterdir():
         file.unlink()
     volumes.unmount_below(point)
+
+
+@pytest.fixture
+async def pod(agent: Agent) -> AsyncIterator[Callable[[str], Pod]]:
+    made: list[Pod] = []
+
+    def make(uid: str) -> Pod:
+        made.append(Pod(agent, uid))
+        return made[-1]
+
+    yield make
+    for each in made:
+        if each.cgroup.exists():
+            each.end()

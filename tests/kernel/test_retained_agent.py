@@ -5,79 +5,26 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.kernel.agent_process import (
-    ID,
     MIB,
     SECONDS,
     SOON,
     Agent,
     Api,
+    Pod,
     bind,
     make_cgroup,
     retained,
     until,
 )
-from tests.testnode import cgroup_tree, naming
-from tests.workloads import command
+from tests.testnode import naming
 
 QUOTA = "ns/q"
-
-
-class Pod:
-    """A pod of the stand-in API, its cgroup, and the processes that the test puts in it."""
-
-    def __init__(self, agent: Agent, uid: str) -> None:
-        self.agent, self.api, self.uid = agent, agent.api, uid
-        self.cgroup = Path()
-        self._processes: list[subprocess.Popen[str]] = []
-
-    async def start(self, ask: str = "8Mi", namespace: str = "ns") -> None:
-        self.namespace = namespace
-        await bind(self.api, self.uid, ask, namespace)
-        self.cgroup = make_cgroup(self.agent, self.uid)
-
-    async def maps(self, size: str, *options: str) -> None:
-        """Run a process that maps and touches ``size`` and holds it."""
-        procs = self.cgroup / naming.container_name("systemd", ID) / "cgroup.procs"
-        process = subprocess.Popen(
-            command("map_pages", size, "--map-first", "--hold", *options),
-            stdout=subprocess.PIPE,
-            text=True,
-            preexec_fn=lambda: cgroup_tree.write(procs, "0"),
-        )
-        self._processes.append(process)
-        assert process.stdout
-        for _ in range(2):  # mapped; touched
-            assert await asyncio.to_thread(process.stdout.readline)
-
-    def end(self) -> None:
-        """All at once, as a kubelet in a hurry: processes, then the cgroup."""
-        cgroup_tree.remove(self.cgroup)
-        for process in self._processes:
-            process.communicate()
-
-    async def delete(self) -> int:
-        return await self.api.delete("pods", self.namespace, self.uid)
-
-
-@pytest.fixture
-async def pod(agent: Agent) -> AsyncIterator[Callable[[str], Pod]]:
-    made: list[Pod] = []
-
-    def make(uid: str) -> Pod:
-        made.append(Pod(agent, uid))
-        return made[-1]
-
-    yield make
-    for each in made:
-        if each.cgroup.exists():
-            each.end()
 
 
 async def test_what_a_pod_left_is_in_the_report_in_which_it_is_missing(

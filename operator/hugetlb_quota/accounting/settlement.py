@@ -45,19 +45,27 @@ class Settled(Generic[Owner]):
 
 
 def settle(
-    held: Mapping[Owner, int], stray: int, claims: Sequence[Claim[Owner]], total: int
+    held: Mapping[Owner, int],
+    stray: int,
+    claims: Sequence[Claim[Owner]],
+    total: int,
+    in_files: Mapping[Owner, int] | None = None,
 ) -> Settled[Owner]:
     """Take in ``claims``, and bring it all to ``total``.
 
     :param held: what each dead pod is charged already, longest dead first.
     :param claims: likeliest first; an owner may be in ``held`` too, of a former life.
+    :param in_files: how much each is charged for in files that are there, as far as is
+        known; None when nothing is known of files.
 
     What is found beyond the charges known goes to claims that are not certain, then to
     those that are, each up to its limit, and what is left is stray. What is missing is
     taken from claims that are not certain, for a pod may have given back much with its
-    last process; then something was freed of which no event told: from what is stray,
-    so that no quota is charged too little; at last from those longest dead.
+    last process; then something was freed: from those who hold more than is in files, for
+    theirs are gone; from what is stray, so that no quota is charged too little; at last
+    from those longest dead.
     """
+    files = in_files or {}
     sheet = _Sheet(held, stray)
     for claim in claims:
         sheet.add(claim.owner, claim.charge)
@@ -65,12 +73,25 @@ def settle(
     certain = [claim for claim in claims if claim.certain]
     beyond = total - sheet.total
     if beyond > 0:
+        in_sight = {
+            each.owner: files.get(each.owner, 0) - sheet.held[each.owner] for each in claims
+        }
+        beyond -= sheet.raise_each(in_sight, beyond)
         for group in (uncertain, certain):
-            beyond -= sheet.raise_each(group, beyond)
+            room = {each.owner: each.limit - each.charge for each in group}
+            beyond -= sheet.raise_each(room, beyond)
         sheet.stray += beyond
     elif beyond < 0:
         missing = -beyond
-        missing -= sheet.lower_each({claim.owner: claim.charge for claim in uncertain}, missing)
+        own = {
+            each.owner: min(each.charge, sheet.held[each.owner] - files.get(each.owner, 0))
+            for each in uncertain
+        }
+        missing -= sheet.lower_each(own, missing)
+        missing -= sheet.lower_each({each.owner: each.charge for each in uncertain}, missing)
+        if in_files is not None:
+            lost = {owner: charge - files.get(owner, 0) for owner, charge in sheet.held.items()}
+            missing -= sheet.lower_each(lost, missing)
         sheet.free(missing)
     return sheet.settled()
 
@@ -90,28 +111,26 @@ class _Sheet(Generic[Owner]):
     def add(self, owner: Owner, charge: int) -> None:
         self.held[owner] = self.held.get(owner, 0) + charge
 
-    def raise_each(self, claims: Sequence[Claim[Owner]], beyond: int) -> int:
-        """Give up to ``beyond`` to ``claims`` in turn, within their limits; how much it was."""
-        room = {claim.owner: max(0, claim.limit - claim.charge) for claim in claims}
-        given = 0
-        for owner, most in room.items():
-            share = min(most, beyond - given)
-            self.add(owner, share)
-            given += share
-        if sum(1 for most in room.values() if most) > 1:
-            self.guessed += given
-        return given
+    def raise_each(self, most: Mapping[Owner, int], beyond: int) -> int:
+        """Give up to ``beyond``, to none more than ``most``; how much it was."""
+        return self._share_out(most, beyond, 1)
 
     def lower_each(self, most: Mapping[Owner, int], missing: int) -> int:
-        """Take up to ``missing`` from the owners in turn, from none above ``most``."""
-        taken = 0
-        for owner, charge in most.items():
-            share = min(charge, missing - taken)
-            self.held[owner] -= share
-            taken += share
-        if 0 < taken < sum(most.values()) and sum(1 for charge in most.values() if charge) > 1:
-            self.guessed += taken
-        return taken
+        """Take up to ``missing``, from none more than ``most`` and than it has."""
+        return self._share_out(
+            {owner: min(amount, self.held[owner]) for owner, amount in most.items()}, missing, -1
+        )
+
+    def _share_out(self, most: Mapping[Owner, int], amount: int, sign: int) -> int:
+        possible = {owner: each for owner, each in most.items() if each > 0}
+        done = 0
+        for owner, each in possible.items():
+            share = min(each, amount - done)
+            self.add(owner, sign * share)
+            done += share
+        if len(possible) > 1 and done < sum(possible.values()):
+            self.guessed += done  # some had to be passed over
+        return done
 
     def free(self, missing: int) -> None:
         """Take ``missing``, which somebody's files held that are gone."""

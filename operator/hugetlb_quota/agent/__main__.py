@@ -24,12 +24,14 @@ from hugetlb_quota.agent.ledger import Ledger
 from hugetlb_quota.agent.memory import Memory, NoMemory
 from hugetlb_quota.agent.report import Observer, Reporter
 from hugetlb_quota.agent.track import Tracker
+from hugetlb_quota.agent.track_files import FileTracker
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.informer import Informer
 from hugetlb_quota.kube.pods import project_pod
 from hugetlb_quota.kube.probes import NoProbePort, serve_probes
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, PODS
 from hugetlb_quota.node import kubepods
+from hugetlb_quota.node.file_changes import FileChanges
 from hugetlb_quota.node.host import (
     HostRoot,
     HostUnreadable,
@@ -111,9 +113,11 @@ async def run(options: argparse.Namespace) -> None:
         quotas = Informer(connection, HUGETLB_QUOTAS, project_governor)
         with (
             KubepodsWatcher(parents) as watcher,
+            FileChanges() as changes,
             closing(Memory.open(host.at(options.state_dir), boot_id)) as memory,
         ):
-            tracker = Tracker(parents, sizes, Ledger(memory))
+            files = FileTracker(host, cgroup2, parents, memory)
+            tracker = Tracker(parents, sizes, Ledger(memory), files)
             enforcer = Enforcer(
                 watcher, sizes, governance.allowance, mirror=options.mirror_ungoverned
             )
@@ -139,6 +143,7 @@ async def run(options: argparse.Namespace) -> None:
             governance.on_quotas = governed_otherwise
             enforcer.on_removed = reporter.nudge
             enforcer.on_populated = tracker.populated
+            files.on_release = reporter.nudge
             pods.on_change(governance.pod_changed)
             quotas.on_change(governance.quota_changed)
 
@@ -146,6 +151,7 @@ async def run(options: argparse.Namespace) -> None:
                 # Before the API has answered: kubelet's own limits are mirrored at once.
                 await enforcer.full_pass()
                 await asyncio.gather(pods.synced.wait(), quotas.synced.wait())
+                await files.looked.wait()
                 synced.set()
                 await enforcer.pass_now_and_then(first_pass)
 
@@ -153,6 +159,7 @@ async def run(options: argparse.Namespace) -> None:
                 missing = {
                     "the pods of this node": pods.synced,
                     "the quotas": quotas.synced,
+                    "the files on hugetlbfs": files.looked,
                     "the first pass over all cgroups": first_pass,
                 }
                 return ", ".join(what for what, event in missing.items() if not event.is_set())
@@ -170,6 +177,7 @@ async def run(options: argparse.Namespace) -> None:
                         pods.run(),
                         quotas.run(),
                         reporter.run(synced),
+                        files.run(changes),
                     )
                 ]
                 await stop.wait()

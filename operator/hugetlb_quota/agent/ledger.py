@@ -7,13 +7,13 @@ Fed with what the kernel shows; it adds up to the kernel's totals always, and is
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from hugetlb_quota.accounting.charge import NOTHING, Charge
-from hugetlb_quota.accounting.settlement import Claim, settle
+from hugetlb_quota.accounting.settlement import Claim, Settled, settle
 from hugetlb_quota.agent.memory import Account, Memory, NotRemembered, State
 from hugetlb_quota.page_size import PageSize
 
@@ -32,6 +32,18 @@ class Known:
     quotas: tuple[str, ...]
     demand: Charge
     over: bool
+
+
+class Evidence(Protocol):
+    """What is known of files."""
+
+    def charge_of(self, uid: str) -> Charge:
+        """What this pod is charged for in files."""
+        ...
+
+    def refresh(self) -> None:
+        """Look at all files now."""
+        ...
 
 
 _NAMELESS: Final = Known("", "", (), NOTHING, over=False)
@@ -98,12 +110,14 @@ class Ledger:
         present: Collection[str],
         known: Mapping[str, Known],
         left: Mapping[PageSize, int] | None,
+        files: Evidence | None = None,
     ) -> None:
         """End the accounts of the pods whose cgroup is not ``present`` any more.
 
         :param known: what the API tells of each pod, by the UID in its cgroup's name.
         :param left: what the kernel counts for all dead pods; None: it can't be told, and
             what each held when it was last seen is what it left.
+        :param files: what is known of files; None: nothing is.
         """
         self._name(known)
         ended = [each for uid, each in self._present.items() if uid not in present]
@@ -123,7 +137,10 @@ class Ledger:
             for uid, each in self._gone.items():
                 charges[uid] = each.charge + charges.get(uid, NOTHING)
         else:
-            charges = self._settled(candidates, left)
+            if files is not None and self._differs(candidates, left):
+                # Events of files may be on their way still: what is there now decides.
+                files.refresh()
+            charges = self._take_over(self._settled(candidates, left, files), left)
         for each in ended:
             del self._present[each.uid]
         self._populated &= self._present.keys()
@@ -157,39 +174,60 @@ class Ledger:
         since = before.since if before else datetime.now(UTC)
         return replace(ended, state=State.GONE, since=since)
 
+    def _differs(self, candidates: Sequence[Account], left: Mapping[PageSize, int]) -> bool:
+        """Whether the kernel counts otherwise than all that is known."""
+        expected = (
+            Charge.total(each.charge for each in (*self._gone.values(), *candidates)) + self._stray
+        )
+        return expected.without_zeros() != Charge(left).without_zeros()
+
     def _settled(
         self,
-        candidates: Iterable[Account],
+        candidates: Sequence[Account],
         left: Mapping[PageSize, int],
-    ) -> dict[str, Charge]:
+        files: Evidence | None,
+    ) -> dict[PageSize, Settled[str]]:
         held = {uid: each.charge for uid, each in self._gone.items()}
-        claimants = list(candidates)
+        uids = {*self._gone, *(each.uid for each in candidates)}
+        in_files = None if files is None else {uid: files.charge_of(uid) for uid in uids}
         sizes = {*left, *self._stray, *Charge.total(held.values())}
-        sizes |= {size for each in claimants for size in each.charge}
-        result: dict[str, dict[PageSize, int]] = {}
-        stray: dict[PageSize, int] = {}
+        sizes |= {size for each in candidates for size in each.charge}
+        return {
+            size: settle(
+                {uid: charge.of(size) for uid, charge in held.items()},
+                self._stray.of(size),
+                [
+                    Claim(
+                        each.uid,
+                        each.charge.of(size),
+                        certain=each.state is State.EMPTY,
+                        limit=each.demand.of(size),
+                    )
+                    for each in candidates
+                ],
+                left.get(size, 0),
+                None
+                if in_files is None
+                else {uid: charge.of(size) for uid, charge in in_files.items()},
+            )
+            for size in sizes
+        }
+
+    def _take_over(
+        self, sheet: Mapping[PageSize, Settled[str]], left: Mapping[PageSize, int]
+    ) -> dict[str, Charge]:
+        charges: dict[str, dict[PageSize, int]] = {}
         guessed: dict[PageSize, int] = {}
-        for size in sizes:
-            claims = [
-                Claim(
-                    each.uid,
-                    each.charge.of(size),
-                    certain=each.state is State.EMPTY,
-                    limit=each.demand.of(size),
-                )
-                for each in claimants
-            ]
-            before = {uid: charge.of(size) for uid, charge in held.items()}
-            settled = settle(before, self._stray.of(size), claims, left.get(size, 0))
+        for size, settled in sheet.items():
             for uid, amount in settled.held.items():
-                result.setdefault(uid, {})[size] = amount
-            stray[size] = settled.stray
+                charges.setdefault(uid, {})[size] = amount
             if len(settled.held) + bool(settled.stray) > 1:
-                total = left.get(size, 0)
-                guessed[size] = min(total, self._guessed.of(size) + settled.guessed)
+                doubt = self._guessed.of(size) + settled.guessed
+                guessed[size] = min(left.get(size, 0), doubt)
+        stray = {size: settled.stray for size, settled in sheet.items()}
         self._stray = Charge(stray).without_zeros()
         self._guessed = Charge(guessed).without_zeros()
-        return {uid: Charge(amounts) for uid, amounts in result.items()}
+        return {uid: Charge(amounts) for uid, amounts in charges.items()}
 
     def save(self) -> None:
         """Write down what changed since the last time; it may be reported after that.
@@ -219,6 +257,10 @@ class Ledger:
     def stray(self) -> Charge:
         """What was left by nobody that is known."""
         return self._stray
+
+    def account(self, uid: str) -> Account | None:
+        """Of the pod of this UID: as long as its cgroup is there that one, then what it left."""
+        return self._present.get(uid) or self._gone.get(uid)
 
     def left_by(self, uid: str) -> Charge:
         """What the pod left whose cgroup of this UID is gone."""

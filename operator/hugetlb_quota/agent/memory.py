@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from hugetlb_quota.accounting.charge import NOTHING, Charge
+from hugetlb_quota.accounting.charge_list import FileKey, Row
 from hugetlb_quota.node.host import UnusableHost
+from hugetlb_quota.page_size import PageSize
 
 _FILE: Final = "agent.sqlite"
 #: Another number is another layout: what is there is set aside.
@@ -43,6 +47,11 @@ CREATE TABLE accounts (
     quotas TEXT NOT NULL, demand TEXT NOT NULL, charge TEXT NOT NULL, empty INTEGER NOT NULL,
     since TEXT NOT NULL,
     PRIMARY KEY (uid, gone)
+) WITHOUT ROWID;
+CREATE TABLE files (
+    device INTEGER NOT NULL, inode INTEGER NOT NULL, path BLOB NOT NULL, root INTEGER NOT NULL,
+    length INTEGER NOT NULL, since TEXT NOT NULL, candidates TEXT NOT NULL,
+    page_size INTEGER NOT NULL, ranges TEXT NOT NULL, PRIMARY KEY (device, inode)
 ) WITHOUT ROWID;
 """
 
@@ -106,10 +115,28 @@ class Remembered:
     guessed: Charge = NOTHING
 
 
+@dataclass(frozen=True, slots=True)
+class RememberedFile:
+    """A hugetlbfs file, its part of the charge list, and who opened it (UIDs).
+
+    ``root``: the inode of its file system's root, which tells it from a later one with the
+    same device number. ``length`` is in pages.
+    """
+
+    file: FileKey
+    path: str
+    root: int
+    length: int
+    since: datetime
+    candidates: tuple[str, ...]
+    rows: tuple[Row[str], ...]
+
+
 class Memory:
     """The database; one process has it at a time.
 
-    ``remembered``: what was saved last; None when nothing was in this boot.
+    ``remembered``: what was saved last; None when nothing was in this boot. ``files``:
+    the same of files.
     ``set_aside``: where a damaged one was put that was there before.
     """
 
@@ -118,9 +145,11 @@ class Memory:
         database: sqlite3.Connection,
         remembered: Remembered | None,
         set_aside: Path | None,
+        files: tuple[RememberedFile, ...] = (),
     ) -> None:
         self._database = database
         self.remembered = remembered
+        self.files = files
         self.set_aside = set_aside
 
     @classmethod
@@ -133,16 +162,16 @@ class Memory:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
-                database, remembered = _opened(path, boot_id)
+                database, remembered, files = _opened(path, boot_id)
             except (sqlite3.Error, ValueError, TypeError) as error:
                 if isinstance(error, sqlite3.Error) and error.sqlite_errorcode in _UNUSABLE:
                     raise
                 set_aside = _put_aside(path)
                 logger.error("%s is damaged (%s) and was set aside as %s", path, error, set_aside)
-                database, remembered = _opened(path, boot_id)
+                database, remembered, files = _opened(path, boot_id)
         except (OSError, sqlite3.Error) as error:
             raise NoMemory(directory, error) from error
-        return cls(database, remembered, set_aside)
+        return cls(database, remembered, set_aside, files)
 
     def close(self) -> None:
         """Let the next process have it."""
@@ -159,27 +188,80 @@ class Memory:
 
         :raises NotRemembered: when nothing was written.
         """
+        meta = {"stray": stray, "guessed": guessed}
+        with self._transaction() as database:
+            database.executemany(
+                "DELETE FROM accounts WHERE uid = ? AND gone = ?",
+                [(each.uid, each.state is State.GONE) for each in removed],
+            )
+            database.executemany(
+                "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                map(_row, changed),
+            )
+            database.executemany(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+                [(key, json.dumps(charge.to_resources())) for key, charge in meta.items()],
+            )
+
+    def save_files(self, files: Mapping[FileKey, RememberedFile | None]) -> None:
+        """Write all of these or none; None: it is gone.
+
+        :raises NotRemembered: when nothing was written.
+        """
+        with self._transaction() as database:
+            database.executemany(
+                "DELETE FROM files WHERE device = ? AND inode = ?",
+                [key for key, file in files.items() if file is None],
+            )
+            database.executemany(
+                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [_file_row(file) for file in files.values() if file is not None],
+            )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         try:
             with self._database:
                 self._database.execute("BEGIN IMMEDIATE")
-                self._database.executemany(
-                    "DELETE FROM accounts WHERE uid = ? AND gone = ?",
-                    [(each.uid, each.state is State.GONE) for each in removed],
-                )
-                self._database.executemany(
-                    "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    map(_row, changed),
-                )
-                meta = {"stray": stray, "guessed": guessed}
-                self._database.executemany(
-                    "INSERT OR REPLACE INTO meta VALUES (?, ?)",
-                    [(key, json.dumps(charge.to_resources())) for key, charge in meta.items()],
-                )
+                yield self._database
         except sqlite3.Error as error:
             raise NotRemembered(f"What pods left can't be written down: {error}.") from error
 
 
-def _opened(path: Path, boot_id: str) -> tuple[sqlite3.Connection, Remembered | None]:
+def _file_row(file: RememberedFile) -> tuple[int | str | bytes, ...]:
+    return (
+        *file.file,
+        os.fsencode(file.path),
+        file.root,
+        file.length,
+        file.since.isoformat(),
+        json.dumps(file.candidates),
+        file.rows[0].page_size.bytes if file.rows else 0,
+        json.dumps([(row.first, row.last, row.owner) for row in file.rows]),
+    )
+
+
+def _file(row: tuple[Any, ...]) -> RememberedFile:
+    device, inode, path, root, length, since, candidates, page_size, ranges = row
+    file = FileKey(device, inode)
+    return RememberedFile(
+        file,
+        os.fsdecode(path),
+        root,
+        length,
+        datetime.fromisoformat(since),
+        tuple(json.loads(candidates)),
+        tuple(
+            Row(file, PageSize(page_size), first, last, owner)
+            for first, last, owner in json.loads(ranges)
+        ),
+    )
+
+
+_Opened = tuple[sqlite3.Connection, Remembered | None, tuple[RememberedFile, ...]]
+
+
+def _opened(path: Path, boot_id: str) -> _Opened:
     database = sqlite3.connect(path, timeout=5, isolation_level=None)
     try:
         # Held until this process ends, however it ends: two agents would undo each other.
@@ -200,12 +282,14 @@ def _opened(path: Path, boot_id: str) -> tuple[sqlite3.Connection, Remembered | 
         meta = dict(database.execute("SELECT key, value FROM meta"))
         if meta.get("boot_id") != boot_id:
             database.execute("DELETE FROM accounts")
+            database.execute("DELETE FROM files")
             database.execute("DELETE FROM meta")
             database.execute("INSERT INTO meta VALUES ('boot_id', ?)", (boot_id,))
             meta = {}
         database.execute("COMMIT")
         # The first save makes it known, and not the first start: before that nothing was seen.
-        return database, _load(database, meta) if "stray" in meta else None
+        remembered = _load(database, meta) if "stray" in meta else None
+        return database, remembered, tuple(map(_file, database.execute("SELECT * FROM files")))
     except BaseException:
         database.close()
         raise

@@ -16,16 +16,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from hugetlb_quota import api
+from hugetlb_quota import api, quantity
 from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.agent.governance import Governance, cgroup_uid
 from hugetlb_quota.agent.ledger import Known
 from hugetlb_quota.agent.track import Sight, Tracker
-from hugetlb_quota.api.node import KIND
+from hugetlb_quota.agent.track_files import SYSTEM, FileShare
+from hugetlb_quota.api.node import KIND, FileStatus, MountStatus
 from hugetlb_quota.kube.errors import AlreadyExists, ApiError, Conflict, NotFound
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.kube.resources import HUGETLB_NODES, NODES, Resource
 from hugetlb_quota.node.host import HostRoot, HostUnreadable
+from hugetlb_quota.node.hugetlbfs import Superblock, used
 from hugetlb_quota.node.pools import Pool, pools
 
 Json = dict[str, Any]
@@ -39,6 +41,9 @@ HEARTBEAT: Final = 60.0
 #: Waits after an error, in seconds: doubled up to the last.
 FIRST_BACKOFF: Final = 0.5
 LONGEST_BACKOFF: Final = 15.0
+#: Mounts in a report: an object's size has a limit.
+_MOUNTS: Final = 64
+_LONGEST_PATH: Final = 256
 #: Pods named in a condition's message; the others are counted.
 _NAMED: Final = 5
 
@@ -50,7 +55,8 @@ class Snapshot:
     """What was seen at one moment.
 
     ``ends``: how many ends of pods were seen by then. ``retained``: what is charged for
-    those that are not in ``pods`` any more. ``problems``: what keeps the node from being
+    those that are not in ``pods`` any more. ``files``: the largest. ``system``: what the
+    host's own processes hold in files. ``problems``: what keeps the node from being
     Ready, a sentence each; ``doubts``: why what is retained may not be right in every part.
     """
 
@@ -59,6 +65,9 @@ class Snapshot:
     pods: tuple[Json, ...]
     pools: tuple[Pool, ...]
     retained: tuple[Json, ...] = ()
+    files: tuple[Json, ...] = ()
+    mounts: tuple[Json, ...] = ()
+    system: Charge = NOTHING
     problems: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
 
@@ -146,8 +155,11 @@ class Observer:
             ),
             pools=pools(self._host),
             retained=self._retained(entries, sight),
+            files=self._files(sight),
+            mounts=self._mounts(),
+            system=files.charge_of(SYSTEM) if (files := self._tracker.files) else NOTHING,
             problems=self._problems(),
-            doubts=self._tracker.ledger.problems,
+            doubts=(*self._tracker.ledger.problems, *(files.problems if files else ())),
         )
 
     def _known(self, pod: Pod, over: bool) -> Known:
@@ -218,6 +230,54 @@ class Observer:
             for quotas, charge in sorted(rows.items(), key=lambda row: (not row[0], row[0]))
             if charge
         )
+
+    def _files(self, sight: Sight) -> tuple[Json, ...]:
+        """The largest files, and who is charged for them."""
+        files = self._tracker.files
+        shares = files.largest() if files is not None else ()
+        return tuple(self._file(share, sight) for share in shares)
+
+    def _file(self, share: FileShare, sight: Sight) -> Json:
+        account = self._tracker.ledger.account(share.owner)
+        status = FileStatus(
+            path=_printable(share.path),
+            mount=_printable(share.superblock.point),
+            page_size=share.superblock.size.resource,
+            charged=quantity.render(share.charged),
+            pod=account.pod if account else "",
+            uid=share.owner,
+            quotas=list(account.quotas) if account else [],
+            retained=share.owner != SYSTEM and share.owner not in sight.in_use,
+            since=share.since.replace(microsecond=0),
+        )
+        return status.to_json()
+
+    def _mounts(self) -> tuple[Json, ...]:
+        files = self._tracker.files
+        if files is None:
+            return ()
+        return tuple(
+            _mount(superblock, files.held_on(superblock)).to_json()
+            for superblock in files.superblocks[:_MOUNTS]
+        )
+
+
+def _mount(superblock: Superblock, held: int) -> MountStatus:
+    counted = used(superblock)
+    return MountStatus(
+        path=_printable(superblock.point),
+        page_size=superblock.size.resource,
+        limit=None if superblock.limit is None else quantity.render(superblock.limit),
+        minimum=quantity.render(superblock.minimum) if superblock.minimum else None,
+        # Without a size= the kernel counts nothing.
+        used=quantity.render(held if counted is None else counted),
+    )
+
+
+def _printable(path: str) -> str:
+    """A path as JSON can have it, its end if it is long."""
+    text = path.encode(errors="backslashreplace").decode()
+    return text if len(text) <= _LONGEST_PATH else f"…{text[1 - _LONGEST_PATH :]}"
 
 
 class NodeApi(Protocol):
@@ -302,6 +362,9 @@ class Reporter:
             "pools": [_pool(pool) for pool in snapshot.pools],
             "pods": list(snapshot.pods),
             "retained": list(snapshot.retained),
+            "files": list(snapshot.files),
+            "mounts": list(snapshot.mounts),
+            "system": snapshot.system.to_resources(),
             "conditions": list(conditions),
         }
         clock = asyncio.get_running_loop().time()

@@ -12,9 +12,12 @@ from pathlib import Path
 
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.agent.ledger import Known, Ledger
+from hugetlb_quota.agent.track_files import FileTracker
 from hugetlb_quota.node import cgroup, remainder
 from hugetlb_quota.node.cgroup import CgroupError, Use
 from hugetlb_quota.node.kubepods import PodCgroup
+from hugetlb_quota.node.mappings import processes
+from hugetlb_quota.node.remainder import Moment
 from hugetlb_quota.page_size import PageSize
 
 
@@ -34,9 +37,17 @@ class Tracker:
     """Keeps ``ledger`` in step with the kernel.
 
     :param parents: where kubepods is, as :func:`kubepods.parents` gives it.
+    :param files: whose pages are in which file; None: not known.
     """
 
-    def __init__(self, parents: Iterable[Path], sizes: Iterable[PageSize], ledger: Ledger) -> None:
+    def __init__(
+        self,
+        parents: Iterable[Path],
+        sizes: Iterable[PageSize],
+        ledger: Ledger,
+        files: FileTracker | None = None,
+    ) -> None:
+        self.files = files
         self._parents = tuple(parents)
         self._sizes = tuple(sizes)
         self.ledger = ledger
@@ -64,19 +75,33 @@ class Tracker:
         moment = remainder.look(self._parents, self._sizes)
         for uid, use in moment.uses.items():
             self.ledger.seen(uid, _reserved(use), empty=uid in moment.empty)
+        if self.files is not None:
+            self._read_maps(self.files, moment)
         unsettled = frozenset[str]()
         if moment.steady:
-            self.ledger.settle(moment.uses.keys(), known, moment.left)
+            self.ledger.settle(moment.uses.keys(), known, moment.left, self.files)
         else:
             self.ledger.end_certain(moment.uses.keys(), known)
             unsettled = frozenset(
                 uid for uid in known if uid not in moment.uses and not self.ledger.is_settled(uid)
             )
         self.ledger.save()
+        if self.files is not None:
+            for account in self.ledger.gone:
+                self.files.trim(account.uid, account.charge)
+            self.files.save()
         return Sight(
             {uid: _most(use) for uid, use in moment.uses.items()},
             unsettled,
         )
+
+    def _read_maps(self, files: FileTracker, moment: Moment) -> None:
+        """Look for what pods have reserved and no file shows: mmap raises no event."""
+        for pod in moment.pods:
+            reserved = _reserved(moment.uses.get(pod.uid, {}))
+            if reserved.beyond(files.charge_of(pod.uid)):
+                for pid in processes(pod.path):
+                    files.read_maps(pid, pod.uid)
 
 
 def _reserved(use: Mapping[PageSize, Use]) -> Charge:

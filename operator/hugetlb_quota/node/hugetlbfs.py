@@ -241,6 +241,16 @@ def scan(superblock: Superblock) -> Iterator[FileState]:
             yield from files
 
 
+def look_up(superblock: Superblock, path: str) -> FileState | None:
+    """The regular file at ``path``, relative to the superblock's root; None: there is none.
+
+    :raises PermissionError: as :func:`scan`.
+    """
+    directory, _, name = path.rpartition("/")
+    files, _ = _look_up(superblock, directory, [name])
+    return files[0] if files else None
+
+
 def _names(superblock: Superblock, directory: str) -> list[str]:
     try:
         return os.listdir(superblock.path / directory)  # noqa: PTH208 - bare names are enough

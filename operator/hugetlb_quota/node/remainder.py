@@ -9,12 +9,13 @@ a page of a file first is charged for it, and who touches it later is not.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from hugetlb_quota.node import cgroup, kubepods
 from hugetlb_quota.node.cgroup import CgroupError, CgroupGone, Use
+from hugetlb_quota.node.kubepods import PodCgroup
 from hugetlb_quota.page_size import PageSize
 
 #: How often everything is read before it is given up to see it twice the same.
@@ -31,6 +32,7 @@ class Moment:
     now when not, because it changed while it was read.
     """
 
+    pods: tuple[PodCgroup, ...]
     uses: Mapping[str, Mapping[PageSize, Use]]
     empty: frozenset[str]
     left: Mapping[PageSize, int] | None
@@ -51,12 +53,13 @@ def look(parents: Iterable[Path], sizes: Iterable[PageSize]) -> Moment:
         if now.is_same_as(before):
             return now.moment()
         before = now
-    return Moment(before.moment().uses, before.moment().empty, left=None, steady=False)
+    return replace(before.moment(), left=None, steady=False)
 
 
 @dataclass(frozen=True, slots=True)
 class _Count:
     totals: Mapping[PageSize, int] | None
+    pods: tuple[PodCgroup, ...]
     uses: Mapping[str, Mapping[PageSize, Use]]
     empty: frozenset[str]
 
@@ -71,8 +74,8 @@ class _Count:
                 for size, total in self.totals.items()
             }
             if any(amount < 0 for amount in left.values()):
-                return Moment(self.uses, self.empty, left=None, steady=False)
-        return Moment(self.uses, self.empty, left, steady=True)
+                return Moment(self.pods, self.uses, self.empty, left=None, steady=False)
+        return Moment(self.pods, self.uses, self.empty, left, steady=True)
 
 
 def _reserved(uses: Mapping[str, Mapping[PageSize, Use]]) -> dict[str, dict[PageSize, int]]:
@@ -87,7 +90,8 @@ def _count(parents: tuple[Path, ...], sizes: tuple[PageSize, ...]) -> _Count:
     wanted = [size for size in sizes if totals is None or size in totals]
     uses: dict[str, dict[PageSize, Use]] = {}
     populated: set[str] = set()
-    for pod in kubepods.pods(parents):
+    pods = tuple(kubepods.pods(parents))
+    for pod in pods:
         try:
             if cgroup.is_populated(pod.path):
                 populated.add(pod.uid)
@@ -99,7 +103,7 @@ def _count(parents: tuple[Path, ...], sizes: tuple[PageSize, ...]) -> _Count:
             use, totals = {}, None
         before = uses.get(pod.uid, {})  # under the same UID at another QoS level
         uses[pod.uid] = {size: _sum(use.get(size), before.get(size)) for size in {*use, *before}}
-    return _Count(totals, uses, frozenset(uses.keys() - populated))
+    return _Count(totals, pods, uses, frozenset(uses.keys() - populated))
 
 
 def _sum(one: Use | None, other: Use | None) -> Use:

@@ -24,11 +24,18 @@ def missed(owner: str, charge: int = 0, limit: int = 8) -> Claim[str]:
     return Claim(owner, charge, certain=False, limit=limit)
 
 
-@given(held, amounts, claims, st.integers(0, 30))
+files = st.none() | st.dictionaries(st.sampled_from("abcdxy"), amounts)
+
+
+@given(held, amounts, claims, st.integers(0, 30), files)
 def test_it_always_adds_up_to_the_kernels_total(
-    before: dict[str, int], stray: int, claimed: list[Claim[str]], total: int
+    before: dict[str, int],
+    stray: int,
+    claimed: list[Claim[str]],
+    total: int,
+    in_files: dict[str, int] | None,
 ) -> None:
-    settled = settle(before, stray, claimed, total)
+    settled = settle(before, stray, claimed, total, in_files)
     assert sum(settled.held.values()) + settled.stray == total
     assert all(amount > 0 for amount in settled.held.values())
     assert settled.stray >= 0
@@ -90,3 +97,23 @@ def test_whose_file_is_gone_is_no_guess_when_only_one_left_any() -> None:
 
 def test_a_pod_that_ended_before_under_the_same_name_is_charged_for_both() -> None:
     assert settle({"a": 2}, 0, [certain("a", 3)], total=5).held == {"a": 5}
+
+
+def test_whose_files_are_gone_pays_and_it_is_no_guess() -> None:
+    settled = settle({"old": 4, "new": 4}, 3, [], total=8, in_files={"old": 4, "new": 1})
+    assert (settled.held, settled.stray, settled.guessed) == ({"old": 4, "new": 1}, 3, 0)
+    settled = settle({"a": 4, "b": 4}, 0, [], total=4, in_files={"a": 2, "b": 2})
+    assert (settled.held, settled.guessed) == ({"a": 2, "b": 2}, 0)
+
+
+def test_what_is_in_no_file_known_may_be_a_segment() -> None:
+    """Two hold more than is in files, and less than that is gone: whose is a guess."""
+    settled = settle({"a": 4, "b": 4}, 0, [], total=6, in_files={"a": 2, "b": 2})
+    assert (settled.held, settled.guessed) == ({"a": 2, "b": 4}, 2)
+
+
+def test_missed_ends_are_told_apart_by_their_files() -> None:
+    settled = settle({}, 0, [missed("a", 6), missed("b", 6)], total=8, in_files={"a": 2, "b": 6})
+    assert (settled.held, settled.guessed) == ({"a": 2, "b": 6}, 0)
+    settled = settle({}, 0, [missed("a"), missed("b")], total=8, in_files={"a": 2, "b": 6})
+    assert (settled.held, settled.guessed) == ({"a": 2, "b": 6}, 0)

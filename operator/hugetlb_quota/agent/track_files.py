@@ -1,0 +1,477 @@
+"""Whose pages are in which file: the charge list, kept up with what the kernel tells of files.
+
+The kernel keeps such a list itself and shows it nowhere. What it shows is who opens a file
+(openers), what a process maps (/proc/PID/maps), and how many pages a file has (stat). So
+the list is a likeness; what every pod is charged in all is the ledger's, which the kernel
+tells exactly, and where the two differ the ledger is right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.accounting.charge_list import (
+    Change,
+    ChargeList,
+    FileCharge,
+    FileKey,
+    PageSizeDiffers,
+)
+from hugetlb_quota.accounting.ranges import PageRange
+from hugetlb_quota.agent.memory import Memory, NotRemembered, RememberedFile
+from hugetlb_quota.node import hugetlbfs, kubepods
+from hugetlb_quota.node.fanotify import NoFanotify
+from hugetlb_quota.node.file_changes import FileChanged, FileChanges, LookAgain
+from hugetlb_quota.node.host import HostRoot
+from hugetlb_quota.node.hugetlbfs import FileState, Superblock
+from hugetlb_quota.node.mappings import ProcessHidden, mappings
+from hugetlb_quota.node.openers import Closed, Modified, Opened, Openers, Overflow, ResponderEnded
+
+#: The owner of what the host's own processes made: no pod has this UID.
+SYSTEM: Final = ""
+#: When the mappings of a process are read after it opened a file, in seconds: mmap comes
+#: after open, and raises no event.
+_MAPS_AFTER: Final = (0.0, 0.02, 0.1, 0.5, 2.0)
+#: How long the name of a file may be on its way after its last close, in seconds.
+_NAME_AFTER: Final = 1.0
+#: Files that are told of one by one.
+LARGEST: Final = 64
+#: Between two looks at all files, in seconds: for what no event told.
+RESCAN: Final = 60.0
+#: Files looked at in one go, before other tasks get their turn.
+_BATCH: Final = 256
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _File:
+    """A file that is there, or is open still.
+
+    ``candidates``: who opened it, the first first. ``opens``: how often it is open, of
+    those opens that were seen.
+    """
+
+    superblock: Superblock
+    path: str
+    length: int
+    pages: int
+    since: datetime
+    candidates: list[str] = field(default_factory=list)
+    opens: int = 0
+    linked: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class FileShare:
+    """What one owner is charged for in one file; ``owner`` is a pod's UID, or the SYSTEM."""
+
+    superblock: Superblock
+    path: str
+    owner: str
+    charged: int
+    since: datetime
+
+
+class FileTracker:
+    """Keeps the charge list of all hugetlbfs files of the host.
+
+    :param parents: where kubepods is, as :func:`kubepods.parents` gives it.
+    :param memory: where the list survives this process.
+    """
+
+    def __init__(
+        self, host: HostRoot, cgroup2: Path, parents: Iterable[Path], memory: Memory
+    ) -> None:
+        self._host = host
+        self._cgroup2 = cgroup2
+        self._parents = tuple(parents)
+        self._memory = memory
+        self._charges: ChargeList[str] = ChargeList()
+        self._files: dict[FileKey, _File] = {}
+        self._at: defaultdict[int, dict[str, FileKey]] = defaultdict(dict)
+        self._pages: Counter[int] = Counter()
+        self._superblocks: dict[int, Superblock] = {}
+        self._remembered = {each.file: each for each in memory.files}
+        self._changed: set[FileKey] = set()
+        self._largest: list[FileShare] | None = None
+        self._hidden: dict[str, str] = {}
+        #: Set when every file was looked at once.
+        self.looked = asyncio.Event()
+        #: Called when pages of a file were given back.
+        self.on_release: Callable[[], None] = lambda: None
+
+    # What is there
+
+    def charge_of(self, uid: str) -> Charge:
+        """What this owner is charged for in files."""
+        return self._charges.charge_of(uid)
+
+    @property
+    def superblocks(self) -> tuple[Superblock, ...]:
+        """Every hugetlbfs of the host."""
+        return tuple(self._superblocks.values())
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What keeps files from being followed, a sentence each."""
+        return tuple(self._hidden.values())
+
+    def largest(self) -> list[FileShare]:
+        """Who is charged for the :data:`LARGEST` files with most bytes, largest first."""
+        if self._largest is None:
+            shares = [
+                share for found in self._charges.largest(LARGEST) for share in self._shares(found)
+            ]
+            shares.sort(key=lambda share: (-share.charged, share.path, share.owner))
+            self._largest = shares[:LARGEST]
+        return self._largest
+
+    def _shares(self, found: FileCharge) -> Iterator[FileShare]:
+        file = self._files[found.file]
+        for owner in dict.fromkeys(owner for _, owner in self._charges.held(found.file)):
+            charged = self._charges.pages_in(found.file, owner) * found.page_size.bytes
+            yield FileShare(file.superblock, file.path, owner, charged, file.since)
+
+    def held_on(self, superblock: Superblock) -> int:
+        """Bytes that the files of ``superblock`` hold."""
+        return self._pages[superblock.device] * superblock.size.bytes
+
+    # What happens
+
+    async def run(self, changes: FileChanges) -> None:
+        """Follow all that happens to files; for ever.
+
+        Where openers can't be watched, a file is charged to those that map it when it is
+        looked at, and the others are found by their totals alone.
+        """
+        async with AsyncExitStack() as stack:
+            parts = [self._follow_changes(changes), self._rescan_now_and_then()]
+            openers: Openers | None = None
+            try:
+                openers = await stack.enter_async_context(Openers(self._host))
+            except (NoFanotify, ResponderEnded) as error:
+                self.hide("openers", f"Who opens files is not seen: {error}")
+            else:
+                parts.append(self._follow_openers(openers))
+            parts.append(self._follow_superblocks(openers, changes))
+            async with asyncio.TaskGroup() as group:
+                for part in parts:
+                    group.create_task(part)
+
+    async def _follow_superblocks(self, openers: Openers | None, changes: FileChanges) -> None:
+        async for changed in hugetlbfs.follow_superblocks(self._host):
+            for superblock in changed.gone:
+                self._forget(superblock, changes)
+                if openers is not None:
+                    openers.forget(superblock)
+            for superblock in changed.appeared:
+                self._superblocks[superblock.device] = superblock
+                # First watched and then listed: what comes in between is seen at least once.
+                changes.watch(superblock)
+                if openers is not None:
+                    await openers.watch(superblock)
+                await self._look_at_all(superblock)
+            if not self.looked.is_set():
+                # What was remembered and is not there is gone.
+                self._changed |= self._remembered.keys()
+                self._remembered.clear()
+                self.looked.set()
+
+    async def _follow_openers(self, openers: Openers) -> None:
+        async for happening in openers:
+            match happening:
+                case Opened(device, inode, pid, cgroup):
+                    self._opened(FileKey(device, inode), pid, cgroup)
+                case Modified(device, inode, _, cgroup):
+                    self._modified(FileKey(device, inode), cgroup)
+                case Closed(device, inode, _):
+                    self._closed(FileKey(device, inode))
+                case Overflow():
+                    await self._rescan()
+
+    async def _follow_changes(self, changes: FileChanges) -> None:
+        async for change in changes:
+            match change:
+                case FileChanged(device, path):
+                    if (superblock := self._superblocks.get(device)) is not None:
+                        self._look_at(superblock, path)
+                case LookAgain(device):
+                    await self._rescan(device)
+
+    async def _rescan_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(RESCAN)
+            await self._rescan()
+
+    async def _rescan(self, device: int | None = None) -> None:
+        """Look at all files of one file system, or of all."""
+        for superblock in self.superblocks:
+            if device in (None, superblock.device):
+                await self._look_at_all(superblock)
+
+    def refresh(self) -> None:
+        """Look at all files now, without a turn for others."""
+        for superblock in self.superblocks:
+            for _ in self._steps(superblock):
+                pass
+
+    def trim(self, uid: str, charge: Charge) -> None:
+        """The pod is gone and left ``charge`` in all: no more can be in files.
+
+        MAP_NORESERVE charges what is touched only, and reads as any other mapping.
+        """
+        over = self.charge_of(uid).beyond(charge).without_zeros()
+        for size, amount in over.items():
+            pages = amount // size.bytes
+            for found in list(self._charges.files_of(uid)):
+                if found.page_size != size or not pages:
+                    continue
+                # What is there is charged to somebody; what is not may never have been.
+                absent = found.pages - self._files[found.file].pages
+                count = min(pages, max(0, absent))
+                if count:
+                    self._charges.release(found.file, count, uid)
+                    self._touch(found.file)
+                    pages -= count
+
+    def hide(self, what: str, why: str) -> None:
+        """Say that ``what`` can't be seen, and why."""
+        if self._hidden.get(what) != why:
+            logger.warning("%s", why)
+        self._hidden[what] = why
+
+    def read_maps(self, pid: int, owner: str) -> None:
+        """Charge ``owner`` for what its process maps and nobody is charged for yet."""
+        try:
+            found = mappings(self._host, pid, self._superblocks.keys())
+        except ProcessHidden as error:
+            self.hide("mappings", str(error))
+            return
+        for mapping in found:
+            file = FileKey(mapping.device, mapping.inode)
+            if mapping.shared and file in self._files:
+                size = self._files[file].superblock.size
+                first, last = mapping.start // size.bytes, -(-mapping.end // size.bytes)
+                self._charge(file, PageRange(first, last), owner)
+
+    def save(self) -> None:
+        """Write down what changed since the last time."""
+        if not self._changed:
+            return
+        rows = {
+            file: RememberedFile(
+                file,
+                known.path,
+                known.superblock.root,
+                known.length,
+                known.since,
+                tuple(known.candidates),
+                tuple(self._charges.rows_of(file)),
+            )
+            if (known := self._files.get(file)) is not None
+            else None
+            for file in self._changed
+        }
+        try:
+            self._memory.save_files(rows)
+        except NotRemembered as error:
+            logger.error("%s", error)
+        else:
+            self._changed.clear()
+
+    # How it is kept
+
+    def _opened(self, file: FileKey, pid: int, cgroup: str | None) -> None:
+        known = self._files.get(file)
+        if known is None:
+            superblock = self._superblocks.get(file.device)
+            if superblock is None:
+                return
+            # Its name comes from the directory's event.
+            known = self._files[file] = _File(superblock, "", 0, 0, datetime.now(UTC))
+        known.opens += 1
+        if cgroup is None:
+            return
+        owner = self._owner(cgroup)
+        if owner not in known.candidates:
+            known.candidates.append(owner)
+            self._touch(file)
+        if pid:
+            loop = asyncio.get_running_loop()
+            for delay in _MAPS_AFTER:
+                loop.call_later(delay, self.read_maps, pid, owner)
+
+    def _modified(self, file: FileKey, cgroup: str | None) -> None:
+        known = self._files.get(file)
+        if known is None or cgroup is None:
+            return
+        owner = self._owner(cgroup)
+        self._look_at(known.superblock, known.path, owner)
+
+    def _closed(self, file: FileKey) -> None:
+        known = self._files.get(file)
+        if known is None:
+            return
+        known.opens = max(0, known.opens - 1)
+        if not known.path:
+            # Its name may be on its way; a file that never had one is gone.
+            asyncio.get_running_loop().call_later(_NAME_AFTER, self._drop_nameless, file)
+        elif known.linked:
+            self._look_at(known.superblock, known.path)
+        elif not known.opens:
+            self._drop(file)
+
+    def _owner(self, cgroup: str) -> str:
+        """The UID in the name of the pod's cgroup that ``cgroup`` is in, or the SYSTEM."""
+        path = self._cgroup2 / cgroup.lstrip("/")
+        for parent in self._parents:
+            if path.is_relative_to(parent):
+                place = kubepods.place(str(path.relative_to(parent)))
+                if place is not None and place.pod is not None:
+                    return place.pod
+        return SYSTEM
+
+    async def _look_at_all(self, superblock: Superblock) -> None:
+        for done, _ in enumerate(self._steps(superblock)):
+            if done % _BATCH == 0:
+                await asyncio.sleep(0)
+
+    def _steps(self, superblock: Superblock) -> Iterator[None]:
+        """Look at every file of ``superblock``, one a step; those not found are gone."""
+        before = set(self._at[superblock.device])
+        try:
+            for state in hugetlbfs.scan(superblock):
+                before.discard(state.path)
+                self._update(superblock, state)
+                yield
+        except OSError as error:
+            self.hide(superblock.point, f"{superblock.point} can't be looked through: {error}.")
+            return
+        self._hidden.pop(superblock.point, None)
+        for path in before:
+            # Maybe made meanwhile, or renamed.
+            self._look_at(superblock, path)
+            yield
+
+    def _look_at(self, superblock: Superblock, path: str, allocator: str | None = None) -> None:
+        try:
+            state = hugetlbfs.look_up(superblock, path)
+        except OSError as error:
+            self.hide(superblock.point, f"{superblock.point} can't be looked through: {error}.")
+            return
+        at = self._at[superblock.device]
+        gone = at.get(path)
+        if gone is not None and (state is None or state.inode != gone.inode):
+            del at[path]
+            if self._files[gone].path == path:
+                self._files[gone].linked = False
+                if not self._files[gone].opens:
+                    self._drop(gone)
+        if state is not None:
+            self._update(superblock, state, allocator)
+
+    def _update(
+        self, superblock: Superblock, state: FileState, allocator: str | None = None
+    ) -> None:
+        file = FileKey(state.device, state.inode)
+        size = superblock.size
+        length = -(-state.size // size.bytes)
+        known = self._files.get(file) or self._recalled(file, superblock)
+        if known is None:
+            known = self._files[file] = _File(superblock, "", 0, 0, datetime.now(UTC))
+        if length < known.length:
+            self._released(self._charges.truncate(file, length))
+        elif state.pages < known.pages:
+            self._released(self._charges.release(file, known.pages - state.pages))
+        if known.path != state.path:
+            self._at[file.device].pop(known.path, None)
+            self._touch(file)
+        self._at[file.device][state.path] = file
+        self._pages[file.device] += state.pages - known.pages
+        known.path, known.length, known.pages = state.path, length, state.pages
+        known.linked = True
+        owner = allocator if allocator is not None else next(iter(known.candidates), None)
+        if owner is not None:
+            self._charge_allocated(file, known, owner)
+
+    def _recalled(self, file: FileKey, superblock: Superblock) -> _File | None:
+        """What was remembered of a file that is found again."""
+        remembered = self._remembered.pop(file, None)
+        if remembered is None or remembered.root != superblock.root:
+            return None
+        self._files[file] = _File(
+            *(superblock, remembered.path, remembered.length, 0, remembered.since),
+            list(remembered.candidates),
+        )
+        for row in remembered.rows:
+            self._charges.charge(row.file, row.page_size, PageRange(row.first, row.last), row.owner)
+        return self._files[file]
+
+    def _charge_allocated(self, file: FileKey, known: _File, owner: str) -> None:
+        """Charge ``owner`` for pages that are there and that nobody is charged for yet.
+
+        Which they are is not told: the first that are free.
+        """
+        charged = sum(pages.pages for pages, _ in self._charges.held(file))
+        missing = known.pages - charged
+        at = 0
+        while missing > 0:
+            taken = next((pages for pages, _ in self._charges.held(file) if pages.last > at), None)
+            if taken is None or taken.first > at:
+                last = min(at + missing, taken.first if taken else at + missing)
+                self._charge(file, PageRange(at, last), owner)
+                missing -= last - at
+                at = last
+            else:
+                at = taken.last
+
+    def _charge(self, file: FileKey, pages: PageRange, owner: str) -> None:
+        size = self._files[file].superblock.size
+        try:
+            if self._charges.charge(file, size, pages, owner):
+                self._touch(file)
+        except PageSizeDiffers:
+            # Its number stands for another file system's file now.
+            self._drop(file)
+
+    def _drop(self, file: FileKey) -> None:
+        known = self._files.pop(file)
+        if self._at[file.device].get(known.path) == file:
+            del self._at[file.device][known.path]
+        self._pages[file.device] -= known.pages
+        self._touch(file)
+        self._released(self._charges.drop(file))
+
+    def _touch(self, file: FileKey) -> None:
+        self._changed.add(file)
+        self._largest = None
+
+    def _released(self, change: Change[str]) -> None:
+        if change:
+            self._touch(change.file)
+            self.on_release()
+
+    def _drop_nameless(self, file: FileKey) -> None:
+        known = self._files.get(file)
+        if known is not None and not known.path and not known.opens:
+            self._drop(file)
+
+    def _forget(self, superblock: Superblock, changes: FileChanges) -> None:
+        changes.forget(superblock)
+        # One that took its number already may be there.
+        if self._superblocks.get(superblock.device) == superblock:
+            del self._superblocks[superblock.device]
+        for file in [f for f, known in self._files.items() if known.superblock == superblock]:
+            self._drop(file)
+        self._at.pop(superblock.device, None)
+        self._pages.pop(superblock.device, None)
