@@ -42,8 +42,12 @@ class World:
         self.api.create(QUOTAS, quota, namespace=self.namespace)
 
     def start_agent(self) -> Program:
+        """Start the agent, and wait until it enforces and has reported once."""
         agent = self.programs.start_agent(self.node.name, cgroup_root=self.node.cgroup_parent)
         agent.wait_ready()
+        eventually(
+            lambda: self.node.name in {each["metadata"]["name"] for each in self.api.list(NODES)}
+        )
         return agent
 
     def report(self) -> Any:
