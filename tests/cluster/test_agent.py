@@ -42,8 +42,12 @@ class World:
         self.api.create(QUOTAS, quota, namespace=self.namespace)
 
     def start_agent(self) -> Program:
+        """Start the agent, and wait until it enforces and has reported once."""
         agent = self.programs.start_agent(self.node.name, cgroup_root=self.node.cgroup_parent)
         agent.wait_ready()
+        eventually(
+            lambda: self.node.name in {each["metadata"]["name"] for each in self.api.list(NODES)}
+        )
         return agent
 
     def report(self) -> Any:
@@ -52,7 +56,9 @@ class World:
     def listed(self) -> list[str]:
         return [pod.name for pod in self.report().pods]
 
-    def run(self, name: str, maps: str, asks: str, *options: str) -> str:
+    def run(
+        self, name: str, maps: str, asks: str, *options: str, annotations: Object | None = None
+    ) -> str:
         """Make a pod on the node; its UID."""
         resources = {"limits": {"hugepages-2Mi": asks, "memory": "64Mi", "cpu": "100m"}}
         container = {"name": "c", "image": "none", "resources": resources}
@@ -63,7 +69,7 @@ class World:
             "nodeName": self.node.name,
             "containers": [container],
         }
-        metadata = {"name": name, "namespace": self.namespace}
+        metadata = {"name": name, "namespace": self.namespace, "annotations": annotations or {}}
         body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
         uid: str = self.api.create("v1/pods", body, namespace=self.namespace)["metadata"]["uid"]
         return uid
@@ -142,6 +148,19 @@ def test_limits_and_reports_from_the_first_pod_to_a_restart_after_kill_9(world: 
     world.delete("late")
     eventually(lambda: world.listed() == [])
     assert agent.stop() == 0
+
+
+def test_a_pod_that_calls_itself_static_is_held_and_listed_like_any_other(world: World) -> None:
+    world.start_agent()
+    forged = {"kubernetes.io/config.source": "file", "kubernetes.io/config.hash": "0123abcd"}
+    uid = world.run("forged", "4Mi", "8Mi", "--hold", annotations=forged)
+    eventually(lambda: world.limits(uid) == (8, 8))
+    eventually(lambda: [pod.in_use for pod in world.report().pods] == [{"hugepages-2Mi": "4Mi"}])
+    world.node.kill()
+    last = int(world.pod("forged")["metadata"]["resourceVersion"])
+    world.api.delete("v1/pods", "forged", namespace=world.namespace, grace_seconds=0)
+    eventually(lambda: int(world.report().pods_resource_version) > last)
+    assert world.listed() == ["forged"]
 
 
 def test_a_pod_deleted_by_force_is_listed_as_long_as_its_cgroup_is_there(world: World) -> None:

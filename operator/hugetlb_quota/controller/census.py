@@ -96,9 +96,8 @@ class Census:
                 ended = EndedPod(reported.uid, report.node, 0)
                 # Gone before this controller began, or let go before its node had an
                 # agent: only the node still knows of it.
-                if reported.uid not in charged and not is_released(
-                    ended, evidence.get(report.node)
-                ):
+                known = reported.uid in charged or not reported.charge
+                if not known and not is_released(ended, evidence.get(report.node)):
                     hold(reported, report.node)
         return Count(tuple(charged.values()), tuple(held))
 

@@ -10,7 +10,6 @@ through. The standard library's small modules only: it runs on every node.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import ctypes
 import errno
 import mmap
@@ -191,9 +190,7 @@ class Responder:
                 records = tuple(self._records(event, event.descriptor))
             finally:
                 if Mask.OPEN_PERMISSION in event.mask:
-                    # ENOENT: who waited was killed.
-                    with contextlib.suppress(FileNotFoundError):
-                        self._group.allow(event)
+                    self._group.allow(event)
                 os.close(event.descriptor)
             for record in records:
                 self._tell(record)

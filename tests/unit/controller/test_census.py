@@ -99,6 +99,12 @@ def test_what_a_node_retains_is_forgotten_with_its_boot() -> None:
     assert remembering(evidence({}, [told]), [told]) == ()
 
 
+def test_a_pod_that_asks_for_nothing_is_not_held_for_want_of_a_report() -> None:
+    """Its node lists it for what it uses; it may well be running."""
+    live = ChargedPod("other", Charge(), frozenset({TEAM}))
+    assert held_by_quota(count(Census(), [], report(20, live)), FOREST) == {}
+
+
 def test_a_pod_that_was_never_bound_is_let_go_at_once() -> None:
     census, pending = Census(), replace(POD, node=None)
     census.pod_changed(None, pending, 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import socket
@@ -13,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hugetlb_quota.node.fanotify import Event, Fanotify, Mask
-from hugetlb_quota.node.responder import Kind, Record, Reply, Responder, cgroup_of, decoded
+from hugetlb_quota.node.responder import (
+    Kind,
+    Record,
+    Reply,
+    Responder,
+    cgroup_of,
+    decoded,
+    watch_command,
+)
 
 records = st.builds(
     Record,
@@ -82,12 +91,19 @@ class Group:
         self.events: list[Event] = []
         self.allowed: list[Event] = []
         self.fails = False
+        self.marks: list[Mask] = []
+        self.refuses: int | None = None
 
     def read(self) -> list[Event]:
         if self.fails:
             raise OSError(24, "Too many open files")
         events, self.events = self.events, []
         return events
+
+    def mark(self, path: str, mask: Mask) -> None:
+        if self.refuses is not None and (Mask.OPEN_PERMISSION in mask or self.refuses != 22):
+            raise OSError(self.refuses, os.strerror(self.refuses))
+        self.marks.append(mask)
 
     def allow(self, event: Event) -> None:
         self.allowed.append(event)
@@ -120,6 +136,12 @@ class Stage:
         self.group.events.append(event)
         self.responder._answer()
         return event
+
+    def watch(self, device: int | None = None) -> Reply:
+        wanted = self.folder.stat().st_dev if device is None else device
+        self.control.send(watch_command(wanted, str(self.folder)))
+        assert self.responder._obey()
+        return Reply.decoded(self.control.recv(100))
 
     def told(self) -> list[Record]:
         try:
@@ -180,3 +202,29 @@ def test_what_the_kernel_lost_is_told(stage: Stage) -> None:
     stage.group.fails = False
     stage.happens(Mask.OPEN)
     assert [record.kind for record in stage.told()] == [Kind.LOST, Kind.OPENED, Kind.OPENED]
+
+
+def test_openers_are_asked_to_wait_where_the_kernel_can(stage: Stage) -> None:
+    assert stage.watch() == Reply(0, permission=True)
+    assert [Mask.OPEN_PERMISSION in mask for mask in stage.group.marks] == [True]
+
+
+def test_without_permission_events_in_the_kernel_openers_run_on(stage: Stage) -> None:
+    stage.group.refuses = errno.EINVAL
+    assert stage.watch() == Reply(0, permission=False)
+    (mask,) = stage.group.marks
+    assert Mask.OPEN in mask
+    assert Mask.OPEN_PERMISSION not in mask
+
+
+def test_what_cannot_be_watched_is_said(stage: Stage) -> None:
+    stage.group.refuses = errno.ENOSPC
+    assert stage.watch().errno == errno.ENOSPC
+    stage.group.refuses = None
+    assert stage.watch(device=stage.folder.stat().st_dev + 1).errno == errno.ENOENT
+    assert stage.group.marks == []
+
+
+def test_an_agent_that_is_gone_ends_it(stage: Stage) -> None:
+    stage.control.close()
+    assert not stage.responder._obey()
