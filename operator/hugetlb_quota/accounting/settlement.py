@@ -44,28 +44,38 @@ class Settled(Generic[Owner]):
     guessed: int
 
 
+@dataclass(frozen=True, slots=True)
+class Files(Generic[Owner]):
+    """How much each is charged for in files, as far as is known.
+
+    ``now``: in those that are there. ``before``: when that was settled last.
+    """
+
+    now: Mapping[Owner, int]
+    before: Mapping[Owner, int]
+
+
 def settle(
     held: Mapping[Owner, int],
     stray: int,
     claims: Sequence[Claim[Owner]],
     total: int,
-    in_files: Mapping[Owner, int] | None = None,
+    files: Files[Owner] | None = None,
 ) -> Settled[Owner]:
     """Take in ``claims``, and bring it all to ``total``.
 
     :param held: what each dead pod is charged already, longest dead first.
     :param claims: likeliest first; an owner may be in ``held`` too, of a former life.
-    :param in_files: how much each is charged for in files that are there, as far as is
-        known; None when nothing is known of files.
+    :param files: None when nothing is known of files.
 
     What is found beyond the charges known goes to claims that are not certain, then to
     those that are, each up to its limit, and what is left is stray. What is missing is
     taken from claims that are not certain, for a pod may have given back much with its
-    last process; then something was freed: from those who hold more than is in files, for
-    theirs are gone; from what is stray, so that no quota is charged too little; at last
-    from those longest dead.
+    last process; then something was freed: from those whose files are gone or shorter;
+    from those who hold what is in no file that is known; from what is stray, so that no
+    quota is charged too little; at last from those longest dead.
     """
-    files = in_files or {}
+    now = files.now if files else {}
     sheet = _Sheet(held, stray)
     for claim in claims:
         sheet.add(claim.owner, claim.charge)
@@ -73,9 +83,7 @@ def settle(
     certain = [claim for claim in claims if claim.certain]
     beyond = total - sheet.total
     if beyond > 0:
-        in_sight = {
-            each.owner: files.get(each.owner, 0) - sheet.held[each.owner] for each in claims
-        }
+        in_sight = {each.owner: now.get(each.owner, 0) - sheet.held[each.owner] for each in claims}
         beyond -= sheet.raise_each(in_sight, beyond)
         for group in (uncertain, certain):
             room = {each.owner: each.limit - each.charge for each in group}
@@ -84,14 +92,16 @@ def settle(
     elif beyond < 0:
         missing = -beyond
         own = {
-            each.owner: min(each.charge, sheet.held[each.owner] - files.get(each.owner, 0))
+            each.owner: min(each.charge, sheet.held[each.owner] - now.get(each.owner, 0))
             for each in uncertain
         }
         missing -= sheet.lower_each(own, missing)
         missing -= sheet.lower_each({each.owner: each.charge for each in uncertain}, missing)
-        if in_files is not None:
-            lost = {owner: charge - files.get(owner, 0) for owner, charge in sheet.held.items()}
+        if files is not None:
+            lost = {owner: was - now.get(owner, 0) for owner, was in files.before.items()}
             missing -= sheet.lower_each(lost, missing)
+            elsewhere = {owner: charge - now.get(owner, 0) for owner, charge in sheet.held.items()}
+            missing -= sheet.lower_each(elsewhere, missing)
         sheet.free(missing)
     return sheet.settled()
 
@@ -118,7 +128,9 @@ class _Sheet(Generic[Owner]):
     def lower_each(self, most: Mapping[Owner, int], missing: int) -> int:
         """Take up to ``missing``, from none more than ``most`` and than it has."""
         return self._share_out(
-            {owner: min(amount, self.held[owner]) for owner, amount in most.items()}, missing, -1
+            {owner: min(amount, self.held.get(owner, 0)) for owner, amount in most.items()},
+            missing,
+            -1,
         )
 
     def _share_out(self, most: Mapping[Owner, int], amount: int, sign: int) -> int:

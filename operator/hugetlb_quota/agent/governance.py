@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
+from hugetlb_quota.accounting.forest import LONGEST_CHAIN, Forest, Quota, QuotaKey
 from hugetlb_quota.accounting.plan import Allowance
 from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.kube.pods import Pod
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def project_governor(raw: Mapping[str, Any]) -> Quota:
-    """Which pods a HugeTLBQuota governs, and nothing else of it.
+    """Which pods a HugeTLBQuota governs, its parent, whether it goes; nothing else of it.
 
     Its status changes with every pod that is admitted; without it, those changes are
     none here. A selector that can't be understood selects every pod: what is governed
@@ -28,7 +28,13 @@ def project_governor(raw: Mapping[str, Any]) -> Quota:
     except (KeyError, TypeError, AttributeError) as error:
         logger.warning("HugeTLBQuota %s: its podSelector can't be understood: %r.", key, error)
         selector = Selector()
-    return Quota(key=key, pod_selector=selector)
+    parent = (raw.get("spec") or {}).get("parentRef")
+    return Quota(
+        key=key,
+        pod_selector=selector,
+        parent=None if parent is None else QuotaKey(parent["namespace"], parent["name"]),
+        terminating="deletionTimestamp" in metadata,
+    )
 
 
 class Governance:
@@ -102,6 +108,24 @@ class Governance:
         return tuple(
             sorted(quota.key for quota in self._forest.selecting(pod.namespace, pod.labels))
         )
+
+    def heirs(self) -> dict[str, str | None]:
+        """Who is charged for what is retained under each quota that is being deleted.
+
+        That a quota may go in spite of it is decided at admission. None: nobody is above
+        it that stays.
+        """
+        return {
+            str(key): self._heir(quota) for key, quota in self._quotas.items() if quota.terminating
+        }
+
+    def _heir(self, quota: Quota) -> str | None:
+        for _ in range(LONGEST_CHAIN):
+            above = self._quotas.get(quota.parent) if quota.parent is not None else None
+            if above is None or not above.terminating:
+                return None if above is None else str(above.key)
+            quota = above
+        return None
 
     def allowance(self, cgroup: str) -> Allowance | None:
         """What the pod whose cgroup has this UID may use; None when it is not governed."""

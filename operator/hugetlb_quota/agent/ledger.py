@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from hugetlb_quota.accounting.charge import NOTHING, Charge
-from hugetlb_quota.accounting.settlement import Claim, Settled, settle
+from hugetlb_quota.accounting.settlement import Claim, Files, Settled, settle
 from hugetlb_quota.agent.memory import Account, Memory, NotRemembered, State
 from hugetlb_quota.page_size import PageSize
 
@@ -145,11 +145,26 @@ class Ledger:
             del self._present[each.uid]
         self._populated &= self._present.keys()
         self._gone = {
-            uid: replace(account, charge=charges.get(uid, NOTHING).without_zeros())
+            uid: replace(
+                account,
+                charge=charges.get(uid, NOTHING).without_zeros(),
+                in_files=files.charge_of(uid) if files is not None else NOTHING,
+            )
             for uid, account in sorted(accounts.items(), key=lambda item: item[1].since)
             if charges.get(uid) or (uid in known and (known[uid].over or uid in self._gone))
         }
         self._begins = False
+
+    def reparent(self, heirs: Mapping[str, str | None]) -> None:
+        """Charge what gone pods left under a quota to its heir; None: to nobody in its place.
+
+        All of a quota's at once: :meth:`save` writes it in one transaction.
+        """
+        for uid, each in self._gone.items():
+            if heirs.keys() & set(each.quotas):
+                heads = {heirs.get(quota, quota) for quota in each.quotas}
+                quotas = tuple(sorted(head for head in heads if head is not None))
+                self._gone[uid] = replace(each, quotas=quotas)
 
     def end_certain(self, present: Collection[str], known: Mapping[str, Known]) -> None:
         """The same where the kernel's total can't be told just now.
@@ -189,12 +204,13 @@ class Ledger:
     ) -> dict[PageSize, Settled[str]]:
         held = {uid: each.charge for uid, each in self._gone.items()}
         uids = {*self._gone, *(each.uid for each in candidates)}
-        in_files = None if files is None else {uid: files.charge_of(uid) for uid in uids}
+        before = {uid: each.in_files for uid, each in self._gone.items()}
+        now = {uid: files.charge_of(uid) for uid in uids} if files is not None else {}
         sizes = {*left, *self._stray, *Charge.total(held.values())}
         sizes |= {size for each in candidates for size in each.charge}
         return {
             size: settle(
-                {uid: charge.of(size) for uid, charge in held.items()},
+                _of(size, held),
                 self._stray.of(size),
                 [
                     Claim(
@@ -206,9 +222,7 @@ class Ledger:
                     for each in candidates
                 ],
                 left.get(size, 0),
-                None
-                if in_files is None
-                else {uid: charge.of(size) for uid, charge in in_files.items()},
+                Files(_of(size, now), _of(size, before)) if files is not None else None,
             )
             for size in sizes
         }
@@ -293,6 +307,10 @@ class Ledger:
         if self._unsaved:
             found.append(self._unsaved)
         return tuple(found)
+
+
+def _of(size: PageSize, charges: Mapping[str, Charge]) -> dict[str, int]:
+    return {uid: charge.of(size) for uid, charge in charges.items()}
 
 
 def _key(account: Account) -> tuple[str, bool]:

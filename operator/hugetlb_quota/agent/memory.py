@@ -44,8 +44,8 @@ _TABLES: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE accounts (
     uid TEXT NOT NULL, gone INTEGER NOT NULL, namespace TEXT NOT NULL, name TEXT NOT NULL,
-    quotas TEXT NOT NULL, demand TEXT NOT NULL, charge TEXT NOT NULL, empty INTEGER NOT NULL,
-    since TEXT NOT NULL,
+    quotas TEXT NOT NULL, demand TEXT NOT NULL, charge TEXT NOT NULL, in_files TEXT NOT NULL,
+    empty INTEGER NOT NULL, since TEXT NOT NULL,
     PRIMARY KEY (uid, gone)
 ) WITHOUT ROWID;
 CREATE TABLE files (
@@ -88,7 +88,8 @@ class Account:
     ``uid``: that in the name of its cgroup. ``quotas`` govern it directly, sorted.
     ``demand``: what it asked for, and so the most it may reserve, as far as is known.
     ``charge``: what it has reserved; if the cgroup is ``GONE``, what is left of that. When
-    it is ``EMPTY``, with no process in it, only what is left can be.
+    it is ``EMPTY``, with no process in it, only what is left can be. ``in_files``: how much
+    of what is left was in files that are known, when that was settled last.
     """
 
     uid: str
@@ -99,6 +100,7 @@ class Account:
     charge: Charge
     state: State
     since: datetime
+    in_files: Charge = NOTHING
 
     @property
     def pod(self) -> str:
@@ -195,7 +197,7 @@ class Memory:
                 [(each.uid, each.state is State.GONE) for each in removed],
             )
             database.executemany(
-                "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 map(_row, changed),
             )
             database.executemany(
@@ -297,8 +299,8 @@ def _opened(path: Path, boot_id: str) -> _Opened:
 
 def _load(database: sqlite3.Connection, meta: Mapping[str, str]) -> Remembered:
     rows = database.execute(
-        "SELECT uid, gone, namespace, name, quotas, demand, charge, empty, since FROM accounts"
-        " ORDER BY since, uid"
+        "SELECT uid, gone, namespace, name, quotas, demand, charge, empty, since, in_files"
+        " FROM accounts ORDER BY since, uid"
     )
     return Remembered(
         tuple(_account(*row) for row in rows), _charge(meta["stray"]), _charge(meta["guessed"])
@@ -315,7 +317,7 @@ def _put_aside(path: Path) -> Path:
     return aside
 
 
-def _row(account: Account) -> tuple[str, bool, str, str, str, str, str, bool, str]:
+def _row(account: Account) -> tuple[str | bool, ...]:
     return (
         account.uid,
         account.state is State.GONE,
@@ -324,6 +326,7 @@ def _row(account: Account) -> tuple[str, bool, str, str, str, str, str, bool, st
         json.dumps(account.quotas),
         json.dumps(account.demand.to_resources()),
         json.dumps(account.charge.to_resources()),
+        json.dumps(account.in_files.to_resources()),
         account.state is State.EMPTY,
         account.since.isoformat(),
     )
@@ -339,6 +342,7 @@ def _account(
     charge: str,
     empty: int,
     since: str,
+    in_files: str,
 ) -> Account:
     return Account(
         uid,
@@ -349,6 +353,7 @@ def _account(
         _charge(charge),
         State.GONE if gone else State.EMPTY if empty else State.LIVE,
         datetime.fromisoformat(since),
+        _charge(in_files),
     )
 
 

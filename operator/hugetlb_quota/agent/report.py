@@ -132,6 +132,7 @@ class Observer:
             )
         }
         self._check_cgroup2()
+        self._tracker.ledger.reparent(self._governance.heirs())
         # What the pods left that are gone is settled in this look, so that it is in the very
         # report in which they are missing.
         sight = self._tracker.look(known)

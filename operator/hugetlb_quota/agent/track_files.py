@@ -389,10 +389,14 @@ class FileTracker:
         known = self._files.get(file) or self._recalled(file, superblock)
         if known is None:
             known = self._files[file] = _File(superblock, "", 0, 0, datetime.now(UTC))
+        freed = known.pages - state.pages
         if length < known.length:
-            self._released(self._charges.truncate(file, length))
-        elif state.pages < known.pages:
-            self._released(self._charges.release(file, known.pages - state.pages))
+            change = self._charges.truncate(file, length)
+            freed -= change.released
+            self._released(change)
+        if freed > 0:
+            # A page that was there takes its charge along, wherever in the file it was.
+            self._released(self._charges.release(file, freed))
         if known.path != state.path:
             self._at[file.device].pop(known.path, None)
             self._touch(file)

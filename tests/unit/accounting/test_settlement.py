@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hugetlb_quota.accounting.settlement import Claim, settle
+from hugetlb_quota.accounting.settlement import Claim, Files, settle
 
 amounts = st.integers(0, 6)
 claims = st.lists(
@@ -24,7 +24,8 @@ def missed(owner: str, charge: int = 0, limit: int = 8) -> Claim[str]:
     return Claim(owner, charge, certain=False, limit=limit)
 
 
-files = st.none() | st.dictionaries(st.sampled_from("abcdxy"), amounts)
+in_files = st.dictionaries(st.sampled_from("abcdxy"), amounts)
+files = st.none() | st.builds(Files, in_files, in_files)
 
 
 @given(held, amounts, claims, st.integers(0, 30), files)
@@ -33,9 +34,9 @@ def test_it_always_adds_up_to_the_kernels_total(
     stray: int,
     claimed: list[Claim[str]],
     total: int,
-    in_files: dict[str, int] | None,
+    known: Files[str] | None,
 ) -> None:
-    settled = settle(before, stray, claimed, total, in_files)
+    settled = settle(before, stray, claimed, total, known)
     assert sum(settled.held.values()) + settled.stray == total
     assert all(amount > 0 for amount in settled.held.values())
     assert settled.stray >= 0
@@ -100,20 +101,27 @@ def test_a_pod_that_ended_before_under_the_same_name_is_charged_for_both() -> No
 
 
 def test_whose_files_are_gone_pays_and_it_is_no_guess() -> None:
-    settled = settle({"old": 4, "new": 4}, 3, [], total=8, in_files={"old": 4, "new": 1})
+    gone = Files(now={"old": 4, "new": 1}, before={"old": 4, "new": 4})
+    settled = settle({"old": 4, "new": 4}, 3, [], 8, gone)
     assert (settled.held, settled.stray, settled.guessed) == ({"old": 4, "new": 1}, 3, 0)
-    settled = settle({"a": 4, "b": 4}, 0, [], total=4, in_files={"a": 2, "b": 2})
-    assert (settled.held, settled.guessed) == ({"a": 2, "b": 2}, 0)
+    # One has something else beside, a segment, which is older than this.
+    shorter = Files(now={"b": 2}, before={"b": 4})
+    settled = settle({"a": 4, "b": 4}, 0, [], 6, shorter)
+    assert (settled.held, settled.guessed) == ({"a": 4, "b": 2}, 0)
 
 
 def test_what_is_in_no_file_known_may_be_a_segment() -> None:
     """Two hold more than is in files, and less than that is gone: whose is a guess."""
-    settled = settle({"a": 4, "b": 4}, 0, [], total=6, in_files={"a": 2, "b": 2})
+    same = {"a": 2, "b": 2}
+    settled = settle({"a": 4, "b": 4}, 0, [], 6, Files(same, same))
     assert (settled.held, settled.guessed) == ({"a": 2, "b": 4}, 2)
+    settled = settle({"a": 2, "b": 4}, 0, [], 4, Files(same, same))
+    assert (settled.held, settled.guessed) == ({"a": 2, "b": 2}, 0)
 
 
 def test_missed_ends_are_told_apart_by_their_files() -> None:
-    settled = settle({}, 0, [missed("a", 6), missed("b", 6)], total=8, in_files={"a": 2, "b": 6})
+    there = Files(now={"a": 2, "b": 6}, before={})
+    settled = settle({}, 0, [missed("a", 6), missed("b", 6)], 8, there)
     assert (settled.held, settled.guessed) == ({"a": 2, "b": 6}, 0)
-    settled = settle({}, 0, [missed("a"), missed("b")], total=8, in_files={"a": 2, "b": 6})
+    settled = settle({}, 0, [missed("a"), missed("b")], 8, there)
     assert (settled.held, settled.guessed) == ({"a": 2, "b": 6}, 0)
