@@ -1,0 +1,128 @@
+"""What a pod leaves in a file counts in its quota until the file goes, on a real API server."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hugetlb_quota.api.node import HugeTLBNode
+from hugetlb_quota.api.quota import HugeTLBQuota
+from tests.kube.api import ApiError
+from tests.kube.cluster import Cluster
+from tests.kube.programs import Program
+from tests.preflight import _cgroup2, _pages, _root
+from tests.testnode.hugepages import reserved_pages
+from tests.testnode.process import TestNode
+from tests.tracking import hugetlbfs
+from tests.waiting import eventually
+from tests.workloads import command
+
+MIB = 1 << 20
+NODES = "hugetlb.dev/v1alpha1/hugetlbnodes"
+QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
+
+
+class World:
+    """One node with its agent, a hugetlbfs of its host, and a namespace under a quota of 16Mi."""
+
+    def __init__(self, cluster: Cluster, namespace: str, node: TestNode, mount: Path) -> None:
+        self.cluster, self.api, self.namespace = cluster, cluster.control_plane.api, namespace
+        self.node, self.mount = node, mount
+        self.agents: list[Program] = []
+        quota = {
+            "apiVersion": "hugetlb.dev/v1alpha1",
+            "kind": "HugeTLBQuota",
+            "metadata": {"name": "q", "namespace": namespace},
+            "spec": {"hard": {"hugepages-2Mi": "16Mi"}},
+        }
+        self.api.create(QUOTAS, quota, namespace=namespace)
+
+    def start_agent(self) -> Program:
+        name, cgroup_root = self.node.name, self.node.cgroup_parent
+        self.agents.append(self.cluster.start_agent(name, cgroup_root=cgroup_root))
+        return self.agents[-1]
+
+    def quota(self) -> Any:
+        found = self.api.get(QUOTAS, "q", namespace=self.namespace)
+        return HugeTLBQuota.model_validate(found).status
+
+    def report(self) -> Any:
+        return HugeTLBNode.model_validate(self.api.get(NODES, self.node.name)).status
+
+    def run(self, name: str, asks: str, maps: str) -> None:
+        """A pod that maps ``maps`` of a file of its name and ends."""
+        resources = {"limits": {"hugepages-2Mi": asks, "memory": "64Mi", "cpu": "100m"}}
+        volume = {"name": "huge", "hostPath": {"path": str(self.mount)}}
+        container = {
+            "name": "c",
+            "image": "none",
+            "resources": resources,
+            "volumeMounts": [{"name": "huge", "mountPath": str(self.mount)}],
+            "command": command("map_pages", maps, f"--file={self.mount / name}"),
+        }
+        spec = {
+            "restartPolicy": "Never",
+            "nodeName": self.node.name,
+            "containers": [container],
+            "volumes": [volume],
+        }
+        metadata = {"name": name, "namespace": self.namespace}
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+        self.api.create("v1/pods", body, namespace=self.namespace)
+
+    def is_over(self, name: str) -> bool:
+        pod = self.api.get("v1/pods", name, namespace=self.namespace)
+        return bool(pod.get("status", {}).get("phase") == "Succeeded")
+
+
+@pytest.fixture
+def world(cluster: Cluster, cluster_namespace: str, tmp_path: Path) -> Iterator[World]:
+    for check in (_root, _cgroup2, _pages):
+        if (missing := check()) is not None:
+            (pytest.fail if os.environ.get("REQUIRE_LAYERS") == "1" else pytest.skip)(missing)
+    kubeconfig = cluster.control_plane.admin_kubeconfig
+    name = f"node-{uuid.uuid4().hex[:8]}"
+    with (
+        reserved_pages(2 * MIB, 8),
+        hugetlbfs(tmp_path / "huge") as superblock,
+        TestNode(name, kubeconfig, capacity={"hugepages-2Mi": "64Mi"}) as node,
+    ):
+        world = World(cluster, cluster_namespace, node, superblock.path)
+        try:
+            yield world
+        finally:
+            for agent in world.agents:
+                agent.stop()
+            for file in superblock.path.iterdir():
+                file.unlink()
+            cluster.control_plane.api.delete("v1/nodes", name)
+
+
+def test_a_file_stays_charged_until_it_is_removed_through_kill_9(world: World) -> None:
+    agent = world.start_agent()
+    world.run("leaver", asks="12Mi", maps="10Mi")
+    eventually(lambda: world.is_over("leaver"))
+    eventually(lambda: world.quota().retained == {"hugepages-2Mi": "10Mi"})
+    eventually(lambda: world.quota().used == {"hugepages-2Mi": "10Mi"})
+    (file,) = (each for each in world.report().files if each.path == "leaver")
+    assert (file.pod, file.charged) == (f"{world.namespace}/leaver", "10Mi")
+    assert (file.mount, file.retained) == (str(world.mount), True)
+    with pytest.raises(ApiError) as refused:
+        world.run("late", asks="8Mi", maps="8Mi")
+    assert "10Mi" in refused.value.message
+
+    agent.kill9()
+    os.truncate(world.mount / "leaver", 4 * MIB)
+    world.start_agent()
+    eventually(lambda: world.quota().used == {"hugepages-2Mi": "4Mi"})
+    world.run("late", asks="8Mi", maps="8Mi")
+    (world.mount / "leaver").unlink()
+    eventually(lambda: world.is_over("late"))
+    eventually(lambda: world.quota().used == {"hugepages-2Mi": "8Mi"})
+    exact = next(each for each in world.report().conditions if each.type == "Exact")
+    assert exact.status == "True", exact.message
