@@ -149,3 +149,27 @@ def test_a_quotas_status_is_no_change() -> None:
 def test_a_selector_that_cannot_be_understood_selects_every_pod(selector: object) -> None:
     raw = {"metadata": {"namespace": "ns", "name": "q"}, "spec": {"podSelector": selector}}
     assert governance(raw, pod(app="web")).allowance("u") is not None
+
+
+def test_what_a_quota_that_goes_retains_is_the_next_ones_above_that_stays() -> None:
+    def under(name: str, parent: str | None, *, going: bool = False) -> dict[str, object]:
+        metadata = {"namespace": "ns", "name": name}
+        if going:
+            metadata["deletionTimestamp"] = "2026-11-22T12:00:00Z"
+        ref = {"parentRef": {"namespace": "ns", "name": parent}} if parent else {}
+        return {"metadata": metadata, "spec": ref}
+
+    known = governance(
+        under("root", None),
+        under("mid", "root", going=True),
+        under("leaf", "mid", going=True),
+        under("top", None, going=True),
+        under("lost", "nowhere", going=True),
+        under("stays", "mid"),
+    )
+    assert known.heirs() == {
+        "ns/mid": "ns/root",
+        "ns/leaf": "ns/root",
+        "ns/top": None,
+        "ns/lost": None,
+    }

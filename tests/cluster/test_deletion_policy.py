@@ -1,0 +1,147 @@
+"""A quota under which pods left files is deleted, or is not, as its policy says."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kube.api import Api, ApiError, Object
+from tests.kube.cluster import Cluster
+from tests.testnode.hugepages import reserved_pages
+from tests.testnode.process import TestNode
+from tests.waiting import eventually
+from tests.workloads import command
+
+QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
+NODES = "hugetlb.dev/v1alpha1/hugetlbnodes"
+PAGE = 2 << 20
+LEFT = {"hugepages-2Mi": "4Mi"}
+
+
+@pytest.fixture
+def hugetlbfs(tmp_path: Path) -> Iterator[Path]:
+    mount = tmp_path / "huge"
+    mount.mkdir()
+    options = ("-t", "hugetlbfs", "-o", "pagesize=2M,mode=1777")
+    subprocess.run(("mount", *options, "test", str(mount)), check=True, timeout=30)
+    yield mount
+    subprocess.run(("umount", "--lazy", str(mount)), check=True, timeout=30)
+
+
+@pytest.fixture
+def worker(cluster: Cluster, unique: Callable[[str], str]) -> Iterator[TestNode]:
+    name = unique("worker")
+    kubeconfig = cluster.control_plane.user_kubeconfig(f"system:node:{name}", "system:nodes")
+    with reserved_pages(PAGE, 4):
+        with TestNode(name, kubeconfig, capacity={"hugepages-2Mi": "8Mi"}) as node:
+            agent = cluster.start_agent(name, cgroup_root=node.cgroup_parent)
+            yield node
+            agent.stop()
+        cluster.control_plane.api.delete("v1/nodes", name)
+
+
+class Team:
+    """A root quota in one namespace, a team's below it in another, and a file a pod left."""
+
+    def __init__(self, cluster: Cluster, node: TestNode, hugetlbfs: Path, namespace: str) -> None:
+        self.api: Api = cluster.control_plane.api
+        self.root, self.namespace = namespace, f"{namespace}-team"
+        self.file = hugetlbfs / "left"
+        cluster.control_plane.create_namespace(self.namespace, {"team": namespace})
+        children = {"childNamespaces": {"matchLabels": {"team": namespace}}}
+        self._make(self.root, "root", children)
+        self._make(self.namespace, "team", {"parentRef": {"namespace": self.root, "name": "root"}})
+        self._leave(node, hugetlbfs)
+        eventually(lambda: self.retained(self.namespace, "team") == LEFT)
+        assert self.retained(self.root, "root") == LEFT
+
+    def retained(self, namespace: str, name: str) -> Object:
+        status = self.api.get(QUOTAS, name, namespace=namespace).get("status") or {}
+        found: Object = status.get("retained") or {}
+        return found
+
+    def exists(self) -> bool:
+        return bool(self.api.list(QUOTAS, namespace=self.namespace))
+
+    def delete(self) -> None:
+        self.api.delete(QUOTAS, "team", namespace=self.namespace)
+
+    def let_reparent(self) -> None:
+        policy = {"spec": {"deletionPolicy": "Reparent"}}
+        self.api.patch(QUOTAS, "team", policy, namespace=self.namespace)
+
+    def _make(self, namespace: str, name: str, spec: Object) -> None:
+        body = {
+            "apiVersion": "hugetlb.dev/v1alpha1",
+            "kind": "HugeTLBQuota",
+            "metadata": {"namespace": namespace, "name": name},
+            "spec": {"hard": {"hugepages-2Mi": "8Mi"}, **spec},
+        }
+        self.api.create(QUOTAS, body)
+
+    def _leave(self, node: TestNode, hugetlbfs: Path) -> None:
+        resources = {"hugepages-2Mi": "4Mi", "cpu": "1m", "memory": "16Mi"}
+        container = {
+            "name": "main",
+            "image": "host",
+            "command": command("map_pages", "4Mi", "--file", f"/huge/{self.file.name}"),
+            "resources": {"requests": resources, "limits": resources},
+            "volumeMounts": [{"name": "huge", "mountPath": "/huge"}],
+        }
+        volume = {"name": "huge", "hostPath": {"path": str(hugetlbfs), "type": "Directory"}}
+        body = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"namespace": self.namespace, "name": "filler"},
+            "spec": {
+                "containers": [container],
+                "volumes": [volume],
+                "restartPolicy": "Never",
+                "nodeSelector": {"kubernetes.io/hostname": node.name},
+            },
+        }
+        self.api.create("v1/pods", body)
+        self.api.wait_for(
+            "v1/pods",
+            "filler",
+            lambda pod: pod is not None and pod["status"].get("phase") == "Succeeded",
+            namespace=self.namespace,
+        )
+        self.api.delete("v1/pods", "filler", namespace=self.namespace)
+
+
+@pytest.fixture
+def team(cluster: Cluster, worker: TestNode, hugetlbfs: Path, cluster_namespace: str) -> Team:
+    return Team(cluster, worker, hugetlbfs, cluster_namespace)
+
+
+def test_refuse_names_the_file_and_its_removal_lets_the_quota_go(team: Team) -> None:
+    with pytest.raises(ApiError, match=str(team.file)):
+        team.delete()
+    team.file.unlink()
+    eventually(lambda: team.retained(team.namespace, "team") == {})
+    team.delete()
+    eventually(lambda: not team.exists())
+
+
+def test_reparent_charges_the_quota_above_and_never_nobody(team: Team) -> None:
+    team.let_reparent()
+    team.delete()
+
+    def gone() -> bool:
+        assert team.retained(team.root, "root") == LEFT  # at every moment
+        return not team.exists()
+
+    eventually(gone)
+    eventually(lambda: team.retained(team.root, "root") == LEFT, hold=1.0)
+    team.file.unlink()
+    eventually(lambda: team.retained(team.root, "root") == {})
+
+
+def test_a_namespace_that_goes_leaves_its_charges_to_the_quota_above(team: Team) -> None:
+    team.api.delete("v1/namespaces", team.namespace)
+    eventually(lambda: not team.exists(), timeout=60)
+    assert team.retained(team.root, "root") == LEFT
