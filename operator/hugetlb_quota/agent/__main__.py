@@ -22,6 +22,7 @@ from hugetlb_quota.agent.enforce import Enforcer
 from hugetlb_quota.agent.governance import Governance, project_governor
 from hugetlb_quota.agent.ledger import Ledger
 from hugetlb_quota.agent.memory import Memory, NoMemory
+from hugetlb_quota.agent.metrics import AgentMetrics
 from hugetlb_quota.agent.report import Observer, Reporter
 from hugetlb_quota.agent.track import Tracker
 from hugetlb_quota.agent.track_files import FileTracker
@@ -121,14 +122,19 @@ async def run(options: argparse.Namespace) -> None:
             enforcer = Enforcer(
                 watcher, sizes, governance.allowance, mirror=options.mirror_ungoverned
             )
+
+            def not_enforced() -> tuple[str, ...]:
+                return (*enforcer.failures, *enforcer.above)
+
             observer = Observer(
                 host,
                 cgroup2,
                 tracker,
                 governance,
                 seen_up_to=lambda: pods.resource_version,
-                problems=lambda: (*enforcer.failures, *enforcer.above),
+                problems=not_enforced,
             )
+            metrics = AgentMetrics(tracker, sizes, not_enforced)
             reporter = Reporter(connection, options.node_name, boot_id, observer)
 
             def pod_known(cgroup_uid: str) -> None:
@@ -165,7 +171,7 @@ async def run(options: argparse.Namespace) -> None:
                 return ", ".join(what for what, event in missing.items() if not event.is_set())
 
             async with (
-                serve_probes(options.bind, options.health_port, waiting_for),
+                serve_probes(options.bind, options.health_port, waiting_for, metrics.render),
                 asyncio.TaskGroup() as group,
             ):
                 running = [
@@ -178,6 +184,7 @@ async def run(options: argparse.Namespace) -> None:
                         quotas.run(),
                         reporter.run(synced),
                         files.run(changes),
+                        reclaimer.run(),
                     )
                 ]
                 await stop.wait()

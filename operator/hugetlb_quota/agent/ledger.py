@@ -272,6 +272,16 @@ class Ledger:
         """What was left by nobody that is known."""
         return self._stray
 
+    @property
+    def guessed(self) -> Charge:
+        """By how much the files and the kernel differed: that much may be another's."""
+        return self._guessed
+
+    @property
+    def pods(self) -> int:
+        """How many pods have a cgroup."""
+        return len(self._present)
+
     def account(self, uid: str) -> Account | None:
         """Of the pod of this UID: as long as its cgroup is there that one, then what it left."""
         return self._present.get(uid) or self._gone.get(uid)

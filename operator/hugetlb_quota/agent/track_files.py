@@ -117,6 +117,11 @@ class FileTracker:
         return self._charges.charge_of(uid)
 
     @property
+    def count(self) -> int:
+        """How many files are followed."""
+        return len(self._files)
+
+    @property
     def superblocks(self) -> tuple[Superblock, ...]:
         """Every hugetlbfs of the host."""
         return tuple(self._superblocks.values())

@@ -1,11 +1,15 @@
-"""A program's answers to kubelet's probes: alive, and ready."""
+"""A program's answers to kubelet's probes, alive and ready, and to Prometheus."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Final
 
 from aiohttp import web
+
+#: What every Prometheus reads.
+_METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class NoProbePort(Exception):
@@ -19,10 +23,16 @@ class NoProbePort(Exception):
 
 
 @asynccontextmanager
-async def serve_probes(bind: str, port: int, waiting_for: Callable[[], str]) -> AsyncIterator[None]:
-    """Serve ``/healthz`` and ``/readyz`` over plain HTTP.
+async def serve_probes(
+    bind: str,
+    port: int,
+    waiting_for: Callable[[], str],
+    metrics: Callable[[], bytes] | None = None,
+) -> AsyncIterator[None]:
+    """Serve ``/healthz``, ``/readyz`` and ``/metrics`` over plain HTTP.
 
     :param waiting_for: what is missing until the program is ready; "" when nothing is.
+    :param metrics: renders them in Prometheus' text format 0.0.4; None: there are none.
     :raises NoProbePort: when the port is taken.
     """
 
@@ -38,6 +48,13 @@ async def serve_probes(bind: str, port: int, waiting_for: Callable[[], str]) -> 
     application = web.Application(client_max_size=1024)
     application.router.add_get("/healthz", healthz)
     application.router.add_get("/readyz", readyz)
+    if metrics is not None:
+        render = metrics
+
+        async def scrape(request: web.Request) -> web.Response:
+            return web.Response(body=render(), headers={"Content-Type": _METRICS_TYPE})
+
+        application.router.add_get("/metrics", scrape)
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
