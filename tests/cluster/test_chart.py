@@ -141,12 +141,15 @@ def test_the_agent_is_told_not_to_mirror(helm: Path, rendered: chart.Chart) -> N
 
 
 def test_no_container_is_privileged_and_the_agent_alone_keeps_capabilities(
-    rendered: chart.Chart,
+    rendered: chart.Chart, helm: Path
 ) -> None:
     for program in ("admission", "controller"):
         assert rendered.container(program).capabilities == frozenset()
     tracking = {"SYS_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"}
     assert rendered.container("agent").capabilities == tracking
+    told = chart.render(helm, values={"agent": {"reclaim": True}})
+    assert told.container("agent").capabilities == tracking | {"LEASE", "DAC_OVERRIDE", "FOWNER"}
+    assert rights_of(told, "hugetlb-quota-agent")["events.k8s.io/events"] == {"create"}
     for workload in rendered.of_kind("Deployment") + rendered.of_kind("DaemonSet"):
         (container,) = workload["spec"]["template"]["spec"]["containers"]
         security = container["securityContext"]

@@ -22,9 +22,11 @@ CAPABILITIES: Final = {
     "CHOWN": 0,
     "DAC_OVERRIDE": 1,
     "DAC_READ_SEARCH": 2,
+    "FOWNER": 3,
     "SYS_PTRACE": 19,
     "SYS_ADMIN": 21,
     "SYS_RESOURCE": 24,
+    "LEASE": 28,
 }
 """Numbers of those that a node program might keep, from linux/capability.h."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import NamedTuple
 
 from hugetlb_quota.accounting.charge import NOTHING, Charge
@@ -36,7 +37,8 @@ class Quota:
 
     ``hard``: the limit of each size it limits. ``child_namespaces``: which namespaces
     beside its own may attach children, by their labels; None means no other.
-    ``reparents``: whether what is retained goes to its parent when it is deleted.
+    ``reclaim_after``: how long a pod must be gone before its files are reclaimed; None
+    keeps them. ``reparents``: whether what is retained goes to its parent when it is deleted.
     ``uid``: tells it from another of the same name.
     """
 
@@ -46,6 +48,7 @@ class Quota:
     pod_selector: Selector = Selector()
     child_namespaces: Selector | None = None
     reparents: bool = False
+    reclaim_after: timedelta | None = None
     terminating: bool = False
     uid: str = ""
 

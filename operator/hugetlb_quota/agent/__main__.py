@@ -18,14 +18,19 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.agent.enforce import Enforcer
 from hugetlb_quota.agent.governance import Governance, project_governor
 from hugetlb_quota.agent.ledger import Ledger
 from hugetlb_quota.agent.memory import Memory, NoMemory
 from hugetlb_quota.agent.metrics import AgentMetrics
+from hugetlb_quota.agent.reclaim import Reclaimer
 from hugetlb_quota.agent.report import Observer, Reporter
 from hugetlb_quota.agent.track import Tracker
 from hugetlb_quota.agent.track_files import FileTracker
+from hugetlb_quota.api import API_VERSION
+from hugetlb_quota.api.quota import KIND as QUOTA
+from hugetlb_quota.kube import events
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.informer import Informer
 from hugetlb_quota.kube.pods import project_pod
@@ -126,13 +131,28 @@ async def run(options: argparse.Namespace) -> None:
             def not_enforced() -> tuple[str, ...]:
                 return (*enforcer.failures, *enforcer.above)
 
+            async def tell_reclaimed(charged: tuple[str, ...], note: str) -> None:
+                for key in map(QuotaKey.parse, charged):
+                    await events.publish(
+                        connection,
+                        events.Regarding(API_VERSION, QUOTA, key.namespace, key.name),
+                        kind="Normal",
+                        reason="Reclaimed",
+                        note=note,
+                        program="agent",
+                        instance=options.node_name,
+                    )
+
+            reclaimer = Reclaimer(
+                options.node_name, governance, tracker.ledger, files, tell_reclaimed
+            )
             observer = Observer(
                 host,
                 cgroup2,
                 tracker,
                 governance,
                 seen_up_to=lambda: pods.resource_version,
-                problems=not_enforced,
+                problems=lambda: (*not_enforced(), *reclaimer.failures),
             )
             metrics = AgentMetrics(tracker, sizes, not_enforced)
             reporter = Reporter(connection, options.node_name, boot_id, observer)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
+from hugetlb_quota import duration
 from hugetlb_quota.accounting.forest import LONGEST_CHAIN, Forest, Quota, QuotaKey
 from hugetlb_quota.accounting.plan import Allowance
 from hugetlb_quota.accounting.selector import Selector
+from hugetlb_quota.api.quota import RetainedSpec
 from hugetlb_quota.kube.pods import Pod
 
 logger = logging.getLogger(__name__)
@@ -34,7 +37,18 @@ def project_governor(raw: Mapping[str, Any]) -> Quota:
         pod_selector=selector,
         parent=None if parent is None else QuotaKey(parent["namespace"], parent["name"]),
         terminating="deletionTimestamp" in metadata,
+        reclaim_after=_reclaim_after(key, (raw.get("spec") or {}).get("retained") or {}),
     )
+
+
+def _reclaim_after(key: QuotaKey, retained: Mapping[str, Any]) -> timedelta | None:
+    if retained.get("policy") != "Truncate":
+        return None
+    try:
+        return duration.parse(retained.get("after") or RetainedSpec().after)
+    except duration.MalformedDuration as error:
+        logger.warning("HugeTLBQuota %s: its files are kept: %s", key, error)
+        return None
 
 
 class Governance:
@@ -108,6 +122,14 @@ class Governance:
         return tuple(
             sorted(quota.key for quota in self._forest.selecting(pod.namespace, pod.labels))
         )
+
+    def reclaim_waits(self) -> dict[str, timedelta]:
+        """How long a pod must be gone, by the quotas that ask for its files to be reclaimed."""
+        return {
+            str(key): quota.reclaim_after
+            for key, quota in self._quotas.items()
+            if quota.reclaim_after is not None
+        }
 
     def heirs(self) -> dict[str, str | None]:
         """Who is charged for what is retained under each quota that is being deleted.

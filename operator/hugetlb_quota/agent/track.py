@@ -89,6 +89,12 @@ class Tracker:
         if self.files is not None:
             for account in self.ledger.gone:
                 self.files.trim(account.uid, account.charge)
+            self.files.assign(
+                {
+                    account.uid: account.charge.beyond(self.files.charge_of(account.uid))
+                    for account in self.ledger.gone
+                }
+            )
             self.files.save()
         return Sight(
             {uid: _most(use) for uid, use in moment.uses.items()},

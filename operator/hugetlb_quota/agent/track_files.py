@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,12 +29,16 @@ from hugetlb_quota.accounting.charge_list import (
 from hugetlb_quota.accounting.ranges import PageRange
 from hugetlb_quota.agent.memory import Memory, NotRemembered, RememberedFile
 from hugetlb_quota.node import hugetlbfs, kubepods
+from hugetlb_quota.node.cgroup import CgroupError, write_limit
+from hugetlb_quota.node.charged_ranges import ChargedRanges, MayReserve, NotAsked
 from hugetlb_quota.node.fanotify import NoFanotify
 from hugetlb_quota.node.file_changes import FileChanged, FileChanges, LookAgain
 from hugetlb_quota.node.host import HostRoot
 from hugetlb_quota.node.hugetlbfs import FileState, Superblock
 from hugetlb_quota.node.mappings import ProcessHidden, mappings
 from hugetlb_quota.node.openers import Closed, Modified, Opened, Openers, Overflow, ResponderEnded
+from hugetlb_quota.node.pools import page_sizes
+from hugetlb_quota.page_size import PageSize
 
 #: The owner of what the host's own processes made: no pod has this UID.
 SYSTEM: Final = ""
@@ -43,6 +47,10 @@ SYSTEM: Final = ""
 _MAPS_AFTER: Final = (0.0, 0.02, 0.1, 0.5, 2.0)
 #: How long the name of a file may be on its way after its last close, in seconds.
 _NAME_AFTER: Final = 1.0
+#: The cgroup of the process that asks which pages are charged, beside kubepods.
+_ASKING: Final = "hugetlb-quota-asking"
+#: Between two rounds of asking, in seconds.
+_ASK: Final = 2.0
 #: Files that are told of one by one.
 LARGEST: Final = 64
 #: Between two looks at all files, in seconds: for what no event told.
@@ -58,7 +66,8 @@ class _File:
     """A file that is there, or is open still.
 
     ``candidates``: who opened it, the first first. ``opens``: how often it is open, of
-    those opens that were seen.
+    those opens that were seen. ``asked``: length, pages and pages charged when the kernel
+    was asked last what is charged.
     """
 
     superblock: Superblock
@@ -69,6 +78,7 @@ class _File:
     candidates: list[str] = field(default_factory=list)
     opens: int = 0
     linked: bool = True
+    asked: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +90,16 @@ class FileShare:
     owner: str
     charged: int
     since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ChargedFile:
+    """A file that is there, and all who are charged for pages of it."""
+
+    file: FileKey
+    superblock: Superblock
+    path: str
+    owners: frozenset[str]
 
 
 class FileTracker:
@@ -103,6 +123,10 @@ class FileTracker:
         self._superblocks: dict[int, Superblock] = {}
         self._remembered = {each.file: each for each in memory.files}
         self._changed: set[FileKey] = set()
+        self._asking = self._parents[0] / _ASKING
+        self._beyond: dict[str, dict[PageSize, int]] = {}
+        #: With pages that nobody is charged for.
+        self._uncharged: set[FileKey] = set()
         self._largest: list[FileShare] | None = None
         self._hidden: dict[str, str] = {}
         #: Set when every file was looked at once.
@@ -147,6 +171,14 @@ class FileTracker:
             charged = self._charges.pages_in(found.file, owner) * found.page_size.bytes
             yield FileShare(file.superblock, file.path, owner, charged, file.since)
 
+    def files_of(self, uid: str) -> Iterator[ChargedFile]:
+        """The files that this owner is charged for pages of."""
+        for found in list(self._charges.files_of(uid)):
+            known = self._files[found.file]
+            owners = frozenset(owner for _, owner in self._charges.held(found.file))
+            if known.linked and known.path:
+                yield ChargedFile(found.file, known.superblock, known.path, owners)
+
     def held_on(self, superblock: Superblock) -> int:
         """Bytes that the files of ``superblock`` hold."""
         return self._pages[superblock.device] * superblock.size.bytes
@@ -160,7 +192,11 @@ class FileTracker:
         looked at, and the others are found by their totals alone.
         """
         async with AsyncExitStack() as stack:
-            parts = [self._follow_changes(changes), self._rescan_now_and_then()]
+            parts = [
+                self._follow_changes(changes),
+                self._rescan_now_and_then(),
+                self._ask_now_and_then(),
+            ]
             openers: Openers | None = None
             try:
                 openers = await stack.enter_async_context(Openers(self._host))
@@ -202,6 +238,7 @@ class FileTracker:
                 case Closed(device, inode, _):
                     self._closed(FileKey(device, inode))
                 case Overflow():
+                    self._lost_count()
                     await self._rescan()
 
     async def _follow_changes(self, changes: FileChanges) -> None:
@@ -248,6 +285,23 @@ class FileTracker:
                     self._charges.release(found.file, count, uid)
                     self._touch(found.file)
                     pages -= count
+
+    def assign(self, beyond: Mapping[str, Charge]) -> None:
+        """Charge pages that nobody is charged for to pods that left more than is in files.
+
+        :param beyond: how much more; made by whom is not known, as when no agent ran. Those
+            who opened a file come first.
+        """
+        rest = {uid: dict(charge.items()) for uid, charge in beyond.items()}
+        self._beyond = rest
+        for file in list(self._uncharged):
+            known = self._files[file]
+            for uid in self._likeliest(known):
+                missing = known.pages - self._charged(file)
+                if (count := self._take(uid, known.superblock.size, missing)) > 0:
+                    self._charge_count(file, count, uid)
+            if known.pages <= self._charged(file):
+                self._uncharged.discard(file)
 
     def hide(self, what: str, why: str) -> None:
         """Say that ``what`` can't be seen, and why."""
@@ -306,6 +360,8 @@ class FileTracker:
             known = self._files[file] = _File(superblock, "", 0, 0, datetime.now(UTC))
         known.opens += 1
         if cgroup is None:
+            return
+        if self._cgroup2 / cgroup.lstrip("/") == self._asking:
             return
         owner = self._owner(cgroup)
         if owner not in known.candidates:
@@ -374,16 +430,10 @@ class FileTracker:
         except OSError as error:
             self.hide(superblock.point, f"{superblock.point} can't be looked through: {error}.")
             return
-        at = self._at[superblock.device]
-        gone = at.get(path)
-        if gone is not None and (state is None or state.inode != gone.inode):
-            del at[path]
-            if self._files[gone].path == path:
-                self._files[gone].linked = False
-                if not self._files[gone].opens:
-                    self._drop(gone)
         if state is not None:
             self._update(superblock, state, allocator)
+        elif (gone := self._at[superblock.device].get(path)) is not None:
+            self._unlinked(gone)
 
     def _update(
         self, superblock: Superblock, state: FileState, allocator: str | None = None
@@ -402,16 +452,24 @@ class FileTracker:
         if freed > 0:
             # A page that was there takes its charge along, wherever in the file it was.
             self._released(self._charges.release(file, freed))
+        at = self._at[file.device]
         if known.path != state.path:
-            self._at[file.device].pop(known.path, None)
+            if at.get(known.path) == file:
+                del at[known.path]
             self._touch(file)
-        self._at[file.device][state.path] = file
+        if (displaced := at.get(state.path, file)) != file:
+            self._unlinked(displaced)
+        at[state.path] = file
         self._pages[file.device] += state.pages - known.pages
         known.path, known.length, known.pages = state.path, length, state.pages
         known.linked = True
         owner = allocator if allocator is not None else next(iter(known.candidates), None)
-        if owner is not None:
-            self._charge_allocated(file, known, owner)
+        if (missing := known.pages - self._charged(file)) <= 0:
+            self._uncharged.discard(file)
+        elif owner is not None:
+            self._charge_count(file, missing, owner)
+        else:
+            self._uncharged.add(file)
 
     def _recalled(self, file: FileKey, superblock: Superblock) -> _File | None:
         """What was remembered of a file that is found again."""
@@ -426,20 +484,86 @@ class FileTracker:
             self._charges.charge(row.file, row.page_size, PageRange(row.first, row.last), row.owner)
         return self._files[file]
 
-    def _charge_allocated(self, file: FileKey, known: _File, owner: str) -> None:
-        """Charge ``owner`` for pages that are there and that nobody is charged for yet.
+    def _likeliest(self, known: _File) -> list[str]:
+        """Those who left more than is in files, who opened this one first."""
+        return sorted(self._beyond, key=lambda uid: uid not in known.candidates)
 
-        Which they are is not told: the first that are free.
+    def _take(self, uid: str, size: PageSize, pages: int) -> int:
+        """Up to ``pages`` of what ``uid`` left beyond what is in files; how many it is."""
+        rest = self._beyond[uid]
+        count = min(pages, rest.get(size, 0) // size.bytes)
+        rest[size] = rest.get(size, 0) - count * size.bytes
+        return count
+
+    async def _ask_now_and_then(self) -> None:
+        """Ask the kernel which pages of files are charged, while more was left than is known.
+
+        What was reserved and not touched, by a process that was gone before its mappings
+        were read, is in no count of a file.
         """
-        charged = sum(pages.pages for pages, _ in self._charges.held(file))
-        missing = known.pages - charged
+        cgroup = self._asking
+        try:
+            cgroup.mkdir(exist_ok=True)
+            for size in page_sizes(self._host):
+                write_limit(cgroup, size, "rsvd.max", 0)
+            async with ChargedRanges(cgroup) as ranges:
+                while True:
+                    await asyncio.sleep(_ASK)
+                    for file, known in list(self._files.items()):
+                        if any(any(rest.values()) for rest in self._beyond.values()):
+                            await self._ask(ranges, file, known)
+        except (CgroupError, MayReserve, OSError) as error:
+            self.hide("ranges", f"Which pages of files are charged can't be asked: {error}")
+        finally:
+            with suppress(OSError):
+                cgroup.rmdir()
+
+    async def _ask(self, ranges: ChargedRanges, file: FileKey, known: _File) -> None:
+        state = (known.length, known.pages, self._charged(file))
+        if not known.linked or not known.path or known.asked == state:
+            return
+        last = max((pages.last for pages, _ in self._charges.held(file)), default=0)
+        try:
+            runs = await ranges.of(
+                known.superblock, known.path, file.inode, max(known.length, last)
+            )
+        except NotAsked as error:
+            logger.warning("%s", error)
+            return
+        if self._files.get(file) is known and known.linked:
+            self._correct(file, known, [PageRange(*run) for run in runs])
+            known.asked = (known.length, known.pages, self._charged(file))
+
+    def _correct(self, file: FileKey, known: _File, runs: list[PageRange]) -> None:
+        """Make the list say of ``file`` what the kernel does: that ``runs`` are charged."""
+        end = max([known.length, *(pages.last for pages, _ in self._charges.held(file))])
         at = 0
-        while missing > 0:
+        for run in (*runs, PageRange(end, end)):
+            if at < run.first:
+                self._released(self._charges.punch(file, PageRange(at, run.first)))
+            at = max(at, run.last)
+        for uid in self._likeliest(known):
+            for run in runs:
+                missing = self._charges.would_charge(file, run)
+                if (count := self._take(uid, known.superblock.size, missing)) == missing > 0:
+                    self._charge(file, run, uid)
+                elif count > 0:
+                    self._charge_count(file, count, uid, run.first)
+
+    def _charged(self, file: FileKey) -> int:
+        return sum(pages.pages for pages, _ in self._charges.held(file))
+
+    def _charge_count(self, file: FileKey, count: int, owner: str, at: int = 0) -> None:
+        """Charge ``owner`` for ``count`` pages of which it is not told which they are.
+
+        The first from ``at`` on that nobody is charged for.
+        """
+        while count > 0:
             taken = next((pages for pages, _ in self._charges.held(file) if pages.last > at), None)
             if taken is None or taken.first > at:
-                last = min(at + missing, taken.first if taken else at + missing)
+                last = at + count if taken is None else min(at + count, taken.first)
                 self._charge(file, PageRange(at, last), owner)
-                missing -= last - at
+                count -= last - at
                 at = last
             else:
                 at = taken.last
@@ -455,6 +579,7 @@ class FileTracker:
 
     def _drop(self, file: FileKey) -> None:
         known = self._files.pop(file)
+        self._uncharged.discard(file)
         if self._at[file.device].get(known.path) == file:
             del self._at[file.device][known.path]
         self._pages[file.device] -= known.pages
@@ -469,6 +594,21 @@ class FileTracker:
         if change:
             self._touch(change.file)
             self.on_release()
+
+    def _unlinked(self, file: FileKey) -> None:
+        """The file has no name any more; while it is open it keeps its pages."""
+        known = self._files[file]
+        del self._at[file.device][known.path]
+        known.linked = False
+        if not known.opens:
+            self._drop(file)
+
+    def _lost_count(self) -> None:
+        """It is not known any more which files are open."""
+        for file, known in list(self._files.items()):
+            known.opens = 0
+            if not known.linked or not known.path:
+                self._drop(file)
 
     def _drop_nameless(self, file: FileKey) -> None:
         known = self._files.get(file)

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, field_validator
 
-from hugetlb_quota import quantity
+from hugetlb_quota import duration, quantity
 from hugetlb_quota.api.model import Condition, LabelSelector, Model, ObjectMeta
 from hugetlb_quota.page_size import PageSize
 
@@ -23,6 +23,22 @@ class ParentRef(Model):
 
     namespace: str = Field(min_length=1, max_length=63, description="Namespace of the parent.")
     name: str = Field(min_length=1, max_length=253, description="Name of the parent.")
+
+
+class RetainedSpec(Model):
+    """What becomes of the files that pods left behind."""
+
+    policy: Literal["Keep", "Truncate"] = Field(
+        default="Keep",
+        description="Keep leaves them to people; Truncate removes a file that no process has open"
+        " or mapped, when all pods charged for it are long enough gone.",
+    )
+    after: str = Field(
+        default="10m",
+        pattern=duration.PATTERN,
+        max_length=16,
+        description='How long the pods must be gone, such as "10m" or "1h30m"; 10m by default.',
+    )
 
 
 class HugeTLBQuotaSpec(Model):
@@ -53,6 +69,10 @@ class HugeTLBQuotaSpec(Model):
         description="What becomes of pages that pods left in shared files when this quota is"
         " deleted: Refuse keeps it while there are any, Reparent charges them to the quota above."
         " A quota with pods is never deleted.",
+    )
+
+    retained: RetainedSpec | None = Field(
+        default=None, description="What becomes of files that its pods left; kept by default."
     )
 
     @field_validator("hard", mode="before")

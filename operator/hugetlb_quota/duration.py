@@ -1,0 +1,33 @@
+"""Durations as people write them in specs: ``10m``, ``1h30m``, ``45s``."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Final
+
+#: What is a duration, for the API server to check.
+PATTERN: Final = r"^(\d{1,6}(h|m|s))+$"
+_PART: Final = re.compile(r"(\d{1,6})(h|m|s)")
+_UNITS: Final = {"h": "hours", "m": "minutes", "s": "seconds"}
+
+
+class MalformedDuration(ValueError):
+    """A text that is no duration."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f'{text!r} is not a duration; write hours, minutes, seconds, as "1h30m".')
+
+
+def parse(text: str) -> timedelta:
+    """The duration that ``text`` stands for.
+
+    >>> parse("1h30m")
+    datetime.timedelta(seconds=5400)
+
+    :raises MalformedDuration: when it is none.
+    """
+    if not re.fullmatch(PATTERN, text):
+        raise MalformedDuration(text)
+    parts = ((_UNITS[unit], int(number)) for number, unit in _PART.findall(text))
+    return sum((timedelta(**{unit: number}) for unit, number in parts), timedelta())

@@ -1,0 +1,119 @@
+"""Files of pods that are gone are removed where their quota asks for it, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kube.api import Api, Object
+from tests.kube.cluster import Cluster
+from tests.testnode.hugepages import reserved_pages
+from tests.testnode.process import TestNode
+from tests.waiting import eventually
+from tests.workloads import command
+
+QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
+PAGE = 2 << 20
+
+
+@pytest.fixture
+def hugetlbfs(tmp_path: Path) -> Iterator[Path]:
+    mount = tmp_path / "huge"
+    mount.mkdir()
+    options = ("-t", "hugetlbfs", "-o", "pagesize=2M,mode=1777")
+    subprocess.run(("mount", *options, "test", str(mount)), check=True, timeout=30)
+    yield mount
+    subprocess.run(("umount", "--lazy", str(mount)), check=True, timeout=30)
+
+
+@pytest.fixture
+def reclaiming(assets: Path) -> Iterator[Cluster]:
+    """A cluster whose agents have the rights to."""
+    with Cluster(assets=assets, values={"agent": {"reclaim": True}}) as running:
+        yield running
+
+
+@pytest.fixture
+def worker(reclaiming: Cluster, unique: Callable[[str], str]) -> Iterator[TestNode]:
+    name = unique("worker")
+    kubeconfig = reclaiming.control_plane.user_kubeconfig(f"system:node:{name}", "system:nodes")
+    with (
+        reserved_pages(PAGE, 12),
+        TestNode(name, kubeconfig, capacity={"hugepages-2Mi": "24Mi"}) as node,
+    ):
+        agent = reclaiming.start_agent(name, cgroup_root=node.cgroup_parent)
+        yield node
+        agent.stop()
+
+
+def make_team(api: Api, namespace: str, retained: Object) -> None:
+    body = {
+        "apiVersion": "hugetlb.dev/v1alpha1",
+        "kind": "HugeTLBQuota",
+        "metadata": {"namespace": namespace, "name": "team"},
+        "spec": {"hard": {"hugepages-2Mi": "16Mi"}, "retained": retained},
+    }
+    api.create(QUOTAS, body)
+
+
+def fill(api: Api, namespace: str, node: str, hugetlbfs: Path, file: str) -> None:
+    """A pod of an ordinary user fills a file of two pages and goes."""
+    resources = {"hugepages-2Mi": "4Mi", "cpu": "1m", "memory": "16Mi"}
+    container = {
+        "name": "main",
+        "image": "host",
+        "command": command("map_pages", "4Mi", "--file", f"/huge/{file}"),
+        "resources": {"requests": resources, "limits": resources},
+        "volumeMounts": [{"name": "huge", "mountPath": "/huge"}],
+        "securityContext": {"runAsUser": 65534, "runAsGroup": 65534},
+    }
+    volume = {"name": "huge", "hostPath": {"path": str(hugetlbfs), "type": "Directory"}}
+    body = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"namespace": namespace, "name": file},
+        "spec": {
+            "containers": [container],
+            "volumes": [volume],
+            "restartPolicy": "Never",
+            "nodeSelector": {"kubernetes.io/hostname": node},
+        },
+    }
+    api.create("v1/pods", body)
+    api.wait_for(
+        "v1/pods",
+        file,
+        lambda pod: pod is not None and pod["status"].get("phase") == "Succeeded",
+        namespace=namespace,
+    )
+    api.delete("v1/pods", file, namespace=namespace)
+
+
+def test_what_nobody_holds_goes_after_its_time_and_what_is_kept_or_held_stays(
+    reclaiming: Cluster, worker: TestNode, hugetlbfs: Path
+) -> None:
+    api = reclaiming.control_plane.api
+    for namespace, retained in (
+        ("tidy", {"policy": "Truncate", "after": "2s"}),
+        ("keeper", {"policy": "Keep"}),
+    ):
+        reclaiming.control_plane.create_namespace(namespace)
+        make_team(api, namespace, retained)
+    fill(api, "keeper", worker.name, hugetlbfs, "kept")
+    fill(api, "tidy", worker.name, hugetlbfs, "held")
+    holder = os.open(hugetlbfs / "held", os.O_RDONLY)
+    fill(api, "tidy", worker.name, hugetlbfs, "left")
+
+    eventually(lambda: {each.name for each in hugetlbfs.iterdir()} == {"kept", "held"})
+    eventually(lambda: {each.name for each in hugetlbfs.iterdir()} == {"kept", "held"}, hold=6)
+    (event,) = api.list("v1/events", namespace="tidy", fields="reason=Reclaimed")
+    assert f"{hugetlbfs}/left on node {worker.name} was truncated and removed" in event["message"]
+
+    os.close(holder)
+    eventually(lambda: {each.name for each in hugetlbfs.iterdir()} == {"kept"})
+    eventually(lambda: not api.get(QUOTAS, "team", namespace="tidy")["status"]["retained"])
+    assert api.get(QUOTAS, "team", namespace="keeper")["status"]["retained"]

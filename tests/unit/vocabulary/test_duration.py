@@ -1,0 +1,20 @@
+"""Durations in specs."""
+
+from datetime import timedelta
+
+import pytest
+
+from hugetlb_quota.duration import MalformedDuration, parse
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("10m", 600), ("1h30m", 5400), ("45s", 45), ("0s", 0), ("1m1m", 120)]
+)
+def test_what_people_write(text: str, seconds: int) -> None:
+    assert parse(text) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("text", ["", "10", "m", "-1m", "1.5h", "10 m", "1d", "9999999s"])
+def test_what_is_none(text: str) -> None:
+    with pytest.raises(MalformedDuration, match="is not a duration"):
+        parse(text)
