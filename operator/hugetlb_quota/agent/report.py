@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -356,6 +356,7 @@ class Reporter:
         conditions = (
             ready_condition(snapshot.problems, self._conditions.get("Ready", {}), now),
             exact_condition(snapshot.doubts, self._conditions.get("Exact", {}), now),
+            room_condition(snapshot.mounts, self._conditions.get("MountsHaveRoom", {}), now),
         )
         self._conditions = {each["type"]: each for each in conditions}
         content = {
@@ -452,6 +453,23 @@ def exact_condition(doubts: tuple[str, ...], before: Mapping[str, Any], now: str
     reasons = ("Agrees", "InDoubt")
     fine = "What is retained is what the kernel counts, and it is known who left it."
     return _condition("Exact", reasons, fine, doubts, before, now)
+
+
+def room_condition(mounts: Iterable[Json], before: Mapping[str, Any], now: str) -> Json:
+    """The condition MountsHaveRoom: whether a failure on a mount may be its own limit's.
+
+    The two look alike to a program: beyond ``size=`` mmap fails with ENOMEM as beyond a
+    quota, and only fallocate with ENOSPC (fs/hugetlbfs/inode.c).
+    """
+    full = tuple(
+        f"{mount['path']} is full: it holds {mount['used']} and was mounted with"
+        f" size={mount['limit']}. What fails there (ENOSPC in fallocate, ENOMEM in mmap) fails on"
+        " that and on no quota; truncate files there, or remount it with a larger size."
+        for mount in mounts
+        if "limit" in mount and quantity.parse(mount["used"]) >= quantity.parse(mount["limit"])
+    )
+    fine = "No hugetlbfs is used up to its own limit (size=)."
+    return _condition("MountsHaveRoom", ("HaveRoom", "Full"), fine, full, before, now)
 
 
 def _condition(
