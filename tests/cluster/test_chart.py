@@ -140,6 +140,20 @@ def test_the_agent_is_told_not_to_mirror(helm: Path, rendered: chart.Chart) -> N
     assert "--no-mirror-ungoverned" not in rendered.container("agent").command
 
 
+def test_the_agent_is_annotated_for_prometheus_where_it_answers(helm: Path) -> None:
+    def annotations(**agent: Any) -> dict[str, str]:
+        (daemon_set,) = chart.render(helm, values={"agent": agent}).of_kind("DaemonSet")
+        found: dict[str, str] = daemon_set["spec"]["template"]["metadata"].get("annotations", {})
+        return found
+
+    assert annotations(healthPort=9000) == {
+        "prometheus.io/scrape": "true",
+        "prometheus.io/port": "9000",
+        "prometheus.io/path": "/metrics",
+    }
+    assert annotations(metrics={"annotations": False}) == {}
+
+
 def test_no_container_is_privileged_and_the_agent_alone_keeps_capabilities(
     rendered: chart.Chart, helm: Path
 ) -> None:
