@@ -50,8 +50,8 @@ REST = 0.05
 class Bench:
     """A node for one agent: a cgroup subtree, a hugetlbfs, a stand-in API."""
 
-    def __init__(self, agent: Agent, point: Path) -> None:
-        self.agent, self.point = agent, point
+    def __init__(self, agent: Agent, point: Path, idle_files: int) -> None:
+        self.agent, self.point, self.idle_files = agent, point, idle_files
         self.pods: list[Pod] = []
         self._sleepers: list[subprocess.Popen[bytes]] = []
 
@@ -102,7 +102,7 @@ class Bench:
 
     async def make_files(self, files: int) -> float:
         """A pod makes sparse files; until each is followed."""
-        before, began = await self.followed(), time.monotonic()
+        began = time.monotonic()
         folder = str(self.point / "made")
         statements = f"""
 os.mkdir({folder!r})
@@ -114,7 +114,7 @@ for number in range({files}):
         await asyncio.to_thread(self.pods[0].actor().do, statements)
         print(f"{'  (until the pod had made them)':<58}{time.monotonic() - began:>9.2f}")
         async with asyncio.timeout(LONGEST):
-            while await self.followed() < before + files:
+            while await self.followed() < self.idle_files + files:
                 await asyncio.sleep(0.1)
         print(f"{'  (until all were followed)':<58}{time.monotonic() - began:>9.2f}")
         return await self.rest(began)
@@ -207,14 +207,14 @@ async def measure(options: argparse.Namespace, folder: Path) -> None:
         stack.push_async_callback(api.stop)
         await api.set("hugetlbquotas", "ns", "q", spec={"hard": {"hugepages-2Mi": "1Ti"}})
         agent = Agent(api, subtree, folder / "agent.log")
-        bench = Bench(agent, point)
+        bench = Bench(agent, point, options.idle)
         stack.callback(bench.end)
         stack.push_async_callback(agent.end, signal.SIGKILL)
 
         print(f"{'':<58}{'seconds':>9}{'CPU s':>16}{'MiB':>16}")
         await bench.row("started", bench.start)
         await bench.make_pods(options.pods)
-        make_idle(point / "idle", options.idle)
+        await asyncio.to_thread(make_idle, point / "idle", options.idle)
         await bench.rest(0.0)
         await bench.row(
             f"idle: {options.pods} pods, {options.idle:,} files",
