@@ -229,7 +229,9 @@ async def measure(options: argparse.Namespace, folder: Path) -> None:
         )
         await bench.row(f"killed and started with {total:,} files", bench.restart)
         large = Pod(agent, "bench-large")
-        await large.start(f"{2 * options.pages}Mi", kubelet=2 * options.pages)
+        await large.start(f"{options.pages * PAGE >> 20}Mi")
+        # As kubelet does for what it asks.
+        cgroup_tree.write_limits(large.cgroup, {PAGE: options.pages * PAGE})
         bench.pods.append(large)
         await bench.row(
             f"one process maps {options.pages:,} files of one page",
