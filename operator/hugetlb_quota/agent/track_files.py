@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -42,15 +42,16 @@ from hugetlb_quota.page_size import PageSize
 
 #: The owner of what the host's own processes made: no pod has this UID.
 SYSTEM: Final = ""
-#: When the mappings of a process are read after it opened a file, in seconds: mmap comes
-#: after open, and raises no event.
-_MAPS_AFTER: Final = (0.0, 0.02, 0.1, 0.5, 2.0)
+#: When the mappings of a process are read again after it opened a file, in seconds one
+#: after another: mmap comes after open, and raises no event.
+_MAPS_AFTER: Final = (0.02, 0.1, 0.5, 2.0)
 #: How long the name of a file may be on its way after its last close, in seconds.
 _NAME_AFTER: Final = 1.0
 #: The cgroup of the process that asks which pages are charged, beside kubepods.
 _ASKING: Final = "hugetlb-quota-asking"
-#: Between two rounds of asking, in seconds.
+#: Between two rounds of asking, in seconds, and files asked about in one.
 _ASK: Final = 2.0
+_ASKED_AT_ONCE: Final = 512
 #: Files that are told of one by one.
 LARGEST: Final = 64
 #: Between two looks at all files, in seconds: for what no event told.
@@ -124,6 +125,7 @@ class FileTracker:
         self._remembered = {each.file: each for each in memory.files}
         self._changed: set[FileKey] = set()
         self._asking = self._parents[0] / _ASKING
+        self._to_read: set[int] = set()
         self._beyond: dict[str, dict[PageSize, int]] = {}
         #: With pages that nobody is charged for.
         self._uncharged: set[FileKey] = set()
@@ -275,13 +277,13 @@ class FileTracker:
         over = self.charge_of(uid).beyond(charge).without_zeros()
         for size, amount in over.items():
             pages = amount // size.bytes
-            for found in list(self._charges.files_of(uid)):
-                if found.page_size != size or not pages:
-                    continue
+            held = [each for each in self._charges.files_of(uid) if each.page_size == size]
+            # One without a name first: that it was closed may have been missed.
+            for found in sorted(held, key=lambda each: self._files[each.file].linked):
+                known = self._files[found.file]
                 # What is there is charged to somebody; what is not may never have been.
-                absent = found.pages - self._files[found.file].pages
-                count = min(pages, max(0, absent))
-                if count:
+                possible = max(0, found.pages - known.pages) if known.linked else found.pages
+                if count := min(pages, possible):
                     self._charges.release(found.file, count, uid)
                     self._touch(found.file)
                     pages -= count
@@ -368,13 +370,24 @@ class FileTracker:
             known.candidates.append(owner)
             self._touch(file)
         if pid:
-            loop = asyncio.get_running_loop()
-            for delay in _MAPS_AFTER:
-                loop.call_later(delay, self.read_maps, pid, owner)
+            self.read_maps(pid, owner)
+            if pid not in self._to_read:
+                self._to_read.add(pid)
+                self._read_maps_later(pid, owner, _MAPS_AFTER)
+
+    def _read_maps_later(self, pid: int, owner: str, delays: Sequence[float]) -> None:
+        def read() -> None:
+            self.read_maps(pid, owner)
+            if delays[1:]:
+                self._read_maps_later(pid, owner, delays[1:])
+            else:
+                self._to_read.discard(pid)
+
+        asyncio.get_running_loop().call_later(delays[0], read)
 
     def _modified(self, file: FileKey, cgroup: str | None) -> None:
         known = self._files.get(file)
-        if known is None or cgroup is None:
+        if known is None or cgroup is None or not (known.linked and known.path):
             return
         owner = self._owner(cgroup)
         self._look_at(known.superblock, known.path, owner)
@@ -496,7 +509,7 @@ class FileTracker:
         return count
 
     async def _ask_now_and_then(self) -> None:
-        """Ask the kernel which pages of files are charged, while more was left than is known.
+        """Ask the kernel which pages are charged, of files that changed; for ever.
 
         What was reserved and not touched, by a process that was gone before its mappings
         were read, is in no count of a file.
@@ -509,19 +522,22 @@ class FileTracker:
             async with ChargedRanges(cgroup) as ranges:
                 while True:
                     await asyncio.sleep(_ASK)
+                    asked = 0
                     for file, known in list(self._files.items()):
-                        if any(any(rest.values()) for rest in self._beyond.values()):
-                            await self._ask(ranges, file, known)
+                        asked += await self._ask(ranges, file, known)
+                        if asked >= _ASKED_AT_ONCE:
+                            break
         except (CgroupError, MayReserve, OSError) as error:
             self.hide("ranges", f"Which pages of files are charged can't be asked: {error}")
         finally:
             with suppress(OSError):
                 cgroup.rmdir()
 
-    async def _ask(self, ranges: ChargedRanges, file: FileKey, known: _File) -> None:
+    async def _ask(self, ranges: ChargedRanges, file: FileKey, known: _File) -> bool:
+        """Ask about one file; whether it had to be."""
         state = (known.length, known.pages, self._charged(file))
         if not known.linked or not known.path or known.asked == state:
-            return
+            return False
         last = max((pages.last for pages, _ in self._charges.held(file)), default=0)
         try:
             runs = await ranges.of(
@@ -529,10 +545,12 @@ class FileTracker:
             )
         except NotAsked as error:
             logger.warning("%s", error)
-            return
+            return True
         if self._files.get(file) is known and known.linked:
             self._correct(file, known, [PageRange(*run) for run in runs])
-            known.asked = (known.length, known.pages, self._charged(file))
+            if not any(self._charges.would_charge(file, PageRange(*run)) for run in runs):
+                known.asked = (known.length, known.pages, self._charged(file))
+        return True
 
     def _correct(self, file: FileKey, known: _File, runs: list[PageRange]) -> None:
         """Make the list say of ``file`` what the kernel does: that ``runs`` are charged."""
