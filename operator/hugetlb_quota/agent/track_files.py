@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -45,6 +46,8 @@ SYSTEM: Final = ""
 #: When the mappings of a process are read again after it opened a file, in seconds one
 #: after another: mmap comes after open, and raises no event.
 _MAPS_AFTER: Final = (0.02, 0.1, 0.5, 2.0)
+#: How long no mappings of a process are read after they were, by how long that took.
+_MAPS_PAUSE: Final = 9.0
 #: How long the name of a file may be on its way after its last close, in seconds.
 _NAME_AFTER: Final = 1.0
 #: The cgroup of the process that asks which pages are charged, beside kubepods.
@@ -125,7 +128,10 @@ class FileTracker:
         self._remembered = {each.file: each for each in memory.files}
         self._changed: set[FileKey] = set()
         self._asking = self._parents[0] / _ASKING
-        self._to_read: set[int] = set()
+        #: How many reads a process' series has behind it.
+        self._reads: dict[int, int] = {}
+        #: Files that changed since the kernel was asked what is charged in them.
+        self._to_ask: set[FileKey] = set()
         self._beyond: dict[str, dict[PageSize, int]] = {}
         #: With pages that nobody is charged for.
         self._uncharged: set[FileKey] = set()
@@ -369,21 +375,32 @@ class FileTracker:
         if owner not in known.candidates:
             known.candidates.append(owner)
             self._touch(file)
-        if pid:
+        if pid in self._reads:
+            self._reads[pid] = 0  # mmap comes after this open too
+        elif pid:
+            self._reads[pid] = 0
             self.read_maps(pid, owner)
-            if pid not in self._to_read:
-                self._to_read.add(pid)
-                self._read_maps_later(pid, owner, _MAPS_AFTER)
+            self._read_maps_later(pid, owner)
 
-    def _read_maps_later(self, pid: int, owner: str, delays: Sequence[float]) -> None:
+    def _read_maps_later(self, pid: int, owner: str, least: float = 0.0) -> None:
+        """Read the mappings of ``pid`` once more, and again until the series is over.
+
+        One series a process, however many files it opens: reading takes time for each
+        mapping that it has. It waits for ``least`` seconds, so that reading those of a
+        process with many takes a fraction of a core.
+        """
+
         def read() -> None:
+            self._reads[pid] += 1
+            started = time.monotonic()
             self.read_maps(pid, owner)
-            if delays[1:]:
-                self._read_maps_later(pid, owner, delays[1:])
+            took = time.monotonic() - started
+            if self._reads[pid] < len(_MAPS_AFTER):
+                self._read_maps_later(pid, owner, least=_MAPS_PAUSE * took)
             else:
-                self._to_read.discard(pid)
+                del self._reads[pid]
 
-        asyncio.get_running_loop().call_later(delays[0], read)
+        asyncio.get_running_loop().call_later(max(_MAPS_AFTER[self._reads[pid]], least), read)
 
     def _modified(self, file: FileKey, cgroup: str | None) -> None:
         known = self._files.get(file)
@@ -474,6 +491,8 @@ class FileTracker:
             self._unlinked(displaced)
         at[state.path] = file
         self._pages[file.device] += state.pages - known.pages
+        if known.asked is None or known.asked[:2] != (length, state.pages):
+            self._to_ask.add(file)
         known.path, known.length, known.pages = state.path, length, state.pages
         known.linked = True
         owner = allocator if allocator is not None else next(iter(known.candidates), None)
@@ -523,8 +542,12 @@ class FileTracker:
                 while True:
                     await asyncio.sleep(_ASK)
                     asked = 0
-                    for file, known in list(self._files.items()):
-                        asked += await self._ask(ranges, file, known)
+                    for file in list(self._to_ask):
+                        known = self._files.get(file)
+                        if known is not None and await self._ask(ranges, file, known):
+                            asked += 1
+                        else:
+                            self._to_ask.discard(file)
                         if asked >= _ASKED_AT_ONCE:
                             break
         except (CgroupError, MayReserve, OSError) as error:
@@ -605,6 +628,7 @@ class FileTracker:
         self._released(self._charges.drop(file))
 
     def _touch(self, file: FileKey) -> None:
+        self._to_ask.add(file)
         self._changed.add(file)
         self._largest = None
 
