@@ -162,15 +162,19 @@ def test_lowered_below_its_child(api: Api, tenant: tuple[str, str]) -> None:
     assert api.get(QUOTAS, "root", namespace=top)["spec"]["hard"] == {SIZE: "256Mi"}
 
 
-def test_a_charged_quota_neither_moves_nor_goes(api: Api, tenant: tuple[str, str]) -> None:
+def test_a_charged_quota_neither_moves_to_nowhere_nor_goes(
+    api: Api, tenant: tuple[str, str]
+) -> None:
     _, below = tenant
     charge(api, below, "leaf", "64Mi")
-    away = {"spec": {"parentRef": None}}
-    assert f"64Mi of {SIZE}" in refusal(lambda: api.patch(QUOTAS, "leaf", away, namespace=below))
+    nowhere = {"spec": {"parentRef": {"namespace": below, "name": "gone"}}}
+    told = refusal(lambda: api.patch(QUOTAS, "leaf", nowhere, namespace=below))
+    assert f"64Mi of {SIZE}" in told
+    assert f"{below}/gone, which does not exist" in told
     assert f"64Mi of {SIZE}" in refusal(lambda: api.delete(QUOTAS, "leaf", namespace=below))
     api.patch(QUOTAS, "leaf", {"spec": {"hard": {SIZE: "32Mi"}}}, namespace=below)
     charge(api, below, "leaf", "0")
-    api.patch(QUOTAS, "leaf", away, namespace=below)
+    api.patch(QUOTAS, "leaf", nowhere, namespace=below)
     api.delete(QUOTAS, "leaf", namespace=below)
 
 
