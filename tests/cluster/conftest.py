@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,6 +77,17 @@ def node(control_plane: ControlPlane) -> Iterator[str]:
     control_plane.api.patch("v1/nodes", name, {"status": status}, subresource="status")
     yield name
     control_plane.api.delete("v1/nodes", name)
+
+
+@pytest.fixture
+def hugetlbfs(tmp_path: Path) -> Iterator[Path]:
+    """A hugetlbfs of 2 MiB pages that every user may write to, as an administrator mounts it."""
+    mount = tmp_path / "huge"
+    mount.mkdir()
+    options = ("-t", "hugetlbfs", "-o", "pagesize=2M,mode=1777")
+    subprocess.run(("mount", *options, "test", str(mount)), check=True, timeout=30)
+    yield mount
+    subprocess.run(("umount", "--lazy", str(mount)), check=True, timeout=30)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,16 +18,6 @@ QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
 NODES = "hugetlb.dev/v1alpha1/hugetlbnodes"
 PAGE = 2 << 20
 LEFT = {"hugepages-2Mi": "4Mi"}
-
-
-@pytest.fixture
-def hugetlbfs(tmp_path: Path) -> Iterator[Path]:
-    mount = tmp_path / "huge"
-    mount.mkdir()
-    options = ("-t", "hugetlbfs", "-o", "pagesize=2M,mode=1777")
-    subprocess.run(("mount", *options, "test", str(mount)), check=True, timeout=30)
-    yield mount
-    subprocess.run(("umount", "--lazy", str(mount)), check=True, timeout=30)
 
 
 @pytest.fixture

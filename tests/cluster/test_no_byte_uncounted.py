@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,16 +25,6 @@ HARD = 32 * MIB
 EACH = 4 * MIB
 #: How long it goes on at least, and at most until it was tight and turned over.
 LEAST, MOST = 15.0, 90.0
-
-
-@pytest.fixture
-def hugetlbfs(tmp_path: Path) -> Iterator[Path]:
-    mount = tmp_path / "huge"
-    mount.mkdir()
-    options = ("-t", "hugetlbfs", "-o", "pagesize=2M,mode=1777")
-    subprocess.run(("mount", *options, "test", str(mount)), check=True, timeout=30)
-    yield mount
-    subprocess.run(("umount", "--lazy", str(mount)), check=True, timeout=30)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,16 +17,6 @@ from tests.workloads import command
 
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
 PAGE = 2 << 20
-
-
-@pytest.fixture
-def hugetlbfs(tmp_path: Path) -> Iterator[Path]:
-    mount = tmp_path / "huge"
-    mount.mkdir()
-    options = ("-t", "hugetlbfs", "-o", "pagesize=2M,mode=1777")
-    subprocess.run(("mount", *options, "test", str(mount)), check=True, timeout=30)
-    yield mount
-    subprocess.run(("umount", "--lazy", str(mount)), check=True, timeout=30)
 
 
 @pytest.fixture
