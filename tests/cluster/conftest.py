@@ -6,6 +6,7 @@ import os
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,16 @@ from tests.kube.cluster import Cluster
 from tests.kube.control_plane import ControlPlane
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build what is missing before the first test: building takes longer than any test may."""
+    if any(Path(__file__).parent in item.path.parents for item in session.items):
+        with suppress(build.AssetsMissingError):
+            build.assets()
+
+
 @pytest.fixture(scope="session")
 def assets() -> Path:
-    """The programs of the control plane, built now if they must be."""
+    """The programs of the control plane; they were built when the tests had been collected."""
     try:
         return build.assets()
     except build.AssetsMissingError as error:
