@@ -197,7 +197,7 @@ def test_every_file_is_found(mounted: Superblock, pages: Callable[[int], None]) 
     state = (mounted.path / "x/y/file").stat()
     assert found.keys() == {"x/y/file", "\udcff"}
     assert found["x/y/file"] == FileState(
-        mounted.device, state.st_ino, "x/y/file", 5 * PAGE, 3, state.st_ctime_ns
+        mounted.device, state.st_ino, "x/y/file", 5 * PAGE, 3, 1, state.st_ctime_ns
     )
 
 

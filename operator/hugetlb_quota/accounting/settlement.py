@@ -11,7 +11,7 @@ Everything here is of one page size, in bytes.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 Owner = TypeVar("Owner", bound=Hashable)
@@ -36,12 +36,15 @@ class Settled(Generic[Owner]):
     """What everyone is charged from now on.
 
     ``held`` by owner, without those that hold nothing, and ``stray``, left by nobody that
-    is known: together the kernel's total. ``guessed``: how much of it may be another's.
+    is known: together the kernel's total, and what is ``unexplained``. ``guessed``: how
+    much of it may be another's. ``unexplained``: given back by nobody who can be told;
+    for the time being all stay charged.
     """
 
     held: Mapping[Owner, int]
     stray: int
     guessed: int
+    unexplained: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +64,15 @@ def settle(
     claims: Sequence[Claim[Owner]],
     total: int,
     files: Files[Owner] | None = None,
+    *,
+    patient: bool = False,
 ) -> Settled[Owner]:
     """Take in ``claims``, and bring it all to ``total``.
 
     :param held: what each dead pod is charged already, longest dead first.
     :param claims: likeliest first; an owner may be in ``held`` too, of a former life.
     :param files: None when nothing is known of files.
+    :param patient: files may be behind the total: leave unexplained what they don't explain.
 
     What is found beyond the charges known goes to claims that are not certain, then to
     those that are, each up to its limit, and what is left is stray. What is missing is
@@ -100,6 +106,8 @@ def settle(
         if files is not None:
             lost = {owner: was - now.get(owner, 0) for owner, was in files.before.items()}
             missing -= sheet.lower_each(lost, missing)
+            if patient and missing:
+                return replace(sheet.settled(), unexplained=missing)
             elsewhere = {owner: charge - now.get(owner, 0) for owner, charge in sheet.held.items()}
             missing -= sheet.lower_each(elsewhere, missing)
         sheet.free(missing)

@@ -169,7 +169,7 @@ async def run(options: argparse.Namespace) -> None:
             governance.on_quotas = governed_otherwise
             enforcer.on_removed = reporter.nudge
             enforcer.on_populated = tracker.populated
-            files.on_release = reporter.nudge
+            files.book.on_release = files.on_looked = reporter.nudge
             pods.on_change(governance.pod_changed)
             quotas.on_change(governance.quota_changed)
 

@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from hugetlb_quota.accounting.charge import NOTHING, Charge
+from hugetlb_quota.accounting.charge_list import FileKey
 from hugetlb_quota.accounting.settlement import Claim, Files, Settled, settle
-from hugetlb_quota.agent.memory import Account, Memory, NotRemembered, State
+from hugetlb_quota.agent.memory import Account, Memory, NotRemembered, RememberedFile, State
 from hugetlb_quota.page_size import PageSize
 
 logger = logging.getLogger(__name__)
@@ -41,10 +42,6 @@ class Evidence(Protocol):
         """What this pod is charged for in files."""
         ...
 
-    def refresh(self) -> None:
-        """Look at all files now."""
-        ...
-
 
 _NAMELESS: Final = Known("", "", (), NOTHING, over=False)
 
@@ -63,6 +60,7 @@ class Ledger:
         self._gone = {each.uid: each for each in accounts if each.state is State.GONE}
         self._stray = remembered.stray if remembered else NOTHING
         self._guessed = remembered.guessed if remembered else NOTHING
+        self._unexplained = NOTHING
         self._saved: dict[tuple[str, bool], Account] = {_key(each): each for each in accounts}
         self._populated = set[str]()
         self._begins = remembered is None
@@ -111,6 +109,8 @@ class Ledger:
         known: Mapping[str, Known],
         left: Mapping[PageSize, int] | None,
         files: Evidence | None = None,
+        *,
+        patient: bool = False,
     ) -> None:
         """End the accounts of the pods whose cgroup is not ``present`` any more.
 
@@ -118,6 +118,7 @@ class Ledger:
         :param left: what the kernel counts for all dead pods; None: it can't be told, and
             what each held when it was last seen is what it left.
         :param files: what is known of files; None: nothing is.
+        :param patient: files may be behind the kernel's total: see :attr:`unexplained`.
         """
         self._name(known)
         ended = [each for uid, each in self._present.items() if uid not in present]
@@ -137,23 +138,22 @@ class Ledger:
             for uid, each in self._gone.items():
                 charges[uid] = each.charge + charges.get(uid, NOTHING)
         else:
-            if files is not None and self._differs(candidates, left):
-                # Events of files may be on their way still: what is there now decides.
-                files.refresh()
-            charges = self._take_over(self._settled(candidates, left, files), left)
+            charges = self._take_over(self._settled(candidates, left, files, patient), left)
         for each in ended:
             del self._present[each.uid]
         self._populated &= self._present.keys()
         self._gone = {
-            uid: replace(
-                account,
-                charge=charges.get(uid, NOTHING).without_zeros(),
-                in_files=files.charge_of(uid) if files is not None else NOTHING,
-            )
+            uid: replace(account, charge=charges.get(uid, NOTHING).without_zeros())
             for uid, account in sorted(accounts.items(), key=lambda item: item[1].since)
             if charges.get(uid) or (uid in known and (known[uid].over or uid in self._gone))
         }
         self._begins = False
+
+    def note_files(self, files: Evidence) -> None:
+        """What is in files of what gone pods left: what is not there later was given back."""
+        self._gone = {
+            uid: replace(each, in_files=files.charge_of(uid)) for uid, each in self._gone.items()
+        }
 
     def reparent(self, heirs: Mapping[str, str | None]) -> None:
         """Charge what gone pods left under a quota to its heir; None: to nobody in its place.
@@ -189,18 +189,12 @@ class Ledger:
         since = before.since if before else datetime.now(UTC)
         return replace(ended, state=State.GONE, since=since)
 
-    def _differs(self, candidates: Sequence[Account], left: Mapping[PageSize, int]) -> bool:
-        """Whether the kernel counts otherwise than all that is known."""
-        expected = (
-            Charge.total(each.charge for each in (*self._gone.values(), *candidates)) + self._stray
-        )
-        return expected.without_zeros() != Charge(left).without_zeros()
-
     def _settled(
         self,
         candidates: Sequence[Account],
         left: Mapping[PageSize, int],
         files: Evidence | None,
+        patient: bool,
     ) -> dict[PageSize, Settled[str]]:
         held = {uid: each.charge for uid, each in self._gone.items()}
         uids = {*self._gone, *(each.uid for each in candidates)}
@@ -223,6 +217,7 @@ class Ledger:
                 ],
                 left.get(size, 0),
                 Files(_of(size, now), _of(size, before)) if files is not None else None,
+                patient=patient,
             )
             for size in sizes
         }
@@ -241,24 +236,29 @@ class Ledger:
         stray = {size: settled.stray for size, settled in sheet.items()}
         self._stray = Charge(stray).without_zeros()
         self._guessed = Charge(guessed).without_zeros()
+        unexplained = {size: settled.unexplained for size, settled in sheet.items()}
+        self._unexplained = Charge(unexplained).without_zeros()
         return {uid: Charge(amounts) for uid, amounts in charges.items()}
 
-    def save(self) -> None:
+    def save(self, files: Mapping[FileKey, RememberedFile | None] | None = None) -> bool:
         """Write down what changed since the last time; it may be reported after that.
 
         A write that fails is made up for by the next: see :attr:`problems`.
+
+        :param files: what changed of files, which is written with it or not at all.
         """
         now = {_key(each): each for each in (*self._present.values(), *self._gone.values())}
         changed = [each for key, each in now.items() if self._saved.get(key) != each]
         removed = [each for key, each in self._saved.items() if key not in now]
         try:
-            self._memory.save(changed, removed, self._stray, self._guessed)
+            self._memory.save(changed, removed, self._stray, self._guessed, files or {})
         except NotRemembered as error:
             if self._unsaved != str(error):
                 logger.error("%s", error)
             self._unsaved = str(error)
-        else:
-            self._unsaved, self._saved = "", now
+            return False
+        self._unsaved, self._saved = "", now
+        return True
 
     # What is there
 
@@ -276,6 +276,11 @@ class Ledger:
     def guessed(self) -> Charge:
         """By how much the files and the kernel differed: that much may be another's."""
         return self._guessed
+
+    @property
+    def unexplained(self) -> Charge:
+        """How much less the kernel counts than is charged, until files tell who gave it back."""
+        return self._unexplained
 
     @property
     def pods(self) -> int:

@@ -134,6 +134,9 @@ class RememberedFile:
     rows: tuple[Row[str], ...]
 
 
+_NO_FILES: Final[Mapping[FileKey, RememberedFile | None]] = {}
+
+
 class Memory:
     """The database; one process has it at a time.
 
@@ -185,8 +188,9 @@ class Memory:
         removed: Iterable[Account],
         stray: Charge,
         guessed: Charge,
+        files: Mapping[FileKey, RememberedFile | None] = _NO_FILES,
     ) -> None:
-        """Write all of this or nothing.
+        """Write all of this or nothing; a file that is None is gone.
 
         :raises NotRemembered: when nothing was written.
         """
@@ -204,13 +208,6 @@ class Memory:
                 "INSERT OR REPLACE INTO meta VALUES (?, ?)",
                 [(key, json.dumps(charge.to_resources())) for key, charge in meta.items()],
             )
-
-    def save_files(self, files: Mapping[FileKey, RememberedFile | None]) -> None:
-        """Write all of these or none; None: it is gone.
-
-        :raises NotRemembered: when nothing was written.
-        """
-        with self._transaction() as database:
             database.executemany(
                 "DELETE FROM files WHERE device = ? AND inode = ?",
                 [key for key, file in files.items() if file is None],

@@ -63,7 +63,7 @@ class AgentMetrics(Collector):
         yield _count(
             "files",
             "Files on hugetlbfs that are followed.",
-            files.count if files is not None else 0,
+            files.book.count if files is not None else 0,
         )
         yield _count("pods", "Pods whose cgroups are on this node.", ledger.pods)
         yield _count(

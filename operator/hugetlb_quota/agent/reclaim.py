@@ -15,9 +15,10 @@ from typing import Final
 
 from hugetlb_quota.accounting.charge_list import FileKey
 from hugetlb_quota.accounting.reclaim import GoneOwner, is_due
+from hugetlb_quota.agent.file_book import ChargedFile
 from hugetlb_quota.agent.governance import Governance
 from hugetlb_quota.agent.ledger import Ledger
-from hugetlb_quota.agent.track_files import ChargedFile, FileTracker
+from hugetlb_quota.agent.track_files import FileTracker
 from hugetlb_quota.node.reclaim import AnotherFile, NotReclaimed, StillHeld, reclaim
 
 #: Between two looks for files that are due, in seconds.
@@ -69,7 +70,7 @@ class Reclaimer:
         due: dict[FileKey, ChargedFile] = {
             charged.file: charged
             for uid in asked
-            for charged in self._files.files_of(uid)
+            for charged in self._files.book.files_of(uid)
             if is_due([gone.get(owner) for owner in charged.owners], waits, now)
         }
         self._failed = {file: why for file, why in self._failed.items() if file in due}

@@ -18,10 +18,10 @@ from typing import Any, Final, Protocol
 
 from hugetlb_quota import api, quantity
 from hugetlb_quota.accounting.charge import NOTHING, Charge
+from hugetlb_quota.agent.file_book import SYSTEM, FileShare
 from hugetlb_quota.agent.governance import Governance, cgroup_uid
 from hugetlb_quota.agent.ledger import Known
 from hugetlb_quota.agent.track import Sight, Tracker
-from hugetlb_quota.agent.track_files import SYSTEM, FileShare
 from hugetlb_quota.api.node import KIND, FileStatus, MountStatus
 from hugetlb_quota.kube.errors import AlreadyExists, ApiError, Conflict, NotFound
 from hugetlb_quota.kube.pods import Pod
@@ -107,6 +107,10 @@ class Observer:
             self._carried = {entry["uid"]: dict(entry) for entry in last.get("pods") or ()}
             self._tracker.ledger.adopt(last)
 
+    async def catch_up(self) -> None:
+        """Let what happened be taken in before the next :meth:`snapshot`."""
+        await self._tracker.catch_up()
+
     def snapshot(self) -> Snapshot:
         """What there is now.
 
@@ -158,7 +162,7 @@ class Observer:
             retained=self._retained(entries, sight),
             files=self._files(sight),
             mounts=self._mounts(),
-            system=files.charge_of(SYSTEM) if (files := self._tracker.files) else NOTHING,
+            system=files.book.charge_of(SYSTEM) if (files := self._tracker.files) else NOTHING,
             problems=self._problems(),
             doubts=(*self._tracker.ledger.problems, *(files.problems if files else ())),
         )
@@ -235,7 +239,7 @@ class Observer:
     def _files(self, sight: Sight) -> tuple[Json, ...]:
         """The largest files, and who is charged for them."""
         files = self._tracker.files
-        shares = files.largest() if files is not None else ()
+        shares = files.book.largest() if files is not None else ()
         return tuple(self._file(share, sight) for share in shares)
 
     def _file(self, share: FileShare, sight: Sight) -> Json:
@@ -258,8 +262,8 @@ class Observer:
         if files is None:
             return ()
         return tuple(
-            _mount(superblock, files.held_on(superblock)).to_json()
-            for superblock in files.superblocks[:_MOUNTS]
+            _mount(superblock, files.book.held_on(superblock)).to_json()
+            for superblock in files.book.superblocks[:_MOUNTS]
         )
 
 
@@ -330,6 +334,7 @@ class Reporter:
                 if not adopted:
                     self._observer.carry_over(await self._last_status())
                     adopted = True
+                await self._observer.catch_up()
                 await self._report(self._observer.snapshot())
                 backoff = FIRST_BACKOFF
             except (ApiError, HostUnreadable, OSError) as error:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.agent.ledger import Known, Ledger
 from hugetlb_quota.agent.track_files import FileTracker
 from hugetlb_quota.node import cgroup, remainder
@@ -19,6 +20,11 @@ from hugetlb_quota.node.kubepods import PodCgroup
 from hugetlb_quota.node.mappings import processes
 from hugetlb_quota.node.remainder import Moment
 from hugetlb_quota.page_size import PageSize
+
+#: How long a look waits at most for files that changed, in seconds.
+CATCH_UP: Final = 0.5
+#: How often a pod's mappings are read while it has the same beyond what is in files.
+_MAPS_READ: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,14 @@ class Tracker:
         self._parents = tuple(parents)
         self._sizes = tuple(sizes)
         self.ledger = ledger
+        #: The look at all files that is to tell who gave back what the kernel counts no more.
+        self._look: int | None = None
+        self._reads: dict[str, tuple[Charge, Charge, int]] = {}
+
+    async def catch_up(self) -> None:
+        """Take in what happened to files; soon enough for a report to wait for it."""
+        if self.files is not None:
+            await self.files.caught_up(CATCH_UP)
 
     def populated(self, pod: PodCgroup) -> None:
         """Processes came to ``pod`` or left it; with none in it, what it holds is what it leaves.
@@ -79,35 +93,59 @@ class Tracker:
             self._read_maps(self.files, moment)
         unsettled = frozenset[str]()
         if moment.steady:
-            self.ledger.settle(moment.uses.keys(), known, moment.left, self.files)
+            self._settle(moment, known)
         else:
             self.ledger.end_certain(moment.uses.keys(), known)
             unsettled = frozenset(
                 uid for uid in known if uid not in moment.uses and not self.ledger.is_settled(uid)
             )
-        self.ledger.save()
-        if self.files is not None:
-            for account in self.ledger.gone:
-                self.files.trim(account.uid, account.charge)
-            self.files.assign(
-                {
-                    account.uid: account.charge.beyond(self.files.charge_of(account.uid))
-                    for account in self.ledger.gone
-                }
-            )
-            self.files.save()
+        self._save()
         return Sight(
             {uid: _most(use) for uid, use in moment.uses.items()},
             unsettled,
         )
 
+    def _settle(self, moment: Moment, known: Mapping[str, Known]) -> None:
+        present = moment.uses.keys()
+        if self.files is None:
+            self.ledger.settle(present, known, moment.left)
+            return
+        book = self.files.book
+        # What was given back is told by files, if need be after a look at all of them.
+        patient = self._look is None or not self.files.is_looked(self._look)
+        self.ledger.settle(present, known, moment.left, book, patient=patient)
+        if not self.ledger.unexplained:
+            self._look = None
+        elif self._look is None:
+            self._look = self.files.want_look()
+        book.reconcile(
+            left={account.uid: account.charge for account in self.ledger.gone},
+            live={uid: _reserved(use) for uid, use in moment.uses.items()},
+        )
+        self.ledger.note_files(book)
+
+    def _save(self) -> None:
+        if self.files is None:
+            self.ledger.save()
+        elif self.ledger.save(self.files.book.changes()):
+            self.files.book.saved()
+
     def _read_maps(self, files: FileTracker, moment: Moment) -> None:
         """Look for what pods have reserved and no file shows: mmap raises no event."""
+        reads: dict[str, tuple[Charge, Charge, int]] = {}
         for pod in moment.pods:
             reserved = _reserved(moment.uses.get(pod.uid, {}))
-            if reserved.beyond(files.charge_of(pod.uid)):
+            shown = files.book.charge_of(pod.uid)
+            if not reserved.beyond(shown):
+                continue
+            *before, times = self._reads.get(pod.uid, (NOTHING, NOTHING, 0))
+            times = times + 1 if before == [reserved, shown] else 1
+            # What is charged may be mapped a moment later only; then it shows nothing new.
+            if times <= _MAPS_READ:
                 for pid in processes(pod.path):
                     files.read_maps(pid, pod.uid)
+            reads[pod.uid] = (reserved, shown, times)
+        self._reads = reads
 
 
 def _reserved(use: Mapping[PageSize, Use]) -> Charge:

@@ -120,14 +120,15 @@ class ChargedRanges:
 
     async def of(
         self, superblock: Superblock, path: str, inode: int, end: int, first: int = 0
-    ) -> list[tuple[int, int]]:
+    ) -> list[tuple[int, int]] | None:
         """Runs of charged pages of the file, as (first, end not included), in page numbers.
 
         Pages that are allocated are charged, and so are among them. A mapping that is
         read-only can reserve beyond the file's size, so ``end`` may be beyond it too.
 
-        :param path: of the file, relative to the superblock's root; none if the file there
-            is not ``inode`` any more.
+        None if the file at ``path``, relative to the superblock's root, is not ``inode``
+        any more.
+
         :raises MayReserve: when asking would charge.
         :raises NotAsked: when the process ended or is slow; it is started anew.
         """
@@ -153,7 +154,7 @@ class ChargedRanges:
                     raise NotAsked(f"{path} on {superblock.point}: {error}") from error
                 raise
 
-    async def _ask(self, question: dict[str, Any]) -> list[tuple[int, int]]:
+    async def _ask(self, question: dict[str, Any]) -> list[tuple[int, int]] | None:
         process = self._process
         assert process is not None
         assert process.stdin
@@ -161,7 +162,7 @@ class ChargedRanges:
         process.stdin.write(json.dumps(question).encode() + b"\n")
         await process.stdin.drain()
         answer = json.loads(await process.stdout.readline())
-        return [(int(first), int(end)) for first, end in answer]
+        return None if answer is None else [(int(first), int(end)) for first, end in answer]
 
     async def _start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
@@ -179,18 +180,18 @@ class ChargedRanges:
             await process.wait()
 
 
-def _answer(question: dict[str, Any]) -> list[tuple[int, int]]:
+def _answer(question: dict[str, Any]) -> list[tuple[int, int]] | None:
     page = int(question["page"])
     try:
         # By descriptor, and opened only as what it is: a FIFO or a device would answer.
         found = os.open(question["path"], os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
-        return []
+        return None
     try:
         state = os.fstat(found)
         wanted = (question["device"], question["inode"])
         if not stat.S_ISREG(state.st_mode) or (state.st_dev, state.st_ino) != wanted:
-            return []
+            return None
         file = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(found)

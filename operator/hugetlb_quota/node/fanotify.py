@@ -155,6 +155,10 @@ class Fanotify:
         return events
 
     def allow(self, event: Event) -> None:
-        """Let the opener of a permission event go on; only then close its descriptor."""
+        """Let the opener of a permission event go on.
+
+        Its descriptor may be closed by then, if nothing was opened since: the kernel
+        compares its number (fanotify_user.c, ``process_access_response``).
+        """
         assert event.descriptor is not None
         os.write(self._descriptor, _RESPONSE.pack(event.descriptor, _ALLOW))

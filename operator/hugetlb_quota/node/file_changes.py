@@ -107,6 +107,8 @@ class FileChanges:
 
     def _tell_of(self, superblock: Superblock, path: Path, mask: Mask) -> Iterator[Change]:
         if Mask.ISDIR not in mask:
+            if Mask.MOVED_FROM in mask:
+                return  # its new name is told of next, and until then it is not gone
             yield FileChanged(superblock.device, str(path.relative_to(superblock.path)))
         elif Mask.CREATE in mask:
             files: list[str] = []

@@ -63,8 +63,8 @@ class FileState(NamedTuple):
 
     ``path`` is relative to the superblock's root, with bytes that are not UTF-8 as
     surrogates (os.fsdecode). ``size`` is in bytes, ``pages`` counts the huge pages that
-    are allocated; what is reserved and not faulted is in neither. ``changed`` is its
-    ctime, in nanoseconds since 1970.
+    are allocated; what is reserved and not faulted is in neither. ``links`` counts its
+    names. ``changed`` is its ctime, in nanoseconds since 1970.
     """
 
     device: int
@@ -72,6 +72,7 @@ class FileState(NamedTuple):
     path: str
     size: int
     pages: int
+    links: int
     changed: int
 
 
@@ -287,6 +288,7 @@ def _look_up(
                         prefix + name,
                         state.st_size,
                         pages,
+                        state.st_nlink,
                         state.st_ctime_ns,
                     )
                 )

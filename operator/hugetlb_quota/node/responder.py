@@ -189,9 +189,11 @@ class Responder:
             try:
                 records = tuple(self._records(event, event.descriptor))
             finally:
+                # Closed first: the opener finds nobody but itself there, as who wants a
+                # lease must. The answer names the descriptor by its number alone.
+                os.close(event.descriptor)
                 if Mask.OPEN_PERMISSION in event.mask:
                     self._group.allow(event)
-                os.close(event.descriptor)
             for record in records:
                 self._tell(record)
 

@@ -1,0 +1,113 @@
+"""Asks the kernel which pages of files are charged, for as long as the book is in doubt.
+
+What is charged is in no count of a file while it is reserved and not touched, and a process
+may be gone before anybody has seen what it mapped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from hugetlb_quota.accounting.ranges import PageRange
+from hugetlb_quota.agent.file_book import FileBook
+from hugetlb_quota.node.cgroup import CgroupError, write_limit
+from hugetlb_quota.node.charged_ranges import ChargedRanges, MayReserve, NotAsked
+from hugetlb_quota.page_size import PageSize
+
+#: Files asked about before others get a turn that is as long.
+_BATCH: Final = 64
+#: Of a file that is not to be asked about: how long until it is tried again, in seconds.
+_AGAIN: Final = 1.0
+#: Processes that asked, remembered because events of theirs may be on their way.
+_PIDS: Final = 16
+
+logger = logging.getLogger(__name__)
+
+
+class FileVerifier:
+    """Keeps ``book`` verified.
+
+    :param cgroup: where the process that asks shall be: beside kubepods, of this agent alone.
+    :param sizes: the host's page sizes.
+    :param hide: told why it can't be asked, if so.
+    """
+
+    def __init__(
+        self,
+        book: FileBook,
+        cgroup: Path,
+        sizes: Iterable[PageSize],
+        hide: Callable[[str, str], None],
+    ) -> None:
+        self._book = book
+        self._cgroup = cgroup
+        self._sizes = tuple(sizes)
+        self._hide = hide
+        self._doubt = asyncio.Event()
+        self._sure = asyncio.Event()
+        self._asked: deque[int] = deque(maxlen=_PIDS)
+        self._works = True
+        book.on_doubt = self._doubt.set
+
+    def is_asking(self, pid: int) -> bool:
+        """Whether this process asks for us: it opens files, and is charged for none."""
+        return pid in self._asked
+
+    async def caught_up(self, seconds: float) -> None:
+        """Wait until the book is verified, if it can be, and no longer than ``seconds``."""
+        if self._works and not self._book.is_verified:
+            self._sure.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._sure.wait()
+
+    async def run(self) -> None:
+        """Verify what is in doubt, for ever."""
+        try:
+            self._cgroup.mkdir(exist_ok=True)
+            for size in self._sizes:
+                write_limit(self._cgroup, size, "rsvd.max", 0)
+            async with ChargedRanges(self._cgroup) as ranges:
+                while True:
+                    await self._doubt.wait()
+                    self._doubt.clear()
+                    started = time.monotonic()
+                    await self._verify_some(ranges)
+                    # Half of a core at most, and less when the agent has other work.
+                    await asyncio.sleep(time.monotonic() - started)
+        except (CgroupError, MayReserve, OSError) as error:
+            self._hide("ranges", f"Which pages of files are charged can't be asked: {error}")
+        finally:
+            self._works = False
+            self._sure.set()
+            with suppress(OSError):
+                self._cgroup.rmdir()
+
+    async def _verify_some(self, ranges: ChargedRanges) -> None:
+        for _ in range(_BATCH):
+            file = self._book.next_unverified()
+            if file is None:
+                self._sure.set()
+                return
+            known = self._book.file(file)
+            assert known is not None
+            if ranges.pid is not None and ranges.pid not in self._asked:
+                self._asked.append(ranges.pid)
+            try:
+                runs = await ranges.of(
+                    known.superblock, known.path, file.inode, self._book.end_of(file)
+                )
+            except NotAsked as error:
+                logger.warning("%s", error)
+                asyncio.get_running_loop().call_later(_AGAIN, self._book.doubt, file)
+                continue
+            if runs is not None:
+                self._book.verified(file, [PageRange(*run) for run in runs])
+        self._doubt.set()
