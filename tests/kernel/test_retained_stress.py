@@ -141,6 +141,16 @@ class Stress:
             and self.by_pod() == self.by_quota()
         )
 
+    async def difference(self) -> str:
+        """As the agent's metrics tell it, in bytes."""
+        _, text = await self.agent.probe("/metrics")
+        (row,) = (
+            line
+            for line in text.splitlines()
+            if line.startswith('hugetlb_quota_difference_bytes{page_size="hugepages-2Mi"}')
+        )
+        return row.split()[-1]
+
     def picture(self) -> str:
         return (
             f"listed {self.api.listed()}\nkernel {self.kernel_counts()}\n"
@@ -191,4 +201,11 @@ async def test_at_rest_every_page_is_charged_to_somebody_and_every_file_is_right
         )
     really = await charged_in(superblock, agent.subtree / "ask")
     assert stress.by_file() == really, stress.picture()
+    assert await stress.difference() == "0.0"
+
+    # What is removed then relieves whom it should, to the last byte.
+    for file in hugetlbfs.iterdir():
+        file.unlink()
+    await until(lambda: stress.is_settled() and not stress.kernel_counts(), 60)
+    assert api.retained() == {}
     print(stress.picture())

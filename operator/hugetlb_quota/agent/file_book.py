@@ -345,12 +345,13 @@ class FileBook:
 
     def end_of(self, file: FileKey) -> int:
         """The page before which all are that may be charged."""
-        last = max((pages.last for pages, _ in self._charges.held(file)), default=0)
+        held = (pages.last for pages, _ in self._charges.held(file))
+        orphans = (run.last for run in self._orphans.get(file, ()))
         beyond = 0
         if file in self._deep:
             self._deep.remove(file)
             beyond = _BEYOND
-        return max(self._files[file].length, last) + beyond
+        return max(self._files[file].length, 0, *held, *orphans) + beyond
 
     def verified(self, file: FileKey, runs: Sequence[PageRange]) -> None:
         """These pages are charged and no others, as the kernel says."""
@@ -406,6 +407,7 @@ class FileBook:
             self._take_back(uid, Charge({s: min(n, before.of(s)) for s, n in charge.items()}))
         self._over = {uid: charge for uid, charge in over.items() if charge}
         self._assign({uid: charge.beyond(self.charge_of(uid)) for uid, charge in left.items()})
+        self._seek()
 
     def _take_back(self, uid: str, over: Charge) -> None:
         """``uid`` can't be charged for so much: in files that did not change meanwhile."""
@@ -427,6 +429,8 @@ class FileBook:
                 known = self._files[found.file]
                 if uid in known.candidates:
                     known.candidates.remove(uid)
+                # Another's, then, and maybe beyond the file's end.
+                self._deep.add(found.file)
                 self._touch(found.file)
 
     def _certainty(self, file: FileKey) -> tuple[bool, int]:
@@ -456,7 +460,6 @@ class FileBook:
             if not self._missing(file):
                 del self._orphans[file]
         self._is_reconciled = True
-        self._seek()
 
     def _seek(self) -> None:
         """Look for what gone pods left beyond the end of files.
@@ -565,6 +568,7 @@ class FileBook:
 
     def _drop(self, file: FileKey) -> None:
         known = self._files.pop(file)
+        self._deep.discard(file)
         self._orphans.pop(file, None)
         self._unverified.pop(file, None)
         if self._at[file.device].get(known.path) == file:

@@ -56,9 +56,15 @@ class AgentMetrics(Collector):
         )
         yield self._bytes(
             "guessed_bytes",
-            "Of what is retained, by how much the list of charged files and the kernel differed:"
-            " it may be charged to another of the pods that left files.",
+            "Of what is retained, what may be charged to another of the pods that left files,"
+            " for it could not be seen which of them gave pages back.",
             ledger.guessed,
+        )
+        yield self._bytes(
+            "difference_bytes",
+            "By how much the list of charged files and the kernel differ just now: left by pods"
+            " and in no file that is known, or charged in a file and to nobody that is known.",
+            self._tracker.difference,
         )
         yield _count(
             "files",

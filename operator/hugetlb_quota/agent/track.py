@@ -61,6 +61,25 @@ class Tracker:
         self._look: int | None = None
         self._reads: dict[str, tuple[Charge, Charge, int]] = {}
 
+    @property
+    def difference(self) -> Charge:
+        """By how much the list of charged files and the kernel differ.
+
+        What gone pods left and no file shows, as a System V segment, and what is charged in
+        files and, as far as is known, to nobody.
+        """
+        if self.files is None:
+            return NOTHING
+        book = self.files.book
+        gone = self.ledger.gone
+        return Charge.total(
+            [
+                *(each.charge.beyond(book.charge_of(each.uid)) for each in gone),
+                *(book.charge_of(each.uid).beyond(each.charge) for each in gone),
+                book.orphaned,
+            ]
+        )
+
     async def catch_up(self) -> None:
         """Take in what happened to files; soon enough for a report to wait for it."""
         if self.files is not None:

@@ -125,3 +125,25 @@ def test_missed_ends_are_told_apart_by_their_files() -> None:
     assert (settled.held, settled.guessed) == ({"a": 2, "b": 6}, 0)
     settled = settle({}, 0, [missed("a"), missed("b")], 8, there)
     assert (settled.held, settled.guessed) == ({"a": 2, "b": 6}, 0)
+
+
+@given(held, amounts, claims, st.integers(0, 30), files)
+def test_patient_it_is_never_less_than_the_kernels_total(
+    before: dict[str, int],
+    stray: int,
+    claimed: list[Claim[str]],
+    total: int,
+    known: Files[str] | None,
+) -> None:
+    settled = settle(before, stray, claimed, total, known, patient=True)
+    assert sum(settled.held.values()) + settled.stray == total + settled.unexplained
+    assert settled.unexplained >= 0
+
+
+def test_what_files_do_not_explain_stays_charged_until_they_do() -> None:
+    known = Files({"a": 4, "b": 4}, {"a": 4, "b": 4})
+    settled = settle({"a": 4, "b": 4}, 0, [], 6, known, patient=True)
+    assert (settled.held, settled.unexplained) == ({"a": 4, "b": 4}, 2)
+    later = Files({"a": 4, "b": 2}, known.now)
+    settled = settle(settled.held, 0, [], 6, later, patient=True)
+    assert (settled.held, settled.unexplained, settled.guessed) == ({"a": 4, "b": 2}, 0, 0)

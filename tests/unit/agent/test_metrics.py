@@ -50,7 +50,7 @@ def known(name: str, mib: int) -> Known:
 
 
 def test_every_row_is_there_before_anything_happened(memory: Memory) -> None:
-    by_size = ("retained_bytes", "unattributed_bytes", "guessed_bytes")
+    by_size = ("retained_bytes", "unattributed_bytes", "guessed_bytes", "difference_bytes")
     expected = {(name, size): 0.0 for name in by_size for size in ("2Mi", "1Gi")}
     expected |= {(name, ""): 0.0 for name in ("files", "pods", "limits_not_enforced")}
     assert scraped(Ledger(memory)) == expected
