@@ -11,10 +11,12 @@ from pathlib import Path
 from demo import scenes
 from demo.stage import Stage
 from demo.story import Otherwise, Story
+from tests import mount_namespace
 
 
 def main() -> int:
     """0 when every scene came out as expected, or was left out for want of something."""
+    mount_namespace.enter()
     story = Story()
     started = time.monotonic()
     print("hugetlb-quota: hierarchical huge page quotas, on a real API server, real cgroups and")

@@ -1,7 +1,8 @@
-"""Counts what ran at each layer, so that a layer that was skipped is never overlooked.
+"""Gives the layers that mount a mount namespace of their own, and counts what ran at each layer.
 
-With REQUIRE_LAYERS=1 a test of the kernel or cluster layer that was skipped fails the
-run, unless what it lacks is something that not every machine can have.
+A layer that was skipped is never overlooked: with REQUIRE_LAYERS=1 a test of the kernel or
+cluster layer that was skipped fails the run, unless what it lacks is something that not every
+machine can have.
 """
 
 from __future__ import annotations
@@ -12,14 +13,24 @@ from pathlib import Path
 
 import pytest
 
+from tests import mount_namespace, preflight
+
 LAYERS = ("unit", "kernel", "cluster", "e2e")
 REQUIRED = ("unit", "kernel", "cluster")
+#: Layers whose tests and programs mount; they skip where root is lacking.
+MOUNTING = ("kernel", "cluster")
 #: Reasons of skips that REQUIRE_LAYERS accepts.
 OPTIONAL = (
     "no PostgreSQL is installed",
     "the kernel has no pages of 1 GiB",
     "KUBEBUILDER_ASSETS is set",
 )
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leave the host's mounts before the first test and before any other thread."""
+    if preflight._root() is None and any(_layer(i.nodeid) in MOUNTING for i in session.items):
+        mount_namespace.enter()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

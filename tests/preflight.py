@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+CAP_SYS_ADMIN = 21
 GO = (1, 26)
 #: As tests/kube/build.py has them, which can't be imported yet.
 PROGRAMS = (
@@ -26,10 +27,16 @@ def missing() -> list[str]:
     return [sentence for check in (_root, _cgroup2, _pages, _programs) if (sentence := check())]
 
 
-def _root() -> str | None:
-    if os.geteuid() == 0:
+def _root(status: Path = Path("/proc/self/status")) -> str | None:
+    if os.geteuid() != 0:
+        return "Root is needed to mount, make cgroups and take huge pages; run it with sudo."
+    effective = re.search(r"^CapEff:\s*([0-9a-f]+)", status.read_text(), re.MULTILINE)
+    if effective and int(effective[1], 16) >> CAP_SYS_ADMIN & 1:
         return None
-    return "Root is needed to make cgroups and take huge pages; run it with sudo."
+    return (
+        "This root has no CAP_SYS_ADMIN, as in a container, and can't mount; run it on a host, or"
+        " in a container that is privileged."
+    )
 
 
 def _cgroup2(mountinfo: Path = Path("/proc/self/mountinfo")) -> str | None:

@@ -12,7 +12,7 @@ import pytest
 
 from hugetlb_quota.api.node import HugeTLBNode
 from hugetlb_quota.api.quota import HugeTLBQuota
-from tests.kube.api import ApiError
+from tests.kube.api import ApiError, Object
 from tests.kube.cluster import Cluster
 from tests.kube.programs import Program
 from tests.preflight import _cgroup2, _pages, _root
@@ -126,3 +126,51 @@ def test_a_file_stays_charged_until_it_is_removed_through_kill_9(world: World) -
     eventually(lambda: world.quota().used == {"hugepages-2Mi": "8Mi"})
     exact = next(each for each in world.report().conditions if each.type == "Exact")
     assert exact.status == "True", exact.message
+
+
+def test_a_file_is_told_with_its_volume(world: World) -> None:
+    """A hostPath's and an emptyDir's, the pod's end and a kill -9 later still."""
+    agent = world.start_agent()
+
+    def container(name: str, mount: str, file: str) -> Object:
+        return {
+            "name": name,
+            "image": "none",
+            "resources": {"limits": {"hugepages-2Mi": "2Mi", "memory": "64Mi", "cpu": "100m"}},
+            "volumeMounts": [{"name": name, "mountPath": mount}],
+            "command": command("map_pages", "2Mi", f"--file={mount}/{file}", "--hold"),
+        }
+
+    (world.mount / "db").mkdir()
+    spec = {
+        "nodeName": world.node.name,
+        "terminationGracePeriodSeconds": 1,
+        "containers": [
+            container("data", "/data", "kept"),
+            container("scratch", "/scratch", "passing"),
+        ],
+        "volumes": [
+            {"name": "data", "hostPath": {"path": str(world.mount / "db")}},
+            {"name": "scratch", "emptyDir": {"medium": "HugePages"}},
+        ],
+    }
+    metadata = {"name": "two", "namespace": world.namespace}
+    body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+    world.api.create("v1/pods", body, namespace=world.namespace)
+
+    def told() -> set[tuple[str, str, bool]]:
+        pod = f"{world.namespace}/two"
+        files = [each for each in world.report().files if each.pod == pod]
+        return {(each.path, each.volume, each.retained) for each in files}
+
+    eventually(lambda: told() == {("db/kept", "data", False), ("passing", "scratch", False)})
+    world.api.delete("v1/pods", "two", namespace=world.namespace)
+    eventually(lambda: told() == {("db/kept", "data", True)})
+    agent.kill9()
+    reported = world.report().reported_at
+    world.start_agent()
+    # The new one's own report, of a pod that the API server has no more.
+    eventually(lambda: world.report().reported_at > reported, timeout=90)
+    assert told() == {("db/kept", "data", True)}
+    (world.mount / "db/kept").unlink()
+    (world.mount / "db").rmdir()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from hugetlb_quota.node.hugetlbfs import Superblock
+from hugetlb_quota.node.openers import Openers
 from hugetlb_quota.node.reclaim import AnotherFile, StillHeld, reclaim
-from tests.tracking import PAGE, Actor, hugetlbfs
+from tests.tracking import HOST, PAGE, Actor, hugetlbfs
 
 
 @pytest.fixture
@@ -74,6 +77,27 @@ def test_a_file_that_is_open_or_mapped_is_left(
     assert file.stat().st_blocks == 2 * PAGE // 512
 
 
+async def test_the_agents_own_look_at_who_opens_files_is_no_holder(mounted: Superblock) -> None:
+    """A listener is given a descriptor of the file that reclaim opened."""
+    files = [mounted.path / str(number) for number in range(40)]
+    for each in files:
+        each.touch()
+    async with Openers(HOST) as openers:
+        assert await openers.watch(mounted)
+        listening = asyncio.create_task(_hear(openers))
+        for each in files:
+            with suppress(StillHeld):
+                await asyncio.to_thread(reclaim, each, *identity(each))
+        listening.cancel()
+    # On a busy machine the listener may be late; the agent tries again.
+    assert len(list(mounted.path.iterdir())) < len(files) / 4
+
+
+async def _hear(openers: Openers) -> None:
+    async for _ in openers:
+        pass
+
+
 def test_another_file_of_that_name_is_left(file: Path, tmp_path: Path) -> None:
     meant = identity(file)
     file.rename(file.with_name("moved"))
@@ -91,8 +115,12 @@ def test_another_file_of_that_name_is_left(file: Path, tmp_path: Path) -> None:
     assert file.with_name("moved").stat().st_blocks == 2 * PAGE // 512
 
 
-def test_no_opener_ever_loses_what_it_sees(mounted: Superblock) -> None:
+def test_no_opener_ever_loses_what_it_sees(
+    mounted: Superblock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Somebody opens, maps and checks the file for ever, while it is being reclaimed."""
+    # As many attempts as there is time for.
+    monkeypatch.setattr("hugetlb_quota.node.reclaim._LEASE_AGAIN", ())
     path = mounted.path / "contended"
     over = threading.Event()
     seen = {"whole": 0, "torn": 0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -168,7 +169,7 @@ async def test_with_a_reservation_limit_mmap_refuses_and_the_program_falls_back(
     pages(8)
     # Holds its start until the limit is there, as an agent would have it before.
     start = command("map_pages", "16Mi")
-    wait = f"while ! grep -qx {8 * MIB} $LIMIT; do sleep 0.02; done; exec {' '.join(start)}"
+    wait = f"while ! grep -qx {8 * MIB} $LIMIT; do sleep 0.02; done; exec {shlex.join(start)}"
     pod = make_pod({"command": ["sh", "-c", wait]}, huge="8Mi")
     limit = place.pod_cgroup(pod) / "hugetlb.2MB.rsvd.max"
     pod["spec"]["containers"][0]["env"] = [{"name": "LIMIT", "value": str(limit)}]

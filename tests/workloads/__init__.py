@@ -16,4 +16,5 @@ def command(program: str, *arguments: str) -> list[str]:
     path = _HERE / f"{program}.py"
     if not path.exists():
         raise ValueError(f"there is no workload {program!r} in {_HERE}")
-    return [PYTHON, "-S", "-E", str(path), *arguments]
+    # Its text, not its path: a pod's user may not be let into where this repository is.
+    return [PYTHON, "-I", "-S", "-c", path.read_text(), *arguments]

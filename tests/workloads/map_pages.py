@@ -60,7 +60,7 @@ def resident_huge() -> int:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="maps memory in huge pages")
+    parser = argparse.ArgumentParser("map_pages", description="maps memory in huge pages")
     parser.add_argument("bytes", type=parse_bytes, help="e.g. 64Mi")
     parser.add_argument("--page", type=parse_bytes, default=2 << 20, help="page size, e.g. 2Mi")
     parser.add_argument("--step", type=parse_bytes, help="bytes a step, a page by default")

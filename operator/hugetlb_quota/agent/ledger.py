@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.charge_list import FileKey
 from hugetlb_quota.accounting.settlement import Claim, Files, Settled, settle
+from hugetlb_quota.accounting.volume import Volume
 from hugetlb_quota.agent.memory import Account, Memory, NotRemembered, RememberedFile, State
 from hugetlb_quota.page_size import PageSize
 
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 class Known:
     """What the API tells of a pod: its name, the quotas governing it, what it may use.
 
-    ``over``: finished or deleted.
+    ``over``: finished or deleted. ``volumes``: those that can be on a hugetlbfs.
     """
 
     namespace: str
@@ -33,6 +34,7 @@ class Known:
     quotas: tuple[str, ...]
     demand: Charge
     over: bool
+    volumes: tuple[Volume, ...] = ()
 
 
 class Evidence(Protocol):
@@ -338,7 +340,7 @@ def _account(uid: str, known: Known) -> Account:
 
 
 def _told(known: Known) -> dict[str, Any]:
-    names = ("namespace", "name", "quotas", "demand")
+    names = ("namespace", "name", "quotas", "demand", "volumes")
     return {name: getattr(known, name) for name in names}
 
 

@@ -22,12 +22,13 @@ from typing import Any, Final
 
 from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.charge_list import FileKey, Row
+from hugetlb_quota.accounting.volume import Volume
 from hugetlb_quota.node.host import UnusableHost
 from hugetlb_quota.page_size import PageSize
 
 _FILE: Final = "agent.sqlite"
 #: Another number is another layout: what is there is set aside.
-_SCHEMA: Final = 1
+_SCHEMA: Final = 2
 #: What says nothing of the database itself: another has it, or the disk is full or read-only.
 _UNUSABLE: Final = frozenset(
     {
@@ -45,7 +46,7 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE accounts (
     uid TEXT NOT NULL, gone INTEGER NOT NULL, namespace TEXT NOT NULL, name TEXT NOT NULL,
     quotas TEXT NOT NULL, demand TEXT NOT NULL, charge TEXT NOT NULL, in_files TEXT NOT NULL,
-    empty INTEGER NOT NULL, since TEXT NOT NULL,
+    empty INTEGER NOT NULL, since TEXT NOT NULL, volumes TEXT NOT NULL,
     PRIMARY KEY (uid, gone)
 ) WITHOUT ROWID;
 CREATE TABLE files (
@@ -89,7 +90,8 @@ class Account:
     ``demand``: what it asked for, and so the most it may reserve, as far as is known.
     ``charge``: what it has reserved; if the cgroup is ``GONE``, what is left of that. When
     it is ``EMPTY``, with no process in it, only what is left can be. ``in_files``: how much
-    of what is left was in files that are known, when that was settled last.
+    of what is left was in files that are known, when that was settled last. ``volumes``: of
+    the pod, as :class:`Known` has them.
     """
 
     uid: str
@@ -101,6 +103,7 @@ class Account:
     state: State
     since: datetime
     in_files: Charge = NOTHING
+    volumes: tuple[Volume, ...] = ()
 
     @property
     def pod(self) -> str:
@@ -201,7 +204,7 @@ class Memory:
                 [(each.uid, each.state is State.GONE) for each in removed],
             )
             database.executemany(
-                "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 map(_row, changed),
             )
             database.executemany(
@@ -296,8 +299,8 @@ def _opened(path: Path, boot_id: str) -> _Opened:
 
 def _load(database: sqlite3.Connection, meta: Mapping[str, str]) -> Remembered:
     rows = database.execute(
-        "SELECT uid, gone, namespace, name, quotas, demand, charge, empty, since, in_files"
-        " FROM accounts ORDER BY since, uid"
+        "SELECT uid, gone, namespace, name, quotas, demand, charge, empty, since, in_files,"
+        " volumes FROM accounts ORDER BY since, uid"
     )
     return Remembered(
         tuple(_account(*row) for row in rows), _charge(meta["stray"]), _charge(meta["guessed"])
@@ -326,6 +329,7 @@ def _row(account: Account) -> tuple[str | bool, ...]:
         json.dumps(account.in_files.to_resources()),
         account.state is State.EMPTY,
         account.since.isoformat(),
+        json.dumps([(each.name, each.host_path) for each in account.volumes]),
     )
 
 
@@ -340,6 +344,7 @@ def _account(
     empty: int,
     since: str,
     in_files: str,
+    volumes: str,
 ) -> Account:
     return Account(
         uid,
@@ -351,6 +356,7 @@ def _account(
         State.GONE if gone else State.EMPTY if empty else State.LIVE,
         datetime.fromisoformat(since),
         _charge(in_files),
+        tuple(Volume(name, host_path) for name, host_path in json.loads(volumes)),
     )
 
 

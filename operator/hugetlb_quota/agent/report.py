@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 
 from hugetlb_quota import api, quantity
 from hugetlb_quota.accounting.charge import NOTHING, Charge
+from hugetlb_quota.accounting.volume import volume_of
 from hugetlb_quota.agent.file_book import SYSTEM, FileShare
 from hugetlb_quota.agent.governance import Governance, cgroup_uid
 from hugetlb_quota.agent.ledger import Known
@@ -169,7 +170,7 @@ class Observer:
 
     def _known(self, pod: Pod, over: bool) -> Known:
         quotas = tuple(str(quota) for quota in self._governance.governors(pod))
-        return Known(pod.namespace, pod.name, quotas, pod.demand, over)
+        return Known(pod.namespace, pod.name, quotas, pod.demand, over, pod.volumes)
 
     def _check_cgroup2(self) -> None:
         root = self._cgroup2 / "cgroup.controllers"
@@ -247,6 +248,9 @@ class Observer:
         status = FileStatus(
             path=_printable(share.path),
             mount=_printable(share.superblock.point),
+            volume=volume_of(share.superblock.point, share.path, account.volumes)
+            if account
+            else "",
             page_size=share.superblock.size.resource,
             charged=quantity.render(share.charged),
             pod=account.pod if account else "",

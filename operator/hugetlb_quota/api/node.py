@@ -52,6 +52,10 @@ class FileStatus(Model):
 
     path: str = Field(description="Below the mount, or what the kernel calls it.")
     mount: str = Field(description="Where it is mounted on the host; empty for the kernel's own.")
+    volume: str = Field(
+        default="",
+        description="Volume of that pod through which it is reached; empty: it can't be told.",
+    )
     page_size: str = Field(description="hugepages-2Mi, as Kubernetes names it.")
     charged: str = Field(description="Bytes of it charged to the pod, as a quantity.")
     pod: str = Field(description="namespace/name of the pod that is charged; empty: the system.")

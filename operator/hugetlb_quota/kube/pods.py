@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.demand import MalformedDemand, demand
+from hugetlb_quota.accounting.volume import Volume
 from hugetlb_quota.page_size import PageSize
 
 #: The annotation of the pods by which kubelet shows what it runs from elsewhere than the
@@ -41,6 +42,7 @@ class Pod:
     effective request; nothing when it is ``malformed``, which then says why.
     ``static_hash``: what names a static pod's cgroup in the place of its UID.
     ``pod_level``: sizes that spec.resources.requests names for the pod as a whole.
+    ``volumes``: those that can be on a hugetlbfs of the host, if it asks for huge pages.
     """
 
     uid: str
@@ -56,6 +58,7 @@ class Pod:
     static_hash: str | None = None
     containers: tuple[Container, ...] = ()
     pod_level: frozenset[PageSize] = frozenset()
+    volumes: tuple[Volume, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
@@ -84,6 +87,7 @@ def project_pod(raw: Mapping[str, Any]) -> Pod:
         static_hash=(metadata.get("annotations") or {}).get(CONFIG_MIRROR),
         containers=tuple(_containers(spec, status)) if malformed is None else (),
         pod_level=frozenset(pod_level),
+        volumes=tuple(_volumes(spec)) if wanted else (),
     )
 
 
@@ -112,6 +116,14 @@ def _containers(spec: Mapping[str, Any], status: Mapping[str, Any]) -> list[Cont
                 )
             )
     return containers
+
+
+def _volumes(spec: Mapping[str, Any]) -> Iterator[Volume]:
+    for volume in spec.get("volumes") or ():
+        if "hostPath" in volume:
+            yield Volume(sys.intern(volume["name"]), sys.intern(volume["hostPath"]["path"]))
+        elif "persistentVolumeClaim" in volume or "ephemeral" in volume:
+            yield Volume(sys.intern(volume["name"]))
 
 
 def _interned(labels: Mapping[str, str]) -> dict[str, str]:

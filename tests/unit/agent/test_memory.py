@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.accounting.volume import Volume
 from hugetlb_quota.agent.memory import Account, Memory, NoMemory, NotRemembered, State
 from hugetlb_quota.page_size import PageSize
 
@@ -35,7 +36,8 @@ GONE = Account(
         mib(6),
         State.GONE,
         datetime(2026, 1, 1, tzinfo=UTC),
-    )
+    ),
+    volumes=(Volume("data", "/mnt/huge"), Volume("claim")),
 )
 EMPTY = replace(GONE, state=State.EMPTY, charge=mib(2))
 LIVE = replace(GONE, uid="v", state=State.LIVE)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 from hugetlb_quota.accounting.charge import NOTHING, Charge
+from hugetlb_quota.accounting.volume import Volume
 from hugetlb_quota.kube.pods import Container, project_demanding_pod, project_pod
 from hugetlb_quota.page_size import PageSize
 
@@ -91,3 +92,16 @@ def test_a_malformed_request_is_told_not_raised() -> None:
 def test_pods_without_huge_pages_can_be_left_out() -> None:
     assert project_demanding_pod(pod({"containers": [{"name": "main"}]})) is None
     assert project_demanding_pod(pod({"containers": [{"name": "main", "resources": HUGE}]}))
+
+
+def test_volumes_are_kept_of_pods_with_huge_pages_alone() -> None:
+    volumes = [
+        {"name": "host", "hostPath": {"path": "/mnt/huge"}},
+        {"name": "scratch", "emptyDir": {"medium": "HugePages"}},
+        {"name": "claim", "persistentVolumeClaim": {"claimName": "c"}},
+        {"name": "ephemeral", "ephemeral": {"volumeClaimTemplate": {}}},
+        {"name": "settings", "configMap": {"name": "m"}},
+    ]
+    kept = project_pod(pod({"containers": [{"name": "c", "resources": HUGE}], "volumes": volumes}))
+    assert kept.volumes == (Volume("host", "/mnt/huge"), Volume("claim"), Volume("ephemeral"))
+    assert project_pod(pod({"containers": [{"name": "c"}], "volumes": volumes})).volumes == ()

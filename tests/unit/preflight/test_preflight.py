@@ -51,6 +51,15 @@ def test_who_is_not_root_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "sudo" in (preflight._root() or "")
 
 
+def test_a_root_that_can_not_mount_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    status = tmp_path / "status"
+    status.write_text("Uid:\t0\nCapEff:\t00000000a80425fb\n")  # containerd's default
+    assert "privileged" in (preflight._root(status) or "")
+    status.write_text("Uid:\t0\nCapEff:\t000001ffffffffff\n")
+    assert preflight._root(status) is None
+
+
 def test_go_is_missing_or_too_old(path: Path) -> None:
     assert "There is no Go to build a control plane" in (preflight._programs() or "")
     program(path / "go", "go version go1.22.1 linux/amd64")
