@@ -36,8 +36,8 @@ _ASKING: Final = "hugetlb-quota-asking"
 RESCAN: Final = 60.0
 #: Between two looks that were asked for, by how long the first took.
 _RESCAN_PAUSE: Final = 3.0
-#: How long the first look waits for files to be verified, in seconds.
-_FIRST: Final = 2.0
+#: How long a look at all files waits until they are verified, in seconds.
+_VERIFY: Final = 2.0
 #: Files looked at in one go, before other tasks get their turn.
 _BATCH: Final = 256
 
@@ -135,7 +135,7 @@ class FileTracker:
                 await self._look_at_holders()
             if not self.looked.is_set():
                 self.book.forget_remembered()
-                await self._verifier.caught_up(_FIRST)
+                await self._verifier.caught_up(_VERIFY)
                 self.looked.set()
 
     async def _follow_openers(self, openers: Openers) -> None:
@@ -174,10 +174,11 @@ class FileTracker:
             started = time.monotonic()
             for superblock in self.book.superblocks:
                 await self._look_at_all(superblock)
-            await self._verifier.caught_up(RESCAN)
+            took = time.monotonic() - started
+            await self._verifier.caught_up(_VERIFY)
             self._done = self._begun
             self.on_looked()
-            await asyncio.sleep(_RESCAN_PAUSE * (time.monotonic() - started))
+            await asyncio.sleep(_RESCAN_PAUSE * took)
 
     async def _look_at_all(self, superblock: Superblock) -> None:
         """Look at every file of ``superblock``; those not found are gone."""

@@ -15,14 +15,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from hugetlb_quota.accounting.charge_list import FileKey
 from hugetlb_quota.accounting.ranges import PageRange
 from hugetlb_quota.agent.file_book import FileBook
 from hugetlb_quota.node.cgroup import CgroupError, write_limit
-from hugetlb_quota.node.charged_ranges import ChargedRanges, MayReserve, NotAsked
+from hugetlb_quota.node.charged_ranges import ChargedRanges, MayReserve, NotAsked, Question
 from hugetlb_quota.page_size import PageSize
 
-#: Files asked about before others get a turn that is as long.
+#: Files and pages asked about at once, before others get a turn that is as long.
 _BATCH: Final = 64
+_PAGES: Final = 1 << 16
 #: Of a file that is not to be asked about: how long until it is tried again, in seconds.
 _AGAIN: Final = 1.0
 #: Processes that asked, remembered because events of theirs may be on their way.
@@ -53,7 +55,8 @@ class FileVerifier:
         self._doubt = asyncio.Event()
         self._sure = asyncio.Event()
         self._asked: deque[int] = deque(maxlen=_PIDS)
-        self._works = True
+        self._at_once = _BATCH
+        self._works = self._is_sure = True
         book.on_doubt = self._doubt.set
 
     def is_asking(self, pid: int) -> bool:
@@ -62,7 +65,7 @@ class FileVerifier:
 
     async def caught_up(self, seconds: float) -> None:
         """Wait until the book is verified, if it can be, and no longer than ``seconds``."""
-        if self._works and not self._book.is_verified:
+        if self._works and not (self._is_sure and self._book.is_verified):
             self._sure.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
@@ -91,23 +94,37 @@ class FileVerifier:
                 self._cgroup.rmdir()
 
     async def _verify_some(self, ranges: ChargedRanges) -> None:
-        for _ in range(_BATCH):
-            file = self._book.next_unverified()
-            if file is None:
-                self._sure.set()
-                return
+        files: list[FileKey] = []
+        questions: list[Question] = []
+        pages = 0
+        while len(files) < self._at_once and pages < _PAGES:
+            if (file := self._book.next_unverified()) is None:
+                break
             known = self._book.file(file)
             assert known is not None
-            if ranges.pid is not None and ranges.pid not in self._asked:
-                self._asked.append(ranges.pid)
-            try:
-                runs = await ranges.of(
-                    known.superblock, known.path, file.inode, self._book.end_of(file)
-                )
-            except NotAsked as error:
-                logger.warning("%s", error)
-                asyncio.get_running_loop().call_later(_AGAIN, self._book.doubt, file)
-                continue
-            if runs is not None:
-                self._book.verified(file, [PageRange(*run) for run in runs])
+            end = self._book.end_of(file)
+            files.append(file)
+            questions.append(Question(known.superblock, known.path, file.inode, end))
+            pages += end
+        if not files:
+            self._is_sure = True
+            self._sure.set()
+            return
+        self._is_sure = False
+        if ranges.pid is not None and ranges.pid not in self._asked:
+            self._asked.append(ranges.pid)
+        try:
+            answers = await ranges.answers(questions)
+        except NotAsked as error:
+            logger.warning("%s", error)
+            # One by one, so that one that takes too long keeps no other from being asked.
+            self._at_once = 1
+            loop = asyncio.get_running_loop()
+            for file in files:
+                loop.call_later(_AGAIN, self._book.doubt, file)
+        else:
+            self._at_once = min(_BATCH, 2 * self._at_once)
+            for file, runs in zip(files, answers, strict=True):
+                if runs is not None:
+                    self._book.verified(file, [PageRange(*run) for run in runs])
         self._doubt.set()

@@ -23,10 +23,10 @@ import os
 import signal
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from hugetlb_quota.node.cgroup import read_limit
 from hugetlb_quota.node.hugetlbfs import Superblock
@@ -35,6 +35,8 @@ from hugetlb_quota.page_size import PageSize
 #: Asking 2^20 pages one by one takes a few seconds.
 _ANSWER_SECONDS: Final = 30.0
 _LONGEST_ANSWER: Final = 1 << 26
+#: Files named in a message; the others are counted.
+_NAMED: Final = 3
 _PR_SET_PDEATHSIG: Final = 1
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
@@ -89,6 +91,36 @@ def charged_runs(
         at = known + 1  # known itself was asked: it is not
 
 
+class Question(NamedTuple):
+    """Which pages are charged from ``first`` to ``end`` (not included) of a file.
+
+    ``path``: of the file, relative to the superblock's root. A mapping that is read-only can
+    reserve beyond the file's size, so ``end`` may be beyond it too.
+    """
+
+    superblock: Superblock
+    path: str
+    inode: int
+    end: int
+    first: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """As the process that asks reads it."""
+        return {
+            "path": str(self.superblock.path / self.path),
+            "device": self.superblock.device,
+            "inode": self.inode,
+            "page": self.superblock.size.bytes,
+            "first": self.first,
+            "end": self.end,
+        }
+
+
+#: Of one file: runs of charged pages, as (first, end not included), in order; None: the path
+#: leads to another file now, or to none.
+Answer = list[tuple[int, int]] | None
+
+
 class ChargedRanges:
     """Asks which pages of a file are charged; an async context manager.
 
@@ -120,49 +152,51 @@ class ChargedRanges:
 
     async def of(
         self, superblock: Superblock, path: str, inode: int, end: int, first: int = 0
-    ) -> list[tuple[int, int]] | None:
-        """Runs of charged pages of the file, as (first, end not included), in page numbers.
+    ) -> Answer:
+        """The answer to one :class:`Question`, as :meth:`answers` gives it."""
+        return (await self.answers([Question(superblock, path, inode, end, first)]))[0]
 
-        Pages that are allocated are charged, and so are among them. A mapping that is
-        read-only can reserve beyond the file's size, so ``end`` may be beyond it too.
+    async def answers(self, questions: Sequence[Question]) -> list[Answer]:
+        """The runs of charged pages of each file.
 
-        None if the file at ``path``, relative to the superblock's root, is not ``inode``
-        any more.
+        Pages that are allocated are charged, and so are among them.
 
         :raises MayReserve: when asking would charge.
         :raises NotAsked: when the process ended or is slow; it is started anew.
         """
-        if read_limit(self._cgroup, superblock.size, "rsvd.max") != 0:
-            raise MayReserve(self._cgroup, superblock.size)
-        question = {
-            "path": str(superblock.path / path),
-            "device": superblock.device,
-            "inode": inode,
-            "page": superblock.size.bytes,
-            "first": first,
-            "end": end,
-        }
+        for size in {each.superblock.size for each in questions}:
+            if read_limit(self._cgroup, size, "rsvd.max") != 0:
+                raise MayReserve(self._cgroup, size)
         async with self._asking:
             try:
                 async with asyncio.timeout(_ANSWER_SECONDS):
-                    return await self._ask(question)
+                    return await self._ask(questions)
             except BaseException as error:
                 # Also when we are cancelled: a late answer is one to another question.
                 await self._end()
                 await self._start()
                 if isinstance(error, (TimeoutError, OSError, ValueError)):
-                    raise NotAsked(f"{path} on {superblock.point}: {error}") from error
+                    which = ", ".join(
+                        f"{each.path} on {each.superblock.point}" for each in questions[:_NAMED]
+                    )
+                    raise NotAsked(
+                        f"Which pages of {len(questions)} files ({which} ...) are charged could"
+                        f" not be asked, and will be again: {error}"
+                    ) from error
                 raise
 
-    async def _ask(self, question: dict[str, Any]) -> list[tuple[int, int]] | None:
+    async def _ask(self, questions: Sequence[Question]) -> list[Answer]:
         process = self._process
         assert process is not None
         assert process.stdin
         assert process.stdout
-        process.stdin.write(json.dumps(question).encode() + b"\n")
+        asked = [each.to_json() for each in questions]
+        process.stdin.write(json.dumps(asked).encode() + b"\n")
         await process.stdin.drain()
-        answer = json.loads(await process.stdout.readline())
-        return None if answer is None else [(int(first), int(end)) for first, end in answer]
+        return [
+            None if answer is None else [(int(first), int(end)) for first, end in answer]
+            for answer in json.loads(await process.stdout.readline())
+        ]
 
     async def _start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
@@ -180,7 +214,7 @@ class ChargedRanges:
             await process.wait()
 
 
-def _answer(question: dict[str, Any]) -> list[tuple[int, int]] | None:
+def _answer(question: dict[str, Any]) -> Answer:
     page = int(question["page"])
     try:
         # By descriptor, and opened only as what it is: a FIFO or a device would answer.
@@ -223,7 +257,7 @@ def main() -> None:
     os.write(file, b"0")
     os.close(file)
     for line in sys.stdin:
-        sys.stdout.write(json.dumps(_answer(json.loads(line))) + "\n")
+        sys.stdout.write(json.dumps([_answer(each) for each in json.loads(line)]) + "\n")
         sys.stdout.flush()
 
 
