@@ -23,6 +23,7 @@ MOUNTING = ("kernel", "cluster")
 OPTIONAL = (
     "no PostgreSQL is installed",
     "the kernel has no pages of 1 GiB",
+    "too fragmented for pages of 1 GiB",
     "KUBEBUILDER_ASSETS is set",
 )
 

@@ -13,10 +13,12 @@ from typing import Any, Self
 
 from hugetlb_quota.node.host import HostRoot
 from hugetlb_quota.node.hugetlbfs import Superblock, superblocks
+from hugetlb_quota.page_size import PageSize
 from tests.testnode import cgroup_tree
 from tests.testnode.volumes import mount, unmount_below
 
 PAGE = 2 << 20
+SMALL = PageSize(PAGE)
 HOST = HostRoot()
 
 #: What an actor's statements may use, beside os.
@@ -27,6 +29,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
 libc.shmat.restype = ctypes.c_void_p
 SHARED, PRIVATE, ANONYMOUS, NORESERVE, HUGETLB = 1, 2, 0x20, 0x4000, 0x40000
+SIZE = 0  # of anonymous memory, segments and memfds: log2(PAGE) << 26; 0: the kernel's default
 PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 
 def checked(result, what):
@@ -40,6 +43,7 @@ def create(path):
 
 def map_pages(count, flags=SHARED, fd=-1, at=0, protection=3):
     length, offset = ctypes.c_size_t(count * PAGE), ctypes.c_long(at * PAGE)
+    flags |= SIZE if flags & HUGETLB else 0
     return checked(libc.mmap(None, length, protection, flags, fd, offset), "mmap")
 
 def unmap(address, count):
@@ -59,7 +63,10 @@ def fallocate(fd, at, count, mode=0):
 
 def shmget(key, count, flags=0):
     size = ctypes.c_size_t(count * PAGE)
-    return checked(libc.shmget(key, size, 0o1000 | 0o4000 | 0o600 | flags), "shmget")
+    return checked(libc.shmget(key, size, 0o1000 | 0o4000 | 0o600 | SIZE | flags), "shmget")
+
+def memfd():
+    return checked(libc.memfd_create(b"m", 4 | SIZE), "memfd_create")
 
 print(json.dumps({"ok": os.getpid()}), flush=True)
 for line in sys.stdin:
@@ -137,10 +144,10 @@ class Actor:
 
 
 @contextmanager
-def hugetlbfs(point: Path, options: str = "") -> Iterator[Superblock]:
-    """A hugetlbfs of 2 MiB pages mounted at ``point``; unmounted at the end, if need be."""
+def hugetlbfs(point: Path, options: str = "", page: str = "2M") -> Iterator[Superblock]:
+    """A hugetlbfs of these pages mounted at ``point``; unmounted at the end, if need be."""
     point.mkdir(exist_ok=True)
-    mount("hugetlbfs", point, ",".join(filter(None, ["pagesize=2M", options])))
+    mount("hugetlbfs", point, ",".join(filter(None, [f"pagesize={page}", options])))
     try:
         yield at(point)
     finally:
@@ -159,10 +166,10 @@ def unmount(point: Path) -> None:
         raise OSError(done.stderr.strip())
 
 
-def pages_of(cgroup: Path) -> tuple[int, int]:
+def pages_of(cgroup: Path, size: PageSize = SMALL) -> tuple[int, int]:
     """Pages that ``cgroup`` has reserved, and faulted: rsvd.current and current."""
     reserved, faulted = (
-        int((cgroup / f"hugetlb.2MB.{name}").read_text()) // PAGE
+        int((cgroup / f"{size.cgroup}.{name}").read_text()) // size.bytes
         for name in ("rsvd.current", "current")
     )
     return reserved, faulted

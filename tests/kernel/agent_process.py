@@ -13,16 +13,18 @@ import signal
 import subprocess
 import sys
 from asyncio.subprocess import Process
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 from aiohttp import web
 
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.page_size import PageSize
 from tests.kube.process import free_ports
 from tests.testnode import cgroup_tree, naming
-from tests.tracking import Actor
+from tests.tracking import SMALL, Actor
 from tests.workloads import command
 
 Json = dict[str, Any]
@@ -99,9 +101,9 @@ class Api:
     def listed(self) -> list[str]:
         return [pod["uid"] for pod in self.status.get("pods", ())]
 
-    def retained(self) -> dict[str, int]:
-        """MiB by quota, as the last report has it; those of no quota under ""."""
-        return retained(self.status)
+    def retained(self, size: PageSize = SMALL) -> dict[str, int]:
+        """MiB of that page size by quota, as the last report has it; of no quota under ""."""
+        return retained(self.status, size)
 
     def exact(self) -> Json:
         """The condition Exact of the last report."""
@@ -199,17 +201,25 @@ class Agent:
                 await asyncio.sleep(0.02)
 
 
-def make_cgroup(agent: Agent, uid: str, kubelet: int = 32) -> Path:
-    """What kubelet makes: the pod's cgroup with its ``max`` in MiB, and a container's."""
+def make_cgroup(
+    agent: Agent, uid: str, kubelet: int = 32, others: Mapping[int, int] | None = None
+) -> Path:
+    """What kubelet makes: the pod's cgroup with its ``max`` in MiB, and a container's.
+
+    ``others``: bytes of other page sizes than 2 MiB.
+    """
     pod = agent.subtree / naming.pod_level("systemd", "Burstable", uid)
     cgroup_tree.make(agent.subtree, pod)
-    cgroup_tree.write_limits(pod, {2 * MIB: kubelet * MIB})
+    cgroup_tree.write_limits(pod, {2 * MIB: kubelet * MIB, **(others or {})})
     (pod / naming.container_name("systemd", ID)).mkdir()
     return pod
 
 
-async def bind(api: Api, uid: str, ask: str = "8Mi", namespace: str = "ns") -> None:
-    container = {"name": "c", "resources": {"requests": {"hugepages-2Mi": ask}}}
+async def bind(
+    api: Api, uid: str, ask: str | Mapping[str, str] = "8Mi", namespace: str = "ns"
+) -> None:
+    requests = {"hugepages-2Mi": ask} if isinstance(ask, str) else dict(ask)
+    container = {"name": "c", "resources": {"requests": requests}}
     spec = {"nodeName": "n", "containers": [container]}
     await api.set("pods", namespace, uid, metadata={"uid": uid}, spec=spec)
 
@@ -237,10 +247,14 @@ class Pod:
         self._processes: list[subprocess.Popen[str]] = []
         self._actors: list[Actor] = []
 
-    async def start(self, ask: str = "8Mi", namespace: str = "ns") -> None:
+    async def start(self, ask: str | Mapping[str, str] = "8Mi", namespace: str = "ns") -> None:
+        """``ask``: of 2 MiB pages, or of each size that is named."""
         self.namespace = namespace
         await bind(self.api, self.uid, ask, namespace)
-        self.cgroup = make_cgroup(self.agent, self.uid)
+        asked = {} if isinstance(ask, str) else Charge.from_resources(ask)
+        self.cgroup = make_cgroup(
+            self.agent, self.uid, others={size.bytes: amount for size, amount in asked.items()}
+        )
 
     async def maps(self, size: str, *options: str) -> None:
         """Run a process that maps and touches ``size`` and holds it."""
@@ -273,9 +287,10 @@ class Pod:
         return await self.api.delete("pods", self.namespace, self.uid)
 
 
-def retained(status: Json) -> dict[str, int]:
-    """MiB of 2 MiB pages by quota; those of no quota under ""."""
+def retained(status: Json, size: PageSize = SMALL) -> dict[str, int]:
+    """MiB of pages of that size by quota; those of no quota under ""."""
     return {
-        ",".join(row["quotas"]): int(row["charge"]["hugepages-2Mi"].removesuffix("Mi"))
+        ",".join(row["quotas"]): amount // MIB
         for row in status.get("retained", ())
+        if (amount := Charge.from_resources(row["charge"]).of(size))
     }

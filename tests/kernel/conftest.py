@@ -18,10 +18,12 @@ import pytest
 from tests import preflight
 from tests.kernel.agent_process import Agent, Api, Pod
 from tests.testnode import cgroup_tree, naming, volumes
-from tests.testnode.hugepages import reserved_pages
+from tests.testnode.hugepages import page_sizes, reserved_pages
 
 PAGE = 2 << 20
 """Bytes of the huge page that the `pages` fixture gives."""
+GIGANTIC = 1 << 30
+"""Bytes of the one that `gigantic_pages` gives."""
 
 
 def require(sentence: str | None) -> None:
@@ -45,6 +47,22 @@ def pages(kernel: None) -> Iterator[Callable[[int], None]]:
     """Call it with a count: that many 2 MiB pages more in the host's pool until the test ends."""
     with ExitStack() as borrowed:
         yield lambda count: borrowed.enter_context(reserved_pages(PAGE, count))
+
+
+@pytest.fixture
+def gigantic_pages(kernel: None) -> Iterator[Callable[[int], None]]:
+    """As ``pages``, of 1 GiB; skips where the kernel has none to give."""
+    if GIGANTIC not in page_sizes():
+        pytest.skip("the kernel has no pages of 1 GiB")
+    with ExitStack() as borrowed:
+
+        def borrow(count: int) -> None:
+            try:
+                borrowed.enter_context(reserved_pages(GIGANTIC, count))
+            except RuntimeError as error:
+                pytest.skip(f"memory is too small or too fragmented for pages of 1 GiB: {error}")
+
+        yield borrow
 
 
 @pytest.fixture

@@ -2,27 +2,48 @@
 
 As the kernel's own self-tests of the hugetlb cgroup walk through them (charge_reserved_hugetlb.sh):
 a file, anonymous, System V, memfd; private and shared; populated, written, neither; with
-a reservation and without. Then exit, removal of the cgroup, partial truncate, unlink.
+a reservation and without. Then exit, removal of the cgroup, partial truncate, unlink. With every
+page size that the machine has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.page_size import PageSize
 from tests.kernel.agent_process import MIB, SOON, Agent, Api, Pod, until
 from tests.testnode import cgroup_tree, naming
-from tests.tracking import PAGE, Actor, pages_of
+from tests.tracking import Actor, hugetlbfs, pages_of
 
-PAGES = 3
 FLAGS = {"shared": "SHARED", "private": "PRIVATE"}
 RESERVE = {"reserve": "", "noreserve": " | NORESERVE"}
 POPULATE = " | 0x8000"
+MORE = "PRIVATE | ANONYMOUS | HUGETLB"
+LEFT, LEFT_LARGE = {"both/q": 4}, {"both/q": 1024}
+
+
+@dataclass(frozen=True)
+class Size:
+    """A page size, how many pages a way maps, and how many ways are walked at once."""
+
+    page: PageSize
+    pages: int
+    ways: int
+
+
+SIZES = {
+    "2Mi": Size(PageSize(2 << 20), pages=3, ways=99),
+    # Two pages at a time: few machines have more to give.
+    "1Gi": Size(PageSize(1 << 30), pages=2, ways=1),
+}
 
 
 class Way(NamedTuple):
@@ -35,22 +56,24 @@ class Way(NamedTuple):
     def name(self) -> str:
         return "-".join(self)
 
-    def statements(self, path: Path) -> str:
+    def statements(self, path: Path, size: Size) -> str:
+        pages, page = size.pages, size.page.bytes
+        begin = f"PAGE = {page}; SIZE = {page.bit_length() - 1} << 26"
         flags = FLAGS[self.sharing] + RESERVE[self.reserve]
         flags += POPULATE if self.use == "populate" else ""
-        touch = f"; touch(a, 0, {PAGES - 1})" if self.use == "write" else ""
+        touch = f"; touch(a, 0, {pages - 1})" if self.use == "write" else ""
         match self.kind:
             case "file":
-                begin = f"fd = create({str(path)!r}); os.ftruncate(fd, {PAGES} * PAGE)"
-                return f"{begin}; a = map_pages({PAGES}, {flags}, fd){touch}"
+                begin += f"; fd = create({str(path)!r}); os.ftruncate(fd, {pages} * PAGE)"
+                return f"{begin}; a = map_pages({pages}, {flags}, fd){touch}"
             case "anonymous":
-                return f"a = map_pages({PAGES}, {flags} | ANONYMOUS | HUGETLB){touch}"
+                return f"{begin}; a = map_pages({pages}, {flags} | ANONYMOUS | HUGETLB){touch}"
             case "memfd":
-                begin = f"fd = libc.memfd_create(b'm', 4); os.ftruncate(fd, {PAGES} * PAGE)"
-                return f"{begin}; a = map_pages({PAGES}, {flags}, fd){touch}"
+                begin += f"; fd = memfd(); os.ftruncate(fd, {pages} * PAGE)"
+                return f"{begin}; a = map_pages({pages}, {flags}, fd){touch}"
             case _:
                 more = "0o10000" if self.reserve == "noreserve" else "0"
-                begin = f"result = n = shmget(0, {PAGES}, {more}); a = libc.shmat(n, None, 0)"
+                begin += f"; result = n = shmget(0, {pages}, {more}); a = libc.shmat(n, None, 0)"
                 return f"{begin}{touch}"
 
 
@@ -76,85 +99,175 @@ def _remove(host: Actor, segments: list[int]) -> None:
         host.do(f"libc.shmctl({segments.pop()}, 0, None)")
 
 
+@pytest.fixture(params=SIZES)
+def size(request: pytest.FixtureRequest) -> Size:
+    size = SIZES[request.param]
+    borrow = request.getfixturevalue("pages" if request.param == "2Mi" else "gigantic_pages")
+    borrow(size.pages * min(size.ways, len(WAYS)))
+    return size
+
+
+@pytest.fixture
+def point(size: Size, tmp_path: Path) -> Iterator[Path]:
+    """A hugetlbfs of that page size."""
+    with hugetlbfs(tmp_path / "huge", page=str(size.page.bytes)) as superblock:
+        yield superblock.path
+
+
+# With 1 GiB pages each way takes its turn, and zeroing a page takes a third of a second.
+@pytest.mark.timeout(900)
 async def test_every_way_adds_up(
     agent: Agent,
     api: Api,
-    hugetlbfs: Path,
-    pages: Callable[[int], None],
+    size: Size,
+    point: Path,
     pod: Callable[[str], Pod],
     remove_segments: list[int],
 ) -> None:
-    pages(PAGES * len(WAYS) + 2)
     await agent.start()
     await agent.ready()
+    left: dict[str, int] = {}
+    for first in range(0, len(WAYS), size.ways):
+        ways = WAYS[first : first + size.ways]
+        left |= await walk(ways, size, agent, api, point, pod, remove_segments)
+    whole = size.pages * size.page.bytes // MIB
+    assert left["file-shared-neither-reserve/q"] == whole
+    assert left["file-shared-write-noreserve/q"] == 2 * size.page.bytes // MIB
+    assert left["segment-shared-neither-reserve/q"] == whole
+    assert left["anonymous-private-write-reserve/q"] == 0
+
+
+async def walk(
+    ways: list[Way],
+    size: Size,
+    agent: Agent,
+    api: Api,
+    point: Path,
+    pod: Callable[[str], Pod],
+    segments: list[int],
+) -> dict[str, int]:
+    """Each of ``ways`` in a pod of its own, to its end; MiB that each left, by its quota."""
+    page = size.page.bytes // MIB
     kubepods = agent.subtree / naming.kubepods("systemd")
     pods: dict[str, Pod] = {}
-    for way in WAYS:
-        await api.set("hugetlbquotas", way.name, "q", spec={"hard": {"hugepages-2Mi": "64Mi"}})
+    for way in ways:
+        # Of a private mapping of a file a copy may be charged beside what is in the file.
+        hard = {size.page.resource: f"{size.pages * page * 4}Mi"}
+        await api.set("hugetlbquotas", way.name, "q", spec={"hard": hard})
         pods[way.name] = pod(way.name)
-        # Of a private mapping of a file a copy is charged beside what is in the file.
-        await pods[way.name].start(f"{PAGES * 4}Mi", way.name)
+        await pods[way.name].start(hard, way.name)
     await until(lambda: sorted(api.listed()) == sorted(pods))
-    for way in WAYS:
-        result = pods[way.name].actor().do(way.statements(hugetlbfs / way.name))
+    for way in ways:
+        result = pods[way.name].actor().do(way.statements(point / way.name, size))
         if way.kind == "segment":
-            remove_segments.append(result)
+            segments.append(result)
+
+    # What is used is looked at now and then, and when anything is told of a pod.
+    for name in pods:
+        await api.set("pods", name, name, metadata={"labels": {"walked": name}})
 
     # While they run: what each uses is what its cgroup counts.
-    held = {name: _mib(max(pages_of(each.cgroup))) for name, each in pods.items()}
-    assert sum(held.values()) > 0
-    await until(lambda: _in_use(api) == held, 2 * SOON)
-    assert api.retained() == {}
+    held = {name: page * max(pages_of(each.cgroup, size.page)) for name, each in pods.items()}
+    await until(lambda: _in_use(api, size.page) == held, 2 * SOON)
+    assert api.retained(size.page) == {}
 
     # Their processes end, their cgroups go.
     left: dict[str, int] = {}
     for name, each in pods.items():
         cgroup_tree.kill(each.cgroup)
         await until(lambda each=each: not cgroup_tree.populated(each.cgroup))  # type: ignore[misc]
-        left[f"{name}/q"] = _mib(pages_of(each.cgroup)[0])
+        left[f"{name}/q"] = page * pages_of(each.cgroup, size.page)[0]
         each.end()
         await each.delete()
-    assert left["file-shared-neither-reserve/q"] == _mib(PAGES)
-    assert left["file-shared-write-noreserve/q"] == _mib(2)
-    assert left["anonymous-private-write-reserve/q"] == 0
-    await _settles(api, kubepods, left)
+    at_their_end = dict(left)
+    await _settles(api, kubepods, size.page, left)
 
     # The last page of each file goes, then the files.
-    for way in WAYS:
+    for way in ways:
         if way.kind == "file":
-            with (hugetlbfs / way.name).open("rb+") as file:
-                file.truncate((PAGES - 1) * PAGE)
-            left[f"{way.name}/q"] = max(0, left[f"{way.name}/q"] - _mib(1))
-    await _settles(api, kubepods, left)
-    for way in WAYS:
+            with (point / way.name).open("rb+") as file:
+                file.truncate((size.pages - 1) * size.page.bytes)
+            left[f"{way.name}/q"] = max(0, left[f"{way.name}/q"] - page)
+    await _settles(api, kubepods, size.page, left)
+    for way in ways:
         if way.kind == "file":
-            (hugetlbfs / way.name).unlink()
+            (point / way.name).unlink()
             left[f"{way.name}/q"] = 0
-    await _settles(api, kubepods, left)
+    await _settles(api, kubepods, size.page, left)
 
     # The segments at last: they are in no file that could be looked at.
     with Actor() as host:
-        _remove(host, remove_segments)
-    await _settles(api, kubepods, dict.fromkeys(left, 0))
+        _remove(host, segments)
+    await _settles(api, kubepods, size.page, dict.fromkeys(left, 0))
+    return at_their_end
 
 
-async def _settles(api: Api, kubepods: Path, left: dict[str, int]) -> None:
+async def _settles(api: Api, kubepods: Path, size: PageSize, left: dict[str, int]) -> None:
     # Whoever watches opens has the file open for a moment.
-    await until(lambda: pages_of(kubepods)[0] * PAGE == sum(left.values()) * MIB, SOON)
+    total = sum(left.values()) * MIB
+    await until(lambda: pages_of(kubepods, size)[0] * size.bytes == total, SOON)
     expected = {quota: amount for quota, amount in left.items() if amount}
     try:
-        await until(lambda: api.retained() == expected and not api.listed(), 2 * SOON)
+        await until(lambda: api.retained(size) == expected and not api.listed(), 2 * SOON)
     except TimeoutError:
-        assert (api.retained(), api.listed()) == (expected, [])
+        assert (api.retained(size), api.listed()) == (expected, [])
     assert api.exact()["status"] == "True", api.exact()["message"]
 
 
-def _in_use(api: Api) -> dict[str, int]:
+def _in_use(api: Api, size: PageSize) -> dict[str, int]:
     return {
-        each["uid"]: int(each["inUse"].get("hugepages-2Mi", "0").removesuffix("Mi"))
+        each["uid"]: Charge.from_resources(each["inUse"]).of(size) // MIB
         for each in api.status["pods"]
     }
 
 
-def _mib(pages: int) -> int:
-    return pages * PAGE // MIB
+async def test_files_of_two_sizes_are_kept_apart(
+    agent: Agent,
+    api: Api,
+    pages: Callable[[int], None],
+    gigantic_pages: Callable[[int], None],
+    tmp_path: Path,
+    pod: Callable[[str], Pod],
+) -> None:
+    """One pod leaves a file of each size, in one quota."""
+    pages(2)
+    gigantic_pages(1)
+    small, large = (SIZES[name].page for name in ("2Mi", "1Gi"))
+    await agent.start()
+    await agent.ready()
+    hard = {small.resource: "8Mi", large.resource: "1Gi"}
+    await api.set("hugetlbquotas", "both", "q", spec={"hard": hard})
+    both = pod("both")
+    await both.start({small.resource: "4Mi", large.resource: "1Gi"}, "both")
+    await until(lambda: api.listed() == ["both"])
+    with (
+        hugetlbfs(tmp_path / "small") as few,
+        hugetlbfs(tmp_path / "large", page="1G") as gigantic,
+    ):
+        actor = both.actor()
+        for superblock, count in ((few, 2), (gigantic, 1)):
+            actor.do(
+                f"PAGE = {superblock.size.bytes}; fd = create({str(superblock.path / 'left')!r});"
+                f"a = map_pages({count}, SHARED, fd); touch(a, 0)"
+            )
+        # Beyond its limit of either size mmap refuses, whatever is free of the other.
+        for page in (small.bytes, large.bytes):
+            with pytest.raises(OSError, match="mmap"):
+                actor.do(
+                    f"PAGE = {page}; SIZE = {page.bit_length() - 1} << 26; map_pages(1, {MORE})"
+                )
+        both.end()
+        await both.delete()
+        await until(lambda: (api.retained(small), api.retained(large)) == (LEFT, LEFT_LARGE), SOON)
+        assert {
+            (file["mount"], file["pageSize"], file["charged"], file["pod"], file["retained"])
+            for file in api.status["files"]
+        } == {
+            (few.point, small.resource, "4Mi", "both/both", True),
+            (gigantic.point, large.resource, "1Gi", "both/both", True),
+        }
+        (gigantic.path / "left").unlink()
+        await until(lambda: (api.retained(small), api.retained(large)) == (LEFT, {}), SOON)
+        (few.path / "left").unlink()
+        await until(lambda: (api.retained(small), api.retained(large)) == ({}, {}), SOON)
+    assert api.exact()["status"] == "True", api.exact()["message"]
