@@ -115,6 +115,8 @@ class FileBook:
         #: Files to be asked about beyond what is known of them, and what was sought in all.
         self._deep: set[FileKey] = set()
         self._sought: dict[str, dict[PageSize, int]] = {}
+        #: Files with pages that are the system's because no pod is known to have made them.
+        self._by_default: set[FileKey] = set()
         self._largest: list[FileShare] | None = None
         #: Called when pages of a file were given back.
         self.on_release: Callable[[], None] = lambda: None
@@ -462,19 +464,33 @@ class FileBook:
         self._is_reconciled = True
 
     def _seek(self) -> None:
-        """Look for what gone pods left beyond the end of files.
+        """Look for what gone pods left where it was not seen.
 
-        A mapping that is read-only reserves there and makes no file longer. Asked once for
-        what is missing, for it may as well be in no file: in a System V segment.
+        In files that are the system's by default; and beyond the end of files, for a
+        mapping that is read-only reserves there and makes no file longer. Once for what is
+        missing, for it may as well be in no file: in a System V segment.
         """
-        missing = {uid: rest for uid, rest in self._room.items() if any(rest.values())}
-        if self._orphans or self._unverified or missing == self._sought:
-            return
-        self._sought = {uid: dict(rest) for uid, rest in missing.items()}
-        if missing:
+        missing = {uid: dict(rest) for uid, rest in self._room.items() if any(rest.values())}
+        if not missing:
+            self._sought = {}
+            self._default()
+        elif not self._unverified and missing != self._sought:
+            self._sought = missing
+            for file in self._by_default:
+                held = self._charges.pages_in(file, SYSTEM)
+                self._charges.release(file, held, SYSTEM)
+                self._touch(file)
+            self._by_default.clear()
             for file in islice(reversed(self._files), _SOUGHT):
                 self._deep.add(file)
                 self.doubt(file)
+
+    def _default(self) -> None:
+        """What no pod can have made is the system's, until one left more than is known of."""
+        for file in [each for each in self._orphans if not self._files[each].candidates]:
+            self._give(file, SYSTEM, self._missing(file))
+            self._by_default.add(file)
+            del self._orphans[file]
 
     def _take(self, uid: str, size: PageSize, pages: int) -> int:
         """Up to ``pages`` of what ``uid`` left beyond what is in files; how many it is."""
@@ -569,6 +585,7 @@ class FileBook:
     def _drop(self, file: FileKey) -> None:
         known = self._files.pop(file)
         self._deep.discard(file)
+        self._by_default.discard(file)
         self._orphans.pop(file, None)
         self._unverified.pop(file, None)
         if self._at[file.device].get(known.path) == file:
