@@ -229,7 +229,10 @@ class FileTracker:
                 await asyncio.sleep(0)
 
     def hide(self, what: str, why: str) -> None:
-        """Say that ``what`` can't be seen, and why."""
+        """Say that ``what`` can't be seen, and why; nothing: it can."""
+        if not why:
+            self._hidden.pop(what, None)
+            return
         if self._hidden.get(what) != why:
             logger.warning("%s", why)
         self._hidden[what] = why

@@ -25,6 +25,10 @@ from hugetlb_quota.page_size import PageSize
 #: Files and pages asked about at once, before others get a turn that is as long.
 _BATCH: Final = 64
 _PAGES: Final = 1 << 16
+#: After less than a batch, in seconds: a file may be opened and closed a thousand times in one.
+_PAUSE: Final = 0.05
+#: Until it is tried again where it could not be asked at all, in seconds.
+_RETRY: Final = 30.0
 #: Of a file that is not to be asked about: how long until it is tried again, in seconds.
 _AGAIN: Final = 1.0
 #: Processes that asked, remembered because events of theirs may be on their way.
@@ -38,7 +42,7 @@ class FileVerifier:
 
     :param cgroup: where the process that asks shall be: beside kubepods, of this agent alone.
     :param sizes: the host's page sizes.
-    :param hide: told why it can't be asked, if so.
+    :param hide: told why it can't be asked, if so; nothing when it can.
     """
 
     def __init__(
@@ -74,26 +78,35 @@ class FileVerifier:
     async def run(self) -> None:
         """Verify what is in doubt, for ever."""
         try:
-            self._cgroup.mkdir(exist_ok=True)
-            for size in self._sizes:
-                write_limit(self._cgroup, size, "rsvd.max", 0)
-            async with ChargedRanges(self._cgroup) as ranges:
-                while True:
-                    await self._doubt.wait()
-                    self._doubt.clear()
-                    started = time.monotonic()
-                    await self._verify_some(ranges)
-                    # Half of a core at most, and less when the agent has other work.
-                    await asyncio.sleep(time.monotonic() - started)
-        except (CgroupError, MayReserve, OSError) as error:
-            self._hide("ranges", f"Which pages of files are charged can't be asked: {error}")
+            while True:
+                try:
+                    await self._verify_for_ever()
+                except (CgroupError, MayReserve, OSError) as error:
+                    why = f"Which pages of files are charged can't be asked: {error}"
+                    self._hide("ranges", why)
+                    self._works = False
+                    self._sure.set()
+                await asyncio.sleep(_RETRY)
         finally:
-            self._works = False
-            self._sure.set()
             with suppress(OSError):
                 self._cgroup.rmdir()
 
-    async def _verify_some(self, ranges: ChargedRanges) -> None:
+    async def _verify_for_ever(self) -> None:
+        self._cgroup.mkdir(exist_ok=True)
+        for size in self._sizes:
+            write_limit(self._cgroup, size, "rsvd.max", 0)
+        async with ChargedRanges(self._cgroup) as ranges:
+            while True:
+                await self._doubt.wait()
+                self._doubt.clear()
+                started = time.monotonic()
+                asked = await self._verify_some(ranges)
+                # Half of a core at most; and little for files that are opened for ever.
+                least = _PAUSE if asked < self._at_once else 0.0
+                await asyncio.sleep(max(least, time.monotonic() - started))
+
+    async def _verify_some(self, ranges: ChargedRanges) -> int:
+        """Ask about some files; how many it was."""
         files: list[FileKey] = []
         questions: list[Question] = []
         pages = 0
@@ -109,22 +122,31 @@ class FileVerifier:
         if not files:
             self._is_sure = True
             self._sure.set()
-            return
+            return 0
         self._is_sure = False
         if ranges.pid is not None and ranges.pid not in self._asked:
             self._asked.append(ranges.pid)
         try:
             answers = await ranges.answers(questions)
-        except NotAsked as error:
-            logger.warning("%s", error)
-            # One by one, so that one that takes too long keeps no other from being asked.
-            self._at_once = 1
+        except BaseException as error:
             loop = asyncio.get_running_loop()
             for file in files:
                 loop.call_later(_AGAIN, self._book.doubt, file)
+            if not isinstance(error, NotAsked):
+                raise
+            logger.warning("%s", error)
+            # One by one, so that one that takes too long keeps no other from being asked.
+            self._at_once = 1
         else:
             self._at_once = min(_BATCH, 2 * self._at_once)
+            self._works = True
+            self._hide("ranges", "")
             for file, runs in zip(files, answers, strict=True):
                 if runs is not None:
                     self._book.verified(file, [PageRange(*run) for run in runs])
-        self._doubt.set()
+        if self._book.is_verified:
+            self._is_sure = True
+            self._sure.set()
+        else:
+            self._doubt.set()
+        return len(files)
