@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hugetlb_quota import quantity
 from hugetlb_quota.api.node import HugeTLBNode
 from hugetlb_quota.api.quota import HugeTLBQuota
 from tests.kube.api import ApiError, Object
@@ -47,12 +50,23 @@ class World:
         self.agents.append(self.cluster.start_agent(name, cgroup_root=cgroup_root))
         return self.agents[-1]
 
+    def restart_controller(self) -> None:
+        """As a crash of its container: it leads on at once under the same name."""
+        before = self.cluster.controller
+        before.kill9()
+        self.cluster.controller = self.cluster.programs.start_controller(identity=before.identity)
+        self.cluster.controller.wait_ready()
+
     def quota(self) -> Any:
         found = self.api.get(QUOTAS, "q", namespace=self.namespace)
         return HugeTLBQuota.model_validate(found).status
 
     def report(self) -> Any:
         return HugeTLBNode.model_validate(self.api.get(NODES, self.node.name)).status
+
+    def has_reported(self) -> bool:
+        names = [each["metadata"]["name"] for each in self.api.list(NODES)]
+        return self.node.name in names and bool(self.report().boot_id)
 
     def run(self, name: str, asks: str, maps: str) -> None:
         """A pod that maps ``maps`` of a file of its name and ends."""
@@ -74,6 +88,28 @@ class World:
         metadata = {"name": name, "namespace": self.namespace}
         body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
         self.api.create("v1/pods", body, namespace=self.namespace)
+
+    def delete(self, name: str) -> None:
+        self.api.delete("v1/pods", name, namespace=self.namespace)
+
+    @contextmanager
+    def used_never_below(self, least: str) -> Iterator[None]:
+        """Looks at the quota's use all the time."""
+        seen, over = set[int](), threading.Event()
+
+        def look() -> None:
+            while not over.wait(0.02):
+                seen.add(quantity.parse(self.quota().used["hugepages-2Mi"]))
+
+        looking = threading.Thread(target=look)
+        looking.start()
+        try:
+            yield
+        finally:
+            over.set()
+            looking.join()
+        assert seen
+        assert min(seen) >= quantity.parse(least)
 
     def is_over(self, name: str) -> bool:
         pod = self.api.get("v1/pods", name, namespace=self.namespace)
@@ -174,3 +210,35 @@ def test_a_file_is_told_with_its_volume(world: World) -> None:
     assert told() == {("db/kept", "data", True)}
     (world.mount / "db/kept").unlink()
     (world.mount / "db").rmdir()
+
+
+@pytest.mark.parametrize("controller", ["goes on", "is another"])
+def test_a_pod_whose_whole_life_fell_in_its_agents_downtime(world: World, controller: str) -> None:
+    agent = world.start_agent()
+    eventually(world.has_reported)
+    agent.kill9()
+    world.run("unseen", asks="12Mi", maps="10Mi")
+    eventually(lambda: world.is_over("unseen"))
+    world.delete("unseen")
+    with world.used_never_below("10Mi"):
+        # An agent would have told of it by now: the quota does.
+        eventually(lambda: [each.pod for each in world.quota().unreported])
+        if controller == "is another":
+            world.restart_controller()
+        eventually(lambda: world.quota().used == {"hugepages-2Mi": "12Mi"}, hold=1)
+        world.start_agent()
+        eventually(lambda: world.quota().retained == {"hugepages-2Mi": "10Mi"})
+        eventually(lambda: world.quota().used == {"hugepages-2Mi": "10Mi"}, hold=1)
+    assert world.quota().unreported == []
+    (row,) = world.report().retained
+    assert row.quotas == [f"{world.namespace}/q"]
+    exact = next(each for each in world.report().conditions if each.type == "Exact")
+    assert exact.status == "False"
+    assert f"{world.namespace}/unseen" in exact.message
+    (world.mount / "unseen").unlink()
+    eventually(lambda: world.quota().used == {"hugepages-2Mi": "0"})
+    eventually(
+        lambda: all(
+            each.status == "True" for each in world.report().conditions if each.type == "Exact"
+        )
+    )

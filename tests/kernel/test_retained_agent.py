@@ -112,6 +112,58 @@ async def test_an_end_that_no_agent_saw(
     assert api.exact()["status"] == "True"
 
 
+@pytest.mark.parametrize("told", ["before it starts", "when it has reported"])
+async def test_a_pod_that_came_and_went_and_was_deleted_while_no_agent_ran(
+    agent: Agent,
+    api: Api,
+    hugetlbfs: Path,
+    pages: Callable[[int], None],
+    pod: Callable[[str], Pod],
+    told: str,
+) -> None:
+    pages(4)
+    await agent.start()
+    await agent.ready()
+    await until(lambda: api.reports)
+    await agent.end(signal.SIGKILL)
+    missed = pod("missed")
+    await missed.start()
+    await missed.maps("4Mi", f"--file={hugetlbfs / 'file'}")
+    missed.end()
+    end = await missed.delete()
+    entry = {
+        "uid": "missed",
+        "pod": "ns/missed",
+        "node": "n",
+        "charge": {"hugepages-2Mi": "8Mi"},
+        "quotas": [QUOTA],
+        "cgroup": "missed",
+    }
+    if told == "when it has reported":
+        await agent.start()
+        await until(lambda: api.retained() == {"": 4})
+        assert api.status["settled"] == []
+        assert int(api.status["podsSince"]) >= end
+    await api.set("hugetlbquotas", "ns", "q", status={"unreported": [entry]})
+    if told == "before it starts":
+        await agent.start()
+    await until(lambda: api.retained() == {QUOTA: 4})
+    # The report that claims it is settled is the one that has it.
+    first = next(each for each in api.reports if each.get("settled"))
+    assert (first["settled"], retained(first)) == (["missed"], {QUOTA: 4})
+    assert "ns/missed" in api.exact()["message"]
+    await agent.end(signal.SIGKILL)
+    await agent.start()
+    await until(lambda: len(api.reports) > api.reports.index(first) + 1)
+    assert (api.status["settled"], api.retained()) == (["missed"], {QUOTA: 4})
+    await api.set("hugetlbquotas", "ns", "q", status={})
+    await until(lambda: api.status["settled"] == [])
+    assert api.retained() == {QUOTA: 4}
+    (hugetlbfs / "file").unlink()
+    await until(lambda: api.retained() == {}, 2 * SOON)
+    assert api.exact()["status"] == "True"
+
+
 async def test_a_forgetful_agent_begins_with_its_last_report(
     agent: Agent,
     api: Api,

@@ -30,6 +30,8 @@ class Program:
         self, name: str, child: Child, address: str, kubeconfig: Path, ca_file: Path
     ) -> None:
         self.name = name
+        self.identity = ""
+        """A controller's, in the Lease."""
         self.address = address
         """Scheme, host and port that it serves."""
         self.kubeconfig = kubeconfig
@@ -82,12 +84,14 @@ class Programs:
         """Start one replica; not yet ready. `identity` is its pod's name."""
         port = free_ports(1)[0]
         identity = identity or f"controller-{port}"
-        return self._start(
+        controller = self._start(
             "controller",
             f"http://127.0.0.1:{port}",
             {"--health-port": str(port)},
             pod={"metadata.name": identity},
         )
+        controller.identity = identity
+        return controller
 
     def start_agent(
         self,

@@ -45,6 +45,22 @@ class RetainedFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreported:
+    """A pod that ended on ``node``, and that its agent has not told of; it is charged still.
+
+    ``pod`` is its ``namespace/name``. ``quotas`` govern it directly. ``cgroup``: the UID in
+    the name of its cgroup.
+    """
+
+    uid: str
+    pod: str
+    node: str
+    charge: Charge
+    quotas: frozenset[QuotaKey]
+    cgroup: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tally:
     """What is charged to one quota for pods, and what is retained.
 
@@ -60,6 +76,11 @@ class Tally:
 
 #: How many files a quota tells of: enough to know where to look.
 FILES_TOLD = 5
+
+
+#: How many unreported pods a quota tells of: some 300 bytes each in an object that every
+#: admission writes. Those beyond are charged all the same, and told when there is room.
+UNREPORTED_TOLD = 256
 
 
 def tally(
@@ -130,3 +151,31 @@ def recount(counter: Counter, counted: Tally, gone: Set[str]) -> Counter:
         if each.uid not in counted.uids and each.uid not in gone
     )
     return replace(counter, pods=counted.pods, retained=counted.retained, reservations=kept)
+
+
+def tell_unreported(
+    told: Iterable[Unreported], unreported: Iterable[Unreported], room: int = UNREPORTED_TOLD
+) -> tuple[Unreported, ...]:
+    """What a quota tells of ``unreported``: those that are ``told`` already come first.
+
+    A pod that is told stays so until it is not unreported any more, and no write is needed
+    for one that waits for room.
+    """
+    waiting = {each.uid: each for each in unreported}
+    kept = [waiting.pop(each.uid) for each in told if each.uid in waiting]
+    return tuple((*kept, *waiting.values())[:room])
+
+
+def merge_unreported(
+    told: Mapping[QuotaKey, Iterable[Unreported]],
+) -> Mapping[str, Unreported]:
+    """The unreported pods by UID, of what each quota tells: one under two quotas is in both.
+
+    Each names all its quotas, so that one of the two tells enough when a write was cut off.
+    """
+    merged: dict[str, Unreported] = {}
+    for key, pods in told.items():
+        for pod in pods:
+            known = merged.get(pod.uid, pod)
+            merged[pod.uid] = replace(known, quotas=known.quotas | pod.quotas | {key})
+    return merged

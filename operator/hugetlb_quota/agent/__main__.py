@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -116,7 +117,9 @@ async def run(options: argparse.Namespace) -> None:
         pods = Informer(
             connection, PODS, project_pod, field_selector=f"spec.nodeName={options.node_name}"
         )
-        quotas = Informer(connection, HUGETLB_QUOTAS, project_governor)
+        quotas = Informer(
+            connection, HUGETLB_QUOTAS, partial(project_governor, node=options.node_name)
+        )
         with (
             KubepodsWatcher(parents) as watcher,
             FileChanges() as changes,
@@ -151,6 +154,7 @@ async def run(options: argparse.Namespace) -> None:
                 cgroup2,
                 tracker,
                 governance,
+                seen_since=lambda: pods.listed_at,
                 seen_up_to=lambda: pods.resource_version,
                 problems=lambda: (*not_enforced(), *reclaimer.failures),
             )

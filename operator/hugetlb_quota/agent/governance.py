@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from hugetlb_quota import duration
 from hugetlb_quota.accounting.forest import LONGEST_CHAIN, Forest, Quota, QuotaKey
 from hugetlb_quota.accounting.plan import Allowance
+from hugetlb_quota.accounting.recount import Unreported, merge_unreported
 from hugetlb_quota.accounting.selector import Selector
-from hugetlb_quota.api.quota import RetainedSpec
+from hugetlb_quota.api.quota import RetainedSpec, UnreportedStatus
 from hugetlb_quota.kube.pods import Pod
+from hugetlb_quota.kube.quotas import read_unreported
 
 logger = logging.getLogger(__name__)
 
 
-def project_governor(raw: Mapping[str, Any]) -> Quota:
-    """Which pods a HugeTLBQuota governs, its parent, whether it goes; nothing else of it.
+@dataclass(frozen=True, slots=True)
+class Governor:
+    """What a node needs to know of a quota; ``unreported`` are its pods of this node alone."""
 
-    Its status changes with every pod that is admitted; without it, those changes are
-    none here. A selector that can't be understood selects every pod: what is governed
+    quota: Quota
+    unreported: tuple[Unreported, ...] = ()
+
+
+def project_governor(raw: Mapping[str, Any], node: str) -> Governor:
+    """Which pods a HugeTLBQuota governs, its parent, whether it goes, and whom ``node`` missed.
+
+    Its status changes with every pod that is admitted; without the rest of it, those changes
+    are none here. A selector that can't be understood selects every pod: what is governed
     is held to what it asks for, which harms nobody.
     """
     metadata = raw["metadata"]
@@ -32,13 +43,27 @@ def project_governor(raw: Mapping[str, Any]) -> Quota:
         logger.warning("HugeTLBQuota %s: its podSelector can't be understood: %r.", key, error)
         selector = Selector()
     parent = (raw.get("spec") or {}).get("parentRef")
-    return Quota(
+    quota = Quota(
         key=key,
         pod_selector=selector,
         parent=None if parent is None else QuotaKey(parent["namespace"], parent["name"]),
         terminating="deletionTimestamp" in metadata,
         reclaim_after=_reclaim_after(key, (raw.get("spec") or {}).get("retained") or {}),
     )
+    told = (raw.get("status") or {}).get("unreported") or ()
+    return Governor(quota, tuple(_unreported(key, told, node)))
+
+
+def _unreported(key: QuotaKey, told: Any, node: str) -> Iterator[Unreported]:
+    for entry in told:
+        try:
+            pod = read_unreported(UnreportedStatus.model_validate(entry))
+        except ValueError as error:
+            # It stays charged: nobody says that it is settled.
+            logger.warning("HugeTLBQuota %s: an unreported pod is passed over: %s", key, error)
+            continue
+        if pod.node == node:
+            yield pod
 
 
 def _reclaim_after(key: QuotaKey, retained: Mapping[str, Any]) -> timedelta | None:
@@ -63,6 +88,7 @@ class Governance:
         self._deleted: dict[str, Pod] = {}
         self._static: dict[str, str] = {}  # the hash in a static pod's cgroup: its UID
         self._quotas: dict[QuotaKey, Quota] = {}
+        self._unreported: dict[QuotaKey, tuple[Unreported, ...]] = {}
         self._forest: Forest | None = None
         #: How many ends of pods with huge pages were seen.
         self.ends = 0
@@ -85,14 +111,17 @@ class Governance:
             self.ends += 1
         changed = new or old
         if changed is not None:
-            self.on_pod(cgroup_uid(changed))
+            self.on_pod(changed.cgroup_uid)
 
-    def quota_changed(self, old: Quota | None, new: Quota | None, at: int) -> None:
+    def quota_changed(self, old: Governor | None, new: Governor | None, at: int) -> None:
         """Take in a change of a quota."""
         if old is not None:
-            self._quotas.pop(old.key, None)
+            self._quotas.pop(old.quota.key, None)
+            self._unreported.pop(old.quota.key, None)
         if new is not None:
-            self._quotas[new.key] = new
+            self._quotas[new.quota.key] = new.quota
+            if new.unreported:
+                self._unreported[new.quota.key] = new.unreported
         self._forest = None
         self.on_quotas()
 
@@ -103,6 +132,10 @@ class Governance:
     def deleted(self) -> Iterator[Pod]:
         """Those that were deleted and not forgotten."""
         return iter(self._deleted.values())
+
+    def unreported(self) -> tuple[Unreported, ...]:
+        """Those that ended while no agent ran, and that the controller asks for."""
+        return tuple(merge_unreported(self._unreported).values())
 
     def knows(self, uid: str) -> bool:
         """Whether a pod of this UID was ever seen, and not forgotten."""
@@ -167,8 +200,3 @@ class Governance:
 
     def _find(self, uid: str) -> Pod | None:
         return self._pods.get(uid) or self._deleted.get(uid)
-
-
-def cgroup_uid(pod: Pod) -> str:
-    """The UID in the name of the pod's cgroup: of a static pod the hash of its manifest."""
-    return pod.static_hash or pod.uid

@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 class Known:
     """What the API tells of a pod: its name, the quotas governing it, what it may use.
 
-    ``over``: finished or deleted. ``volumes``: those that can be on a hugetlbfs.
+    ``over``: finished or deleted. ``volumes``: those that can be on a hugetlbfs. ``missed``:
+    that only the controller told of, since it came and went while no agent ran.
     """
 
     namespace: str
@@ -35,6 +36,7 @@ class Known:
     demand: Charge
     over: bool
     volumes: tuple[Volume, ...] = ()
+    missed: bool = False
 
 
 class Evidence(Protocol):
@@ -45,6 +47,8 @@ class Evidence(Protocol):
         ...
 
 
+#: Pods named in a sentence; the others are counted.
+_NAMED: Final = 5
 _NAMELESS: Final = Known("", "", (), NOTHING, over=False)
 
 
@@ -126,17 +130,19 @@ class Ledger:
         ended = [each for uid, each in self._present.items() if uid not in present]
         # Their cgroups came and went unseen, if at all.
         unseen = [
-            _account(uid, each)
+            replace(_account(uid, each), state=State.GONE)
             for uid, each in known.items()
             if uid not in present and uid not in self._present and uid not in self._gone
         ]
+        missed = [self._presume(each) for each in unseen if known[each.uid].missed]
+        unseen = [each for each in unseen if not known[each.uid].missed]
         # What is found at the beginning was left before, by whomever.
-        candidates = ended if self._begins else [*ended, *unseen]
+        candidates = [*ended, *(() if self._begins else unseen), *missed]
         accounts = {each.uid: self._heir(each) for each in ended}
-        accounts |= {each.uid: each for each in unseen}
+        accounts |= {each.uid: each for each in (*unseen, *missed)}
         accounts |= {uid: each for uid, each in self._gone.items() if uid not in accounts}
         if left is None:
-            charges = {each.uid: each.charge for each in ended}
+            charges = {each.uid: each.charge for each in candidates}
             for uid, each in self._gone.items():
                 charges[uid] = each.charge + charges.get(uid, NOTHING)
         else:
@@ -182,8 +188,18 @@ class Ledger:
     def _name(self, known: Mapping[str, Known]) -> None:
         """Take over what the API tells now, also of those that ended before it told anything."""
         for uid, each in self._present.items():
-            if uid in known:
+            # What the API itself has told is not replaced by what the controller tells of it.
+            if uid in known and not (each.name and known[uid].missed):
                 self._present[uid] = replace(each, **_told(known[uid]))
+        for uid, each in self._gone.items():
+            if uid in known and not each.name:
+                self._gone[uid] = replace(each, **_told(known[uid]))
+
+    def _presume(self, missed: Account) -> Account:
+        """The same, taken for the one that left what is stray, as far as it can have."""
+        share = self._stray.beyond(self._stray.beyond(missed.demand)).without_zeros()
+        self._stray = self._stray.beyond(share).without_zeros()
+        return replace(missed, charge=share, presumed=True)
 
     def _heir(self, ended: Account) -> Account:
         """The account of what ``ended`` left, added to what it left in a former life."""
@@ -276,8 +292,10 @@ class Ledger:
 
     @property
     def guessed(self) -> Charge:
-        """By how much the files and the kernel differed: that much may be another's."""
-        return self._guessed
+        """How much may be another's: the files and the kernel differed, or nobody saw it."""
+        presumed = Charge.total(each.charge for each in self._gone.values() if each.presumed)
+        doubt, left = self._guessed + presumed, Charge.total(each.charge for each in self.gone)
+        return doubt.beyond(doubt.beyond(left + self._stray)).without_zeros()
 
     @property
     def unexplained(self) -> Charge:
@@ -316,6 +334,12 @@ class Ledger:
                 f"{_text(self._guessed)} may be charged to another of the pods that left files;"
                 " the total is right."
             )
+        if presumed := [each for each in self.gone if each.presumed]:
+            found.append(
+                f"{_text(Charge.total(each.charge for each in presumed))} are taken to be left by"
+                f" {_names(presumed)}, which came and went while no agent ran here; they may be"
+                " another pod's."
+            )
         if self._memory.set_aside:
             found.append(
                 f"What was remembered was damaged and is set aside as {self._memory.set_aside};"
@@ -342,6 +366,12 @@ def _account(uid: str, known: Known) -> Account:
 def _told(known: Known) -> dict[str, Any]:
     names = ("namespace", "name", "quotas", "demand", "volumes")
     return {name: getattr(known, name) for name in names}
+
+
+def _names(accounts: Sequence[Account]) -> str:
+    more = len(accounts) - _NAMED
+    names = ", ".join(each.pod for each in accounts[:_NAMED])
+    return f"{names} and {more} more" if more > 0 else names
 
 
 def _text(charge: Charge) -> str:

@@ -28,7 +28,7 @@ from hugetlb_quota.page_size import PageSize
 
 _FILE: Final = "agent.sqlite"
 #: Another number is another layout: what is there is set aside.
-_SCHEMA: Final = 2
+_SCHEMA: Final = 3
 #: What says nothing of the database itself: another has it, or the disk is full or read-only.
 _UNUSABLE: Final = frozenset(
     {
@@ -47,6 +47,7 @@ CREATE TABLE accounts (
     uid TEXT NOT NULL, gone INTEGER NOT NULL, namespace TEXT NOT NULL, name TEXT NOT NULL,
     quotas TEXT NOT NULL, demand TEXT NOT NULL, charge TEXT NOT NULL, in_files TEXT NOT NULL,
     empty INTEGER NOT NULL, since TEXT NOT NULL, volumes TEXT NOT NULL,
+    presumed INTEGER NOT NULL,
     PRIMARY KEY (uid, gone)
 ) WITHOUT ROWID;
 CREATE TABLE files (
@@ -91,7 +92,8 @@ class Account:
     ``charge``: what it has reserved; if the cgroup is ``GONE``, what is left of that. When
     it is ``EMPTY``, with no process in it, only what is left can be. ``in_files``: how much
     of what is left was in files that are known, when that was settled last. ``volumes``: of
-    the pod, as :class:`Known` has them.
+    the pod, as :class:`Known` has them. ``presumed``: no agent saw it, and it is taken for the
+    one that left what nobody else did.
     """
 
     uid: str
@@ -104,6 +106,7 @@ class Account:
     since: datetime
     in_files: Charge = NOTHING
     volumes: tuple[Volume, ...] = ()
+    presumed: bool = False
 
     @property
     def pod(self) -> str:
@@ -204,7 +207,7 @@ class Memory:
                 [(each.uid, each.state is State.GONE) for each in removed],
             )
             database.executemany(
-                "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 map(_row, changed),
             )
             database.executemany(
@@ -300,7 +303,7 @@ def _opened(path: Path, boot_id: str) -> _Opened:
 def _load(database: sqlite3.Connection, meta: Mapping[str, str]) -> Remembered:
     rows = database.execute(
         "SELECT uid, gone, namespace, name, quotas, demand, charge, empty, since, in_files,"
-        " volumes FROM accounts ORDER BY since, uid"
+        " volumes, presumed FROM accounts ORDER BY since, uid"
     )
     return Remembered(
         tuple(_account(*row) for row in rows), _charge(meta["stray"]), _charge(meta["guessed"])
@@ -330,6 +333,7 @@ def _row(account: Account) -> tuple[str | bool, ...]:
         account.state is State.EMPTY,
         account.since.isoformat(),
         json.dumps([(each.name, each.host_path) for each in account.volumes]),
+        account.presumed,
     )
 
 
@@ -345,6 +349,7 @@ def _account(
     since: str,
     in_files: str,
     volumes: str,
+    presumed: int,
 ) -> Account:
     return Account(
         uid,
@@ -357,6 +362,7 @@ def _account(
         datetime.fromisoformat(since),
         _charge(in_files),
         tuple(Volume(name, host_path) for name, host_path in json.loads(volumes)),
+        bool(presumed),
     )
 
 

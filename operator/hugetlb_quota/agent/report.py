@@ -18,10 +18,12 @@ from typing import Any, Final, Protocol
 
 from hugetlb_quota import api, quantity
 from hugetlb_quota.accounting.charge import NOTHING, Charge
+from hugetlb_quota.accounting.recount import Unreported
 from hugetlb_quota.accounting.volume import volume_of
 from hugetlb_quota.agent.file_book import SYSTEM, FileShare
-from hugetlb_quota.agent.governance import Governance, cgroup_uid
+from hugetlb_quota.agent.governance import Governance
 from hugetlb_quota.agent.ledger import Known
+from hugetlb_quota.agent.memory import Account
 from hugetlb_quota.agent.track import Sight, Tracker
 from hugetlb_quota.api.node import KIND, FileStatus, MountStatus
 from hugetlb_quota.kube.errors import AlreadyExists, ApiError, Conflict, NotFound
@@ -55,16 +57,20 @@ logger = logging.getLogger(__name__)
 class Snapshot:
     """What was seen at one moment.
 
-    ``ends``: how many ends of pods were seen by then. ``retained``: what is charged for
-    those that are not in ``pods`` any more. ``files``: the largest. ``system``: what the
+    ``pods_since``, ``pods_resource_version``: from where to where the pods are known without
+    a gap. ``ends``: how many ends of pods were seen by then. ``settled``: UIDs of pods that
+    quotas tell as unreported and of which all is in ``retained``: what is charged for those
+    that are not in ``pods`` any more. ``files``: the largest. ``system``: what the
     host's own processes hold in files. ``problems``: what keeps the node from being
     Ready, a sentence each; ``doubts``: why what is retained may not be right in every part.
     """
 
+    pods_since: int
     pods_resource_version: int
     ends: int
     pods: tuple[Json, ...]
     pools: tuple[Pool, ...]
+    settled: tuple[str, ...] = ()
     retained: tuple[Json, ...] = ()
     files: tuple[Json, ...] = ()
     mounts: tuple[Json, ...] = ()
@@ -76,6 +82,7 @@ class Snapshot:
 class Observer:
     """Takes snapshots.
 
+    :param seen_since: the resourceVersion from which on ``governance`` knows them without a gap.
     :param seen_up_to: the resourceVersion up to which ``governance`` knows the pods.
     """
 
@@ -85,6 +92,8 @@ class Observer:
         cgroup2: Path,
         tracker: Tracker,
         governance: Governance,
+        *,
+        seen_since: Callable[[], int],
         seen_up_to: Callable[[], int],
         problems: Callable[[], tuple[str, ...]] = lambda: (),
     ) -> None:
@@ -92,6 +101,7 @@ class Observer:
         self._cgroup2 = cgroup2
         self._tracker = tracker
         self._governance = governance
+        self._seen_since = seen_since
         self._seen_up_to = seen_up_to
         self._problems = problems
         self._latest = 0
@@ -127,10 +137,18 @@ class Observer:
         # While a list is under way the informer has no position: what is known is still
         # what it was at the last.
         self._latest = max(self._latest, self._seen_up_to())
+        since = self._seen_since()
         ends = self._governance.ends
         pods, deleted = tuple(self._governance.pods()), tuple(self._governance.deleted())
-        known = {
-            cgroup_uid(pod): self._known(pod, over)
+        missed = self._governance.unreported()
+        known = {each.cgroup: _missed(each) for each in missed}
+        known |= {
+            uid: _carried(entry, self._tracker.ledger.account(uid))
+            for uid, entry in self._carried.items()
+            if entry["quotas"] and not self._governance.knows(uid)
+        }
+        known |= {
+            pod.cgroup_uid: self._known(pod, over)
             for over, pod in (
                 *((True, pod) for pod in deleted),
                 *((pod.finished, pod) for pod in pods),
@@ -141,25 +159,32 @@ class Observer:
         # What the pods left that are gone is settled in this look, so that it is in the very
         # report in which they are missing.
         sight = self._tracker.look(known)
+        there = sight.in_use.keys() | sight.unsettled
         entries = {
-            cgroup_uid(pod): entry
+            uid: _entry(each.uid, known[uid], sight.in_use.get(uid, NOTHING))
+            for each in missed
+            if (uid := each.cgroup) in there
+        }
+        entries |= self._carried_entries(sight)
+        entries |= {
+            pod.cgroup_uid: entry
             for pod in (*deleted, *pods)
-            if not known[uid := cgroup_uid(pod)].over
-            or uid in sight.in_use.keys() | sight.unsettled
+            if not known[uid := pod.cgroup_uid].over or uid in there
             if (entry := self._entry(pod, known[uid], sight)) is not None
         }
         for pod in deleted:
-            if cgroup_uid(pod) not in sight.in_use.keys() | sight.unsettled:
+            if pod.cgroup_uid not in there:
                 self._governance.forget(pod.uid)
-        entries |= self._carried_entries(sight)
         entries |= self._nameless_entries(sight, known.keys() | self._carried.keys())
         return Snapshot(
+            pods_since=since,
             pods_resource_version=self._latest,
             ends=ends,
             pods=tuple(
                 sorted(entries.values(), key=lambda e: (e["namespace"], e["name"], e["uid"]))
             ),
             pools=pools(self._host),
+            settled=self._settled(missed, known, entries),
             retained=self._retained(entries, sight),
             files=self._files(sight),
             mounts=self._mounts(),
@@ -181,26 +206,35 @@ class Observer:
 
     def _entry(self, pod: Pod, known: Known, sight: Sight) -> Json | None:
         """What is reported of a pod; None: it is not governed, or has no huge pages."""
-        in_use = sight.in_use.get(cgroup_uid(pod), NOTHING)
+        in_use = sight.in_use.get(pod.cgroup_uid, NOTHING)
         if not known.quotas or not (pod.demand or in_use):
             return None
-        return {
-            "uid": pod.uid,
-            "namespace": pod.namespace,
-            "name": pod.name,
-            "quotas": list(known.quotas),
-            "charge": pod.demand.to_resources(),
-            "inUse": in_use.to_resources(),
-        }
+        return _entry(pod.uid, known, in_use)
+
+    def _settled(
+        self,
+        missed: Iterable[Unreported],
+        known: Mapping[str, Known],
+        entries: Mapping[str, Json],
+    ) -> tuple[str, ...]:
+        """Those of ``missed`` of which all that there is to say is in this very snapshot."""
+
+        def is_settled(pod: Unreported) -> bool:
+            if (entry := entries.get(pod.cgroup)) is not None:
+                # A static pod that was mirrored anew goes on under its new UID.
+                return bool(entry["uid"] != pod.uid)
+            return known[pod.cgroup].over and self._tracker.ledger.is_settled(pod.cgroup)
+
+        return tuple(sorted(pod.uid for pod in missed if is_settled(pod)))
 
     def _carried_entries(self, sight: Sight) -> dict[str, Json]:
         self._carried = {
             uid: entry
             for uid, entry in self._carried.items()
-            if uid in sight.in_use and not self._governance.knows(uid)
+            if uid in sight.in_use.keys() | sight.unsettled and not self._governance.knows(uid)
         }
         return {
-            uid: {**entry, "inUse": sight.in_use[uid].to_resources()}
+            uid: {**entry, "inUse": sight.in_use.get(uid, NOTHING).to_resources()}
             for uid, entry in self._carried.items()
         }
 
@@ -269,6 +303,35 @@ class Observer:
             _mount(superblock, files.book.held_on(superblock)).to_json()
             for superblock in files.book.superblocks[:_MOUNTS]
         )
+
+
+def _missed(pod: Unreported) -> Known:
+    namespace, _, name = pod.pod.partition("/")
+    quotas = tuple(sorted(map(str, pod.quotas)))
+    return Known(namespace, name, quotas, pod.charge, over=True, missed=True)
+
+
+def _carried(entry: Json, account: Account | None) -> Known:
+    """A pod that the last report listed: it was deleted while no agent ran."""
+    return Known(
+        entry["namespace"],
+        entry["name"],
+        tuple(entry["quotas"]),
+        Charge.from_resources(entry["charge"]),
+        over=True,
+        volumes=account.volumes if account else (),
+    )
+
+
+def _entry(uid: str, known: Known, in_use: Charge) -> Json:
+    return {
+        "uid": uid,
+        "namespace": known.namespace,
+        "name": known.name,
+        "quotas": list(known.quotas),
+        "charge": known.demand.to_resources(),
+        "inUse": in_use.to_resources(),
+    }
 
 
 def _mount(superblock: Superblock, held: int) -> MountStatus:
@@ -372,6 +435,7 @@ class Reporter:
             "bootID": self._boot_id,
             "pools": [_pool(pool) for pool in snapshot.pools],
             "pods": list(snapshot.pods),
+            "settled": list(snapshot.settled),
             "retained": list(snapshot.retained),
             "files": list(snapshot.files),
             "mounts": list(snapshot.mounts),
@@ -389,6 +453,7 @@ class Reporter:
         await self._write(
             {
                 **content,
+                "podsSince": str(snapshot.pods_since),
                 "podsResourceVersion": str(snapshot.pods_resource_version),
                 "reportedAt": now,
             }

@@ -66,6 +66,7 @@ def quota_crd() -> _Json:
         "x-kubernetes-validations": _HARD_RULES,
     }
     _as_map(schema, "reservations", key="uid")
+    _as_map(schema, "unreported", key="uid")
     _as_map(schema, "conditions", key="type")
     return _definition(
         kind=quota.KIND,

@@ -82,6 +82,16 @@ class HugeTLBNodeStatus(Model):
     pods_resource_version: str = Field(
         default="", description="Up to where the agent has seen the pods bound to its node."
     )
+    pods_since: str = Field(
+        default="",
+        description="From where on the agent has seen them without a gap: every pod that was"
+        " there then, or came later.",
+    )
+    settled: list[str] = Field(
+        default_factory=list,
+        description="UIDs of pods that quotas tell as unreported and that are gone from here: what"
+        " they left is in retained.",
+    )
     reported_at: datetime | None = None
     pools: list[PoolStatus] = Field(default_factory=list)
     pods: list[NodePodStatus] = Field(default_factory=list)

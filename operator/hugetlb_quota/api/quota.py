@@ -102,6 +102,25 @@ class RetainedFileStatus(Model):
     charged: str = Field(description="Bytes charged for it, as a quantity.")
 
 
+class UnreportedStatus(Model):
+    """A pod that ended, and that no report of its node has listed: no agent has seen it yet.
+
+    Its node's agent takes from here what it missed, and the pod stays charged until it has.
+    """
+
+    uid: str = Field(min_length=1)
+    pod: str = Field(min_length=1, description="namespace/name of the pod.")
+    node: str = Field(min_length=1, description="Where it ran.")
+    charge: ResourceList = Field(description="What it asked for, and is charged still.")
+    quotas: list[str] = Field(
+        min_length=1, description="namespace/name of all quotas that govern it, sorted."
+    )
+    cgroup: str = Field(
+        min_length=1,
+        description="The UID in its cgroup's name: of a static pod the hash of its manifest.",
+    )
+
+
 class HugeTLBQuotaStatus(Model):
     """What is charged; written by admission (reservations) and the controller (the rest)."""
 
@@ -124,6 +143,11 @@ class HugeTLBQuotaStatus(Model):
     )
     reservations: list[ReservationStatus] = Field(
         default_factory=list, description="Admitted for pods that were not yet seen."
+    )
+    unreported: list[UnreportedStatus] = Field(
+        default_factory=list,
+        description="Ended while their node's agent was away, which has not told of them:"
+        " charged under pods until it has.",
     )
     summary: str = Field(default="", description="Use against limit by page size, for people.")
     conditions: list[Condition] = Field(default_factory=list)

@@ -9,14 +9,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
-from hugetlb_quota.accounting.recount import ChargedPod
-from hugetlb_quota.accounting.release import EndedPod, NodeEvidence, is_released
+from hugetlb_quota.accounting.recount import ChargedPod, Unreported
+from hugetlb_quota.accounting.release import EndedPod, NodeEvidence, is_missed, is_released
 from hugetlb_quota.controller.nodes import NodeReport
 from hugetlb_quota.kube.pods import Pod
 
 #: How many released pods are remembered, so that a reservation of one can be dropped.
 #: At 100 pods a second that is ten times the life of a reservation.
 RELEASED_KEPT = 60_000
+#: Seconds in which an agent that runs has listed a pod that is bound, with some to spare.
+LISTED_WITHIN = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +31,16 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Who is charged: ``pods``, of which ``held`` ended already."""
+    """Who is charged: ``pods``, of which ``held`` ended already.
+
+    ``unreported``: of these the ones that their nodes' agents have to be told of. ``waits``:
+    there may be more in :data:`LISTED_WITHIN`.
+    """
 
     pods: tuple[ChargedPod, ...]
     held: tuple[Held, ...]
+    unreported: tuple[Unreported, ...] = ()
+    waits: bool = False
 
 
 class Census:
@@ -41,6 +49,8 @@ class Census:
     def __init__(self) -> None:
         self._gone: dict[str, tuple[Pod, EndedPod]] = {}
         self._released: dict[str, None] = {}
+        self._listed = set[str]()
+        self._missed_at: Mapping[str, float] = {}
 
     def pod_changed(self, old: Pod | None, new: Pod | None, resource_version: int) -> None:
         """Take in one change of the pods' informer."""
@@ -48,7 +58,14 @@ class Census:
             if not new.finished:
                 self._released.pop(new.uid, None)
         elif old is not None:
-            self._gone[old.uid] = (old, EndedPod(old.uid, old.node, resource_version))
+            ended = EndedPod(old.uid, old.node, resource_version, seen_at=old.resource_version)
+            self._gone[old.uid] = (old, ended)
+
+    def report_changed(self, old: NodeReport | None, new: NodeReport | None, _: int) -> None:
+        """Take in one change of the reports' informer."""
+        if new is not None:
+            # One without quotas is a cgroup of which the agent knows nothing else.
+            self._listed.update(pod.uid for pod in new.pods if pod.quotas)
 
     def was_released(self, uid: str) -> bool:
         """Whether the pod ``uid`` was seen and is charged no more."""
@@ -60,15 +77,26 @@ class Census:
         pods: Iterable[Pod],
         evidence: Mapping[str, NodeEvidence],
         reports: Mapping[str, NodeReport],
+        told: Mapping[str, Unreported],
+        *,
+        seen_up_to: int,
+        now: float,
     ) -> Count:
         """Who is charged now.
 
         :param pods: those in the API.
+        :param told: by UID, the pods that quotas tell as unreported: of some, this is all
+            that is known here.
+        :param seen_up_to: the resourceVersion up to which ``pods`` is known.
+        :param now: by a clock that only goes on, in seconds.
         :param evidence: by node name, of every node that has a Node object or a report.
         :param reports: the agents' last reports by node name.
         """
         charged: dict[str, ChargedPod] = {}
         held: list[Held] = []
+        unreported: list[Unreported] = []
+        missed_at: dict[str, float] = {}
+        in_api = set[str]()
 
         def hold(pod: ChargedPod, node: str) -> None:
             self._released.pop(pod.uid, None)
@@ -76,21 +104,52 @@ class Census:
             held.append(Held(pod, node))
 
         def end(pod: Pod, ended: EndedPod) -> None:
-            # Once let go it stays so, whatever is written to it later, unless its node
-            # shows a cgroup: there was no agent before, or no Node.
-            since = replace(ended, resource_version=0) if pod.uid in self._released else ended
-            if ended.node is None or is_released(since, evidence.get(ended.node)):
+            counted = _charged(pod, forest)
+            if pod.uid in self._released:
+                # Once let go it stays so, whatever is written to it later, unless its node
+                # shows a cgroup: there was no agent before, or no Node.
+                ended = replace(ended, resource_version=0, listed=True)
+            elif pod.uid in self._listed or not (counted.quotas and counted.charge):
+                ended = replace(ended, listed=True)
+            node = evidence.get(ended.node or "")
+            if ended.node is None or node is None or is_released(ended, node):
                 self._release(pod.uid)
-            else:
-                hold(_charged(pod, forest), ended.node)
+                return
+            hold(counted, ended.node)
+            # One that is told stays so until it is released.
+            if ended.uid in told or (is_missed(ended, node) and must_be_told(ended, node)):
+                unreported.append(
+                    Unreported(
+                        *(pod.uid, str(pod), ended.node, counted.charge, counted.quotas),
+                        cgroup=pod.cgroup_uid,
+                    )
+                )
+
+        def must_be_told(pod: EndedPod, node: NodeEvidence) -> bool:
+            if (node.pods_resource_version or 0) >= pod.resource_version:
+                return True
+            # The agent is away, or its report on the way: then this would be a needless write.
+            missed_at[pod.uid] = self._missed_at.get(pod.uid, now)
+            return now - missed_at[pod.uid] >= LISTED_WITHIN
 
         for pod in pods:
+            in_api.add(pod.uid)
             if pod.finished:
-                end(pod, EndedPod(pod.uid, pod.node, pod.resource_version))
+                seen_at = max(seen_up_to, pod.resource_version)
+                end(pod, EndedPod(pod.uid, pod.node, pod.resource_version, seen_at))
             else:
                 charged[pod.uid] = _charged(pod, forest)
         for pod, ended in list(self._gone.values()):
             end(pod, ended)
+        for each in told.values():
+            if each.uid in charged or each.uid in self._released:
+                continue
+            ended = EndedPod(each.uid, each.node, 0, listed=each.uid in self._listed)
+            if is_released(ended, evidence.get(each.node)):
+                self._release(each.uid)
+            else:
+                hold(ChargedPod(each.uid, each.charge, each.quotas), each.node)
+                unreported.append(each)
         for report in reports.values():
             for reported in report.pods:
                 ended = EndedPod(reported.uid, report.node, 0)
@@ -99,7 +158,11 @@ class Census:
                 known = reported.uid in charged or not reported.charge
                 if not known and not is_released(ended, evidence.get(report.node)):
                     hold(reported, report.node)
-        return Count(tuple(charged.values()), tuple(held))
+        listed = {pod.uid for report in reports.values() for pod in report.pods}
+        self._listed &= in_api | listed | self._gone.keys() | told.keys()
+        self._missed_at = missed_at
+        waits = len(missed_at.keys() - {each.uid for each in unreported}) > 0
+        return Count(tuple(charged.values()), tuple(held), tuple(unreported), waits)
 
     def _release(self, uid: str) -> None:
         self._gone.pop(uid, None)

@@ -34,6 +34,8 @@ class NodeReport:
     pods: tuple[ChargedPod, ...]
     retained: tuple[Retained, ...] = ()
     files: tuple[RetainedFile, ...] = ()
+    pods_since: int | None = None
+    settled: frozenset[str] = frozenset()
 
 
 def project_report(raw: Mapping[str, Any]) -> NodeReport | None:
@@ -70,7 +72,11 @@ def project_report(raw: Mapping[str, Any]) -> NodeReport | None:
             if file.retained
         )
         version = int(status.pods_resource_version or 0)
-        return NodeReport(name, status.reported_at, status.boot_id, version, pods, retained, files)
+        since = int(status.pods_since) if status.pods_since else None
+        return NodeReport(
+            *(name, status.reported_at, status.boot_id, version, pods, retained, files),
+            *(since, frozenset(status.settled)),
+        )
     except ValueError as error:
         logger.error("HugeTLBNode %s can't be understood, so it releases nothing: %s", name, error)
         return NodeReport(name, None, None, 0, ())
@@ -99,7 +105,9 @@ def evidence(
             boot_id=boot_ids.get(report.node) or None,
             reported_boot_id=report.boot_id,
             pods_resource_version=report.pods_resource_version,
+            pods_since=report.pods_since,
             live=frozenset(pod.uid for pod in report.pods),
+            settled=report.settled,
         )
     return known
 

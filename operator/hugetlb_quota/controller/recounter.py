@@ -12,12 +12,21 @@ from typing import Final
 
 from hugetlb_quota.accounting.counter import RESERVATION_LIFETIME, Counter, Reservation
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
-from hugetlb_quota.accounting.recount import RetainedFile, Tally, expired, recount, tally
+from hugetlb_quota.accounting.recount import (
+    RetainedFile,
+    Tally,
+    Unreported,
+    expired,
+    merge_unreported,
+    recount,
+    tally,
+    tell_unreported,
+)
 from hugetlb_quota.api import API_VERSION
 from hugetlb_quota.api.model import Condition
 from hugetlb_quota.api.quota import KIND
 from hugetlb_quota.controller import conditions
-from hugetlb_quota.controller.census import Census, Held, held_by_quota
+from hugetlb_quota.controller.census import LISTED_WITHIN, Census, Held, held_by_quota
 from hugetlb_quota.controller.nodes import (
     NodeReport,
     evidence,
@@ -55,6 +64,7 @@ class _Picture:
     totals: Mapping[QuotaKey, Tally]
     held: Mapping[QuotaKey, tuple[Held, ...]]
     silent: frozenset[str]
+    unreported: Mapping[QuotaKey, tuple[Unreported, ...]]
 
 
 class Recounter:
@@ -76,6 +86,7 @@ class Recounter:
         self._boot_ids = Informer(connection, NODES, project_boot_id)
         self._namespaces = Informer(connection, NAMESPACES, _labels)
         self._pods.on_change(self._census.pod_changed)
+        self._reports.on_change(self._census.report_changed)
         self._reports.on_change(self._note_report)
         for informer in (self._pods, self._quotas, self._boot_ids, self._namespaces):
             informer.on_change(lambda *_: self._wake.set())
@@ -117,8 +128,18 @@ class Recounter:
         reports = {key.name: report for key, report in self._reports.store.items()}
         boot_ids = {key.name: boot_id for key, boot_id in self._boot_ids.store.items()}
         known = evidence(boot_ids, reports.values())
-        count = self._census.count(forest, self._pods.store.values(), known, reports)
         now = time.monotonic()
+        count = self._census.count(
+            forest,
+            self._pods.store.values(),
+            known,
+            reports,
+            merge_unreported({each.key: each.unreported for each in valid}),
+            seen_up_to=self._pods.resource_version,
+            now=now,
+        )
+        if count.waits:
+            asyncio.get_running_loop().call_later(LISTED_WITHIN, self._wake.set)
         silent = frozenset(name for name in reports if now - self._reported[name] >= SILENT_AFTER)
         holding = remembering(known, reports.values())
         totals = tally(
@@ -127,7 +148,11 @@ class Recounter:
             (each for report in holding for each in report.retained),
             (each for report in holding for each in report.files),
         )
-        return _Picture(forest, totals, held_by_quota(count, forest), silent)
+        unreported: dict[QuotaKey, tuple[Unreported, ...]] = {}
+        for pod in count.unreported:
+            for key in pod.quotas:
+                unreported[key] = (*unreported.get(key, ()), pod)
+        return _Picture(forest, totals, held_by_quota(count, forest), silent, unreported)
 
     async def _write(self, known: QuotaObject, picture: _Picture) -> None:
         """Bring one quota's status up to ``picture``, if it is not there already."""
@@ -149,6 +174,7 @@ class Recounter:
         self, known: QuotaObject, total: Tally, gone: frozenset[str], picture: _Picture
     ) -> Callable[[QuotaObject], QuotaObject]:
         held = picture.held.get(known.key, ())
+        unreported = picture.unreported.get(known.key, ())
 
         def change(quota: QuotaObject) -> QuotaObject:
             counter = recount(quota.counter, total, gone)
@@ -158,6 +184,7 @@ class Recounter:
                 counter,
                 found,
                 files=total.files,
+                unreported=tell_unreported(quota.unreported, unreported),
                 counted=known,
                 now=datetime.now(UTC),
             )
@@ -231,6 +258,7 @@ def restate(
     found: Iterable[conditions.Finding],
     *,
     files: tuple[RetainedFile, ...] = (),
+    unreported: tuple[Unreported, ...] = (),
     counted: QuotaObject,
     now: datetime,
 ) -> QuotaObject:
@@ -245,6 +273,7 @@ def restate(
         quota,
         counter=counter,
         retained_files=files,
+        unreported=unreported,
         conditions=conditions.conditions(found, quota.conditions, counted.generation, now),
         observed_generation=counted.generation,
     )

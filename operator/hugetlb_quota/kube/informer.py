@@ -102,6 +102,8 @@ class Informer(Generic[T]):
         self._store: dict[ObjectKey, T] = {}
         self._listeners: list[OnChange[T]] = []
         self._position = ""
+        #: From where on the changes of this kind are known without a gap: the last list's.
+        self.listed_at = 0
         #: Set once the first list is complete and was told to all listeners.
         self.synced = asyncio.Event()
 
@@ -174,6 +176,7 @@ class Informer(Generic[T]):
         for key, (uid, version, value) in listed.items():
             self._apply(key, uid, value, version, ended=at)
         self._position = metadata["resourceVersion"]
+        self.listed_at = at
         self.synced.set()
 
     async def _watch(self) -> None:

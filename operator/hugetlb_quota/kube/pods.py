@@ -60,6 +60,11 @@ class Pod:
     pod_level: frozenset[PageSize] = frozenset()
     volumes: tuple[Volume, ...] = ()
 
+    @property
+    def cgroup_uid(self) -> str:
+        """The UID in the name of its cgroup: of a static pod the hash of its manifest."""
+        return self.static_hash or self.uid
+
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
 

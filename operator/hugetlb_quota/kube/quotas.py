@@ -13,7 +13,7 @@ from hugetlb_quota import quantity
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.counter import Counter, Reservation
 from hugetlb_quota.accounting.forest import Quota, QuotaKey
-from hugetlb_quota.accounting.recount import RetainedFile
+from hugetlb_quota.accounting.recount import RetainedFile, Unreported
 from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.api import API_VERSION
 from hugetlb_quota.api.model import Condition, LabelSelector
@@ -24,6 +24,7 @@ from hugetlb_quota.api.quota import (
     HugeTLBQuotaStatus,
     ReservationStatus,
     RetainedFileStatus,
+    UnreportedStatus,
 )
 from hugetlb_quota.page_size import PageSize
 
@@ -58,6 +59,7 @@ class QuotaObject:
     quota: Quota
     counter: Counter
     retained_files: tuple[RetainedFile, ...] = ()
+    unreported: tuple[Unreported, ...] = ()
     conditions: tuple[Condition, ...] = ()
     observed_generation: int = 0
     stored: HugeTLBQuotaStatus = field(default_factory=HugeTLBQuotaStatus, compare=False)
@@ -86,6 +88,7 @@ class QuotaObject:
                 reservations=tuple(map(_reservation, parsed.status.reservations)),
             )
             files = tuple(map(_retained_file, parsed.status.retained_files))
+            unreported = tuple(map(read_unreported, parsed.status.unreported))
         except ValueError as error:  # pydantic's ValidationError is one
             version = int(metadata.get("resourceVersion") or 0)
             raise InvalidQuota(key, version, explain(error)) from error
@@ -97,6 +100,7 @@ class QuotaObject:
             quota=quota,
             counter=counter,
             retained_files=files,
+            unreported=unreported,
             conditions=tuple(parsed.status.conditions),
             observed_generation=parsed.status.observed_generation,
             stored=parsed.status,
@@ -117,6 +121,7 @@ class QuotaObject:
             retained=counter.retained.to_resources(),
             retained_files=[_retained_file_status(each) for each in self.retained_files],
             reservations=[_reservation_status(each) for each in counter.reservations],
+            unreported=[_unreported_status(each) for each in self.unreported],
             summary=summary(counter),
             conditions=list(self.conditions),
         )
@@ -233,6 +238,32 @@ def _retained_file_status(file: RetainedFile) -> RetainedFileStatus:
         pod=file.pod,
         page_size=file.size.resource,
         charged=quantity.render(file.charged),
+    )
+
+
+def read_unreported(status: UnreportedStatus) -> Unreported:
+    """An unreported pod of a quota's status.
+
+    :raises ValueError: when its charge is none.
+    """
+    return Unreported(
+        uid=status.uid,
+        pod=status.pod,
+        node=status.node,
+        charge=Charge.from_resources(status.charge),
+        quotas=frozenset(map(QuotaKey.parse, status.quotas)),
+        cgroup=status.cgroup,
+    )
+
+
+def _unreported_status(pod: Unreported) -> UnreportedStatus:
+    return UnreportedStatus(
+        uid=pod.uid,
+        pod=pod.pod,
+        node=pod.node,
+        charge=pod.charge.to_resources(),
+        quotas=sorted(map(str, pod.quotas)),
+        cgroup=pod.cgroup,
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.forest import QuotaKey
-from hugetlb_quota.agent.governance import Governance, cgroup_uid, project_governor
+from hugetlb_quota.agent.governance import Governance, project_governor
 from hugetlb_quota.kube.pods import Container, Pod
 from hugetlb_quota.page_size import PageSize
 
@@ -33,7 +33,7 @@ def governance(*things: Pod | dict[str, object]) -> Governance:
         if isinstance(thing, Pod):
             known.pod_changed(None, thing, 1)
         else:
-            known.quota_changed(None, project_governor(thing), 1)
+            known.quota_changed(None, project_governor(thing, "n"), 1)
     return known
 
 
@@ -63,7 +63,7 @@ def test_a_pod_that_nothing_governs_and_one_that_is_unknown_have_none() -> None:
 
 def test_it_follows_the_quotas() -> None:
     known = governance(quota(app="web"), pod(app="web"))
-    before, after = project_governor(quota(app="web")), project_governor(quota(app="db"))
+    before, after = project_governor(quota(app="web"), "n"), project_governor(quota(app="db"), "n")
     known.quota_changed(before, after, 2)
     assert known.allowance("u") is None
     known.quota_changed(after, before, 3)
@@ -75,7 +75,7 @@ def test_it_follows_the_quotas() -> None:
 def test_a_static_pod_is_found_by_the_hash_in_its_cgroups_name() -> None:
     static = replace(pod("api-uid"), static_hash="0123abcd")
     known = governance(quota(), static)
-    assert cgroup_uid(static) == "0123abcd"
+    assert static.cgroup_uid == "0123abcd"
     assert known.allowance("0123abcd") is not None
     assert known.allowance("api-uid") is None
 
@@ -134,13 +134,52 @@ def test_who_listens_hears_of_the_cgroup() -> None:
     known.on_pod = heard.append
     known.on_quotas = lambda: heard.append("quotas")
     known.pod_changed(None, replace(pod(), static_hash="0123abcd"), 1)
-    known.quota_changed(None, project_governor(quota()), 2)
+    known.quota_changed(None, project_governor(quota(), "n"), 2)
     assert heard == ["0123abcd", "quotas"]
 
 
 def test_a_quotas_status_is_no_change() -> None:
     raw = quota()
-    assert project_governor(raw) == project_governor({**raw, "status": {"used": {}}})
+    assert project_governor(raw, "n") == project_governor({**raw, "status": {"used": {}}}, "n")
+
+
+def entry(**changes: object) -> dict[str, object]:
+    whole: dict[str, object] = {
+        "uid": "u",
+        "pod": "ns/gone",
+        "node": "n",
+        "charge": {"hugepages-2Mi": "8Mi"},
+        "quotas": ["ns/q"],
+        "cgroup": "u",
+    }
+    return whole | changes
+
+
+def test_the_pods_that_this_node_missed_are_taken_from_all_quotas_once() -> None:
+    known = Governance()
+    for name, told in {
+        "q": [entry(quotas=["ns/q", "ns/r"]), entry(uid="other", node="other")],
+        "r": [entry(quotas=["ns/q", "ns/r"])],
+    }.items():
+        raw = {**quota(name), "status": {"unreported": told}}
+        known.quota_changed(None, project_governor(raw, "n"), 1)
+    (missed,) = known.unreported()
+    assert missed.quotas == {QuotaKey("ns", "q"), QuotaKey("ns", "r")}
+    for name in ("q", "r"):
+        raw = {**quota(name), "status": {"unreported": [entry()]}}
+        known.quota_changed(project_governor(raw, "n"), project_governor(quota(name), "n"), 2)
+    assert known.unreported() == ()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"pod": ""}, {"quotas": []}, {"charge": {"hugepages-2Mi": "many"}}, {"cgroup": None}],
+)
+def test_an_entry_that_cannot_be_understood_keeps_no_other_from_its_node(
+    broken: dict[str, object],
+) -> None:
+    raw = {**quota(), "status": {"unreported": [entry(uid="v", **broken), entry()]}}
+    assert [each.uid for each in project_governor(raw, "n").unreported] == ["u"]
 
 
 @pytest.mark.parametrize(

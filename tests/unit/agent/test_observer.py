@@ -43,13 +43,33 @@ class Node:
         boot.write_text(f"{BOOT}\n")
         self.governance = Governance()
         quota = {"metadata": {"namespace": "ns", "name": "q"}, "spec": {}}
-        self.governance.quota_changed(None, project_governor(quota), 1)
-        self.version = 0
+        self.governance.quota_changed(None, project_governor(quota, "n"), 1)
+        self.since = self.version = 0
         self.memory = Memory.open(root / "state", BOOT)
         tracker = Tracker(kubepods.parents(self.cgroup2, None), [SIZE], Ledger(self.memory))
         self.observer = Observer(
-            HostRoot(root), self.cgroup2, tracker, self.governance, lambda: self.version
+            *(HostRoot(root), self.cgroup2, tracker, self.governance),
+            seen_since=lambda: self.since,
+            seen_up_to=lambda: self.version,
         )
+
+    def ask_about(self, *uids: str, demand: int = 8, cgroup: str = "") -> None:
+        """The controller asks about pods that ended while no agent ran."""
+        told = [
+            {
+                "uid": uid,
+                "pod": f"ns/name-{uid}",
+                "node": "n",
+                "charge": {"hugepages-2Mi": f"{demand}Mi"},
+                "quotas": ["ns/q", "ns/r"],
+                "cgroup": cgroup or uid,
+            }
+            for uid in uids
+        ]
+        for name in ("q", "r"):
+            metadata = {"namespace": "ns", "name": name}
+            raw = {"metadata": metadata, "spec": {}, "status": {"unreported": told}}
+            self.governance.quota_changed(None, project_governor(raw, "n"), 2)
 
     def tell(self, old: Pod | None, new: Pod | None) -> None:
         self.version += 1
@@ -369,3 +389,134 @@ def test_a_pod_that_ended_before_the_api_told_of_it_is_named_all_the_same(node: 
     shutil.rmtree(cgroup)
     node.tell(pod(), None)
     assert (node.listed(), node.retained()) == ([], {"ns/q": "4Mi"})
+
+
+def settled(node: Node) -> tuple[tuple[str, ...], dict[str, str]]:
+    snapshot = node.observer.snapshot()
+    return snapshot.settled, {
+        ",".join(row["quotas"]): row["charge"]["hugepages-2Mi"] for row in snapshot.retained
+    }
+
+
+@pytest.mark.parametrize("stray_first", [True, False])
+def test_what_is_stray_was_left_by_the_pod_that_the_controller_asks_about(
+    node: Node, stray_first: bool
+) -> None:
+    node.observer.snapshot()
+    node.kubepods_total(6)
+    if stray_first:
+        assert settled(node) == ((), {"": "6Mi"})
+    node.ask_about("u")
+    for _ in range(2):
+        assert settled(node) == (("u",), {"ns/q,ns/r": "6Mi"})
+    (doubt,) = node.observer.snapshot().doubts
+    assert "6Mi of hugepages-2Mi are taken to be left by ns/name-u" in doubt
+    node.kubepods_total(0)
+    assert settled(node) == (("u",), {})
+    assert node.observer.snapshot().doubts == ()
+
+
+def test_it_is_found_at_the_very_first_look_too(node: Node) -> None:
+    node.kubepods_total(6)
+    node.ask_about("u")
+    assert settled(node) == (("u",), {"ns/q,ns/r": "6Mi"})
+
+
+def test_no_pod_is_taken_to_have_left_more_than_it_asked_for(node: Node) -> None:
+    node.observer.snapshot()
+    node.kubepods_total(10)
+    node.ask_about("u", demand=4)
+    assert settled(node) == (("u",), {"ns/q,ns/r": "4Mi", "": "6Mi"})
+    node.ask_about("u", "v", demand=4)
+    assert settled(node) == (("u", "v"), {"ns/q,ns/r": "8Mi", "": "2Mi"})
+
+
+def test_an_agent_that_was_killed_after_it_settled_says_the_same(
+    node: Node, tmp_path: Path
+) -> None:
+    node.observer.snapshot()
+    node.kubepods_total(6)
+    node.ask_about("u")
+    before = settled(node)
+    node.memory.close()
+    again = Memory.open(tmp_path / "state", BOOT)
+    tracker = Tracker(kubepods.parents(node.cgroup2, None), [SIZE], Ledger(again))
+    node.observer = Observer(
+        *(HostRoot(tmp_path), node.cgroup2, tracker, node.governance),
+        seen_since=lambda: 0,
+        seen_up_to=lambda: 0,
+    )
+    assert settled(node) == before
+    assert "taken to be left" in node.observer.snapshot().doubts[0]
+    again.close()
+
+
+def test_one_whose_cgroup_is_there_still_is_listed_by_name_and_settled_when_it_has_gone(
+    node: Node,
+) -> None:
+    node.observer.snapshot()
+    node.kubepods_total(2)
+    cgroup = node.make_cgroup("u", reserved=2)
+    assert node.observer.snapshot().pods[0]["quotas"] == []
+    node.ask_about("u")
+    (listed,) = node.observer.snapshot().pods
+    assert (listed["name"], listed["quotas"]) == ("name-u", ["ns/q", "ns/r"])
+    assert settled(node) == ((), {})
+    shutil.rmtree(cgroup)
+    assert settled(node) == (("u",), {"ns/q,ns/r": "2Mi"})
+    assert node.observer.snapshot().doubts == ()  # that one was seen
+
+
+def test_one_whose_cgroup_went_before_it_had_a_name_gets_it_afterwards(node: Node) -> None:
+    node.observer.snapshot()
+    node.kubepods_total(2)
+    cgroup = node.make_cgroup("u", reserved=2)
+    node.observer.snapshot()
+    shutil.rmtree(cgroup)
+    assert settled(node) == ((), {"": "2Mi"})
+    node.ask_about("u")
+    assert settled(node) == (("u",), {"ns/q,ns/r": "2Mi"})
+
+
+def test_what_the_api_has_told_of_a_pod_is_not_replaced_by_what_the_controller_tells(
+    node: Node,
+) -> None:
+    node.tell(None, pod())
+    cgroup = node.make_cgroup("u", reserved=2)
+    node.kubepods_total(2)
+    node.observer.snapshot()
+    node.tell(pod(), None)
+    node.ask_about("u")
+    # It is of q and r now, but both are told by the API as well.
+    assert node.observer.snapshot().settled == ()
+    shutil.rmtree(cgroup)
+    assert settled(node)[0] == ("u",)
+    assert node.observer.snapshot().doubts == ()
+
+
+def test_a_static_pod_is_settled_by_the_name_of_its_cgroup(node: Node) -> None:
+    node.observer.snapshot()
+    cgroup = node.make_cgroup("0a1b", reserved=2)
+    node.kubepods_total(2)
+    node.ask_about("mirror", cgroup="0a1b")
+    assert node.listed() == ["mirror"]
+    assert settled(node) == ((), {})
+    # Kubelet mirrors it anew: its cgroup goes on, and is charged under the new UID.
+    anew = replace(pod("anew"), static_hash="0a1b")
+    node.tell(None, anew)
+    assert node.listed() == ["anew"]
+    assert settled(node) == (("mirror",), {})
+    shutil.rmtree(cgroup)
+    node.tell(anew, None)
+    assert settled(node) == (("mirror",), {"ns/q,ns/r": "2Mi"})
+
+
+def test_one_that_was_listed_and_ran_while_no_agent_did_is_known_from_the_last_report(
+    node: Node,
+) -> None:
+    """The agent had not seen its cgroup when it was killed."""
+    node.observer.snapshot()
+    node.observer.carry_over({"bootID": BOOT, "pods": [entry("u")]})
+    node.kubepods_total(6)
+    assert settled(node) == ((), {"ns/q": "6Mi"})
+    assert node.listed() == []

@@ -110,8 +110,13 @@ class Scripted(Observer):
     def __init__(self) -> None:
         host = HostRoot(Path("/nowhere"))
         memory = Memory(sqlite3.connect(":memory:"), None, None)
-        super().__init__(host, host.path, Tracker((), (), Ledger(memory)), Governance(), lambda: 0)
-        self.sees = Snapshot(5, 0, (), (POOL, OF_NODE))
+        tracker = Tracker((), (), Ledger(memory))
+        super().__init__(
+            *(host, host.path, tracker, Governance()),
+            seen_since=lambda: 0,
+            seen_up_to=lambda: 0,
+        )
+        self.sees = Snapshot(2, 5, 0, (), (POOL, OF_NODE))
         self.fails: Exception | None = None
         self.carried: list[Any] = []
 
@@ -169,6 +174,7 @@ async def test_the_object_is_made_when_it_is_missing_and_owned_by_its_node(
     assert owner == {"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "node-uid"}
     status = running.api.status
     assert (status["bootID"], status["podsResourceVersion"]) == ("boot", "5")
+    assert (status["podsSince"], status["settled"]) == ("2", [])
     assert [pool.get("numaNode") for pool in status["pools"]] == [None, 0]
     assert status["conditions"][0]["status"] == "True"
 

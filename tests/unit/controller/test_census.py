@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
-from hugetlb_quota.accounting.recount import ChargedPod
+from hugetlb_quota.accounting.recount import ChargedPod, Unreported
 from hugetlb_quota.accounting.release import NodeEvidence
 from hugetlb_quota.controller import conditions
-from hugetlb_quota.controller.census import Census, Count, held_by_quota
+from hugetlb_quota.controller.census import LISTED_WITHIN, Census, Count, held_by_quota
 from hugetlb_quota.controller.nodes import NodeReport, evidence, remembering
 from hugetlb_quota.kube.pods import Pod
 
@@ -26,9 +26,20 @@ def report(version: int, *live: ChargedPod, boot_id: str = "boot") -> NodeReport
     return NodeReport("worker", datetime(2026, 11, 22, tzinfo=UTC), boot_id, version, live)
 
 
-def count(census: Census, pods: list[Pod], *reports: NodeReport) -> Count:
+def count(
+    census: Census,
+    pods: list[Pod],
+    *reports: NodeReport,
+    told: tuple[Unreported, ...] = (),
+    seen_up_to: int = 0,
+    now: float = 0.0,
+) -> Count:
     known: Mapping[str, NodeEvidence] = evidence({"worker": "boot"}, reports)
-    return census.count(FOREST, pods, known, {each.node: each for each in reports})
+    for each in reports:
+        census.report_changed(None, each, 0)
+    by_node = {each.node: each for each in reports}
+    tells = {each.uid: each for each in told}
+    return census.count(FOREST, pods, known, by_node, tells, seen_up_to=seen_up_to, now=now)
 
 
 def uids(counted: Count) -> set[str]:
@@ -123,6 +134,96 @@ def test_a_silent_node_is_named_with_what_it_holds() -> None:
     assert "64Mi of hugepages-2Mi of 1 ended pods" in silent.message
     assert "worker" in silent.message
     assert all(each.good for each in conditions.findings(quota, _counter(), FOREST, held, set()))
+
+
+MISSED = Unreported("uid", "ns/pod", "worker", DEMAND, frozenset({TENANT, TEAM}), "uid")
+LIVE = ChargedPod("uid", DEMAND, frozenset({TENANT, TEAM}))
+#: As an agent lists the cgroup of a pod that it knows nothing of.
+NAMELESS = ChargedPod("uid", Charge(), frozenset())
+
+
+def since(version: int, *live: ChargedPod, start: int = 1, settled: bool = False) -> NodeReport:
+    told = frozenset({"uid"}) if settled else frozenset[str]()
+    return replace(report(version, *live), pods_since=start, settled=told)
+
+
+def deleted(pod: Pod = POD) -> Census:
+    census = Census()
+    census.pod_changed(None, pod, 10)
+    census.pod_changed(pod, None, 12)
+    return census
+
+
+def test_a_pod_that_no_report_has_listed_is_told_of_when_its_agent_had_the_time_to_list_it() -> (
+    None
+):
+    census = deleted()
+    first = count(census, [], since(9), now=100.0)
+    assert (first.unreported, first.waits) == ((), True)
+    assert uids(first) == {"uid"}
+    later = count(census, [], since(9), now=100.0 + LISTED_WITHIN)
+    assert (later.unreported, later.waits) == ((MISSED,), False)
+
+
+def test_one_that_a_report_has_listed_is_not_told_of_however_long_its_agent_is_away() -> None:
+    for at_end in (since(11), since(12, start=12)):
+        census = deleted()
+        assert count(census, [], since(9, LIVE)).unreported == ()
+        assert count(census, [], at_end, now=999.0).unreported == ()
+    assert census.was_released("uid")
+
+
+def test_one_that_came_and_went_between_two_reports_of_an_agent_that_runs_is_not_told_of() -> None:
+    assert count(deleted(), [], since(12, start=10), now=999.0).pods == ()
+
+
+def test_an_agent_that_came_later_lets_it_go_when_it_has_been_told() -> None:
+    census = deleted()
+    back = since(20, start=12)
+    assert count(census, [], back).unreported == (MISSED,)  # at once: it can't list it any more
+    for report in (back, since(21, LIVE, start=12), since(22, LIVE, start=12, settled=True)):
+        counted = count(census, [], report, told=(MISSED,))
+        assert (uids(counted), counted.unreported) == ({"uid"}, (MISSED,))
+    counted = count(census, [], since(23, start=12, settled=True), told=(MISSED,))
+    assert (counted.pods, counted.unreported) == ((), ())
+    # The quota's informer may lag behind that write.
+    assert count(census, [], since(24, start=12), told=(MISSED,)).pods == ()
+
+
+def test_a_cgroup_without_a_name_is_not_its_pod_listed() -> None:
+    census = deleted()
+    assert count(census, [], since(20, NAMELESS, start=12)).unreported == (MISSED,)
+    assert count(census, [], since(21, start=12)).unreported == (MISSED,)
+
+
+def test_a_new_controller_goes_on_with_what_the_quotas_tell() -> None:
+    census = Census()
+    counted = count(census, [], since(20, start=12), told=(MISSED,))
+    assert (counted.pods, counted.unreported) == ((LIVE,), (MISSED,))
+    assert [each.node for each in counted.held] == ["worker"]
+    assert count(census, [], since(21, start=12, settled=True), told=(MISSED,)).pods == ()
+    assert count(Census(), [], told=(MISSED,)).pods == ()  # no agent there
+    booted = replace(since(9), boot_id="before")
+    assert count(Census(), [], booted, told=(MISSED,)).pods == ()
+
+
+def test_a_finished_pod_is_known_to_an_agent_that_came_while_it_was_in_the_api() -> None:
+    finished = replace(POD, finished=True)
+    back = since(20, start=12)
+    assert uids(count(Census(), [finished], back, seen_up_to=12)) == set()
+    # It may have been deleted since, before the agent came.
+    assert count(Census(), [finished], back, seen_up_to=11).unreported == (MISSED,)
+
+
+def test_a_static_pod_is_told_of_with_the_name_of_its_cgroup() -> None:
+    (told,) = count(deleted(replace(POD, static_hash="0a1b")), [], since(20, start=12)).unreported
+    assert (told.uid, told.cgroup) == ("uid", "0a1b")
+
+
+def test_nothing_is_asked_about_a_pod_that_is_charged_to_nobody() -> None:
+    for pod in (replace(POD, namespace="elsewhere"), replace(POD, demand=Charge())):
+        counted = count(deleted(pod), [], since(20, start=12))
+        assert (counted.pods, counted.unreported) == ((), ())
 
 
 def _counter() -> Counter:

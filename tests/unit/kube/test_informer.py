@@ -169,6 +169,7 @@ async def test_after_410_it_lists_anew_and_tells_of_what_vanished() -> None:
     )
     # The vanished ended at some time before the list: its version is the proof.
     assert told[3:] == [("A", None, 30), ("C", "C2", 25)]
+    assert watched.listed_at == 30  # what came and went between is not known
     assert watched.store == {("ns", "b"): "B", ("ns", "c"): "C2"}
 
 
@@ -191,12 +192,13 @@ async def test_what_is_not_kept_is_told_as_gone() -> None:
 
 
 async def test_a_broken_connection_goes_on_where_it_broke_off() -> None:
-    _, told, asked = await follow(
+    watched, told, asked = await follow(
         page(7),
         [event("ADDED", thing("a", 8, "A"))],
         errors.ApiUnreachable("connection reset"),
         [event("ADDED", thing("b", 9, "B"))],
     )
+    assert watched.listed_at == 7
     assert asked == ["list", "watch 7", "watch 8", "watch 8", "watch 9"]
     assert told == [(None, "A", 8), (None, "B", 9)]
 
