@@ -5,7 +5,7 @@ Fed by informers, read by the recount. No requests are made here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
@@ -81,16 +81,19 @@ class Census:
         *,
         seen_up_to: int,
         now: float,
+        unreadable: Collection[str] = (),
     ) -> Count:
         """Who is charged now.
 
         :param pods: those in the API.
+        :param evidence: by node name, of every node that has a Node object or a report.
+        :param reports: the agents' last reports by node name.
         :param told: by UID, the pods that quotas tell as unreported: of some, this is all
             that is known here.
         :param seen_up_to: the resourceVersion up to which ``pods`` is known.
         :param now: by a clock that only goes on, in seconds.
-        :param evidence: by node name, of every node that has a Node object or a report.
-        :param reports: the agents' last reports by node name.
+        :param unreadable: namespaces with quotas that can't be read: which pods they govern,
+            and of which they tell, shows when they can.
         """
         charged: dict[str, ChargedPod] = {}
         held: list[Held] = []
@@ -109,7 +112,11 @@ class Census:
                 # Once let go it stays so, whatever is written to it later, unless its node
                 # shows a cgroup: there was no agent before, or no Node.
                 ended = replace(ended, resource_version=0, listed=True)
-            elif pod.uid in self._listed or not (counted.quotas and counted.charge):
+            elif (
+                pod.uid in self._listed
+                or not counted.charge
+                or not (counted.quotas or pod.namespace in unreadable)
+            ):
                 ended = replace(ended, listed=True)
             node = evidence.get(ended.node or "")
             if ended.node is None or node is None or is_released(ended, node):
@@ -161,7 +168,7 @@ class Census:
         listed = {pod.uid for report in reports.values() for pod in report.pods}
         self._listed &= in_api | listed | self._gone.keys() | told.keys()
         self._missed_at = missed_at
-        waits = len(missed_at.keys() - {each.uid for each in unreported}) > 0
+        waits = bool(missed_at.keys() - {each.uid for each in unreported})
         return Count(tuple(charged.values()), tuple(held), tuple(unreported), waits)
 
     def _release(self, uid: str) -> None:

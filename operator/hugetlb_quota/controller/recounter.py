@@ -64,7 +64,7 @@ class _Picture:
     totals: Mapping[QuotaKey, Tally]
     held: Mapping[QuotaKey, tuple[Held, ...]]
     silent: frozenset[str]
-    unreported: Mapping[QuotaKey, tuple[Unreported, ...]]
+    unreported: Mapping[QuotaKey, list[Unreported]]
 
 
 class Recounter:
@@ -137,6 +137,11 @@ class Recounter:
             merge_unreported({each.key: each.unreported for each in valid}),
             seen_up_to=self._pods.resource_version,
             now=now,
+            unreadable={
+                key.namespace
+                for key, each in self._quotas.store.items()
+                if isinstance(each, InvalidQuota)
+            },
         )
         if count.waits:
             asyncio.get_running_loop().call_later(LISTED_WITHIN, self._wake.set)
@@ -148,10 +153,10 @@ class Recounter:
             (each for report in holding for each in report.retained),
             (each for report in holding for each in report.files),
         )
-        unreported: dict[QuotaKey, tuple[Unreported, ...]] = {}
+        unreported: dict[QuotaKey, list[Unreported]] = {}
         for pod in count.unreported:
             for key in pod.quotas:
-                unreported[key] = (*unreported.get(key, ()), pod)
+                unreported.setdefault(key, []).append(pod)
         return _Picture(forest, totals, held_by_quota(count, forest), silent, unreported)
 
     async def _write(self, known: QuotaObject, picture: _Picture) -> None:

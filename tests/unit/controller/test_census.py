@@ -226,5 +226,16 @@ def test_nothing_is_asked_about_a_pod_that_is_charged_to_nobody() -> None:
         assert (counted.pods, counted.unreported) == ((), ())
 
 
+def test_a_quota_that_can_not_be_read_lets_no_pod_go_that_it_may_govern() -> None:
+    census, back = deleted(), since(20, start=12)
+    known = evidence({"worker": "boot"}, [back])
+    nobody = Forest([], {})
+    held = census.count(
+        nobody, [], known, {"worker": back}, {}, seen_up_to=0, now=0.0, unreadable={"ns"}
+    )
+    assert uids(held) == {"uid"}
+    assert count(census, [], back).unreported == (MISSED,)  # it can be read again
+
+
 def _counter() -> Counter:
     return Counter(TEAM, Charge())
