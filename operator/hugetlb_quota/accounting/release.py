@@ -46,6 +46,16 @@ def has_forgotten(node: NodeEvidence) -> bool:
     return known and node.boot_id != node.reported_boot_id
 
 
+def has_seen(node: NodeEvidence | None, resource_version: int) -> bool:
+    """Whether the node's last report is of what its pods were at ``resource_version``.
+
+    True also where there is nobody to tell, or nothing to be told of.
+    """
+    if node is None or node.pods_resource_version is None or has_forgotten(node):
+        return True
+    return node.pods_resource_version >= resource_version
+
+
 def is_released(pod: EndedPod, node: NodeEvidence | None) -> bool:
     """Whether nothing of ``pod`` can be in memory any more.
 
@@ -59,4 +69,4 @@ def is_released(pod: EndedPod, node: NodeEvidence | None) -> bool:
         return True
     if has_forgotten(node):
         return True
-    return pod.uid not in node.live and node.pods_resource_version >= pod.resource_version
+    return pod.uid not in node.live and has_seen(node, pod.resource_version)

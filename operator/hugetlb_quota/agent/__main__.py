@@ -13,15 +13,15 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.agent.enforce import Enforcer
 from hugetlb_quota.agent.governance import Governance, project_governor
-from hugetlb_quota.agent.ledger import Ledger
+from hugetlb_quota.agent.ledger import Known, Ledger
 from hugetlb_quota.agent.memory import Memory, NoMemory
 from hugetlb_quota.agent.metrics import AgentMetrics
 from hugetlb_quota.agent.reclaim import Reclaimer
@@ -157,11 +157,19 @@ async def run(options: argparse.Namespace) -> None:
             metrics = AgentMetrics(tracker, sizes, not_enforced)
             reporter = Reporter(connection, options.node_name, boot_id, observer)
 
+            def govern(known: Mapping[str, Known]) -> None:
+                # What is told before all is, is told in part: the first look sees to it then.
+                if synced.is_set():
+                    with suppress(OSError):
+                        tracker.govern(known)
+
             def pod_known(cgroup_uid: str) -> None:
+                govern(governance.known_as(cgroup_uid))
                 enforcer.pod_changed(cgroup_uid)
                 reporter.nudge()
 
             def governed_otherwise() -> None:
+                govern(governance.known())
                 enforcer.due()
                 reporter.nudge()
 

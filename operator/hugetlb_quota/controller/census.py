@@ -12,6 +12,7 @@ from hugetlb_quota.accounting.forest import Forest, QuotaKey
 from hugetlb_quota.accounting.recount import ChargedPod
 from hugetlb_quota.accounting.release import EndedPod, NodeEvidence, is_released
 from hugetlb_quota.controller.nodes import NodeReport
+from hugetlb_quota.controller.relabelled import Relabelled, listed
 from hugetlb_quota.kube.pods import Pod
 
 #: How many released pods are remembered, so that a reservation of one can be dropped.
@@ -40,6 +41,7 @@ class Census:
 
     def __init__(self) -> None:
         self._gone: dict[str, tuple[Pod, EndedPod]] = {}
+        self._relabelled = Relabelled()
         self._released: dict[str, None] = {}
 
     def pod_changed(self, old: Pod | None, new: Pod | None, resource_version: int) -> None:
@@ -47,6 +49,8 @@ class Census:
         if new is not None:
             if not new.finished:
                 self._released.pop(new.uid, None)
+            if old is not None:
+                self._relabelled.pod_changed(old, new)
         elif old is not None:
             self._gone[old.uid] = (old, EndedPod(old.uid, old.node, resource_version))
 
@@ -68,7 +72,15 @@ class Census:
         :param reports: the agents' last reports by node name.
         """
         charged: dict[str, ChargedPod] = {}
+        under = listed(reports.values(), evidence)
         held: list[Held] = []
+
+        def charge(pod: Pod) -> ChargedPod:
+            governing = frozenset(q.key for q in forest.selecting(pod.namespace, pod.labels))
+            node = evidence.get(pod.node) if pod.node is not None else None
+            still = self._relabelled.still_charged(pod, governing, forest, node)
+            quotas = governing | still | under.get(pod.uid, frozenset())
+            return ChargedPod(pod.uid, pod.demand, quotas)
 
         def hold(pod: ChargedPod, node: str) -> None:
             self._released.pop(pod.uid, None)
@@ -82,13 +94,13 @@ class Census:
             if ended.node is None or is_released(since, evidence.get(ended.node)):
                 self._release(pod.uid)
             else:
-                hold(_charged(pod, forest), ended.node)
+                hold(charge(pod), ended.node)
 
         for pod in pods:
             if pod.finished:
                 end(pod, EndedPod(pod.uid, pod.node, pod.resource_version))
             else:
-                charged[pod.uid] = _charged(pod, forest)
+                charged[pod.uid] = charge(pod)
         for pod, ended in list(self._gone.values()):
             end(pod, ended)
         for report in reports.values():
@@ -103,6 +115,7 @@ class Census:
 
     def _release(self, uid: str) -> None:
         self._gone.pop(uid, None)
+        self._relabelled.forget(uid)
         self._released[uid] = None
         while len(self._released) > RELEASED_KEPT:
             del self._released[next(iter(self._released))]
@@ -118,8 +131,3 @@ def held_by_quota(count: Count, forest: Forest) -> Mapping[QuotaKey, tuple[Held,
         for key in keys:
             held.setdefault(key, []).append(each)
     return {key: tuple(each) for key, each in held.items()}
-
-
-def _charged(pod: Pod, forest: Forest) -> ChargedPod:
-    governing = forest.selecting(pod.namespace, pod.labels)
-    return ChargedPod(pod.uid, pod.demand, frozenset(quota.key for quota in governing))
