@@ -130,8 +130,15 @@ class Ledger:
         """
         if files is not None:
             for uid in self.governed_anew(known):
-                if files.charge_of(uid):
+                if in_files := files.charge_of(uid):
                     files.move(uid, self._begin_anew(self._present[uid]))
+                    logger.info(
+                        "What pod %s filled, %s, stays with %s; it is governed by %s now.",
+                        self._present[uid].pod,
+                        _text(in_files),
+                        ", ".join(self._present[uid].quotas),
+                        ", ".join(known[uid].quotas) or "none",
+                    )
         for uid, each in self._present.items():
             if uid in known:
                 self._present[uid] = replace(each, **_told(known[uid]))
