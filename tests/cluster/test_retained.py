@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,7 +203,7 @@ def test_a_relabelled_pods_files_stay_with_the_quota_that_was_charged(world: Wor
         world.make_quota(name)
     # It goes on when it is told to, by its first file's becoming readable to nobody.
     wait = f"while [ $(stat -c %a {world.mount / 'one'}) != 0 ]; do sleep 0.1; done"
-    steps = [" ".join(world.fill("one", "4Mi")), wait, " ".join(world.fill("two", "6Mi"))]
+    steps = [shlex.join(world.fill("one", "4Mi")), wait, shlex.join(world.fill("two", "6Mi"))]
     world.start("mover", "10Mi", ["/bin/sh", "-c", "; ".join(steps)], quota="a")
     eventually(lambda: [(f.path, f.charged) for f in world.report().files] == [("one", "4Mi")])
     assert world.quota("a").used == {"hugepages-2Mi": "10Mi"}
