@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import threading
 import uuid
 from collections.abc import Iterator
@@ -57,8 +58,8 @@ class World:
         self.cluster.controller = self.cluster.programs.start_controller(identity=before.identity)
         self.cluster.controller.wait_ready()
 
-    def quota(self) -> Any:
-        found = self.api.get(QUOTAS, "q", namespace=self.namespace)
+    def quota(self, name: str = "q") -> Any:
+        found = self.api.get(QUOTAS, name, namespace=self.namespace)
         return HugeTLBQuota.model_validate(found).status
 
     def report(self) -> Any:
@@ -68,8 +69,27 @@ class World:
         names = [each["metadata"]["name"] for each in self.api.list(NODES)]
         return self.node.name in names and bool(self.report().boot_id)
 
+    def make_quota(self, name: str) -> None:
+        """A quota below q of the pods that have its name as a label."""
+        spec = {
+            "hard": {"hugepages-2Mi": "16Mi"},
+            "parentRef": {"namespace": self.namespace, "name": "q"},
+            "podSelector": {"matchLabels": {"quota": name}},
+        }
+        metadata = {"name": name, "namespace": self.namespace}
+        kind = {"apiVersion": "hugetlb.dev/v1alpha1", "kind": "HugeTLBQuota"}
+        self.api.create(QUOTAS, {**kind, "metadata": metadata, "spec": spec})
+
+    def fill(self, file: str, maps: str) -> list[str]:
+        """The command that does so and ends."""
+        return command("map_pages", maps, f"--file={self.mount / file}")
+
     def run(self, name: str, asks: str, maps: str) -> None:
         """A pod that maps ``maps`` of a file of its name and ends."""
+        self.start(name, asks, self.fill(name, maps))
+
+    def start(self, name: str, asks: str, argv: list[str], **labels: str) -> None:
+        """A pod that runs ``argv`` once."""
         resources = {"limits": {"hugepages-2Mi": asks, "memory": "64Mi", "cpu": "100m"}}
         volume = {"name": "huge", "hostPath": {"path": str(self.mount)}}
         container = {
@@ -77,7 +97,7 @@ class World:
             "image": "none",
             "resources": resources,
             "volumeMounts": [{"name": "huge", "mountPath": str(self.mount)}],
-            "command": command("map_pages", maps, f"--file={self.mount / name}"),
+            "command": argv,
         }
         spec = {
             "restartPolicy": "Never",
@@ -85,7 +105,7 @@ class World:
             "containers": [container],
             "volumes": [volume],
         }
-        metadata = {"name": name, "namespace": self.namespace}
+        metadata = {"name": name, "namespace": self.namespace, "labels": labels}
         body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
         self.api.create("v1/pods", body, namespace=self.namespace)
 
@@ -242,3 +262,52 @@ def test_a_pod_whose_whole_life_fell_in_its_agents_downtime(world: World, contro
             each.status == "True" for each in world.report().conditions if each.type == "Exact"
         )
     )
+
+
+def test_a_relabelled_pods_files_stay_with_the_quota_that_was_charged(world: World) -> None:
+    """Under q, which governs it all the time, in a and then in b; the agent is away meanwhile."""
+    agent = world.start_agent()
+    for name in "ab":
+        world.make_quota(name)
+    # It goes on when it is told to, by its first file's becoming readable to nobody.
+    wait = f"while [ $(stat -c %a {world.mount / 'one'}) != 0 ]; do sleep 0.1; done"
+    steps = [shlex.join(world.fill("one", "4Mi")), wait, shlex.join(world.fill("two", "6Mi"))]
+    world.start("mover", "10Mi", ["/bin/sh", "-c", "; ".join(steps)], quota="a")
+    eventually(lambda: [(f.path, f.charged) for f in world.report().files] == [("one", "4Mi")])
+    assert world.quota("a").used == {"hugepages-2Mi": "10Mi"}
+
+    agent.kill9()
+    labels = {"metadata": {"labels": {"quota": "b"}}}
+    world.api.patch("v1/pods", "mover", labels, namespace=world.namespace)
+    eventually(lambda: world.quota("b").pods == {"hugepages-2Mi": "10Mi"})
+    # Its node has not told yet what stays with a.
+    eventually(lambda: world.quota("a").used == {"hugepages-2Mi": "10Mi"}, hold=1.0, timeout=0.0)
+    world.start_agent()
+    used = ["10Mi"]
+
+    def is_told() -> bool:
+        used.append(world.quota("a").used["hugepages-2Mi"])
+        return used[-1] == "4Mi"
+
+    eventually(is_told, hold=1.0, every=0.01)
+    assert set(used) <= {"10Mi", "4Mi"}
+    a, b, q = (world.quota(name) for name in ("a", "b", "q"))
+    assert not world.is_over("mover")
+    assert (a.retained, b.retained) == ({"hugepages-2Mi": "4Mi"}, {})
+    assert [(file.path, file.pod) for file in a.retained_files] == [
+        (str(world.mount / "one"), f"{world.namespace}/mover")
+    ]
+    assert b.used == {"hugepages-2Mi": "10Mi"}
+    # While the pod runs, its demand and its first file; never too little.
+    assert q.used == {"hugepages-2Mi": "14Mi"}
+
+    (world.mount / "one").chmod(0)
+    eventually(lambda: world.is_over("mover"))
+    left = {"a": "4Mi", "b": "6Mi", "q": "10Mi"}
+    for name, amount in left.items():
+        eventually(lambda: world.quota(name).used == {"hugepages-2Mi": amount})  # noqa: B023
+    (world.mount / "one").unlink()
+    eventually(lambda: world.quota("a").used == {"hugepages-2Mi": "0"})
+    eventually(lambda: world.quota().used == {"hugepages-2Mi": "6Mi"})
+    exact = next(each for each in world.report().conditions if each.type == "Exact")
+    assert exact.status == "True", exact.message

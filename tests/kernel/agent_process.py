@@ -46,6 +46,9 @@ class Api:
         self.report: Json | None = None
         self.reports: list[Json] = []
         self._events: dict[str, list[tuple[int, Json]]] = {"pods": [], "hugetlbquotas": []}
+        #: Who has it keeps reports from being written; ``waiting`` are that many.
+        self.writing = asyncio.Lock()
+        self.waiting = 0
         self._changed = asyncio.Condition()
         self._runner: web.AppRunner | None = None
         self._port = 0
@@ -152,6 +155,9 @@ class Api:
 
     async def _write(self, request: web.Request) -> web.Response:
         body = await request.json()
+        self.waiting += 1
+        async with self.writing:
+            self.waiting -= 1
         self.version += 1
         body["metadata"] |= {"uid": "report-uid", "resourceVersion": str(self.version)}
         self.report = body
@@ -216,12 +222,16 @@ def make_cgroup(
 
 
 async def bind(
-    api: Api, uid: str, ask: str | Mapping[str, str] = "8Mi", namespace: str = "ns"
+    api: Api,
+    uid: str,
+    ask: str | Mapping[str, str] = "8Mi",
+    namespace: str = "ns",
+    **metadata: Any,
 ) -> None:
     requests = {"hugepages-2Mi": ask} if isinstance(ask, str) else dict(ask)
     container = {"name": "c", "resources": {"requests": requests}}
     spec = {"nodeName": "n", "containers": [container]}
-    await api.set("pods", namespace, uid, metadata={"uid": uid}, spec=spec)
+    await api.set("pods", namespace, uid, metadata={"uid": uid, **metadata}, spec=spec)
 
 
 def limits(cgroup: Path) -> tuple[str, str]:

@@ -23,7 +23,7 @@ class ChargedPod:
 
 @dataclass(frozen=True, slots=True)
 class Retained:
-    """What pods that are gone left in shared files; ``quotas`` are charged directly."""
+    """What pods left in shared files that are gone or moved; ``quotas`` are charged directly."""
 
     charge: Charge
     quotas: frozenset[QuotaKey]
@@ -31,7 +31,7 @@ class Retained:
 
 @dataclass(frozen=True, slots=True)
 class RetainedFile:
-    """A shared file in which a pod that is gone left pages.
+    """A shared file in which a pod that is gone or moved left pages.
 
     ``charged``: bytes of ``size``. ``quotas``: charged directly.
     """

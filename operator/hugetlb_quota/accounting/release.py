@@ -68,6 +68,16 @@ def is_missed(pod: EndedPod, node: NodeEvidence) -> bool:
     return not reached or pod.seen_at < node.pods_since
 
 
+def has_seen(node: NodeEvidence | None, resource_version: int) -> bool:
+    """Whether the node's last report is of what its pods were at ``resource_version``.
+
+    True also where there is nobody to tell, or nothing to be told of.
+    """
+    if node is None or node.pods_resource_version is None or has_forgotten(node):
+        return True
+    return node.pods_resource_version >= resource_version
+
+
 def is_released(pod: EndedPod, node: NodeEvidence | None) -> bool:
     """Whether nothing of ``pod`` can be in memory any more.
 
@@ -82,5 +92,5 @@ def is_released(pod: EndedPod, node: NodeEvidence | None) -> bool:
         return True
     if has_forgotten(node):
         return True
-    has_ended = node.pods_resource_version >= pod.resource_version
+    has_ended = has_seen(node, pod.resource_version)
     return has_ended and pod.uid not in node.live and not is_missed(pod, node)

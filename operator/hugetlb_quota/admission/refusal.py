@@ -44,7 +44,7 @@ def over_quota(
     what = "its limit" if len(quotas) == 1 else "their limits"
     remove, held = "", ""
     if any(each.retained for each in shortfalls):
-        remove = " truncate or remove files of pods that are gone,"
+        remove = " truncate or remove files of pods that are gone or were moved,"
         known = [file for quota in quotas for file in (files or {}).get(quota, ())]
         if known:
             held = f" Retained in {_files(known)}."
@@ -283,7 +283,9 @@ def _no_room(short: Shortfall) -> str:
     if short.pods:
         parts.append(f"{render(short.pods)} by pods")
     if short.retained:
-        parts.append(f"{render(short.retained)} retained in files of pods that are gone")
+        parts.append(
+            f"{render(short.retained)} retained in files of pods that are gone or were moved"
+        )
     if short.reserved:
         parts.append(f"{render(short.reserved)} reserved for pods being created")
     by = f" ({', '.join(parts)})" if parts else ""

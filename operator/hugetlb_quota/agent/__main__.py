@@ -14,7 +14,7 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -58,6 +58,9 @@ EXIT_CODES: Final[dict[type[Exception], int]] = {
     NoProbePort: 8,
     NoMemory: 9,
 }
+
+#: From a pod's being moved to a look at what it has, in seconds.
+TURN: Final = 0.02
 
 logger = logging.getLogger("hugetlb_quota.agent")
 
@@ -112,7 +115,7 @@ async def run(options: argparse.Namespace) -> None:
     logger.info("cgroup2 is at %s, kubepods is looked for in %s", cgroup2, list(map(str, parents)))
 
     governance = Governance()
-    first_pass, synced = asyncio.Event(), asyncio.Event()
+    first_pass, synced, moved = asyncio.Event(), asyncio.Event(), asyncio.Event()
     async with Connection.open("hugetlb-quota-agent") as connection:
         pods = Informer(
             connection, PODS, project_pod, field_selector=f"spec.nodeName={options.node_name}"
@@ -162,10 +165,13 @@ async def run(options: argparse.Namespace) -> None:
             reporter = Reporter(connection, options.node_name, boot_id, observer)
 
             def pod_known(cgroup_uid: str) -> None:
+                if tracker.ledger.governed_anew(governance.known_as(cgroup_uid)):
+                    moved.set()
                 enforcer.pod_changed(cgroup_uid)
                 reporter.nudge()
 
             def governed_otherwise() -> None:
+                moved.set()
                 enforcer.due()
                 reporter.nudge()
 
@@ -176,6 +182,18 @@ async def run(options: argparse.Namespace) -> None:
             files.book.on_release = files.on_looked = reporter.nudge
             pods.on_change(governance.pod_changed)
             quotas.on_change(governance.quota_changed)
+
+            async def govern_anew() -> None:
+                # What is told before all is, is told in part: the first look sees to it then.
+                await synced.wait()
+                while True:
+                    await moved.wait()
+                    moved.clear()
+                    # Who opened a file before is told already, and needs a turn to be taken in.
+                    await asyncio.sleep(TURN)
+                    await tracker.catch_up()
+                    with suppress(OSError):  # the next look does it
+                        tracker.govern(governance.known())
 
             async def enforce_all() -> None:
                 # Before the API has answered: kubelet's own limits are mirrored at once.
@@ -204,6 +222,7 @@ async def run(options: argparse.Namespace) -> None:
                         enforcer.follow(),
                         enforce_all(),
                         enforcer.retry(),
+                        govern_anew(),
                         pods.run(),
                         quotas.run(),
                         reporter.run(synced),

@@ -411,6 +411,11 @@ class FileBook:
         self._assign({uid: charge.beyond(self.charge_of(uid)) for uid, charge in left.items()})
         self._seek()
 
+    def move(self, owner: str, to: str) -> None:
+        """Charge ``to`` for everything that ``owner`` is charged for."""
+        for file in self._charges.move(owner, to).files:
+            self._touch(file, doubt=False)
+
     def _take_back(self, uid: str, over: Charge) -> None:
         """``uid`` can't be charged for so much: in files that did not change meanwhile."""
         for size, amount in over.without_zeros().items():

@@ -13,6 +13,7 @@ from hugetlb_quota.accounting.forest import LONGEST_CHAIN, Forest, Quota, QuotaK
 from hugetlb_quota.accounting.plan import Allowance
 from hugetlb_quota.accounting.recount import Unreported, merge_unreported
 from hugetlb_quota.accounting.selector import Selector
+from hugetlb_quota.agent.ledger import Known
 from hugetlb_quota.api.quota import RetainedSpec, UnreportedStatus
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.kube.quotas import read_unreported
@@ -156,6 +157,23 @@ class Governance:
             sorted(quota.key for quota in self._forest.selecting(pod.namespace, pod.labels))
         )
 
+    def known(self) -> dict[str, Known]:
+        """Every pod that is not forgotten, by the UID in the name of its cgroup."""
+        return {
+            pod.cgroup_uid: self._known(pod)
+            for pod in (*self._deleted.values(), *self._pods.values())
+        }
+
+    def known_as(self, cgroup: str) -> dict[str, Known]:
+        """The same of the pod alone whose cgroup has this UID; nothing when there is none."""
+        pod = self._in_cgroup(cgroup)
+        return {} if pod is None else {cgroup: self._known(pod)}
+
+    def _known(self, pod: Pod) -> Known:
+        quotas = tuple(map(str, self.governors(pod)))
+        over = pod.finished or pod.uid in self._deleted
+        return Known(pod.namespace, pod.name, quotas, pod.demand, over, pod.volumes)
+
     def reclaim_waits(self) -> dict[str, timedelta]:
         """How long a pod must be gone, by the quotas that ask for its files to be reclaimed."""
         return {
@@ -184,10 +202,7 @@ class Governance:
 
     def allowance(self, cgroup: str) -> Allowance | None:
         """What the pod whose cgroup has this UID may use; None when it is not governed."""
-        # A pod's own UID first: annotations, which make a pod static, are its user's.
-        pod = self._find(cgroup)
-        if pod is None or pod.static_hash is not None:
-            pod = self._find(self._static.get(cgroup, ""))
+        pod = self._in_cgroup(cgroup)
         if pod is None or not self.governors(pod):
             return None
         return Allowance(
@@ -197,6 +212,13 @@ class Governance:
             },
             pod_level=pod.pod_level,
         )
+
+    def _in_cgroup(self, cgroup: str) -> Pod | None:
+        # A pod's own UID first: annotations, which make a pod static, are its user's.
+        pod = self._find(cgroup)
+        if pod is None or pod.static_hash is not None:
+            pod = self._find(self._static.get(cgroup, ""))
+        return pod
 
     def _find(self, uid: str) -> Pod | None:
         return self._pods.get(uid) or self._deleted.get(uid)

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.charge_list import FileKey
+from hugetlb_quota.accounting.lives import former_life, pod_of, share_out
 from hugetlb_quota.accounting.settlement import Claim, Files, Settled, settle
 from hugetlb_quota.accounting.volume import Volume
 from hugetlb_quota.agent.memory import Account, Memory, NotRemembered, RememberedFile, State
@@ -40,10 +41,14 @@ class Known:
 
 
 class Evidence(Protocol):
-    """What is known of files."""
+    """What is known of files; an owner is a pod's UID, or a former life of it."""
 
     def charge_of(self, uid: str) -> Charge:
-        """What this pod is charged for in files."""
+        """What this owner is charged for in files."""
+        ...
+
+    def move(self, owner: str, to: str) -> None:
+        """Charge ``to`` for everything that ``owner`` is charged for."""
         ...
 
 
@@ -56,13 +61,17 @@ class Ledger:
     """Accounts by the UID in the name of a pod's cgroup.
 
     One UID can have two: kubelet may make a cgroup anew after one of the same name is gone.
+    A pod that came under other quotas has one more for what it had filled in files by then:
+    that of a former life, which is a part of the pod's own until its cgroup is gone.
     """
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
         remembered = memory.remembered
         accounts = remembered.accounts if remembered else ()
-        self._present = {each.uid: each for each in accounts if each.state is not State.GONE}
+        past = (State.GONE, State.FORMER)
+        self._present = {each.uid: each for each in accounts if each.state not in past}
+        self._former = {each.uid: each for each in accounts if each.state is State.FORMER}
         self._gone = {each.uid: each for each in accounts if each.state is State.GONE}
         self._stray = remembered.stray if remembered else NOTHING
         self._guessed = remembered.guessed if remembered else NOTHING
@@ -109,6 +118,91 @@ class Ledger:
         state = State.EMPTY if ended else State.LIVE
         self._present[uid] = replace(before, charge=charge.without_zeros(), state=state)
 
+    def governed_anew(self, known: Mapping[str, Known]) -> frozenset[str]:
+        """The pods that other quotas governed until now."""
+        return frozenset(
+            uid
+            for uid, each in self._present.items()
+            # Where none did, nobody was charged with whom it could stay.
+            if uid in known
+            and each.quotas
+            and each.quotas != known[uid].quotas
+            # What the controller tells of one that is gone is no news of one that is known.
+            and not known[uid].missed
+        )
+
+    def govern(self, known: Mapping[str, Known], files: Evidence | None = None) -> None:
+        """Take over what the API tells now, also of those that ended before it told anything.
+
+        What a pod is charged for in files stays with the quotas that governed it until now.
+        """
+        if files is not None:
+            for uid in self.governed_anew(known):
+                if in_files := files.charge_of(uid):
+                    files.move(uid, self._begin_anew(self._present[uid]))
+                    logger.info(
+                        "What pod %s filled, %s, stays with %s; it is governed by %s now.",
+                        self._present[uid].pod,
+                        _text(in_files),
+                        ", ".join(self._present[uid].quotas),
+                        ", ".join(known[uid].quotas) or "none",
+                    )
+        for uid, each in self._present.items():
+            # What the API itself has told is not replaced by what the controller tells of it.
+            if uid in known and not (each.name and known[uid].missed):
+                self._present[uid] = replace(each, **_told(known[uid]))
+        for uid, each in self._gone.items():
+            if uid in known and not each.name:
+                self._gone[uid] = replace(each, **_told(known[uid]))
+        self._measure(files)
+
+    def _begin_anew(self, pod: Account) -> str:
+        """The account of the life that ``pod`` had under its quotas until now."""
+        for former in self._former_of(pod.uid):
+            if former.quotas == pod.quotas:
+                return former.uid
+        owner = former_life(pod.uid, self._former.keys() | self._gone.keys())
+        now = datetime.now(UTC)
+        self._former[owner] = replace(
+            pod, uid=owner, charge=NOTHING, state=State.FORMER, since=now, in_files=NOTHING
+        )
+        return owner
+
+    def _former_of(self, uid: str) -> tuple[Account, ...]:
+        return tuple(each for each in self._former.values() if pod_of(each.uid) == uid)
+
+    def _measure(self, files: Evidence | None) -> None:
+        """See what former lives have still in files, and close the accounts of the others."""
+        if files is None:
+            return
+        for pod in {pod_of(owner): None for owner in self._former}:
+            account = self._present.get(pod)
+            if account is None:
+                continue
+            in_files = {each.uid: files.charge_of(each.uid) for each in self._former_of(pod)}
+            parts, _ = share_out(account.charge, in_files)
+            for owner, filled in in_files.items():
+                if filled:
+                    self._former[owner] = replace(self._former[owner], charge=parts[owner])
+                else:
+                    del self._former[owner]
+
+    def _lives(self, ended: Account, files: Evidence | None) -> tuple[Account, ...]:
+        """``ended``, and the former lives of it, each with its part of what it held."""
+        former = self._former_of(ended.uid)
+        in_files = {
+            each.uid: each.charge if files is None else files.charge_of(each.uid) for each in former
+        }
+        parts, rest = share_out(ended.charge, in_files)
+        return (
+            # A former life can't have left more than it has in files.
+            *(
+                replace(each, charge=parts[each.uid], demand=parts[each.uid], state=ended.state)
+                for each in former
+            ),
+            replace(ended, charge=rest, demand=ended.demand.beyond(Charge.total(parts.values()))),
+        )
+
     def settle(
         self,
         present: Collection[str],
@@ -126,8 +220,8 @@ class Ledger:
         :param files: what is known of files; None: nothing is.
         :param patient: files may be behind the kernel's total: see :attr:`unexplained`.
         """
-        self._name(known)
-        ended = [each for uid, each in self._present.items() if uid not in present]
+        self.govern(known, files)
+        bodies = [each for uid, each in self._present.items() if uid not in present]
         # Their cgroups came and went unseen, if at all.
         unseen = [
             replace(_account(uid, each), state=State.GONE)
@@ -137,24 +231,27 @@ class Ledger:
         missed = [self._presume(each) for each in unseen if known[each.uid].missed]
         unseen = [each for each in unseen if not known[each.uid].missed]
         # What is found at the beginning was left before, by whomever.
-        candidates = [*ended, *(() if self._begins else unseen), *missed]
+        others = [*(() if self._begins else unseen), *missed]
+        ended = [life for each in bodies for life in self._lives(each, files)]
         accounts = {each.uid: self._heir(each) for each in ended}
         accounts |= {each.uid: each for each in (*unseen, *missed)}
         accounts |= {uid: each for uid, each in self._gone.items() if uid not in accounts}
         if left is None:
-            charges = {each.uid: each.charge for each in candidates}
+            charges = {each.uid: each.charge for each in (*ended, *others)}
             for uid, each in self._gone.items():
                 charges[uid] = each.charge + charges.get(uid, NOTHING)
         else:
-            charges = self._take_over(self._settled(candidates, left, files, patient), left)
+            charges = self._take_over(self._settled([*ended, *others], left, files, patient), left)
         for each in ended:
-            del self._present[each.uid]
+            self._present.pop(each.uid, None)
+            self._former.pop(each.uid, None)
         self._populated &= self._present.keys()
         self._gone = {
             uid: replace(account, charge=charges.get(uid, NOTHING).without_zeros())
             for uid, account in sorted(accounts.items(), key=lambda item: item[1].since)
             if charges.get(uid) or (uid in known and (known[uid].over or uid in self._gone))
         }
+        self._measure(files)
         self._begins = False
 
     def note_files(self, files: Evidence) -> None:
@@ -164,36 +261,39 @@ class Ledger:
         }
 
     def reparent(self, heirs: Mapping[str, str | None]) -> None:
-        """Charge what gone pods left under a quota to its heir; None: to nobody in its place.
+        """Charge what pods left under a quota to its heir; None: to nobody in its place.
 
         All of a quota's at once: :meth:`save` writes it in one transaction.
         """
-        for uid, each in self._gone.items():
-            if heirs.keys() & set(each.quotas):
-                heads = {heirs.get(quota, quota) for quota in each.quotas}
-                quotas = tuple(sorted(head for head in heads if head is not None))
-                self._gone[uid] = replace(each, quotas=quotas)
+        for accounts in (self._gone, self._former):
+            for uid, each in accounts.items():
+                if heirs.keys() & set(each.quotas):
+                    heads = {heirs.get(quota, quota) for quota in each.quotas}
+                    quotas = tuple(sorted(head for head in heads if head is not None))
+                    accounts[uid] = replace(each, quotas=quotas)
 
-    def end_certain(self, present: Collection[str], known: Mapping[str, Known]) -> None:
+    def end_certain(
+        self,
+        present: Collection[str],
+        known: Mapping[str, Known],
+        files: Evidence | None = None,
+    ) -> None:
         """The same where the kernel's total can't be told just now.
 
         Only those end that were seen empty; the total makes up for it at the next look.
         """
-        self._name(known)
-        for uid, each in list(self._present.items()):
-            if uid not in present and each.state is State.EMPTY:
-                del self._present[uid]
-                self._gone[uid] = replace(self._heir(each), charge=each.charge + self.left_by(uid))
-
-    def _name(self, known: Mapping[str, Known]) -> None:
-        """Take over what the API tells now, also of those that ended before it told anything."""
-        for uid, each in self._present.items():
-            # What the API itself has told is not replaced by what the controller tells of it.
-            if uid in known and not (each.name and known[uid].missed):
-                self._present[uid] = replace(each, **_told(known[uid]))
-        for uid, each in self._gone.items():
-            if uid in known and not each.name:
-                self._gone[uid] = replace(each, **_told(known[uid]))
+        self.govern(known, files)
+        ended = [
+            each
+            for uid, each in self._present.items()
+            if uid not in present and each.state is State.EMPTY
+        ]
+        for body in ended:
+            del self._present[body.uid]
+            for each in self._lives(body, files):
+                self._former.pop(each.uid, None)
+                charge = each.charge + self.left_by(each.uid)
+                self._gone[each.uid] = replace(self._heir(each), charge=charge)
 
     def _presume(self, missed: Account) -> Account:
         """The same, taken for the one that left what is stray, as far as it can have."""
@@ -263,9 +363,11 @@ class Ledger:
 
         A write that fails is made up for by the next: see :attr:`problems`.
 
-        :param files: what changed of files, which is written with it or not at all.
+        :param files: what changed of files, which is written with it or not at all: a former
+            life is in both, or in none.
         """
-        now = {_key(each): each for each in (*self._present.values(), *self._gone.values())}
+        accounts = (*self._present.values(), *self._former.values(), *self._gone.values())
+        now = {_key(each): each for each in accounts}
         changed = [each for key, each in now.items() if self._saved.get(key) != each]
         removed = [each for key, each in self._saved.items() if key not in now]
         try:
@@ -284,6 +386,11 @@ class Ledger:
     def gone(self) -> tuple[Account, ...]:
         """What pods left whose cgroups are gone, the longest gone first."""
         return tuple(each for each in self._gone.values() if each.charge)
+
+    @property
+    def former(self) -> tuple[Account, ...]:
+        """What pods filled whose cgroups are there, under quotas that govern them no more."""
+        return tuple(each for each in self._former.values() if each.charge)
 
     @property
     def stray(self) -> Charge:
@@ -308,8 +415,25 @@ class Ledger:
         return len(self._present)
 
     def account(self, uid: str) -> Account | None:
-        """Of the pod of this UID: as long as its cgroup is there that one, then what it left."""
-        return self._present.get(uid) or self._gone.get(uid)
+        """Of the pod of this UID: as long as its cgroup is there that one, then what it left.
+
+        Or of what stands for a former life of one.
+        """
+        return self._present.get(uid) or self._former.get(uid) or self._gone.get(uid)
+
+    def by_life(self, held: Mapping[str, Charge]) -> dict[str, Charge]:
+        """What the cgroups of pods have, by UID, shared out among their lives."""
+        shared = dict(held)
+        for former in self._former.values():
+            pod = pod_of(former.uid)
+            if pod in shared:
+                shared[former.uid] = former.charge
+                shared[pod] = shared[pod].beyond(former.charge)
+        return shared
+
+    def lives(self, uid: str) -> tuple[str, ...]:
+        """The owners that stand for the pod of this UID whose cgroup is there."""
+        return (uid, *(each.uid for each in self._former_of(uid)))
 
     def left_by(self, uid: str) -> Charge:
         """What the pod left whose cgroup of this UID is gone."""

@@ -46,8 +46,7 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE accounts (
     uid TEXT NOT NULL, gone INTEGER NOT NULL, namespace TEXT NOT NULL, name TEXT NOT NULL,
     quotas TEXT NOT NULL, demand TEXT NOT NULL, charge TEXT NOT NULL, in_files TEXT NOT NULL,
-    empty INTEGER NOT NULL, since TEXT NOT NULL, volumes TEXT NOT NULL,
-    presumed INTEGER NOT NULL,
+    state TEXT NOT NULL, since TEXT NOT NULL, volumes TEXT NOT NULL, presumed INTEGER NOT NULL,
     PRIMARY KEY (uid, gone)
 ) WITHOUT ROWID;
 CREATE TABLE files (
@@ -76,10 +75,14 @@ class NotRemembered(Exception):
 
 
 class State(StrEnum):
-    """How far the life of a pod's cgroup has come."""
+    """How far the life of a pod's cgroup has come.
+
+    ``FORMER``: other quotas govern the pod by now, and its cgroup is there still.
+    """
 
     LIVE = "live"
     EMPTY = "empty"
+    FORMER = "former"
     GONE = "gone"
 
 
@@ -87,13 +90,15 @@ class State(StrEnum):
 class Account:
     """What a pod is charged in fact.
 
-    ``uid``: that in the name of its cgroup. ``quotas`` govern it directly, sorted.
+    ``uid``: that in the name of its cgroup, or what stands for a former life of that
+    (accounting/lives.py). ``quotas`` govern it directly, sorted; or did in that life.
     ``demand``: what it asked for, and so the most it may reserve, as far as is known.
     ``charge``: what it has reserved; if the cgroup is ``GONE``, what is left of that. When
-    it is ``EMPTY``, with no process in it, only what is left can be. ``in_files``: how much
-    of what is left was in files that are known, when that was settled last. ``volumes``: of
-    the pod, as :class:`Known` has them. ``presumed``: no agent saw it, and it is taken for the
-    one that left what nobody else did.
+    it is ``EMPTY``, with no process in it, only what is left can be. That of a ``FORMER``
+    life is a part of what the pod's cgroup has. ``in_files``: how much of what is left was
+    in files that are known, when that was settled last. ``volumes``: of the pod, as
+    :class:`Known` has them. ``presumed``: no agent saw it, and it is taken for the one that
+    left what nobody else did.
     """
 
     uid: str
@@ -302,8 +307,8 @@ def _opened(path: Path, boot_id: str) -> _Opened:
 
 def _load(database: sqlite3.Connection, meta: Mapping[str, str]) -> Remembered:
     rows = database.execute(
-        "SELECT uid, gone, namespace, name, quotas, demand, charge, empty, since, in_files,"
-        " volumes, presumed FROM accounts ORDER BY since, uid"
+        "SELECT uid, namespace, name, quotas, demand, charge, state, since, in_files, volumes,"
+        " presumed FROM accounts ORDER BY since, uid"
     )
     return Remembered(
         tuple(_account(*row) for row in rows), _charge(meta["stray"]), _charge(meta["guessed"])
@@ -330,7 +335,7 @@ def _row(account: Account) -> tuple[str | bool, ...]:
         json.dumps(account.demand.to_resources()),
         json.dumps(account.charge.to_resources()),
         json.dumps(account.in_files.to_resources()),
-        account.state is State.EMPTY,
+        account.state.value,
         account.since.isoformat(),
         json.dumps([(each.name, each.host_path) for each in account.volumes]),
         account.presumed,
@@ -339,13 +344,12 @@ def _row(account: Account) -> tuple[str | bool, ...]:
 
 def _account(
     uid: str,
-    gone: int,
     namespace: str,
     name: str,
     quotas: str,
     demand: str,
     charge: str,
-    empty: int,
+    state: str,
     since: str,
     in_files: str,
     volumes: str,
@@ -358,7 +362,7 @@ def _account(
         tuple(json.loads(quotas)),
         _charge(demand),
         _charge(charge),
-        State.GONE if gone else State.EMPTY if empty else State.LIVE,
+        State(state),
         datetime.fromisoformat(since),
         _charge(in_files),
         tuple(Volume(name, host_path) for name, host_path in json.loads(volumes)),

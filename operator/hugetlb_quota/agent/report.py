@@ -18,12 +18,13 @@ from typing import Any, Final, Protocol
 
 from hugetlb_quota import api, quantity
 from hugetlb_quota.accounting.charge import NOTHING, Charge
+from hugetlb_quota.accounting.lives import charged_beside, pod_of
 from hugetlb_quota.accounting.recount import Unreported
 from hugetlb_quota.accounting.volume import volume_of
 from hugetlb_quota.agent.file_book import SYSTEM, FileShare
 from hugetlb_quota.agent.governance import Governance
 from hugetlb_quota.agent.ledger import Known
-from hugetlb_quota.agent.memory import Account
+from hugetlb_quota.agent.memory import Account, State
 from hugetlb_quota.agent.track import Sight, Tracker
 from hugetlb_quota.api.node import KIND, FileStatus, MountStatus
 from hugetlb_quota.kube.errors import AlreadyExists, ApiError, Conflict, NotFound
@@ -147,13 +148,7 @@ class Observer:
             for uid, entry in self._carried.items()
             if entry["quotas"] and not self._governance.knows(uid)
         }
-        known |= {
-            pod.cgroup_uid: self._known(pod, over)
-            for over, pod in (
-                *((True, pod) for pod in deleted),
-                *((pod.finished, pod) for pod in pods),
-            )
-        }
+        known |= self._governance.known()
         self._check_cgroup2()
         self._tracker.ledger.reparent(self._governance.heirs())
         # What the pods left that are gone is settled in this look, so that it is in the very
@@ -186,16 +181,12 @@ class Observer:
             pools=pools(self._host),
             settled=self._settled(missed, known, entries),
             retained=self._retained(entries, sight),
-            files=self._files(sight),
+            files=self._files(entries, sight),
             mounts=self._mounts(),
             system=files.book.charge_of(SYSTEM) if (files := self._tracker.files) else NOTHING,
             problems=self._problems(),
             doubts=(*self._tracker.ledger.problems, *(files.problems if files else ())),
         )
-
-    def _known(self, pod: Pod, over: bool) -> Known:
-        quotas = tuple(str(quota) for quota in self._governance.governors(pod))
-        return Known(pod.namespace, pod.name, quotas, pod.demand, over, pod.volumes)
 
     def _check_cgroup2(self) -> None:
         root = self._cgroup2 / "cgroup.controllers"
@@ -252,7 +243,7 @@ class Observer:
         }
 
     def _retained(self, entries: Mapping[str, Json], sight: Sight) -> tuple[Json, ...]:
-        """What is left of pods that are gone, by the quotas that are charged for it.
+        """What is left of pods that are gone or moved, by the quotas that are charged for it.
 
         The last row, of no quota, is what nobody is charged for.
         """
@@ -264,6 +255,9 @@ class Observer:
                 listed = Charge.from_resources(entries[account.uid]["charge"])
                 charge = charge.beyond(listed)
             rows[account.quotas] = rows.get(account.quotas, NOTHING) + charge
+        for account in self._tracker.ledger.former:
+            if quotas := _charged(account, entries):
+                rows[quotas] = rows.get(quotas, NOTHING) + account.charge
         rows[()] = rows.get((), NOTHING) + self._tracker.ledger.stray
         return tuple(
             {"quotas": list(quotas), "charge": charge.without_zeros().to_resources()}
@@ -271,14 +265,19 @@ class Observer:
             if charge
         )
 
-    def _files(self, sight: Sight) -> tuple[Json, ...]:
+    def _files(self, entries: Mapping[str, Json], sight: Sight) -> tuple[Json, ...]:
         """The largest files, and who is charged for them."""
         files = self._tracker.files
         shares = files.book.largest() if files is not None else ()
-        return tuple(self._file(share, sight) for share in shares)
+        return tuple(self._file(share, entries, sight) for share in shares)
 
-    def _file(self, share: FileShare, sight: Sight) -> Json:
+    def _file(self, share: FileShare, entries: Mapping[str, Json], sight: Sight) -> Json:
         account = self._tracker.ledger.account(share.owner)
+        quotas = account.quotas if account else ()
+        retained = share.owner != SYSTEM and share.owner not in sight.in_use
+        if account is not None and account.state is State.FORMER:
+            beside = _charged(account, entries)
+            quotas, retained = beside or quotas, bool(beside)
         status = FileStatus(
             path=_printable(share.path),
             mount=_printable(share.superblock.point),
@@ -288,9 +287,9 @@ class Observer:
             page_size=share.superblock.size.resource,
             charged=quantity.render(share.charged),
             pod=account.pod if account else "",
-            uid=share.owner,
-            quotas=list(account.quotas) if account else [],
-            retained=share.owner != SYSTEM and share.owner not in sight.in_use,
+            uid=pod_of(share.owner),
+            quotas=list(quotas),
+            retained=retained,
             since=share.since.replace(microsecond=0),
         )
         return status.to_json()
@@ -332,6 +331,12 @@ def _entry(uid: str, known: Known, in_use: Charge) -> Json:
         "charge": known.demand.to_resources(),
         "inUse": in_use.to_resources(),
     }
+
+
+def _charged(former: Account, entries: Mapping[str, Json]) -> tuple[str, ...]:
+    """Which quotas are charged for a former life of a pod beside what it is listed with."""
+    listed = entries.get(pod_of(former.uid))
+    return charged_beside(former.quotas, listed["quotas"] if listed else ())
 
 
 def _mount(superblock: Superblock, held: int) -> MountStatus:

@@ -7,6 +7,7 @@ report in which a pod is missing is the one that has what it left.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,7 +15,7 @@ from typing import Final
 from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.agent.ledger import Known, Ledger
 from hugetlb_quota.agent.track_files import FileTracker
-from hugetlb_quota.node import cgroup, remainder
+from hugetlb_quota.node import cgroup, kubepods, remainder
 from hugetlb_quota.node.cgroup import CgroupError, Use
 from hugetlb_quota.node.kubepods import PodCgroup
 from hugetlb_quota.node.mappings import processes
@@ -91,13 +92,28 @@ class Tracker:
         To be told at once: kubelet removes the cgroup soon.
         """
         try:
-            # In this order: none can enter any more when kubelet has killed them all.
-            populated = cgroup.is_populated(pod.path)
-            use = {size: cgroup.read_use(pod.path, size) for size in self._sizes}
+            self._see(pod)
         except CgroupError:
             return
-        self.ledger.seen(pod.uid, _reserved(use), empty=not populated)
-        self.ledger.save()
+        self._save()
+
+    def govern(self, known: Mapping[str, Known]) -> None:
+        """Other quotas may govern these pods from now on; to be told at once.
+
+        What a pod does next is charged to those: so what it maps is looked at before.
+
+        :raises OSError: when the cgroups can't be seen; then the next :meth:`look` does it.
+        """
+        moved = self.ledger.governed_anew(known)
+        if self.files is None or not moved:
+            return
+        for pod in kubepods.pods(self._parents):
+            if pod.uid in moved:
+                with suppress(CgroupError):
+                    if self._see(pod).beyond(self._in_files(self.files, pod)):
+                        _read_all(self.files, pod)
+        self.ledger.govern(known, self.files.book)
+        self._save()
 
     def look(self, known: Mapping[str, Known]) -> Sight:
         """Look at all pods, and settle the ends of those that are gone.
@@ -110,11 +126,13 @@ class Tracker:
             self.ledger.seen(uid, _reserved(use), empty=uid in moment.empty)
         if self.files is not None:
             self._read_maps(self.files, moment)
+        self.govern(known)
         unsettled = frozenset[str]()
         if moment.steady:
             self._settle(moment, known)
         else:
-            self.ledger.end_certain(moment.uses.keys(), known)
+            book = self.files.book if self.files is not None else None
+            self.ledger.end_certain(moment.uses.keys(), known, book)
             unsettled = frozenset(
                 uid for uid in known if uid not in moment.uses and not self.ledger.is_settled(uid)
             )
@@ -139,7 +157,7 @@ class Tracker:
             self._look = self.files.want_look()
         book.reconcile(
             left={account.uid: account.charge for account in self.ledger.gone},
-            live={uid: _reserved(use) for uid, use in moment.uses.items()},
+            live=self.ledger.by_life({uid: _reserved(use) for uid, use in moment.uses.items()}),
         )
         self.ledger.note_files(book)
 
@@ -149,22 +167,37 @@ class Tracker:
         elif self.ledger.save(self.files.book.changes()):
             self.files.book.saved()
 
+    def _see(self, pod: PodCgroup) -> Charge:
+        """Tell the ledger what ``pod`` has reserved now."""
+        # In this order: none can enter any more when kubelet has killed them all.
+        populated = cgroup.is_populated(pod.path)
+        reserved = _reserved({size: cgroup.read_use(pod.path, size) for size in self._sizes})
+        self.ledger.seen(pod.uid, reserved, empty=not populated)
+        return reserved
+
+    def _in_files(self, files: FileTracker, pod: PodCgroup) -> Charge:
+        return Charge.total(map(files.book.charge_of, self.ledger.lives(pod.uid)))
+
     def _read_maps(self, files: FileTracker, moment: Moment) -> None:
         """Look for what pods have reserved and no file shows: mmap raises no event."""
         reads: dict[str, tuple[Charge, Charge, int]] = {}
         for pod in moment.pods:
             reserved = _reserved(moment.uses.get(pod.uid, {}))
-            shown = files.book.charge_of(pod.uid)
+            shown = self._in_files(files, pod)
             if not reserved.beyond(shown):
                 continue
             *before, times = self._reads.get(pod.uid, (NOTHING, NOTHING, 0))
             times = times + 1 if before == [reserved, shown] else 1
             # What is charged may be mapped a moment later only; then it shows nothing new.
             if times <= _MAPS_READ:
-                for pid in processes(pod.path):
-                    files.read_maps(pid, pod.uid)
+                _read_all(files, pod)
             reads[pod.uid] = (reserved, shown, times)
         self._reads = reads
+
+
+def _read_all(files: FileTracker, pod: PodCgroup) -> None:
+    for pid in processes(pod.path):
+        files.read_maps(pid, pod.uid)
 
 
 def _reserved(use: Mapping[PageSize, Use]) -> Charge:

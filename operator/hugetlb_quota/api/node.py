@@ -41,7 +41,7 @@ class NodePodStatus(Model):
 
 
 class RetainedStatus(Model):
-    """What pods left behind that are gone from the node, by the quotas they were charged to."""
+    """What pods left that are gone or under other quotas now, by the quotas that are charged."""
 
     quotas: list[str] = Field(description="namespace/name of the quotas charged directly, sorted.")
     charge: ResourceList
@@ -61,7 +61,9 @@ class FileStatus(Model):
     pod: str = Field(description="namespace/name of the pod that is charged; empty: the system.")
     uid: str = Field(default="", description="UID of that pod.")
     quotas: list[str] = Field(default_factory=list)
-    retained: bool = Field(description="Whether that pod is gone.")
+    retained: bool = Field(
+        description="Whether that pod is gone, or under other quotas than when it filled this."
+    )
     since: datetime = Field(description="When it was first seen charged.")
 
 
@@ -96,7 +98,8 @@ class HugeTLBNodeStatus(Model):
     pools: list[PoolStatus] = Field(default_factory=list)
     pods: list[NodePodStatus] = Field(default_factory=list)
     retained: list[RetainedStatus] = Field(
-        default_factory=list, description="Still charged for pods that are gone, by quota."
+        default_factory=list,
+        description="Still charged for pods that are gone or under other quotas now, by quota.",
     )
     system: ResourceList = Field(
         default_factory=dict,

@@ -135,8 +135,8 @@ class HugeTLBQuotaStatus(Model):
     )
     retained: ResourceList = Field(
         default_factory=dict,
-        description="Charged still for what pods that are gone left in shared files, until these"
-        " are truncated or removed, quotas below included.",
+        description="Charged still for what pods left in shared files that are gone or under"
+        " other quotas now, until these are truncated or removed, quotas below included.",
     )
     retained_files: list[RetainedFileStatus] = Field(
         default_factory=list, description="The largest of the files that hold what is retained."

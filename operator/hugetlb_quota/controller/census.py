@@ -12,6 +12,7 @@ from hugetlb_quota.accounting.forest import Forest, QuotaKey
 from hugetlb_quota.accounting.recount import ChargedPod, Unreported
 from hugetlb_quota.accounting.release import EndedPod, NodeEvidence, is_missed, is_released
 from hugetlb_quota.controller.nodes import NodeReport
+from hugetlb_quota.controller.relabelled import Relabelled, listed
 from hugetlb_quota.kube.pods import Pod
 
 #: How many released pods are remembered, so that a reservation of one can be dropped.
@@ -48,6 +49,7 @@ class Census:
 
     def __init__(self) -> None:
         self._gone: dict[str, tuple[Pod, EndedPod]] = {}
+        self._relabelled = Relabelled()
         self._released: dict[str, None] = {}
         self._listed = set[str]()
         self._missed_at: Mapping[str, float] = {}
@@ -57,6 +59,8 @@ class Census:
         if new is not None:
             if not new.finished:
                 self._released.pop(new.uid, None)
+            if old is not None:
+                self._relabelled.pod_changed(old, new)
         elif old is not None:
             ended = EndedPod(old.uid, old.node, resource_version, seen_at=old.resource_version)
             self._gone[old.uid] = (old, ended)
@@ -96,10 +100,18 @@ class Census:
             and of which they tell, shows when they can.
         """
         charged: dict[str, ChargedPod] = {}
+        under = listed(reports.values(), evidence)
         held: list[Held] = []
         unreported: list[Unreported] = []
         missed_at: dict[str, float] = {}
         in_api = set[str]()
+
+        def charge(pod: Pod) -> ChargedPod:
+            governing = frozenset(q.key for q in forest.selecting(pod.namespace, pod.labels))
+            node = evidence.get(pod.node) if pod.node is not None else None
+            still = self._relabelled.still_charged(pod, governing, forest, node)
+            quotas = governing | still | under.get(pod.uid, frozenset())
+            return ChargedPod(pod.uid, pod.demand, quotas)
 
         def hold(pod: ChargedPod, node: str) -> None:
             self._released.pop(pod.uid, None)
@@ -107,7 +119,7 @@ class Census:
             held.append(Held(pod, node))
 
         def end(pod: Pod, ended: EndedPod) -> None:
-            counted = _charged(pod, forest)
+            counted = charge(pod)
             if pod.uid in self._released:
                 # Once let go it stays so, whatever is written to it later, unless its node
                 # shows a cgroup: there was no agent before, or no Node.
@@ -145,7 +157,7 @@ class Census:
                 seen_at = max(seen_up_to, pod.resource_version)
                 end(pod, EndedPod(pod.uid, pod.node, pod.resource_version, seen_at))
             else:
-                charged[pod.uid] = _charged(pod, forest)
+                charged[pod.uid] = charge(pod)
         for pod, ended in list(self._gone.values()):
             end(pod, ended)
         for each in told.values():
@@ -165,14 +177,15 @@ class Census:
                 known = reported.uid in charged or not reported.charge
                 if not known and not is_released(ended, evidence.get(report.node)):
                     hold(reported, report.node)
-        listed = {pod.uid for report in reports.values() for pod in report.pods}
-        self._listed &= in_api | listed | self._gone.keys() | told.keys()
+        told_of = {pod.uid for report in reports.values() for pod in report.pods}
+        self._listed &= in_api | told_of | self._gone.keys() | told.keys()
         self._missed_at = missed_at
         waits = bool(missed_at.keys() - {each.uid for each in unreported})
         return Count(tuple(charged.values()), tuple(held), tuple(unreported), waits)
 
     def _release(self, uid: str) -> None:
         self._gone.pop(uid, None)
+        self._relabelled.forget(uid)
         self._released[uid] = None
         while len(self._released) > RELEASED_KEPT:
             del self._released[next(iter(self._released))]
@@ -188,8 +201,3 @@ def held_by_quota(count: Count, forest: Forest) -> Mapping[QuotaKey, tuple[Held,
         for key in keys:
             held.setdefault(key, []).append(each)
     return {key: tuple(each) for key, each in held.items()}
-
-
-def _charged(pod: Pod, forest: Forest) -> ChargedPod:
-    governing = forest.selecting(pod.namespace, pod.labels)
-    return ChargedPod(pod.uid, pod.demand, frozenset(quota.key for quota in governing))

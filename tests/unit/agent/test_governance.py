@@ -88,6 +88,20 @@ def test_an_annotation_does_not_get_a_pod_into_anothers_cgroup() -> None:
     assert allowance.demand == megabytes(64)
 
 
+def test_what_is_known_of_a_pod_is_told_by_its_cgroup() -> None:
+    static, gone = replace(pod("api-uid"), static_hash="0123abcd"), pod("gone", namespace="none")
+    known = governance(quota(), static, replace(pod("over"), finished=True), gone)
+    known.pod_changed(gone, None, 9)
+    told = known.known()
+    assert {cgroup: (each.quotas, each.over) for cgroup, each in told.items()} == {
+        "0123abcd": (("ns/q",), False),
+        "over": (("ns/q",), True),
+        "gone": ((), True),
+    }
+    assert all(known.known_as(cgroup) == {cgroup: each} for cgroup, each in told.items())
+    assert known.known_as("api-uid") == known.known_as("unknown") == {}
+
+
 def test_a_deleted_pod_keeps_its_limits_until_it_is_forgotten() -> None:
     known = governance(quota(), pod())
     known.pod_changed(pod(), None, 9)

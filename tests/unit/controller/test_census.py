@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
 from hugetlb_quota.accounting.recount import ChargedPod, Unreported
 from hugetlb_quota.accounting.release import NodeEvidence
+from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.controller import conditions
 from hugetlb_quota.controller.census import LISTED_WITHIN, Census, Count, held_by_quota
 from hugetlb_quota.controller.nodes import NodeReport, evidence, remembering
@@ -239,3 +241,72 @@ def test_a_quota_that_can_not_be_read_lets_no_pod_go_that_it_may_govern() -> Non
 
 def _counter() -> Counter:
     return Counter(TEAM, Charge())
+
+
+A, B = QuotaKey("ns", "a"), QuotaKey("ns", "b")
+SELECTING = Forest(
+    (
+        Quota(key, pod_selector=Selector.from_json({"matchLabels": {key.name: ""}}))
+        for key in (A, B)
+    ),
+    {},
+)
+
+
+def under(name: str | None, version: int, node: str | None = "worker") -> Pod:
+    labels = {} if name is None else {name: ""}
+    return replace(POD, labels=labels, resource_version=version, node=node)
+
+
+def charged_to(census: Census, pods: list[Pod], *reports: NodeReport) -> list[QuotaKey]:
+    known = evidence({"worker": "boot"}, reports)
+    by_node = {each.node: each for each in reports}
+    counted = census.count(SELECTING, pods, known, by_node, {}, seen_up_to=0, now=0.0)
+    return sorted({quota for pod in counted.pods for quota in pod.quotas})
+
+
+def relabelled(*pods: Pod) -> Census:
+    census = Census()
+    for old, new in pairwise((None, *pods)):
+        census.pod_changed(old, new, new.resource_version if new else 0)
+    return census
+
+
+def test_a_relabelled_pod_counts_under_both_quotas_until_its_node_has_seen_it() -> None:
+    moved = under("b", 12)
+    census = relabelled(under("a", 10), moved)
+    assert charged_to(census, [moved], report(11)) == [A, B]
+    assert charged_to(census, [moved], report(12)) == [B]
+    # Once let go, it does not come back.
+    assert charged_to(census, [moved], report(11)) == [B]
+
+
+def test_a_pod_relabelled_twice_counts_under_all_three() -> None:
+    none, moved = under(None, 12), under("b", 14)
+    census = relabelled(under("a", 10), none, moved)
+    assert charged_to(census, [none], report(11)) == [A]
+    assert charged_to(census, [moved], report(11)) == [A, B]
+    assert charged_to(census, [moved], report(13)) == [B]
+
+
+def test_a_relabelled_pod_that_ended_is_held_under_both_until_its_node_tells() -> None:
+    moved = under("b", 12)
+    census = relabelled(under("a", 10), moved)
+    census.pod_changed(moved, None, 14)
+    assert charged_to(census, [], report(11)) == [A, B]
+    live = ChargedPod("uid", DEMAND, frozenset({B}))
+    assert charged_to(census, [], report(14, live)) == [B]
+    assert charged_to(census, [], report(14)) == []
+
+
+def test_where_its_node_lists_a_pod_it_counts_too() -> None:
+    """A controller that began later knows no former labels; or the node is ahead of it."""
+    live = ChargedPod("uid", DEMAND, frozenset({A}))
+    assert charged_to(Census(), [under("b", 12)], report(11, live)) == [A, B]
+    assert charged_to(Census(), [under("b", 12)], report(11, live, boot_id="before")) == [B]
+
+
+def test_a_pod_that_has_no_node_with_an_agent_is_charged_where_its_labels_say_alone() -> None:
+    unbound = under("b", 12, node=None)
+    assert charged_to(relabelled(under("a", 10, node=None), unbound), [unbound]) == [B]
+    assert charged_to(relabelled(under("a", 10), under("b", 12)), [under("b", 12)]) == [B]
