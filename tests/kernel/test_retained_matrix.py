@@ -162,20 +162,18 @@ async def walk(
         if way.kind == "segment":
             segments.append(result)
 
-    # What is used is looked at now and then, and when anything is told of a pod.
-    for name in pods:
-        await api.set("pods", name, name, metadata={"labels": {"walked": name}})
-
     # While they run: what each uses is what its cgroup counts.
-    held = {name: page * max(pages_of(each.cgroup, size.page)) for name, each in pods.items()}
-    await until(lambda: _in_use(api, size.page) == held, 2 * SOON)
+    await _is_seen(api, pods, size.page, "run")
     assert api.retained(size.page) == {}
 
     # Their processes end, their cgroups go.
     left: dict[str, int] = {}
-    for name, each in pods.items():
+    for each in pods.values():
         cgroup_tree.kill(each.cgroup)
         await until(lambda each=each: not cgroup_tree.populated(each.cgroup))  # type: ignore[misc]
+    # Kubelet leaves the cgroup a while. Of several that go unseen the total alone would tell.
+    await _is_seen(api, pods, size.page, "end")
+    for name, each in pods.items():
         left[f"{name}/q"] = page * pages_of(each.cgroup, size.page)[0]
         each.end()
         await each.delete()
@@ -200,6 +198,16 @@ async def walk(
         _remove(host, segments)
     await _settles(api, kubepods, size.page, dict.fromkeys(left, 0))
     return at_their_end
+
+
+async def _is_seen(api: Api, pods: dict[str, Pod], size: PageSize, when: str) -> None:
+    """What each uses is reported as its cgroup counts it."""
+    # It is looked at now and then, and when anything is told of a pod.
+    for name in pods:
+        await api.set("pods", name, name, metadata={"labels": {"seen": when}})
+    page = size.bytes // MIB
+    held = {name: page * max(pages_of(each.cgroup, size)) for name, each in pods.items()}
+    await until(lambda: _in_use(api, size) == held)
 
 
 async def _settles(api: Api, kubepods: Path, size: PageSize, left: dict[str, int]) -> None:

@@ -96,6 +96,9 @@ class Stress:
             self.kills += 1
             await asyncio.sleep(dice.uniform(0.0, 1.0))
             await self.agent.start()
+            if dice.random() < 0.5:
+                # On a busy machine it may never come that far otherwise.
+                await self.agent.ready()
 
     # What is there at rest, in MiB
 

@@ -95,7 +95,7 @@ class Tracker:
             self._see(pod)
         except CgroupError:
             return
-        self._save()
+        self.ledger.save()  # not the files too: the next cgroup may be about to go
 
     def govern(self, known: Mapping[str, Known]) -> None:
         """Other quotas may govern these pods from now on; to be told at once.
