@@ -193,7 +193,9 @@ async def walk(
             left[f"{way.name}/q"] = 0
     await _settles(api, kubepods, size.page, left)
 
-    # The segments at last: they are in no file that could be looked at.
+    # The segments at last: they are in no file that could be looked at, and said to be so.
+    expected = {way.name for way in ways if left[f"{way.name}/q"]}
+    await until(lambda: _in_no_file(api) == expected)
     with Actor() as host:
         _remove(host, segments)
     await _settles(api, kubepods, size.page, dict.fromkeys(left, 0))
@@ -220,6 +222,10 @@ async def _settles(api: Api, kubepods: Path, size: PageSize, left: dict[str, int
     except TimeoutError:
         assert (api.retained(size), api.listed()) == (expected, [])
     assert api.exact()["status"] == "True", api.exact()["message"]
+
+
+def _in_no_file(api: Api) -> set[str]:
+    return {each["pod"].split("/")[0] for each in api.status["files"] if not each["mount"]}
 
 
 def _in_use(api: Api, size: PageSize) -> dict[str, int]:

@@ -25,8 +25,9 @@ from hugetlb_quota.agent.governance import Governance, project_governor
 from hugetlb_quota.agent.ledger import Ledger
 from hugetlb_quota.agent.memory import Memory, NoMemory
 from hugetlb_quota.agent.metrics import AgentMetrics
+from hugetlb_quota.agent.observe import Observer
 from hugetlb_quota.agent.reclaim import Reclaimer
-from hugetlb_quota.agent.report import Observer, Reporter
+from hugetlb_quota.agent.report import Reporter
 from hugetlb_quota.agent.track import Tracker
 from hugetlb_quota.agent.track_files import FileTracker
 from hugetlb_quota.api import API_VERSION

@@ -153,6 +153,14 @@ class FileBook:
             amounts[size] += self._missing(file) * size.bytes
         return Charge(amounts)
 
+    @property
+    def unlisted(self) -> dict[str, Charge]:
+        """What gone pods left that was sought and is in no file, by UID."""
+        missing = {uid: rest for uid, rest in self._room.items() if any(rest.values())}
+        if self._unverified or missing != self._sought:
+            return {}
+        return {uid: Charge(rest).without_zeros() for uid, rest in missing.items()}
+
     def superblock(self, device: int) -> Superblock | None:
         """The one with this device number."""
         return self._superblocks.get(device)

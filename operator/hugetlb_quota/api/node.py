@@ -50,7 +50,7 @@ class RetainedStatus(Model):
 class FileStatus(Model):
     """A hugetlbfs file that pages are charged for."""
 
-    path: str = Field(description="Below the mount, or what the kernel calls it.")
+    path: str = Field(description="Below the mount; without one, what else it can be.")
     mount: str = Field(description="Where it is mounted on the host; empty for the kernel's own.")
     volume: str = Field(
         default="",

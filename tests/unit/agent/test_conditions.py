@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hugetlb_quota.agent.report import room_condition
+from hugetlb_quota.agent.conditions import room_condition
 
 NOW = "2026-11-22T12:00:00Z"
 

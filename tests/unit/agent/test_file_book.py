@@ -311,9 +311,11 @@ def test_it_is_known_once_which_pages_beyond_the_end_are_charged(
     assert book.charge_of("a") == pages(1)
     book.reconcile({"a": pages(2)}, {})
     assert not book.is_verified  # sought for the other one
+    assert book.unlisted == {}
     verify(book, kernel)
     book.reconcile({"a": pages(2)}, {})
-    assert book.is_verified  # it is in no file
+    assert book.is_verified
+    assert book.unlisted == {"a": pages(1)}  # it is in no file
 
 
 def test_one_that_is_gone_and_left_nothing_is_charged_for_nothing(

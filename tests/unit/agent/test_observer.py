@@ -14,7 +14,7 @@ from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.agent.governance import Governance, project_governor
 from hugetlb_quota.agent.ledger import Ledger
 from hugetlb_quota.agent.memory import Memory
-from hugetlb_quota.agent.report import Observer
+from hugetlb_quota.agent.observe import Observer
 from hugetlb_quota.agent.track import Tracker
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.node import cgroup as node_cgroup

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from hugetlb_quota.agent import report
+from hugetlb_quota.agent.conditions import ready_condition
 from hugetlb_quota.agent.governance import Governance
 from hugetlb_quota.agent.ledger import Ledger
 from hugetlb_quota.agent.memory import Memory
-from hugetlb_quota.agent.report import Observer, Reporter, Snapshot, ready_condition
+from hugetlb_quota.agent.observe import Observer, Snapshot
+from hugetlb_quota.agent.report import Reporter
 from hugetlb_quota.agent.track import Tracker
 from hugetlb_quota.api.node import HugeTLBNodeStatus
 from hugetlb_quota.kube.errors import AlreadyExists, ApiUnreachable, Conflict, NotFound

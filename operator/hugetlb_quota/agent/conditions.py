@@ -1,0 +1,71 @@
+"""The conditions of a HugeTLBNode: Ready, Exact, MountsHaveRoom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from hugetlb_quota import quantity
+
+Json = dict[str, Any]
+
+#: Sentences in a message; the others are counted.
+_NAMED: Final = 5
+
+
+def ready_condition(problems: tuple[str, ...], before: Mapping[str, Any], now: str) -> Json:
+    """The condition Ready, which keeps the time of its last transition.
+
+    :param before: the condition as it was; empty when there was none.
+    """
+    reasons = ("Enforced", "NotEnforced")
+    return _condition(
+        "Ready", reasons, "The limits of all pods are in place.", problems, before, now
+    )
+
+
+def exact_condition(doubts: tuple[str, ...], before: Mapping[str, Any], now: str) -> Json:
+    """The condition Exact: whether what is retained is charged to the right quota, to the byte."""
+    reasons = ("Agrees", "InDoubt")
+    fine = "What is retained is what the kernel counts, and it is known who left it."
+    return _condition("Exact", reasons, fine, doubts, before, now)
+
+
+def room_condition(mounts: Iterable[Json], before: Mapping[str, Any], now: str) -> Json:
+    """The condition MountsHaveRoom: whether a failure on a mount may be its own limit's.
+
+    The two look alike to a program: beyond ``size=`` mmap fails with ENOMEM as beyond a
+    quota, and only fallocate with ENOSPC (fs/hugetlbfs/inode.c).
+    """
+    full = tuple(
+        f"{mount['path']} is full: it holds {mount['used']} and was mounted with"
+        f" size={mount['limit']}. What fails there (ENOSPC in fallocate, ENOMEM in mmap) fails on"
+        " that and on no quota; truncate files there, or remount it with a larger size."
+        for mount in mounts
+        if "limit" in mount and quantity.parse(mount["used"]) >= quantity.parse(mount["limit"])
+    )
+    fine = "No hugetlbfs is used up to its own limit (size=)."
+    return _condition("MountsHaveRoom", ("HaveRoom", "Full"), fine, full, before, now)
+
+
+def _condition(
+    kind: str,
+    reasons: tuple[str, str],
+    fine: str,
+    problems: tuple[str, ...],
+    before: Mapping[str, Any],
+    now: str,
+) -> Json:
+    status = "False" if problems else "True"
+    more = len(problems) - _NAMED
+    return {
+        "type": kind,
+        "status": status,
+        "reason": reasons[bool(problems)],
+        "message": " ".join(problems[:_NAMED]) + (f" And {more} more." if more > 0 else "")
+        if problems
+        else fine,
+        "lastTransitionTime": before["lastTransitionTime"]
+        if before.get("status") == status
+        else now,
+    }
