@@ -1,4 +1,8 @@
-"""Ten thousand random operations, the agent killed at random: at rest nothing is amiss."""
+"""Ten thousand random operations, the agent killed at random: at rest nothing is amiss.
+
+``STRESS_SEED`` repeats a run's dice, though not which process comes first;
+``STRESS_OPERATIONS`` makes it shorter or longer.
+"""
 
 from __future__ import annotations
 
@@ -184,8 +188,10 @@ async def test_at_rest_every_page_is_charged_to_somebody_and_every_file_is_right
     pages: Callable[[int], None],
     pod: Callable[[str], Pod],
     tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    print(f"STRESS_SEED={SEED} STRESS_OPERATIONS={OPERATIONS}")
+    with capsys.disabled():
+        print(f"\nSTRESS_SEED={SEED} STRESS_OPERATIONS={OPERATIONS}", flush=True)
     pages(160)
     sockets = tmp_path / "sockets"
     sockets.mkdir()
