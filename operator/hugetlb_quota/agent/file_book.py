@@ -308,10 +308,11 @@ class FileBook:
         gone = file or self._at[superblock.device].get(path)
         if gone is None:
             return False
-        known = self._files[gone]
         if self._at[superblock.device].get(path) == gone:
             del self._at[superblock.device][path]
-        if known.path != path:
+        # One with several names may be dropped before each of them was looked at.
+        known = self._files.get(gone)
+        if known is None or known.path != path:
             return False
         if known.links > 1:
             known.path = ""

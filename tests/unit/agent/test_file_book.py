@@ -289,6 +289,32 @@ def test_a_file_with_two_names_is_there_until_both_are_gone(book: FileBook, kern
     assert not book.charge_of("a")
 
 
+def test_a_name_may_outlive_its_file_in_the_book(book: FileBook, kernel: Kernel) -> None:
+    file = FileKey(MOUNT.device, kernel.file("x"))
+    for name in ("x", "y", "z"):  # y is z by now; that it was is told of at the next look
+        book.found(MOUNT, kernel.state("x")._replace(path=name, links=2))
+    book.vanished(MOUNT, "x")
+    book.found(MOUNT, kernel.state("x")._replace(path="z", links=1))
+    book.vanished(MOUNT, "z")
+    assert book.file(file) is None
+    assert not book.vanished(MOUNT, "y")
+    assert not book.paths_on(MOUNT)
+
+
+def test_a_file_may_take_the_name_of_one_that_is_not_in_the_book(
+    book: FileBook, kernel: Kernel
+) -> None:
+    file = FileKey(MOUNT.device, kernel.file("x"))
+    for name in ("x", "y"):
+        book.found(MOUNT, kernel.state("x")._replace(path=name, links=2))
+    book.vanished(MOUNT, "y")
+    book.lost_count()  # x is found again only by the look that follows
+    assert book.file(file) is None
+    kernel.file("y")
+    book.found(MOUNT, kernel.state("y")._replace(path="x"))
+    assert book.paths_on(MOUNT) == {"x"}
+
+
 def test_a_file_that_took_anothers_name_is_not_that_one(book: FileBook, kernel: Kernel) -> None:
     for name, pod in (("x", "a"), ("y", "b")):
         reserve(book, kernel, pod, name, 1)
