@@ -40,6 +40,9 @@ LARGEST: Final = 64
 #: Files that pages are sought in beyond their end, and how many pages beyond.
 _SOUGHT: Final = 512
 _BEYOND: Final = 512
+#: Pages of one file that are asked about; anybody can make one of any length, of holes,
+#: and each page of a hole is a question. What is mapped beyond is charged as it was mapped.
+_ASKED: Final = 1 << 20
 _END: Final = PageRange(LAST_PAGE, LAST_PAGE + 1)
 
 
@@ -355,21 +358,22 @@ class FileBook:
             self.on_doubt()
 
     def end_of(self, file: FileKey) -> int:
-        """The page before which all are that may be charged."""
+        """The page before which all are that may be charged, and are to be asked about."""
         held = (pages.last for pages, _ in self._charges.held(file))
         orphans = (run.last for run in self._orphans.get(file, ()))
         beyond = 0
         if file in self._deep:
             self._deep.remove(file)
             beyond = _BEYOND
-        return max(self._files[file].length, 0, *held, *orphans) + beyond
+        return min(_ASKED, max(self._files[file].length, 0, *held, *orphans) + beyond)
 
     def verified(self, file: FileKey, runs: Sequence[PageRange]) -> None:
         """These pages are charged and no others, as the kernel says."""
         known = self._files.get(file)
         if known is None:
             return
-        end = max(known.length, *(pages.last for pages, _ in self._charges.held(file)), 0)
+        held = (pages.last for pages, _ in self._charges.held(file))
+        end = min(_ASKED, max(known.length, *held, 0))
         at = 0
         for run in (*runs, PageRange(end, end)):
             if at < run.first:

@@ -344,6 +344,21 @@ def test_it_is_known_once_which_pages_beyond_the_end_are_charged(
     assert book.unlisted == {"a": pages(1)}  # it is in no file
 
 
+def test_a_file_of_holes_takes_no_longer_to_ask_about_than_the_largest_node(
+    book: FileBook, kernel: Kernel
+) -> None:
+    file = FileKey(MOUNT.device, kernel.file("x"))
+    book.found(MOUNT, kernel.state("x")._replace(size=1 << 60))
+    far = (1 << 60) - SIZE.bytes
+    for at in (0, far):
+        book.mapped(file, at, at + SIZE.bytes, "a")
+    asked = book.end_of(file)
+    assert asked <= 1 << 20
+    assert book.next_unverified() == file
+    book.verified(file, [])  # the first was given back; of the last it is not known
+    assert book.charge_of("a") == pages(1)
+
+
 def test_one_that_is_gone_and_left_nothing_is_charged_for_nothing(
     book: FileBook, kernel: Kernel
 ) -> None:
