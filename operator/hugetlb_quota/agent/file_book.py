@@ -107,6 +107,8 @@ class FileBook:
         self._changed: set[FileKey] = set()
         #: Of which it is to be asked which pages are charged; in this order.
         self._unverified: dict[FileKey, None] = {}
+        #: Of these, in which somebody was charged since they were asked about.
+        self._newly: set[FileKey] = set()
         #: Pages that are charged, of files in which nobody is charged for some of them.
         self._orphans: dict[FileKey, Sequence[PageRange]] = {}
         #: What gone pods left beyond what is in files.
@@ -341,6 +343,7 @@ class FileBook:
         while self._unverified:
             file = next(iter(self._unverified))
             del self._unverified[file]
+            self._newly.discard(file)
             known = self._files.get(file)
             if known is not None and known.linked and known.path:
                 return file
@@ -368,9 +371,12 @@ class FileBook:
         return min(_ASKED, max(self._files[file].length, 0, *held, *orphans) + beyond)
 
     def verified(self, file: FileKey, runs: Sequence[PageRange]) -> None:
-        """These pages are charged and no others, as the kernel says."""
+        """These pages are charged and no others, as the kernel says.
+
+        An answer from before somebody was charged is none: the file is to be asked about again.
+        """
         known = self._files.get(file)
-        if known is None:
+        if known is None or file in self._newly:
             return
         held = (pages.last for pages, _ in self._charges.held(file))
         end = min(_ASKED, max(known.length, *held, 0))
@@ -386,10 +392,14 @@ class FileBook:
             self._is_reconciled = False
         else:
             del self._orphans[file]
-            if known.counted and not known.opens and known.candidates:
+            if self._is_closed(file, known) and known.candidates:
                 # Whoever wants to be charged from now on has to open it first.
                 known.candidates.clear()
                 self._changed.add(file)
+
+    def _is_closed(self, file: FileKey, known: BookedFile) -> bool:
+        # One that was opened and closed since it was asked about is in doubt again.
+        return known.counted and not known.opens and file not in self._unverified
 
     def _attribute(self, file: FileKey, known: BookedFile) -> None:
         """Charge pages that are nobody's to the only one who can have made them."""
@@ -596,6 +606,8 @@ class FileBook:
         try:
             if self._charges.charge(file, size, pages, owner):
                 self._touch(file, doubt=doubt)
+                if doubt:
+                    self._newly.add(file)
         except PageSizeDiffers:
             # Its number stands for another file system's file now.
             self._drop(file)
@@ -606,6 +618,7 @@ class FileBook:
         self._by_default.discard(file)
         self._orphans.pop(file, None)
         self._unverified.pop(file, None)
+        self._newly.discard(file)
         if self._at[file.device].get(known.path) == file:
             del self._at[file.device][known.path]
         self._pages[file.device] -= known.pages

@@ -359,6 +359,35 @@ def test_a_file_of_holes_takes_no_longer_to_ask_about_than_the_largest_node(
     assert book.charge_of("a") == pages(1)
 
 
+def test_an_answer_from_before_a_page_was_charged_is_none(book: FileBook, kernel: Kernel) -> None:
+    file = FileKey(MOUNT.device, kernel.file("x"))
+    for pod in ("a", "b"):
+        book.opened(file, pod)
+    book.found(MOUNT, kernel.state("x"))
+    assert book.next_unverified() == file
+    before = kernel.runs(file.inode, book.end_of(file))
+    kernel.files[file.inode] = {0: "a"}
+    book.mapped(file, 0, SIZE.bytes, "a")
+    book.verified(file, before)
+    assert book.charge_of("a") == pages(1)
+    verify(book, kernel)
+    assert book.charge_of("a") == pages(1)
+
+
+def test_who_opened_it_since_it_was_asked_about_may_be_charged(
+    book: FileBook, kernel: Kernel
+) -> None:
+    file = reserve(book, kernel, "a", "x", 1)
+    verify(book, kernel)
+    book.doubt(file)
+    assert book.next_unverified() == file
+    before = kernel.runs(file.inode, PAGES)
+    reserve(book, kernel, "b", "x", 2)
+    book.verified(file, before)
+    verify(book, kernel)
+    assert (book.charge_of("b"), book.orphaned) == (pages(1), pages(0))
+
+
 def test_one_that_is_gone_and_left_nothing_is_charged_for_nothing(
     book: FileBook, kernel: Kernel
 ) -> None:
