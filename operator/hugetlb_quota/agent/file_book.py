@@ -116,6 +116,7 @@ class FileBook:
         #: Pods that were there at the last look, and those that opened a file since.
         self._live: set[str] = set()
         self._over: Mapping[str, Charge] = {}
+        self._is_live_known = False
         self._is_reconciled = True
         #: Files to be asked about beyond what is known of them, and what was sought in all.
         self._deep: set[FileKey] = set()
@@ -386,6 +387,7 @@ class FileBook:
                 self._released(self._charges.punch(file, PageRange(at, run.first)), doubt=False)
             at = max(at, run.last)
         self._orphans[file] = runs
+        self._forget_ended(file, known)
         self._attribute(file, known)
         known.verified = self._state(file, known)
         if self._missing(file):
@@ -400,6 +402,15 @@ class FileBook:
     def _is_closed(self, file: FileKey, known: BookedFile) -> bool:
         # One that was opened and closed since it was asked about is in doubt again.
         return known.counted and not known.opens and file not in self._unverified
+
+    def _forget_ended(self, file: FileKey, known: BookedFile) -> None:
+        """Those that are gone and left nothing made no pages; a file may be open for years."""
+        if not self._is_live_known:
+            return
+        left = [uid for uid in known.candidates if self._is_live(uid) or uid in self._room]
+        if left != known.candidates:
+            known.candidates = left
+            self._changed.add(file)
 
     def _attribute(self, file: FileKey, known: BookedFile) -> None:
         """Charge pages that are nobody's to the only one who can have made them."""
@@ -421,7 +432,7 @@ class FileBook:
         :param live: what is reserved by pods whose cgroups are there; every other UID is
             that of one that is gone.
         """
-        self._live = set(live)
+        self._live, self._is_live_known = set(live), True
         for uid, charge in self._charges.by_owner().items():
             if uid not in live and uid != SYSTEM:
                 self._take_back(uid, charge.beyond(left.get(uid, NOTHING)))

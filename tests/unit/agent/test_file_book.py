@@ -401,6 +401,25 @@ def test_one_that_is_gone_and_left_nothing_is_charged_for_nothing(
     assert book.orphaned == pages(1)
 
 
+def test_who_came_and_went_and_left_nothing_is_not_remembered_for_ever(
+    book: FileBook, kernel: Kernel
+) -> None:
+    file = FileKey(MOUNT.device, kernel.file("x"))
+    book.found(MOUNT, kernel.state("x"))
+    book.opened(file, "server")  # and keeps it open
+    for client in map(str, range(100)):
+        book.opened(file, client)
+        book.closed(file)
+        book.reconcile({"left": pages(1)}, {"server": pages(0), client: pages(0)})
+    book.opened(file, "left")
+    book.closed(file)
+    book.reconcile({"left": pages(1)}, {"server": pages(0)})
+    verify(book, kernel)
+    known = book.file(file)
+    assert known is not None
+    assert known.candidates == ["server", "left"]
+
+
 def test_what_no_pod_can_have_made_is_the_systems_until_one_left_more(
     book: FileBook, kernel: Kernel
 ) -> None:
