@@ -40,6 +40,9 @@ LARGEST: Final = 64
 #: Files that pages are sought in beyond their end, and how many pages beyond.
 _SOUGHT: Final = 512
 _BEYOND: Final = 512
+#: Pages of one file that are asked about; anybody can make one of any length, of holes,
+#: and each page of a hole is a question. What is mapped beyond is charged as it was mapped.
+_ASKED: Final = 1 << 20
 _END: Final = PageRange(LAST_PAGE, LAST_PAGE + 1)
 
 
@@ -104,6 +107,8 @@ class FileBook:
         self._changed: set[FileKey] = set()
         #: Of which it is to be asked which pages are charged; in this order.
         self._unverified: dict[FileKey, None] = {}
+        #: Of these, in which somebody was charged since they were asked about.
+        self._newly: set[FileKey] = set()
         #: Pages that are charged, of files in which nobody is charged for some of them.
         self._orphans: dict[FileKey, Sequence[PageRange]] = {}
         #: What gone pods left beyond what is in files.
@@ -111,6 +116,7 @@ class FileBook:
         #: Pods that were there at the last look, and those that opened a file since.
         self._live: set[str] = set()
         self._over: Mapping[str, Charge] = {}
+        self._is_live_known = False
         self._is_reconciled = True
         #: Files to be asked about beyond what is known of them, and what was sought in all.
         self._deep: set[FileKey] = set()
@@ -308,10 +314,11 @@ class FileBook:
         gone = file or self._at[superblock.device].get(path)
         if gone is None:
             return False
-        known = self._files[gone]
         if self._at[superblock.device].get(path) == gone:
             del self._at[superblock.device][path]
-        if known.path != path:
+        # One with several names may be dropped before each of them was looked at.
+        known = self._files.get(gone)
+        if known is None or known.path != path:
             return False
         if known.links > 1:
             known.path = ""
@@ -337,6 +344,7 @@ class FileBook:
         while self._unverified:
             file = next(iter(self._unverified))
             del self._unverified[file]
+            self._newly.discard(file)
             known = self._files.get(file)
             if known is not None and known.linked and known.path:
                 return file
@@ -354,37 +362,55 @@ class FileBook:
             self.on_doubt()
 
     def end_of(self, file: FileKey) -> int:
-        """The page before which all are that may be charged."""
+        """The page before which all are that may be charged, and are to be asked about."""
         held = (pages.last for pages, _ in self._charges.held(file))
         orphans = (run.last for run in self._orphans.get(file, ()))
         beyond = 0
         if file in self._deep:
             self._deep.remove(file)
             beyond = _BEYOND
-        return max(self._files[file].length, 0, *held, *orphans) + beyond
+        return min(_ASKED, max(self._files[file].length, 0, *held, *orphans) + beyond)
 
     def verified(self, file: FileKey, runs: Sequence[PageRange]) -> None:
-        """These pages are charged and no others, as the kernel says."""
+        """These pages are charged and no others, as the kernel says.
+
+        An answer from before somebody was charged is none: the file is to be asked about again.
+        """
         known = self._files.get(file)
-        if known is None:
+        if known is None or file in self._newly:
             return
-        end = max(known.length, *(pages.last for pages, _ in self._charges.held(file)), 0)
+        held = (pages.last for pages, _ in self._charges.held(file))
+        end = min(_ASKED, max(known.length, *held, 0))
         at = 0
         for run in (*runs, PageRange(end, end)):
             if at < run.first:
                 self._released(self._charges.punch(file, PageRange(at, run.first)), doubt=False)
             at = max(at, run.last)
         self._orphans[file] = runs
+        self._forget_ended(file, known)
         self._attribute(file, known)
         known.verified = self._state(file, known)
         if self._missing(file):
             self._is_reconciled = False
         else:
             del self._orphans[file]
-            if known.counted and not known.opens and known.candidates:
+            if self._is_closed(file, known) and known.candidates:
                 # Whoever wants to be charged from now on has to open it first.
                 known.candidates.clear()
                 self._changed.add(file)
+
+    def _is_closed(self, file: FileKey, known: BookedFile) -> bool:
+        # One that was opened and closed since it was asked about is in doubt again.
+        return known.counted and not known.opens and file not in self._unverified
+
+    def _forget_ended(self, file: FileKey, known: BookedFile) -> None:
+        """Those that are gone and left nothing made no pages; a file may be open for years."""
+        if not self._is_live_known:
+            return
+        left = [uid for uid in known.candidates if self._is_live(uid) or uid in self._room]
+        if left != known.candidates:
+            known.candidates = left
+            self._changed.add(file)
 
     def _attribute(self, file: FileKey, known: BookedFile) -> None:
         """Charge pages that are nobody's to the only one who can have made them."""
@@ -406,7 +432,7 @@ class FileBook:
         :param live: what is reserved by pods whose cgroups are there; every other UID is
             that of one that is gone.
         """
-        self._live = set(live)
+        self._live, self._is_live_known = set(live), True
         for uid, charge in self._charges.by_owner().items():
             if uid not in live and uid != SYSTEM:
                 self._take_back(uid, charge.beyond(left.get(uid, NOTHING)))
@@ -591,6 +617,8 @@ class FileBook:
         try:
             if self._charges.charge(file, size, pages, owner):
                 self._touch(file, doubt=doubt)
+                if doubt:
+                    self._newly.add(file)
         except PageSizeDiffers:
             # Its number stands for another file system's file now.
             self._drop(file)
@@ -601,6 +629,7 @@ class FileBook:
         self._by_default.discard(file)
         self._orphans.pop(file, None)
         self._unverified.pop(file, None)
+        self._newly.discard(file)
         if self._at[file.device].get(known.path) == file:
             del self._at[file.device][known.path]
         self._pages[file.device] -= known.pages

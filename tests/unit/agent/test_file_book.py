@@ -289,6 +289,32 @@ def test_a_file_with_two_names_is_there_until_both_are_gone(book: FileBook, kern
     assert not book.charge_of("a")
 
 
+def test_a_name_may_outlive_its_file_in_the_book(book: FileBook, kernel: Kernel) -> None:
+    file = FileKey(MOUNT.device, kernel.file("x"))
+    for name in ("x", "y", "z"):  # y is z by now; that it was is told of at the next look
+        book.found(MOUNT, kernel.state("x")._replace(path=name, links=2))
+    book.vanished(MOUNT, "x")
+    book.found(MOUNT, kernel.state("x")._replace(path="z", links=1))
+    book.vanished(MOUNT, "z")
+    assert book.file(file) is None
+    assert not book.vanished(MOUNT, "y")
+    assert not book.paths_on(MOUNT)
+
+
+def test_a_file_may_take_the_name_of_one_that_is_not_in_the_book(
+    book: FileBook, kernel: Kernel
+) -> None:
+    file = FileKey(MOUNT.device, kernel.file("x"))
+    for name in ("x", "y"):
+        book.found(MOUNT, kernel.state("x")._replace(path=name, links=2))
+    book.vanished(MOUNT, "y")
+    book.lost_count()  # x is found again only by the look that follows
+    assert book.file(file) is None
+    kernel.file("y")
+    book.found(MOUNT, kernel.state("y")._replace(path="x"))
+    assert book.paths_on(MOUNT) == {"x"}
+
+
 def test_a_file_that_took_anothers_name_is_not_that_one(book: FileBook, kernel: Kernel) -> None:
     for name, pod in (("x", "a"), ("y", "b")):
         reserve(book, kernel, pod, name, 1)
@@ -318,6 +344,50 @@ def test_it_is_known_once_which_pages_beyond_the_end_are_charged(
     assert book.unlisted == {"a": pages(1)}  # it is in no file
 
 
+def test_a_file_of_holes_takes_no_longer_to_ask_about_than_the_largest_node(
+    book: FileBook, kernel: Kernel
+) -> None:
+    file = FileKey(MOUNT.device, kernel.file("x"))
+    book.found(MOUNT, kernel.state("x")._replace(size=1 << 60))
+    far = (1 << 60) - SIZE.bytes
+    for at in (0, far):
+        book.mapped(file, at, at + SIZE.bytes, "a")
+    asked = book.end_of(file)
+    assert asked <= 1 << 20
+    assert book.next_unverified() == file
+    book.verified(file, [])  # the first was given back; of the last it is not known
+    assert book.charge_of("a") == pages(1)
+
+
+def test_an_answer_from_before_a_page_was_charged_is_none(book: FileBook, kernel: Kernel) -> None:
+    file = FileKey(MOUNT.device, kernel.file("x"))
+    for pod in ("a", "b"):
+        book.opened(file, pod)
+    book.found(MOUNT, kernel.state("x"))
+    assert book.next_unverified() == file
+    before = kernel.runs(file.inode, book.end_of(file))
+    kernel.files[file.inode] = {0: "a"}
+    book.mapped(file, 0, SIZE.bytes, "a")
+    book.verified(file, before)
+    assert book.charge_of("a") == pages(1)
+    verify(book, kernel)
+    assert book.charge_of("a") == pages(1)
+
+
+def test_who_opened_it_since_it_was_asked_about_may_be_charged(
+    book: FileBook, kernel: Kernel
+) -> None:
+    file = reserve(book, kernel, "a", "x", 1)
+    verify(book, kernel)
+    book.doubt(file)
+    assert book.next_unverified() == file
+    before = kernel.runs(file.inode, PAGES)
+    reserve(book, kernel, "b", "x", 2)
+    book.verified(file, before)
+    verify(book, kernel)
+    assert (book.charge_of("b"), book.orphaned) == (pages(1), pages(0))
+
+
 def test_one_that_is_gone_and_left_nothing_is_charged_for_nothing(
     book: FileBook, kernel: Kernel
 ) -> None:
@@ -329,6 +399,25 @@ def test_one_that_is_gone_and_left_nothing_is_charged_for_nothing(
     verify(book, kernel)
     assert not book.charge_of("a")
     assert book.orphaned == pages(1)
+
+
+def test_who_came_and_went_and_left_nothing_is_not_remembered_for_ever(
+    book: FileBook, kernel: Kernel
+) -> None:
+    file = FileKey(MOUNT.device, kernel.file("x"))
+    book.found(MOUNT, kernel.state("x"))
+    book.opened(file, "server")  # and keeps it open
+    for client in map(str, range(100)):
+        book.opened(file, client)
+        book.closed(file)
+        book.reconcile({"left": pages(1)}, {"server": pages(0), client: pages(0)})
+    book.opened(file, "left")
+    book.closed(file)
+    book.reconcile({"left": pages(1)}, {"server": pages(0)})
+    verify(book, kernel)
+    known = book.file(file)
+    assert known is not None
+    assert known.candidates == ["server", "left"]
 
 
 def test_what_no_pod_can_have_made_is_the_systems_until_one_left_more(
