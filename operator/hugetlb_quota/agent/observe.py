@@ -233,12 +233,18 @@ class Observer:
         """
         rows: dict[tuple[str, ...], Charge] = {}
         for account in self._tracker.ledger.gone:
-            charge = account.charge
+            quotas, charge = account.quotas, account.charge
             if account.uid in entries and account.uid not in sight.in_use:
-                # Listed because its end was not seen yet: what it left is in its charge.
-                listed = Charge.from_resources(entries[account.uid]["charge"])
-                charge = charge.beyond(listed)
-            rows[account.quotas] = rows.get(account.quotas, NOTHING) + charge
+                # Listed because its end was not seen yet: what it left is in its charge, but
+                # for quotas that its labels have moved it from since.
+                listed = entries[account.uid]
+                beside = charged_beside(quotas, listed["quotas"])
+                rows[beside] = rows.get(beside, NOTHING) + (charge if beside else NOTHING)
+                quotas = tuple(quota for quota in quotas if quota not in beside)
+                charge = charge.beyond(Charge.from_resources(listed["charge"]))
+                if beside and not quotas:
+                    continue
+            rows[quotas] = rows.get(quotas, NOTHING) + charge
         for account in self._tracker.ledger.former:
             if quotas := _charged(account, entries):
                 rows[quotas] = rows.get(quotas, NOTHING) + account.charge

@@ -312,6 +312,25 @@ def test_what_is_left_is_not_counted_beside_a_pod_that_is_listed_still(node: Nod
     assert (node.listed(), node.retained()) == ([], {"ns/q": "6Mi"})
 
 
+def test_what_is_left_counts_where_it_was_though_the_pod_is_listed_elsewhere(node: Node) -> None:
+    """Its cgroup is gone, its end was not seen yet, and its labels moved it meanwhile."""
+    for name in ("q", "r"):
+        metadata = {"namespace": "ns", "name": name}
+        raw = {"metadata": metadata, "spec": {"podSelector": {"matchLabels": {"under": name}}}}
+        node.governance.quota_changed(None, project_governor(raw, "n"), 2)
+    before, after = (replace(pod(demand=8), labels={"under": name}) for name in ("q", "r"))
+    node.tell(None, before)
+    cgroup = node.make_cgroup("u", reserved=6)
+    node.kubepods_total(6)
+    assert (node.listed(), node.retained()) == (["u"], {})
+    shutil.rmtree(cgroup)
+    assert (node.listed(), node.retained()) == (["u"], {})
+    node.tell(before, after)
+    assert (node.listed(), node.retained()) == (["u"], {"ns/q": "6Mi"})
+    node.tell(after, None)
+    assert (node.listed(), node.retained()) == ([], {"ns/q": "6Mi"})
+
+
 def test_a_cgroup_made_anew_counts_beside_what_the_former_left(node: Node) -> None:
     node.tell(None, pod())
     cgroup = node.make_cgroup("u", reserved=6)
