@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,6 +136,35 @@ async def test_what_the_host_makes_is_the_systems(
         await until(lambda: charged(api, hugetlbfs) == {("host", ""): "4Mi"}, 2 * SOON)
     assert "hugepages-2Mi" in api.status["system"]
     assert api.retained() == {}
+
+
+async def test_a_file_system_that_is_seen_at_another_place_has_the_same_files(
+    api: Api, hugetlbfs: Path, two: tuple[Pod, Pod], tmp_path: Path
+) -> None:
+    def mounts() -> set[str]:
+        return {each["path"] for each in api.status["mounts"]}
+
+    again = tmp_path / "again"
+    again.mkdir()
+    subprocess.run(["mount", "--bind", hugetlbfs, again], check=True)
+    try:
+        for each, pages in zip(two, (2, 3), strict=True):
+            each.actor().do(f"map_pages({pages}, SHARED, create({str(hugetlbfs / each.uid)!r}))")
+        await until(lambda: len(charged(api, hugetlbfs)) == 2, 2 * SOON)
+        await end(*two)
+        await until(lambda: api.retained() == {A: 4, B: 6})
+        subprocess.run(["umount", hugetlbfs], check=True)
+        expected = {("a", "ns-a/a"): "4Mi", ("b", "ns-b/b"): "6Mi"}
+        await until(lambda: charged(api, again) == expected, 2 * SOON)
+        (again / "b").unlink()
+        await until(lambda: api.retained() == {A: 4}, SOON)
+        assert charged(api, again) == {("a", "ns-a/a"): "4Mi"}
+        assert api.exact()["status"] == "True"
+        (again / "a").unlink()
+    finally:
+        subprocess.run(["umount", again], check=True)
+    await until(lambda: str(again) not in mounts() and api.retained() == {}, 2 * SOON)
+    assert str(hugetlbfs) not in mounts()
 
 
 async def test_a_file_system_is_told_of_with_what_it_holds(

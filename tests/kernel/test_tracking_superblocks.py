@@ -152,6 +152,18 @@ async def test_one_in_the_place_of_another_is_another(mounted: Superblock) -> No
             assert mounted in follow.gone()
 
 
+async def test_one_that_is_seen_at_another_place_is_told_of(
+    mounted: Superblock, tmp_path: Path
+) -> None:
+    with bind(mounted.path, tmp_path / "again"):
+        async with following() as follow:
+            unmount(mounted.path)
+            await follow.until(lambda: len(follow.told) == 2)
+            (moved,) = follow.told[1].moved
+            assert (moved.device, moved.path) == (mounted.device, tmp_path / "again")
+            assert (follow.told[1].appeared, follow.told[1].gone) == ((), ())
+
+
 async def test_following_waits_without_turning(mounted: Superblock) -> None:
     async with following():
         before = os.times()

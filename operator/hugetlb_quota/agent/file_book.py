@@ -210,8 +210,13 @@ class FileBook:
     # Superblocks
 
     def follow(self, superblock: Superblock) -> None:
-        """Files of ``superblock`` will be told of."""
+        """Files of ``superblock`` will be told of; or it was moved, and they with it."""
+        before = self._superblocks.get(superblock.device)
         self._superblocks[superblock.device] = superblock
+        if before is not None and before.root == superblock.root:
+            for file in [f for f, known in self._files.items() if known.superblock == before]:
+                self._files[file].superblock = superblock
+                self._touch(file)
 
     def forget(self, superblock: Superblock) -> None:
         """``superblock`` is gone, and with it all its files."""

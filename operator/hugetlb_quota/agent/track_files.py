@@ -120,10 +120,14 @@ class FileTracker:
         async for changed in hugetlbfs.follow_superblocks(self._host):
             for superblock in changed.gone:
                 self.book.forget(superblock)
+                self._hidden.pop(superblock.point, None)
                 changes.forget(superblock)
                 if openers is not None:
                     openers.forget(superblock)
-            for superblock in changed.appeared:
+            for superblock in (*changed.moved, *changed.appeared):
+                if (before := self.book.superblock(superblock.device)) is not None:
+                    changes.forget(before)
+                    self._hidden.pop(before.point, None)
                 self.book.follow(superblock)
                 # First watched and then listed: what comes in between is seen at least once.
                 changes.watch(superblock)
@@ -192,6 +196,8 @@ class FileTracker:
         except OSError as error:
             self._cannot_look(superblock, error)
             return
+        if not hugetlbfs.is_seen(superblock):
+            return
         self._hidden.pop(superblock.point, None)
         for done, path in enumerate(before):
             # Maybe made meanwhile, or renamed.
@@ -208,7 +214,7 @@ class FileTracker:
             return
         if state is not None:
             self.book.found(superblock, state)
-        elif self.book.vanished(superblock, path):
+        elif hugetlbfs.is_seen(superblock) and self.book.vanished(superblock, path):
             self.want_look()
 
     def _cannot_look(self, superblock: Superblock, error: OSError) -> None:

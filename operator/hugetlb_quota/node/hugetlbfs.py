@@ -52,10 +52,14 @@ class Superblock:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What mounts and unmounts came to; one that only moved is in neither."""
+    """What mounts and unmounts came to.
+
+    ``moved``: seen at another place now, because that of before was unmounted or hidden.
+    """
 
     appeared: tuple[Superblock, ...]
     gone: tuple[Superblock, ...]
+    moved: tuple[Superblock, ...] = ()
 
 
 class FileState(NamedTuple):
@@ -124,9 +128,10 @@ async def follow_superblocks(host: HostRoot) -> AsyncIterator[Changes]:
             changes = Changes(
                 appeared=tuple(s for key, s in now.items() if key not in before),
                 gone=tuple(s for key, s in before.items() if key not in now),
+                moved=tuple(s for key, s in now.items() if before.get(key, s) != s),
             )
             first, known = known is None, now
-            if first or changes.appeared or changes.gone:
+            if first or changes.appeared or changes.gone or changes.moved:
                 yield changes
             await changed.wait()
             await asyncio.sleep(_SETTLE_SECONDS)
@@ -206,6 +211,15 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is no size that hugetlbfs shows in its mount options.")
     return int(match[1]) * _UNITS.get(match[2], 1)
+
+
+def is_seen(superblock: Superblock) -> bool:
+    """Whether ``superblock`` is where it was; if not, that nothing is found tells nothing."""
+    try:
+        root = os.stat(superblock.path)  # noqa: PTH116
+    except OSError:
+        return False
+    return (root.st_dev, root.st_ino) == (superblock.device, superblock.root)
 
 
 def used(superblock: Superblock) -> int | None:

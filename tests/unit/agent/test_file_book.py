@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -287,6 +288,19 @@ def test_a_file_with_two_names_is_there_until_both_are_gone(book: FileBook, kern
     assert [share.path for share in book.largest()] == ["x"]
     assert not book.vanished(MOUNT, "x")
     assert not book.charge_of("a")
+
+
+def test_a_file_system_that_was_moved_takes_its_files_along(book: FileBook, kernel: Kernel) -> None:
+    file = reserve(book, kernel, "a", "x", 1)
+    verify(book, kernel)
+    moved = replace(MOUNT, point="/again", path=Path("/again"))
+    book.follow(moved)
+    known = book.file(file)
+    assert known is not None
+    assert (known.superblock, book.charge_of("a")) == (moved, pages(1))
+    assert book.next_unverified() == file
+    book.forget(moved)
+    assert (book.superblocks, book.count) == ((), 0)
 
 
 def test_a_name_may_outlive_its_file_in_the_book(book: FileBook, kernel: Kernel) -> None:
