@@ -61,6 +61,10 @@ class Charge(Mapping[PageSize, int]):
         """The larger of the two, size by size."""
         return Charge({size: max(self.of(size), other.of(size)) for size in {*self, *other}})
 
+    def within(self, other: Charge) -> Charge:
+        """What of it ``other`` has room for: the smaller of the two, of the sizes named here."""
+        return Charge({size: min(amount, other.of(size)) for size, amount in self.items()})
+
     def beyond(self, other: Charge) -> Charge:
         """What there is more than in ``other``, size by size."""
         return Charge({size: max(0, amount - other.of(size)) for size, amount in self.items()})

@@ -44,7 +44,7 @@ def share_out(held: Charge, in_files: Mapping[Owner, Charge]) -> tuple[dict[Owne
     parts: dict[Owner, Charge] = {}
     rest = held
     for owner, filled in in_files.items():
-        part = Charge({size: min(amount, filled.of(size)) for size, amount in rest.items()})
+        part = rest.within(filled)
         rest = rest.beyond(part)
         parts[owner] = part.without_zeros()
     return parts, rest.without_zeros()

@@ -14,6 +14,7 @@ from typing import Final
 
 from hugetlb_quota import quantity
 from hugetlb_quota.accounting.plan import Allowance, Limits, admissible, plan
+from hugetlb_quota.agent.waiting import wait_at_most
 from hugetlb_quota.node import cgroup, kubepods
 from hugetlb_quota.node.cgroup import CgroupError, CgroupGone, Limit, LimitBelowUse, NotControlled
 from hugetlb_quota.node.kubepods import PodCgroup
@@ -104,10 +105,7 @@ class Enforcer:
             self._due.clear()
             await self.full_pass()
             first_done.set()
-            try:
-                await asyncio.wait_for(self._due.wait(), FULL_PASS)
-            except TimeoutError:
-                continue
+            await wait_at_most(self._due, FULL_PASS)
 
     async def retry(self) -> None:
         """Lower the limits that were below use, as the use falls; for ever."""

@@ -13,8 +13,8 @@ which the kernel tells exactly. So three things are brought together here:
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -106,7 +106,7 @@ class FileBook:
         self._remembered = {each.file: each for each in remembered}
         self._changed: set[FileKey] = set()
         #: Of which it is to be asked which pages are charged; in this order.
-        self._unverified: dict[FileKey, None] = {}
+        self._unverified: OrderedDict[FileKey, None] = OrderedDict()
         #: Of these, in which somebody was charged since they were asked about.
         self._newly: set[FileKey] = set()
         #: Pages that are charged, of files in which nobody is charged for some of them.
@@ -146,7 +146,7 @@ class FileBook:
         return tuple(self._superblocks.values())
 
     @property
-    def devices(self) -> Iterable[int]:
+    def devices(self) -> Collection[int]:
         """Their device numbers."""
         return self._superblocks.keys()
 
@@ -162,10 +162,10 @@ class FileBook:
     @property
     def unlisted(self) -> dict[str, Charge]:
         """What gone pods left that was sought and is in no file, by UID."""
-        missing = {uid: rest for uid, rest in self._room.items() if any(rest.values())}
-        if self._unverified or missing != self._sought:
+        lacking = self._lacking()
+        if self._unverified or lacking != self._sought:
             return {}
-        return {uid: Charge(rest).without_zeros() for uid, rest in missing.items()}
+        return {uid: Charge(rest).without_zeros() for uid, rest in lacking.items()}
 
     def superblock(self, device: int) -> Superblock | None:
         """The one with this device number."""
@@ -347,8 +347,7 @@ class FileBook:
     def next_unverified(self) -> FileKey | None:
         """A file of which it is to be asked which pages are charged; it is told of once."""
         while self._unverified:
-            file = next(iter(self._unverified))
-            del self._unverified[file]
+            file, _ = self._unverified.popitem(last=False)
             self._newly.discard(file)
             known = self._files.get(file)
             if known is not None and known.linked and known.path:
@@ -444,8 +443,7 @@ class FileBook:
         # What a live one has beyond must be seen twice: files may be behind its cgroup.
         over = {uid: self.charge_of(uid).beyond(charge) for uid, charge in live.items()}
         for uid, charge in over.items():
-            before = self._over.get(uid, NOTHING)
-            self._take_back(uid, Charge({s: min(n, before.of(s)) for s, n in charge.items()}))
+            self._take_back(uid, charge.within(self._over.get(uid, NOTHING)))
         self._over = {uid: charge for uid, charge in over.items() if charge}
         self._assign({uid: charge.beyond(self.charge_of(uid)) for uid, charge in left.items()})
         self._seek()
@@ -514,12 +512,12 @@ class FileBook:
         mapping that is read-only reserves there and makes no file longer. Once for what is
         missing, for it may as well be in no file: in a System V segment.
         """
-        missing = {uid: dict(rest) for uid, rest in self._room.items() if any(rest.values())}
-        if not missing:
+        lacking = self._lacking()
+        if not lacking:
             self._sought = {}
             self._default()
-        elif not self._unverified and missing != self._sought:
-            self._sought = missing
+        elif not self._unverified and lacking != self._sought:
+            self._sought = lacking
             for file in self._by_default:
                 held = self._charges.pages_in(file, SYSTEM)
                 self._charges.release(file, held, SYSTEM)
@@ -528,6 +526,10 @@ class FileBook:
             for file in islice(reversed(self._files), _SOUGHT):
                 self._deep.add(file)
                 self.doubt(file)
+
+    def _lacking(self) -> dict[str, dict[PageSize, int]]:
+        """What gone pods left that is in no file yet."""
+        return {uid: dict(rest) for uid, rest in self._room.items() if any(rest.values())}
 
     def _default(self) -> None:
         """What no pod can have made is the system's, until one left more than is known of."""

@@ -297,7 +297,7 @@ class Ledger:
 
     def _presume(self, missed: Account) -> Account:
         """The same, taken for the one that left what is stray, as far as it can have."""
-        share = self._stray.beyond(self._stray.beyond(missed.demand)).without_zeros()
+        share = self._stray.within(missed.demand).without_zeros()
         self._stray = self._stray.beyond(share).without_zeros()
         return replace(missed, charge=share, presumed=True)
 
@@ -371,7 +371,7 @@ class Ledger:
         changed = [each for key, each in now.items() if self._saved.get(key) != each]
         removed = [each for key, each in self._saved.items() if key not in now]
         try:
-            self._memory.save(changed, removed, self._stray, self._guessed, files or {})
+            self._memory.save(changed, removed, self._stray, self._guessed, files)
         except NotRemembered as error:
             if self._unsaved != str(error):
                 logger.error("%s", error)
@@ -401,8 +401,8 @@ class Ledger:
     def guessed(self) -> Charge:
         """How much may be another's: the files and the kernel differed, or nobody saw it."""
         presumed = Charge.total(each.charge for each in self._gone.values() if each.presumed)
-        doubt, left = self._guessed + presumed, Charge.total(each.charge for each in self.gone)
-        return doubt.beyond(doubt.beyond(left + self._stray)).without_zeros()
+        left = Charge.total(each.charge for each in self.gone) + self._stray
+        return (self._guessed + presumed).within(left).without_zeros()
 
     @property
     def unexplained(self) -> Charge:

@@ -145,9 +145,6 @@ class RememberedFile:
     rows: tuple[Row[str], ...]
 
 
-_NO_FILES: Final[Mapping[FileKey, RememberedFile | None]] = {}
-
-
 class Memory:
     """The database; one process has it at a time.
 
@@ -199,13 +196,13 @@ class Memory:
         removed: Iterable[Account],
         stray: Charge,
         guessed: Charge,
-        files: Mapping[FileKey, RememberedFile | None] = _NO_FILES,
+        files: Mapping[FileKey, RememberedFile | None] | None = None,
     ) -> None:
         """Write all of this or nothing; a file that is None is gone.
 
         :raises NotRemembered: when nothing was written.
         """
-        meta = {"stray": stray, "guessed": guessed}
+        meta, files = {"stray": stray, "guessed": guessed}, files or {}
         with self._transaction() as database:
             database.executemany(
                 "DELETE FROM accounts WHERE uid = ? AND gone = ?",

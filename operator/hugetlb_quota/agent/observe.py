@@ -7,6 +7,7 @@ on that evidence (accounting/release.py).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -231,24 +232,16 @@ class Observer:
 
         The last row, of no quota, is what nobody is charged for.
         """
-        rows: dict[tuple[str, ...], Charge] = {}
-        for account in self._tracker.ledger.gone:
-            quotas, charge = account.quotas, account.charge
-            if account.uid in entries and account.uid not in sight.in_use:
-                # Listed because its end was not seen yet: what it left is in its charge, but
-                # for quotas that its labels have moved it from since.
-                listed = entries[account.uid]
-                beside = charged_beside(quotas, listed["quotas"])
-                rows[beside] = rows.get(beside, NOTHING) + (charge if beside else NOTHING)
-                quotas = tuple(quota for quota in quotas if quota not in beside)
-                charge = charge.beyond(Charge.from_resources(listed["charge"]))
-                if beside and not quotas:
-                    continue
-            rows[quotas] = rows.get(quotas, NOTHING) + charge
-        for account in self._tracker.ledger.former:
+        ledger = self._tracker.ledger
+        rows: defaultdict[tuple[str, ...], Charge] = defaultdict(Charge)
+        for account in ledger.gone:
+            listed = None if account.uid in sight.in_use else entries.get(account.uid)
+            for quotas, charge in _left(account, listed):
+                rows[quotas] += charge
+        for account in ledger.former:
             if quotas := _charged(account, entries):
-                rows[quotas] = rows.get(quotas, NOTHING) + account.charge
-        rows[()] = rows.get((), NOTHING) + self._tracker.ledger.stray
+                rows[quotas] += account.charge
+        rows[()] += ledger.stray
         return tuple(
             {"quotas": list(quotas), "charge": charge.without_zeros().to_resources()}
             for quotas, charge in sorted(rows.items(), key=lambda row: (not row[0], row[0]))
@@ -347,6 +340,21 @@ def _entry(uid: str, known: Known, in_use: Charge) -> Json:
         "charge": known.demand.to_resources(),
         "inUse": in_use.to_resources(),
     }
+
+
+def _left(gone: Account, listed: Json | None) -> Iterator[tuple[tuple[str, ...], Charge]]:
+    """Who is charged for what a gone pod left.
+
+    :param listed: its entry, when its end was not seen yet. What it left is in the charge of
+        that then, but for quotas that its labels have moved it from since.
+    """
+    if listed is None:
+        yield gone.quotas, gone.charge
+        return
+    if beside := charged_beside(gone.quotas, listed["quotas"]):
+        yield beside, gone.charge
+    if (under := tuple(each for each in gone.quotas if each not in beside)) or not beside:
+        yield under, gone.charge.beyond(Charge.from_resources(listed["charge"]))
 
 
 def _charged(former: Account, entries: Mapping[str, Json]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 from hugetlb_quota import api
 from hugetlb_quota.agent.conditions import exact_condition, ready_condition, room_condition
 from hugetlb_quota.agent.observe import Observer, Snapshot
+from hugetlb_quota.agent.waiting import wait_at_most
 from hugetlb_quota.api.node import KIND
 from hugetlb_quota.kube.errors import AlreadyExists, ApiError, Conflict, NotFound
 from hugetlb_quota.kube.resources import HUGETLB_NODES, NODES, Resource
@@ -90,7 +91,7 @@ class Reporter:
                 backoff = min(backoff * 2, LONGEST_BACKOFF)
             await asyncio.sleep(pause)
             if wait and not self._nudged.is_set():
-                await _wait_at_most(self._nudged, wait)
+                await wait_at_most(self._nudged, wait)
 
     async def _last_status(self) -> Mapping[str, Any] | None:
         """What the last report said, whoever wrote it; None when there is none."""
@@ -201,10 +202,3 @@ def _pool(pool: Pool) -> Json:
         "surplus": pool.surplus,
     }
     return {name: value for name, value in status.items() if value is not None}
-
-
-async def _wait_at_most(event: asyncio.Event, seconds: float) -> None:
-    try:
-        await asyncio.wait_for(event.wait(), seconds)
-    except TimeoutError:
-        return

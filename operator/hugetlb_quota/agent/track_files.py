@@ -14,6 +14,7 @@ from hugetlb_quota.accounting.charge_list import FileKey
 from hugetlb_quota.agent.file_book import SYSTEM, FileBook
 from hugetlb_quota.agent.memory import Memory
 from hugetlb_quota.agent.verify_files import FileVerifier
+from hugetlb_quota.agent.waiting import wait_at_most
 from hugetlb_quota.node import hugetlbfs, kubepods
 from hugetlb_quota.node.fanotify import NoFanotify
 from hugetlb_quota.node.file_changes import FileChanged, FileChanges, LookAgain
@@ -168,11 +169,7 @@ class FileTracker:
     async def _rescan_now_and_then(self) -> None:
         await self.looked.wait()
         while True:
-            try:
-                async with asyncio.timeout(RESCAN):
-                    await self._wanted.wait()
-            except TimeoutError:
-                pass
+            await wait_at_most(self._wanted, RESCAN)
             self._wanted.clear()
             self._begun += 1
             started = time.monotonic()
@@ -222,16 +219,16 @@ class FileTracker:
 
     async def _look_at_holders(self) -> None:
         """Find out which pods have files open or mapped, whose opening was not seen."""
-        for parent in kubepods.pods(self._parents):
-            for pid in processes(parent.path):
-                self.read_maps(pid, parent.uid)
+        for pod in kubepods.pods(self._parents):
+            for pid in processes(pod.path):
+                self.read_maps(pid, pod.uid)
                 try:
-                    held = open_files(self._host, pid, set(self.book.devices))
+                    held = open_files(self._host, pid, self.book.devices)
                 except ProcessHidden as error:
                     self.hide("mappings", str(error))
                     return
                 for device, inode in held:
-                    self.book.add_candidate(FileKey(device, inode), parent.uid)
+                    self.book.add_candidate(FileKey(device, inode), pod.uid)
                 await asyncio.sleep(0)
 
     def hide(self, what: str, why: str) -> None:
@@ -246,7 +243,7 @@ class FileTracker:
     def read_maps(self, pid: int, owner: str) -> None:
         """Charge ``owner`` for what its process maps and nobody is charged for yet."""
         try:
-            found = mappings(self._host, pid, set(self.book.devices))
+            found = mappings(self._host, pid, self.book.devices)
         except ProcessHidden as error:
             self.hide("mappings", str(error))
             return

@@ -18,6 +18,7 @@ from typing import Final
 from hugetlb_quota.accounting.charge_list import FileKey
 from hugetlb_quota.accounting.ranges import PageRange
 from hugetlb_quota.agent.file_book import FileBook
+from hugetlb_quota.agent.waiting import wait_at_most
 from hugetlb_quota.node.cgroup import CgroupError, write_limit
 from hugetlb_quota.node.charged_ranges import ChargedRanges, MayReserve, NotAsked, Question
 from hugetlb_quota.page_size import PageSize
@@ -60,7 +61,7 @@ class FileVerifier:
         self._sure = asyncio.Event()
         self._asked: deque[int] = deque(maxlen=_PIDS)
         self._at_once = _BATCH
-        self._works = self._is_sure = True
+        self._works, self._in_flight = True, False
         book.on_doubt = self._doubt.set
 
     def is_asking(self, pid: int) -> bool:
@@ -69,11 +70,9 @@ class FileVerifier:
 
     async def caught_up(self, seconds: float) -> None:
         """Wait until the book is verified, if it can be, and no longer than ``seconds``."""
-        if self._works and not (self._is_sure and self._book.is_verified):
+        if self._works and (self._in_flight or not self._book.is_verified):
             self._sure.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._sure.wait()
+            await wait_at_most(self._sure, seconds)
 
     async def run(self) -> None:
         """Verify what is in doubt, for ever."""
@@ -119,13 +118,20 @@ class FileVerifier:
             files.append(file)
             questions.append(Question(known.superblock, known.path, file.inode, end))
             pages += end
-        if not files:
-            self._is_sure = True
+        if files:
+            await self._ask(ranges, files, questions)
+        if self._book.is_verified:
             self._sure.set()
-            return 0
-        self._is_sure = False
+        else:
+            self._doubt.set()
+        return len(files)
+
+    async def _ask(
+        self, ranges: ChargedRanges, files: list[FileKey], questions: list[Question]
+    ) -> None:
         if ranges.pid is not None and ranges.pid not in self._asked:
             self._asked.append(ranges.pid)
+        self._in_flight = True
         try:
             answers = await ranges.answers(questions)
         except BaseException as error:
@@ -137,16 +143,12 @@ class FileVerifier:
             logger.warning("%s", error)
             # One by one, so that one that takes too long keeps no other from being asked.
             self._at_once = 1
-        else:
-            self._at_once = min(_BATCH, 2 * self._at_once)
-            self._works = True
-            self._hide("ranges", "")
-            for file, runs in zip(files, answers, strict=True):
-                if runs is not None:
-                    self._book.verified(file, [PageRange(*run) for run in runs])
-        if self._book.is_verified:
-            self._is_sure = True
-            self._sure.set()
-        else:
-            self._doubt.set()
-        return len(files)
+            return
+        finally:
+            self._in_flight = False
+        self._at_once = min(_BATCH, 2 * self._at_once)
+        self._works = True
+        self._hide("ranges", "")
+        for file, runs in zip(files, answers, strict=True):
+            if runs is not None:
+                self._book.verified(file, [PageRange(*run) for run in runs])

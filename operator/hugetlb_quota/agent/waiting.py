@@ -1,0 +1,13 @@
+"""Waiting for what may not happen."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+
+async def wait_at_most(event: asyncio.Event, seconds: float) -> None:
+    """Wait for ``event``, and no longer than ``seconds``."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
