@@ -128,7 +128,7 @@ def test_limits_and_reports_from_the_first_pod_to_a_restart_after_kill_9(world: 
         assert pod.quotas == [f"{world.namespace}/q"]
         assert pod.charge == {"hugepages-2Mi": "8Mi"}
     # The second asked mmap for more than its limit: it was refused there, and runs on.
-    assert world.pod("over")["status"]["phase"] == "Running"
+    eventually(lambda: world.pod("over")["status"].get("phase") == "Running")
     node = world.api.get("v1/nodes", world.node.name)
     assert world.report().boot_id == node["status"]["nodeInfo"]["bootID"]
     (owner,) = world.api.get(NODES, world.node.name)["metadata"]["ownerReferences"]

@@ -196,8 +196,11 @@ def test_a_limit_lowered_below_use_is_told(controller: Program, api: Api, namesp
     eventually(lambda: used(api, namespace, "team") == "64Mi")
     api.patch(QUOTAS, "team", {"spec": {"hard": {"hugepages-2Mi": "32Mi"}}}, namespace=namespace)
     eventually(lambda: condition(api, namespace, "team", "WithinLimits") == ("False", "OverLimit"))
-    events = api.list("v1/events", namespace=namespace, fields="reason=OverLimit")
-    assert "64Mi of hugepages-2Mi is charged and the limit is 32Mi" in events[0]["message"]
+    # The event follows the condition.
+    over = lambda: api.list("v1/events", namespace=namespace, fields="reason=OverLimit")  # noqa: E731
+    eventually(over)
+    (event,) = over()
+    assert "64Mi of hugepages-2Mi is charged and the limit is 32Mi" in event["message"]
 
 
 def test_an_ended_pod_stays_charged_until_its_node_tells_that_it_is_gone(

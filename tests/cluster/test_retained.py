@@ -65,6 +65,11 @@ class World:
     def report(self) -> Any:
         return HugeTLBNode.model_validate(self.api.get(NODES, self.node.name)).status
 
+    def exact(self) -> Any:
+        """The condition Exact of the last report."""
+        (found,) = (each for each in self.report().conditions if each.type == "Exact")
+        return found
+
     def has_reported(self) -> bool:
         names = [each["metadata"]["name"] for each in self.api.list(NODES)]
         return self.node.name in names and bool(self.report().boot_id)
@@ -180,8 +185,7 @@ def test_a_file_stays_charged_until_it_is_removed_through_kill_9(world: World) -
     (world.mount / "leaver").unlink()
     eventually(lambda: world.is_over("late"))
     eventually(lambda: world.quota().used == {"hugepages-2Mi": "8Mi"})
-    exact = next(each for each in world.report().conditions if each.type == "Exact")
-    assert exact.status == "True", exact.message
+    eventually(lambda: world.exact().status == "True")
 
 
 def test_a_file_is_told_with_its_volume(world: World) -> None:
@@ -252,16 +256,11 @@ def test_a_pod_whose_whole_life_fell_in_its_agents_downtime(world: World, contro
     assert world.quota().unreported == []
     (row,) = world.report().retained
     assert row.quotas == [f"{world.namespace}/q"]
-    exact = next(each for each in world.report().conditions if each.type == "Exact")
-    assert exact.status == "False"
-    assert f"{world.namespace}/unseen" in exact.message
+    assert world.exact().status == "False"
+    assert f"{world.namespace}/unseen" in world.exact().message
     (world.mount / "unseen").unlink()
     eventually(lambda: world.quota().used == {"hugepages-2Mi": "0"})
-    eventually(
-        lambda: all(
-            each.status == "True" for each in world.report().conditions if each.type == "Exact"
-        )
-    )
+    eventually(lambda: world.exact().status == "True")
 
 
 def test_a_relabelled_pods_files_stay_with_the_quota_that_was_charged(world: World) -> None:
@@ -309,5 +308,4 @@ def test_a_relabelled_pods_files_stay_with_the_quota_that_was_charged(world: Wor
     (world.mount / "one").unlink()
     eventually(lambda: world.quota("a").used == {"hugepages-2Mi": "0"})
     eventually(lambda: world.quota().used == {"hugepages-2Mi": "6Mi"})
-    exact = next(each for each in world.report().conditions if each.type == "Exact")
-    assert exact.status == "True", exact.message
+    eventually(lambda: world.exact().status == "True")

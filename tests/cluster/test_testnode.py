@@ -134,10 +134,11 @@ def test_what_does_not_fit_the_node_stays_pending(
 
 
 def test_deletion_removes_the_cgroup_then_the_object(
-    running: TestNode, control_plane: ControlPlane, namespace: str
+    running: TestNode, control_plane: ControlPlane, namespace: str, tmp_path: Path
 ) -> None:
     # It takes a while to end, so that a wrong order shows.
-    slow = "trap 'sleep 1; exit 0' TERM; while :; do sleep 0.05; done"
+    trapped = tmp_path / "trapped"
+    slow = f"trap 'sleep 1; exit 0' TERM; : > {trapped}; while :; do sleep 0.05; done"
     made = control_plane.api.create(
         "v1/pods",
         pod(
@@ -153,7 +154,7 @@ def test_deletion_removes_the_cgroup_then_the_object(
     )
     assert (cgroup / "hugetlb.2MB.max").read_text() == f"{4 * MIB}\n"
     assert volumes.mounts_below(running.state_dir)
-    time.sleep(0.2)  # the shell sets its trap
+    until(trapped.exists)
     control_plane.api.delete("v1/pods", "a", namespace=namespace)
     seen_alive: list[Json | None] = []
 
