@@ -18,7 +18,7 @@ GO = (1, 26)
 #: As tests/kube/build.py has them, which can't be imported yet.
 PROGRAMS = (
     *("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"),
-    *("helm", "pod-requests"),
+    *("kubelet", "kube-proxy", "helm", "pod-requests"),
 )
 
 

@@ -1,4 +1,4 @@
-"""Build the control plane, helm and pod-requests from their Go modules, once.
+"""Build the control plane, a node's programs, helm and pod-requests from their Go modules, once.
 
 `python -m tests.kube.build` prints the directory that holds them as its last line.
 
@@ -34,9 +34,15 @@ MODULE = Path(__file__).resolve().parent
 MULTI_CALL = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 """Programs that are one binary, `kube`, under five names."""
 
-PROGRAMS = (*MULTI_CALL, "helm", "pod-requests")
+PROGRAMS = (*MULTI_CALL, "kubelet", "kube-proxy", "helm", "pod-requests")
 
-PACKAGES = ("./cmd/kube", "./cmd/pod-requests", "helm.sh/helm/v4/cmd/helm")
+PACKAGES = (
+    "./cmd/kube",
+    "./cmd/pod-requests",
+    "helm.sh/helm/v4/cmd/helm",
+    "k8s.io/kubernetes/cmd/kubelet",
+    "k8s.io/kubernetes/cmd/kube-proxy",
+)
 
 BUILD_TIMEOUT = 3600.0
 """Seconds. Two cores need about seven minutes from an empty Go cache."""
