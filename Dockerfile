@@ -1,22 +1,49 @@
-# syntax=docker/dockerfile:1
 # One image for all programs: the chart's commands choose, `python -m hugetlb_quota.<program>`.
+# `make image` builds it with docker, podman or buildah, and labels it with version and revision.
 
-FROM python:3.11-slim AS build
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN python -m venv /opt/hugetlb-quota
+# All platforms of the official image; with another BASE, a `python` of 3.11 or newer and its `pip`
+# are needed in it.
+ARG BASE=docker.io/library/python:3.11-slim-bookworm@sha256:0bee7276f83efd4a1ee05bbbf4281d95ed28e079220a9457f25a93e3f1e3c31b
+
+FROM ${BASE} AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+RUN python -m venv --without-pip /opt/hugetlb-quota \
+    && python -m venv --without-pip /opt/build
 # The dependencies first: they change less often than the source, and stay cached.
-COPY requirements.lock /src/
-RUN /opt/hugetlb-quota/bin/pip install --require-hashes --only-binary=:all: -r /src/requirements.lock
+COPY requirements.lock image/requirements-build.lock /src/
+# The secret `ca` may name the certificates to trust, where a proxy stands between; it stays outside.
+RUN --mount=type=secret,id=ca \
+    if [ -s /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi; \
+    pip --python /opt/hugetlb-quota install --no-compile --require-hashes \
+        --only-binary=:all: -r /src/requirements.lock \
+    && pip --python /opt/build install --no-compile --require-hashes \
+        --only-binary=:all: -r /src/requirements-build.lock
+COPY image/prune.py /src/image/
 COPY pyproject.toml README.md LICENSE /src/
 COPY operator /src/operator
-RUN pip wheel --no-deps --wheel-dir /wheels /src \
-    && /opt/hugetlb-quota/bin/pip install --no-deps /wheels/*.whl \
-    # The root file system is read-only: what Python would compile at each start is compiled here.
-    && /opt/hugetlb-quota/bin/python -m compileall -q /opt/hugetlb-quota/lib \
-    && rm -r /opt/hugetlb-quota/lib/python3.11/site-packages/pip*
+# The root file system is read-only: what Python would compile at each start is compiled here.
+RUN pip --python /opt/build wheel --no-build-isolation --no-deps --wheel-dir /wheels /src \
+    && pip --python /opt/hugetlb-quota install --no-compile --no-index --no-deps /wheels/*.whl \
+    && python /src/image/prune.py /opt/hugetlb-quota \
+    && /opt/hugetlb-quota/bin/python -m compileall -q --invalidation-mode unchecked-hash \
+        /opt/hugetlb-quota/lib
 
-FROM python:3.11-slim
+FROM ${BASE}
+ARG BASE
+LABEL org.opencontainers.image.title="hugetlb-quota" \
+      org.opencontainers.image.description="Hierarchical huge page quotas for Kubernetes" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="${BASE}"
 COPY --from=build /opt/hugetlb-quota /opt/hugetlb-quota
+# Nothing is installed at run time. Starting each program shows that it can be imported, and
+# compiles what it uses of the standard library.
+RUN set -eu; \
+    python -m pip uninstall --quiet --yes --root-user-action=ignore setuptools wheel pip; \
+    rm -rf /usr/local/lib/python3*/ensurepip; \
+    for program in admission controller agent; do \
+        /opt/hugetlb-quota/bin/python -m "hugetlb_quota.$program" --help > /dev/null; \
+    done; \
+    find / -xdev -xtype l -delete
 ENV PATH=/opt/hugetlb-quota/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # As the chart's runAsUser; the agent alone is started as root, by the chart.
 USER 65532:65532

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help demo test unit lint format crds lock clean preflight require
+.PHONY: help demo test unit lint format crds image lock clean preflight require
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,11 +31,17 @@ format: $(READY)  ## let ruff format and mend what it can
 crds: $(READY)  ## make the CRDs from the models
 	@$(BIN)/python -m hugetlb_quota.api.crd crds
 
+image:  ## build the image; ENGINE, IMAGE, BASE, PLATFORM, CA as image/build.py tells
+	@$(PYTHON) image/build.py
+
 lock: $(READY)  ## renew the lock files
+	@$(BIN)/pip install -q --disable-pip-version-check uv
 	@$(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --python-version 3.11 \
 	    -o requirements.lock pyproject.toml
 	@$(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --python-version 3.11 \
 	    -o requirements-dev.lock pyproject.toml --group dev
+	@echo hatchling | $(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header \
+	    --python-version 3.11 -o image/requirements-build.lock -
 
 clean:  ## remove the virtual environment and caches in the tree
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build

@@ -1,0 +1,149 @@
+"""Build the image with docker, podman or buildah: `make image`. Standard library alone.
+
+Read from the environment, all optional, and on make's command line too:
+
+ENGINE    docker, podman or buildah; otherwise the first of them that is there and answers.
+IMAGE     the image's name and tag; hugetlb-quota:<version of pyproject.toml> otherwise.
+BASE      the base image; the Dockerfile's own, by digest, otherwise.
+PLATFORM  such as linux/arm64; this machine's otherwise.
+CA        a file of certificates for pip to trust, where a proxy stands between; PIP_CERT or
+          SSL_CERT_FILE otherwise. It is there while the image is built, and never in it.
+SOURCE    the address of the source for the label; git's remote `origin` if that is an https one.
+REVISION  the commit for the label; git's HEAD otherwise, with "-dirty" if the tree has changes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+TREE = Path(__file__).resolve().parent.parent
+ENGINES = ("docker", "podman", "buildah")
+LABEL = "org.opencontainers.image"
+
+
+class CannotBuildError(Exception):
+    """No engine, or not what it needs; the message says what to do."""
+
+
+def engine(named: str = "") -> str:
+    """Return the engine to build with: `named`, or the first that is there and answers.
+
+    Raises CannotBuildError.
+    """
+    amiss = []
+    for name in (named,) if named else ENGINES:
+        if name not in ENGINES:
+            raise CannotBuildError(f"ENGINE={name} is none of {', '.join(ENGINES)}.")
+        if shutil.which(name) is None:
+            amiss.append(f"{name} is not on PATH")
+        elif name == "docker" and not _docker_answers():
+            amiss.append("docker is there and its daemon does not answer")
+        else:
+            return name
+    raise CannotBuildError(
+        f"No engine to build the image with: {'; '.join(amiss)}. Install one of "
+        f"{', '.join(ENGINES)}, or start docker's daemon."
+    )
+
+
+def _docker_answers() -> bool:
+    done = subprocess.run(["docker", "version"], capture_output=True, timeout=60, check=False)
+    return done.returncode == 0
+
+
+def version() -> str:
+    """Return the version of pyproject.toml."""
+    with (TREE / "pyproject.toml").open("rb") as file:
+        return str(tomllib.load(file)["project"]["version"])
+
+
+def image_name(environment: Mapping[str, str]) -> str:
+    """Return the name and tag that the image gets."""
+    return environment.get("IMAGE") or f"hugetlb-quota:{version()}"
+
+
+def command(chosen: str, environment: Mapping[str, str]) -> list[str]:
+    """Return the engine's command line. Raises CannotBuildError if CA names no file."""
+    words = [chosen, "build", "--file", str(TREE / "Dockerfile"), "--tag", image_name(environment)]
+    for name, value in _labels(environment).items():
+        words += ["--label", f"{LABEL}.{name}={value}"]
+    if base := environment.get("BASE"):
+        words += ["--build-arg", f"BASE={base}"]
+    if platform := environment.get("PLATFORM"):
+        words += ["--platform", platform]
+    if authorities := _first(environment, "CA", "PIP_CERT", "SSL_CERT_FILE"):
+        if not Path(authorities).is_file():
+            raise CannotBuildError(
+                f"There is no file {authorities}, which CA, PIP_CERT or"
+                " SSL_CERT_FILE names: set CA to the proxy's certificates."
+            )
+        words += ["--secret", f"id=ca,src={Path(authorities).resolve()}"]
+    return [*words, str(TREE)]
+
+
+def _first(environment: Mapping[str, str], *names: str) -> str:
+    return next((value for name in names if (value := environment.get(name))), "")
+
+
+def _labels(environment: Mapping[str, str]) -> dict[str, str]:
+    """The labels that the Dockerfile can't know; one of which nothing is known is left out."""
+    revision = environment.get("REVISION") or _git("rev-parse", "HEAD")
+    if revision and not environment.get("REVISION") and _git("status", "--porcelain"):
+        revision += "-dirty"
+    source = environment.get("SOURCE") or _public(_git("remote", "get-url", "origin"))
+    labels = {"version": version(), "revision": revision, "source": source}
+    return {name: value for name, value in labels.items() if value}
+
+
+def _public(remote: str) -> str:
+    """An https remote without user and password; empty for one that others can't reach."""
+    parts = urlsplit(remote)
+    if parts.scheme != "https" or not parts.hostname:
+        return ""
+    port = f":{parts.port}" if parts.port else ""
+    return f"https://{parts.hostname}{port}{parts.path}"
+
+
+def _git(*words: str) -> str:
+    """A git command's output; empty where there is no git or no repository."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(TREE), *words],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def main() -> int:
+    """Build, with the engine's own output on the terminal."""
+    try:
+        chosen = engine(os.environ.get("ENGINE", ""))
+        words = command(chosen, os.environ)
+    except CannotBuildError as error:
+        print(error, file=sys.stderr)
+        return 1
+    started = time.monotonic()
+    # Old releases of docker build with what they had before BuildKit, which knows no secrets.
+    done = subprocess.run(words, env={**os.environ, "DOCKER_BUILDKIT": "1"}, check=False)
+    if done.returncode:
+        print(f"{chosen} failed with status {done.returncode}.", file=sys.stderr)
+        return 1
+    print(f"{image_name(os.environ)}: built with {chosen} in {time.monotonic() - started:.0f} s.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
