@@ -102,7 +102,8 @@ def assets(progress: Progress | None = None) -> Path:
     return _merged(Path(given), ready, built)
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """Return the folder outside the tree that holds what is built once."""
     if named := os.environ.get("HUGETLB_QUOTA_CACHE"):
         return Path(named)
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -121,10 +122,10 @@ def _sources_digest() -> str:
 
 def _built(progress: Progress) -> Path:
     prefix = f"{kubernetes_version()}-{_sources_digest()}-"
-    cache = _cache()
+    folder = cache()
     if shutil.which("go") is None:
         # Without Go a build that is already there serves, whatever Go made it.
-        for directory in sorted(cache.glob(f"{prefix}*")):
+        for directory in sorted(folder.glob(f"{prefix}*")):
             if (directory / "build.json").exists():
                 return directory
         raise AssetsMissingError(
@@ -133,11 +134,11 @@ def _built(progress: Progress) -> Path:
             f"{', '.join(PROGRAMS)}."
         )
     go_version = _go("env", "GOVERSION").strip()
-    directory = cache / f"{prefix}{go_version}"
+    directory = folder / f"{prefix}{go_version}"
     if (directory / "build.json").exists():
         return directory
-    cache.mkdir(parents=True, exist_ok=True)
-    with _lock(cache / f"{directory.name}.lock", progress):
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder / f"{directory.name}.lock", progress):
         # Whoever held the lock may have built it.
         if not (directory / "build.json").exists():
             _build(directory, go_version, progress)
@@ -287,10 +288,10 @@ def _session_memory(session: int) -> int:
 def _merged(given: Path, ready: set[str], built: Path) -> Path:
     """Make a directory of links: to `given` for what it holds, to `built` for the rest."""
     digest = hashlib.sha256(f"{given.resolve()}\0{sorted(ready)}\0{built}".encode()).hexdigest()
-    directory = _cache() / f"assets-{digest[:12]}"
+    directory = cache() / f"assets-{digest[:12]}"
     if directory.exists():
         return directory
-    staging = Path(tempfile.mkdtemp(prefix=".assets.", dir=_cache()))
+    staging = Path(tempfile.mkdtemp(prefix=".assets.", dir=cache()))
     for name in PROGRAMS:
         (staging / name).symlink_to((given.resolve() if name in ready else built) / name)
     staging.chmod(0o755)

@@ -180,7 +180,7 @@ def _write(name: str, archive: Path) -> None:
 
 
 def _cache() -> Path:
-    folder = build._cache() / "image"
+    folder = build.cache() / "image"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

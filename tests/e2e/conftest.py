@@ -1,0 +1,117 @@
+"""One cluster, one installation of the chart, and a table of the scenes at the end."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.e2e import collect, operator
+from tests.e2e.host import NAMESPACE as HOST_NAMESPACE
+from tests.e2e.host import Host, nodes_with_pages
+from tests.e2e.kubectl import CommandFailed, apply, kubectl
+
+LACKING = {
+    "KUBECONFIG": lambda: os.environ.get("KUBECONFIG"),
+    "kubectl": lambda: shutil.which("kubectl"),
+    "helm": lambda: shutil.which("helm"),
+}
+
+
+@dataclass
+class Scene:
+    """A line of the table."""
+
+    name: str
+    outcome: str = ""
+    seconds: float = 0.0
+    seen: list[str] = field(default_factory=list)
+
+
+SCENES: dict[str, Scene] = {}
+
+
+@pytest.fixture(scope="session")
+def host() -> Iterator[Host]:
+    """The node that has huge pages."""
+    lacking = [name for name, found in LACKING.items() if not found()]
+    if lacking:
+        pytest.skip(f"{', '.join(lacking)} is lacking: `make e2e-vm` makes a cluster and runs this")
+    nodes = nodes_with_pages()
+    if not nodes:
+        pytest.skip("no node of the cluster has huge pages of 2 MiB: reserve some (nr_hugepages)")
+    node = Host(nodes[0])
+    node.start()
+    yield node
+    kubectl("delete", "namespace", HOST_NAMESPACE, "--wait=false", "--ignore-not-found")
+
+
+@pytest.fixture(scope="session")
+def installed(host: Host) -> Iterator[Host]:
+    """The node, with the chart installed and the limits of its pods in force."""
+    try:
+        operator.install()
+        operator.wait_enforced(host.node)
+    except (CommandFailed, AssertionError) as error:
+        kept = collect.collect("install", host)
+        raise AssertionError(f"{error}\nkept in {kept}") from error
+    yield host
+    operator.uninstall()
+
+
+@pytest.fixture
+def namespace(request: pytest.FixtureRequest, installed: Host) -> Iterator[str]:
+    """A namespace of the scene's own."""
+    name = "e2e-" + re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_"))[:50].strip("-")
+    apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    yield name
+    kubectl("delete", "pods", "--all", "--namespace", name, "--wait=false", "--grace-period=1")
+    kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
+
+
+@pytest.fixture
+def seen(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Note what was seen, for the table."""
+    scene = SCENES.setdefault(request.node.nodeid, Scene(request.node.name))
+    return scene.seen.append
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Time each scene, and keep what there is to read when it fails."""
+    scene = SCENES.setdefault(item.nodeid, Scene(item.name))
+    started = time.monotonic()
+    try:
+        result = yield
+    except pytest.skip.Exception:
+        scene.outcome = "skipped"
+        raise
+    except BaseException as error:
+        scene.outcome = "FAILED"
+        host = getattr(item, "funcargs", {}).get("installed")
+        error.add_note(f"kept in {collect.collect(item.name, host)}")
+        raise
+    finally:
+        scene.seconds = time.monotonic() - started
+    scene.outcome = "ok"
+    return result
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Draw the table."""
+    if not SCENES:
+        return
+    terminalreporter.section("scenes")
+    width = max(len(scene.name) for scene in SCENES.values())
+    for scene in SCENES.values():
+        first, *rest = scene.seen or [""]
+        terminalreporter.write_line(
+            f"{scene.name:<{width}} {scene.outcome:<7} {scene.seconds:5.0f} s  {first}"
+        )
+        for line in rest:
+            terminalreporter.write_line(f"{'':<{width}} {'':<7} {'':>7}  {line}")

@@ -1,0 +1,79 @@
+"""The node itself, through a privileged pod: its cgroup files, services and folders."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from tests.e2e.kubectl import apply, kubectl, run
+from tests.e2e.pods import container, pod, wait_phase
+
+NAMESPACE = "e2e-host"
+
+CGROUPS = r"""
+cd /sys/fs/cgroup
+find . -type d \( -name '*pod@UNDERSCORES@*' -o -name 'pod@UID@' \) -prune | while read -r top; do
+    find "$top" -type d | while read -r group; do
+        for file in "$group"/hugetlb.*; do
+            case $file in *.max | *.current) printf '%s %s %s\n' "$group" "${file##*/}" "$(cat "$file")" ;;
+            esac
+        done
+    done
+done
+"""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A cgroup's hugetlb files: values by name, such as "hugetlb.2MB.rsvd.max"."""
+
+    path: str
+    files: dict[str, str]
+
+    def limits(self, size: str = "2MB") -> tuple[str, str]:
+        """`max` and `rsvd.max` of a page size, as the kernel spells them."""
+        return self.files[f"hugetlb.{size}.max"], self.files[f"hugetlb.{size}.rsvd.max"]
+
+
+class Host:
+    """A shell as root in all of the node's namespaces."""
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+        self._pod = f"host-{node}"
+
+    def start(self) -> None:
+        """Start the privileged pod on the node."""
+        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+        shell = container("sleep", "infinity", securityContext={"privileged": True})
+        apply(
+            namespace,
+            pod(NAMESPACE, self._pod, shell, nodeName=self.node, hostPID=True, hostNetwork=True),
+        )
+        wait_phase(NAMESPACE, self._pod)
+
+    def run(self, script: str, timeout: float = 240.0) -> str:
+        """Run a shell script on the node; its output. Raises CommandFailed."""
+        enter = ("nsenter", "-t", "1", "--all", "--", "sh", "-c", script)
+        return kubectl(
+            "exec", "--namespace", NAMESPACE, self._pod, "--", *enter, timeout=timeout
+        ).strip()
+
+    def groups(self, pod_uid: str) -> list[Group]:
+        """All cgroups of a pod, its own first."""
+        script = CGROUPS.replace("@UNDERSCORES@", pod_uid.replace("-", "_"))
+        found: dict[str, dict[str, str]] = {}
+        for line in self.run(script.replace("@UID@", pod_uid)).splitlines():
+            path, file, value = line.split()
+            found.setdefault(path, {})[file] = value
+        return [Group(path, files) for path, files in sorted(found.items())]
+
+
+def nodes_with_pages() -> list[str]:
+    """Names of the nodes that have huge pages of 2 MiB."""
+    found = json.loads(run("kubectl", "get", "nodes", "-o", "json"))["items"]
+    return [
+        node["metadata"]["name"]
+        for node in found
+        if node["status"]["allocatable"].get("hugepages-2Mi", "0") != "0"
+    ]

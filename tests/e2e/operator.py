@@ -1,0 +1,75 @@
+"""The operator as a user installs it: `helm install` and what it makes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tests.e2e.kubectl import Json, find, helm, items, kubectl, wait
+from tests.e2e.pods import condition
+
+CHART = Path(__file__).resolve().parents[2] / "charts" / "hugetlb-quota"
+RELEASE = "hugetlb-quota"
+NAMESPACE = "hugetlb-system"
+IMAGE = os.environ.get("E2E_IMAGE", "hugetlb-quota")
+"""image.repository, or repository:tag."""
+
+
+def install(chart: Path = CHART, *, verb: str = "install", **values: str) -> None:
+    """`helm install` (or upgrade), and wait until everything is up."""
+    repository, _, tag = IMAGE.partition(":")
+    chosen = {
+        "image.repository": repository,
+        "image.tag": tag,
+        # One node has no second place to run.
+        "admission.replicas": "1",
+        "controller.replicas": "1",
+        **values,
+    }
+    helm(
+        *(verb, RELEASE, str(chart), "--namespace", NAMESPACE, "--create-namespace"),
+        *(word for name, value in chosen.items() for word in ("--set", f"{name}={value}")),
+        *("--wait", "--timeout", "10m"),
+    )
+
+
+def uninstall() -> None:
+    """`helm uninstall`, and wait until its pods are gone."""
+    helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait", "--timeout", "5m")
+
+
+def pods(component: str) -> list[Json]:
+    """The pods of "admission", "controller" or "agent"."""
+    return items("pods", NAMESPACE, "-l", f"app.kubernetes.io/component={component}")
+
+
+def restarts() -> dict[str, int]:
+    """How often each container of the operator was started anew, by pod."""
+    return {
+        pod["metadata"]["name"]: sum(
+            status["restartCount"] for status in pod["status"].get("containerStatuses", [])
+        )
+        for pod in items("pods", NAMESPACE)
+    }
+
+
+def logs(component: str) -> str:
+    """What a program has logged."""
+    selector = f"app.kubernetes.io/component={component}"
+    return kubectl("logs", "--namespace", NAMESPACE, "-l", selector, "--tail=-1")
+
+
+def node_report(node: str) -> Json:
+    """The HugeTLBNode of a node; empty before its agent has reported."""
+    return find("hugetlbnode", node) or {}
+
+
+def wait_enforced(node: str) -> str:
+    """Wait until the node's agent says that all limits are in force; the condition's message."""
+
+    def ready() -> str:
+        status, reason, message = condition(node_report(node), "Ready")
+        return f"{reason}: {message}" if status == "True" else ""
+
+    said: str = wait(f"HugeTLBNode {node} to be Ready", ready)
+    return said

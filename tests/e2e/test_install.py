@@ -1,0 +1,42 @@
+"""What `helm install` gives: programs that run, lead, and hold their own namespace too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.e2e import operator
+from tests.e2e.host import Host
+from tests.e2e.kubectl import apply, delete, items, wait
+from tests.e2e.pods import condition, quota, wait_used
+
+Seen = Callable[[str], None]
+
+
+def test_every_program_runs_and_none_was_restarted(installed: Host, seen: Seen) -> None:
+    leases = items("leases", operator.NAMESPACE)
+    holders = {each["metadata"]["name"]: each["spec"].get("holderIdentity") for each in leases}
+    assert holders.get("hugetlb-quota-controller"), f"nobody leads: {holders}"
+    restarts = operator.restarts()
+    assert len(restarts) >= 3, f"only {sorted(restarts)} run"
+    assert not any(restarts.values()), f"programs were restarted: {restarts}"
+    seen(f"{len(restarts)} pods, 0 restarts; {holders['hugetlb-quota-controller']} leads")
+
+
+def test_a_quota_over_the_agents_own_namespace_is_enforced(installed: Host, seen: Seen) -> None:
+    """Under nsdelegate nobody writes the limits of their own cgroup namespace's root."""
+    name = "own"
+    apply(quota(operator.NAMESPACE, name, "8Mi"))
+    try:
+        wait_used(operator.NAMESPACE, name, "0")
+        (agent,) = operator.pods("agent")
+
+        def limited() -> str:
+            groups = installed.groups(agent["metadata"]["uid"])
+            limits = {group.limits() for group in groups}
+            return f"{len(groups)} cgroups of the agent's pod: 0" if limits == {("0", "0")} else ""
+
+        seen(wait("the limits of the agent's own cgroups to be 0", limited))
+        status, reason, message = condition(operator.node_report(installed.node), "Ready")
+        assert status == "True", f"{reason}: {message}"
+    finally:
+        delete("hugetlbquota", name, operator.NAMESPACE)

@@ -1,0 +1,187 @@
+"""A control plane on the host and its nodes in virtual machines."""
+
+from __future__ import annotations
+
+import base64
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from tests.kube.control_plane import ControlPlane, Ports
+from tests.vm import network
+from tests.vm.machine import Machine
+from tests.vm.network import Address
+from tests.vm.root import Disk
+from tests.vm.steps import StepFailed, say, step
+
+NODE_READY_TIMEOUT = 420.0
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """How kubelet and containerd name cgroups."""
+
+    driver: str = "systemd"
+    cgroup_root: str = "/"
+
+
+class HostControlPlane(ControlPlane):
+    """A control plane that nodes on the cluster's network reach, and that reaches their kubelets."""
+
+    port: int
+
+    def serving_certificate(self, name: str, *hosts: str) -> tuple[Path, Path]:
+        if name == "kube-apiserver":
+            hosts = (*hosts, network.HOST, "10.96.0.1", "kubernetes")
+        return super().serving_certificate(name, *hosts)
+
+    def _apiserver_flags(self, ports: Ports) -> list[str]:
+        self.port = ports.apiserver
+        client = self.user_kubeconfig("kube-apiserver-kubelet-client", "system:masters")
+        user = yaml.safe_load(client.read_text())["users"][0]["user"]
+        replaced = ("--bind-address", "--advertise-address", "--endpoint-reconciler-type")
+        return [
+            *(flag for flag in super()._apiserver_flags(ports) if not flag.startswith(replaced)),
+            "--bind-address=0.0.0.0",
+            # The Service "kubernetes" leads here.
+            f"--advertise-address={network.HOST}",
+            f"--kubelet-client-certificate={user['client-certificate']}",
+            f"--kubelet-client-key={user['client-key']}",
+            f"--kubelet-certificate-authority={self.ca_file}",
+            "--kubelet-preferred-address-types=InternalIP",
+        ]
+
+
+class VmCluster:
+    """A context manager; inside, all nodes are Ready.
+
+    Must be entered in a network namespace of its own: `network.enter`.
+    """
+
+    def __init__(self, disk: Disk, directory: Path, configs: list[NodeConfig]) -> None:
+        self._disk = disk
+        self._directory = directory
+        self._configs = configs
+        self.machines: list[Machine] = []
+        self.control_plane = HostControlPlane()
+
+    @property
+    def kubeconfig(self) -> Path:
+        """An administrator's."""
+        return self.control_plane.admin_kubeconfig
+
+    def __enter__(self) -> Self:
+        addresses = [Address(number + 1) for number in range(len(self._configs))]
+        network.make(addresses)
+        with step("starting the control plane"):
+            self.control_plane.__enter__()
+        try:
+            with step(f"booting {len(addresses)} node(s), emulated: a minute or so until Ready"):
+                for address, config in zip(addresses, self._configs, strict=True):
+                    self._boot(address, config)
+                self.wait_ready()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the machines, then the control plane."""
+        for machine in self.machines:
+            machine.stop()
+        self.machines.clear()
+        self.control_plane.close()
+
+    def reboot(self, machine: Machine, config: NodeConfig) -> None:
+        """Reboot a node into another configuration, and wait until it is Ready again."""
+        machine.reseed(self._seed(machine.name, machine.address, config))
+        before = self._boot_id(machine.name)
+        # The connection ends with the machine.
+        try:
+            machine.shell("systemctl --no-block reboot")
+        except StepFailed as error:
+            say(f"{machine.name} reboots ({str(error)[:60]})")
+        deadline = time.monotonic() + NODE_READY_TIMEOUT
+        while self._boot_id(machine.name) == before:
+            self._pause(deadline, f"{machine.name} to boot anew", machine)
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Wait until every node is Ready. Raises StepFailed with the node's last words."""
+        deadline = time.monotonic() + NODE_READY_TIMEOUT
+        for machine in self.machines:
+            while not self._is_ready(machine.name):
+                self._pause(deadline, f"{machine.name} to be Ready", machine)
+
+    def _pause(self, deadline: float, what: str, machine: Machine) -> None:
+        machine.check_alive()
+        if time.monotonic() > deadline:
+            raise StepFailed(f"waited in vain for {what}:\n{machine.diagnose()}")
+        time.sleep(0.5)
+
+    def _boot(self, address: Address, config: NodeConfig) -> None:
+        name = f"node-{address.number}"
+        seed = self._seed(name, address, config)
+        directory = self._directory / name
+        self.machines.append(Machine(name, address, self._disk, directory, seed))
+
+    def _seed(self, name: str, address: Address, config: NodeConfig) -> dict[str, bytes]:
+        plane = self.control_plane
+        certificate, key = plane.serving_certificate(f"kubelet-{name}", name, address.ip)
+        env = {
+            "NAME": name,
+            "ADDRESS": address.ip,
+            "GATEWAY": network.HOST,
+            "POD_CIDR": address.pods,
+            "DRIVER": config.driver,
+            "CGROUP_ROOT": config.cgroup_root,
+        }
+        return {
+            "env": "".join(f"{each}={value}\n" for each, value in env.items()).encode(),
+            "ca.pem": plane.ca_file.read_bytes(),
+            "kubelet.pem": certificate.read_bytes(),
+            "kubelet.key": key.read_bytes(),
+            "kubelet.kubeconfig": self._node_kubeconfig(f"system:node:{name}", "system:nodes"),
+            "kube-proxy.kubeconfig": self._node_kubeconfig("system:kube-proxy", None),
+        }
+
+    def _node_kubeconfig(self, user: str, group: str | None) -> bytes:
+        """Return a kubeconfig that holds all it names, and the address that nodes reach."""
+        config = yaml.safe_load(self.control_plane.user_kubeconfig(user, group).read_text())
+        cluster, identity = config["clusters"][0]["cluster"], config["users"][0]["user"]
+        cluster["server"] = f"https://{network.HOST}:{self.control_plane.port}"
+        _inline(cluster, "certificate-authority")
+        _inline(identity, "client-certificate")
+        _inline(identity, "client-key")
+        text: str = yaml.safe_dump(config)
+        return text.encode()
+
+    def _node(self, name: str) -> Any:
+        found = self.control_plane.api.list("v1/nodes", fields=f"metadata.name={name}")
+        return found[0] if found else None
+
+    def _boot_id(self, name: str) -> str | None:
+        node = self._node(name)
+        return node and str(node["status"]["nodeInfo"]["bootID"])
+
+    def _is_ready(self, name: str) -> bool:
+        node = self._node(name)
+        conditions = node["status"].get("conditions", []) if node else []
+        return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
+def _inline(holder: dict[str, str], key: str) -> None:
+    path = Path(holder.pop(key))
+    holder[f"{key}-data"] = base64.b64encode(path.read_bytes()).decode()

@@ -1,0 +1,132 @@
+"""A node's virtual machine: QEMU with an emulated processor, and a shell in it."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.kube.process import Child
+from tests.vm.network import Address
+from tests.vm.root import Disk
+from tests.vm.steps import StepFailed
+
+MEMORY_MIB = 4608
+PAGES_1G = 1
+PAGES_2M = 256
+KERNEL_LINE = (
+    "console=ttyS0 root=/dev/vda rw net.ifnames=0 mitigations=off nokaslr quiet audit=0"
+    f" systemd.show_status=0 hugepagesz=1G hugepages={PAGES_1G} hugepagesz=2M hugepages={PAGES_2M}"
+)
+
+
+class Machine:
+    """A running machine. Its disk is thrown away with it; a reboot keeps the disk.
+
+    `directory`: a folder of its own for the seed, the SSH key and the logs.
+    `seed`: files that the machine unpacks to /run/node at each boot, by name.
+    """
+
+    def __init__(
+        self, name: str, address: Address, disk: Disk, directory: Path, seed: Mapping[str, bytes]
+    ) -> None:
+        self.name = name
+        self.address = address
+        self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self._key = directory / "ssh.key"
+        if not self._key.exists():
+            subprocess.run(
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self._key],
+                check=True,
+                timeout=60,
+            )
+        self.reseed(seed)
+        self._qemu = Child("qemu", self._command(disk), directory / "qemu.log")
+
+    def reseed(self, seed: Mapping[str, bytes]) -> None:
+        """Write what the machine unpacks at its next boot."""
+        files = {**seed, "authorized_keys": self._key.with_suffix(".key.pub").read_bytes()}
+        # Written over in place: QEMU has the file open.
+        with (self._directory / "seed.tar").open("wb") as raw:
+            with tarfile.open(fileobj=raw, mode="w") as tar:
+                for name, content in files.items():
+                    entry = tarfile.TarInfo(name)
+                    entry.size, entry.mode = len(content), 0o600
+                    tar.addfile(entry, io.BytesIO(content))
+            raw.truncate(1 << 20)
+
+    def _command(self, disk: Disk) -> list[str]:
+        drive = "format=raw,if=virtio"
+        return [
+            "qemu-system-x86_64",
+            # Two threads boot a third faster than one.
+            *("-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", str(MEMORY_MIB)),
+            *("-kernel", str(disk.kernel), "-initrd", str(disk.initrd), "-append", KERNEL_LINE),
+            *("-drive", f"file={disk.image},{drive},cache=unsafe,snapshot=on"),
+            *("-drive", f"file={self._directory / 'seed.tar'},{drive},readonly=on"),
+            *("-netdev", f"tap,id=net,ifname={self.address.tap},script=no,downscript=no"),
+            *("-device", f"virtio-net-pci,netdev=net,mac={self.address.mac}"),
+            *("-device", "virtio-rng-pci"),
+            *("-display", "none", "-monitor", "none"),
+            *("-serial", f"file:{self._directory / 'console.log'}"),
+        ]
+
+    def ssh_command(self) -> list[str]:
+        """The command that gives a shell on the machine, within the cluster's network."""
+        options = (
+            *("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"),
+            *("ConnectTimeout=10",),
+        )
+        flags = [word for option in options for word in ("-o", option)]
+        return ["ssh", "-i", str(self._key), *flags, f"root@{self.address.ip}"]
+
+    def shell(self, script: str, timeout: float = 120.0) -> str:
+        """Run a shell script on the machine; its output. Raises StepFailed."""
+        try:
+            done = subprocess.run(
+                [*self.ssh_command(), script],
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                stdin=subprocess.DEVNULL,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise StepFailed(f"{self.name}: `{script}` took more than {timeout:.0f} s") from error
+        if done.returncode:
+            raise StepFailed(f"{self.name}: `{script}`: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def check_alive(self) -> None:
+        """Raise StepFailed when QEMU has ended."""
+        if self._qemu.exit_status is not None:
+            raise StepFailed(
+                f"{self.name}: QEMU ended with status {self._qemu.exit_status}:\n"
+                f"{self._qemu.tail()}\n{self.console_tail()}"
+            )
+
+    def console_tail(self, lines: int = 30) -> str:
+        """The end of what the machine wrote to its serial console."""
+        log = self._directory / "console.log"
+        text = log.read_text(errors="replace") if log.exists() else ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    def diagnose(self) -> str:
+        """The console's end and, where the machine answers, its units' last words."""
+        try:
+            units = self.shell(
+                "systemctl --failed --no-pager; journalctl --no-pager -n 60 -u node-setup"
+                " -u containerd -u kubelet -u kube-proxy",
+                timeout=60,
+            )
+        except StepFailed as error:
+            units = str(error)
+        return f"{self.console_tail()}\n{units}"
+
+    def stop(self) -> None:
+        """End QEMU: the machine's disk is not kept, so nothing has to be shut down."""
+        self._qemu.kill9()
+        time.sleep(0)

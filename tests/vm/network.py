@@ -1,0 +1,77 @@
+"""One network for the host's control plane and the nodes, in a network namespace of its own.
+
+    host 10.0.2.1 --- bridge --- node-1 10.0.2.11, pods 10.88.1.0/24
+                            \--- node-2 10.0.2.12, pods 10.88.2.0/24
+
+The API server reaches pods and Services (webhooks) as in any cluster: through the nodes. Nothing
+leads out of the namespace, and all of it goes with the last process in it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.vm.steps import run
+
+HOST = "10.0.2.1"
+SERVICES = "10.96.0.0/16"
+BRIDGE = "nodes"
+ENTERED = "HUGETLB_QUOTA_VM_NETWORK"
+"""Set for the program that was started anew in the namespace."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a node is; `number` counts from 1."""
+
+    number: int
+
+    @property
+    def ip(self) -> str:
+        """The node's own address."""
+        return f"10.0.2.{10 + self.number}"
+
+    @property
+    def pods(self) -> str:
+        """The CIDR of its pods."""
+        return f"10.88.{self.number}.0/24"
+
+    @property
+    def mac(self) -> str:
+        """Of its network card."""
+        return f"52:54:00:00:02:{10 + self.number:02x}"
+
+    @property
+    def tap(self) -> str:
+        """The host's end of its network card."""
+        return f"tap{self.number}"
+
+
+def enter() -> None:
+    """Start this program anew in a network namespace of its own, unless it is in one."""
+    if os.environ.get(ENTERED):
+        return
+    os.environ[ENTERED] = "1"
+    program = [sys.executable, "-m", "tests.vm", *sys.argv[1:]]
+    os.execvp("unshare", ["unshare", "--net", "--", *program])  # noqa: S606, S607
+
+
+def make(nodes: list[Address]) -> None:
+    """Make the bridge, a tap for each node, and the routes to pods and Services."""
+    ip("link", "set", "lo", "up")
+    ip("link", "add", BRIDGE, "type", "bridge")
+    ip("address", "add", f"{HOST}/24", "dev", BRIDGE)
+    ip("link", "set", BRIDGE, "up")
+    for node in nodes:
+        ip("tuntap", "add", "dev", node.tap, "mode", "tap")
+        ip("link", "set", node.tap, "master", BRIDGE, "up")
+        ip("route", "add", node.pods, "via", node.ip)
+    ip("route", "add", SERVICES, "via", nodes[0].ip)
+
+
+def ip(*words: str | Path) -> None:
+    """Run iproute2's ip."""
+    run(["ip", *words])

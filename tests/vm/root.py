@@ -1,0 +1,267 @@
+"""The node's disk: Debian with systemd, containerd, kubelet and kube-proxy, and the images.
+
+Two things are kept outside the tree, each under a name that follows from what it is made of: the
+root file system, and the disk with images in it. A change of the operator makes a new disk, not a
+new root.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.kube import build
+from tests.vm.steps import StepFailed, run, step
+
+HERE = Path(__file__).resolve().parent
+OVERLAY = HERE / "node"
+"""Files that are laid over Debian's, by their path on the node."""
+
+SUITE = "trixie"
+MIRROR = "http://deb.debian.org/debian"
+PACKAGES = (
+    *("systemd", "systemd-sysv", "dbus", "udev", "kmod", "mount", "util-linux", "procps"),
+    *("containerd", "runc", "crun", "containernetworking-plugins"),
+    *("iptables", "nftables", "conntrack", "iproute2", "openssh-server", "ca-certificates"),
+    "linux-image-cloud-amd64",
+)
+ENABLED = ("node-setup", "kubelet", "kube-proxy", "containerd", "ssh")
+SERVICES_MASKED = (
+    # Each costs a second or more on an emulated processor, and does nothing here.
+    *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer"),
+    *("e2scrub_reap.service", "fstrim.timer", "systemd-timesyncd.service"),
+    *("systemd-networkd.service", "getty@tty1.service", "console-getty.service"),
+    *("serial-getty@ttyS0.service", "systemd-hwdb-update.service", "systemd-udev-settle.service"),
+    *("systemd-random-seed.service", "systemd-rfkill.service", "nftables.service"),
+    *("ldconfig.service", "systemd-journal-flush.service", "systemd-tpm2-setup.service"),
+    *("systemd-tpm2-setup-early.service", "systemd-pcrphase.service"),
+)
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What QEMU boots a node from."""
+
+    image: Path
+    """ext4, raw, not partitioned. QEMU does not write to it."""
+    kernel: Path
+    """An uncompressed vmlinux: its boot skips the decompressor, which emulation makes slow."""
+    initrd: Path
+
+
+def disk(images: Sequence[Path]) -> Disk:
+    """Return a node's disk with these images (docker archives) imported, made now if it must be.
+
+    Raises StepFailed.
+    """
+    root, initrd = _root()
+    digest = hashlib.sha256(root.name.encode())
+    for image in images:
+        with image.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    image = _cache() / f"disk-{digest.hexdigest()[:12]}.img"
+    with _locked("disk"):
+        if not image.exists():
+            for stale in _cache().glob("disk-*.img"):
+                stale.unlink()  # a machine that runs from it keeps it open
+            with step("importing the images and writing the node's disk"):
+                _write_disk(root, images, image)
+    return Disk(image, root / "boot" / "vmlinux", initrd)
+
+
+def _cache() -> Path:
+    folder = build.cache() / "vm"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _locked(what: str) -> Iterator[None]:
+    with (_cache() / f"{what}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _root() -> tuple[Path, Path]:
+    """Return the root's folder and the initrd."""
+    assets = build.assets()
+    digest = hashlib.sha256(f"{SUITE} {PACKAGES} {ENABLED} {SERVICES_MASKED}".encode())
+    for file in (Path(__file__), *sorted(each for each in OVERLAY.rglob("*") if each.is_file())):
+        digest.update(f"{file.relative_to(HERE)}\0".encode() + file.read_bytes())
+    for program in ("kubelet", "kube-proxy"):
+        with (assets / program).open("rb") as binary:
+            digest.update(hashlib.file_digest(binary, "sha256").digest())
+    root = _cache() / f"root-{digest.hexdigest()[:12]}"
+    initrd = root.with_suffix(".initrd")
+    with _locked("root"):
+        if not initrd.exists():
+            for stale in _cache().glob("root-*"):
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            _make_root(root, assets)
+            _make_initrd(root, initrd)
+    return root, initrd
+
+
+def _debian() -> Path:
+    """Return a fresh root of Debian's packages alone; it is the slow part, and kept."""
+    digest = hashlib.sha256(f"{SUITE} {PACKAGES}".encode()).hexdigest()[:12]
+    debian = _cache() / f"debian-{digest}"
+    if debian.exists():
+        return debian
+    making = debian.with_suffix(".making")
+    shutil.rmtree(making, ignore_errors=True)
+    include = f"--include={','.join(PACKAGES)}"
+    with step(f"debootstrap of Debian {SUITE} for the node (90 s or more, once)"):
+        run(["debootstrap", "--variant=minbase", include, SUITE, making, MIRROR])
+    shutil.rmtree(making / "var/cache/apt", ignore_errors=True)
+    shutil.rmtree(making / "var/lib/apt/lists", ignore_errors=True)
+    making.rename(debian)
+    return debian
+
+
+def _make_root(root: Path, assets: Path) -> None:
+    making = root.with_suffix(".making")
+    shutil.rmtree(making, ignore_errors=True)
+    debian = _debian()
+    with step("laying kubelet, kube-proxy and their configuration over it"):
+        run(["cp", "-a", debian, making])
+        run(["cp", "-a", "--no-preserve=ownership", f"{OVERLAY}/.", making])
+        for program in ("kubelet", "kube-proxy"):
+            shutil.copy2(assets / program, making / "usr/bin" / program)
+        units = making / "etc/systemd/system"
+        wants = units / "multi-user.target.wants"
+        wants.mkdir(exist_ok=True)
+        for service in ENABLED:
+            _link(wants / f"{service}.service", _unit(making, service))
+        for masked in SERVICES_MASKED:
+            _link(units / masked, "/dev/null")
+        _link(units / "default.target", "/lib/systemd/system/multi-user.target")
+        (making / "etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n")
+        (vmlinuz,) = (making / "boot").glob("vmlinuz-*")
+        (making / "boot/vmlinux").write_bytes(_uncompressed(vmlinuz))
+    making.rename(root)
+
+
+def _unit(root: Path, service: str) -> str:
+    own = f"/etc/systemd/system/{service}.service"
+    return own if (root / own[1:]).exists() else f"/lib/systemd/system/{service}.service"
+
+
+def _link(link: Path, target: str) -> None:
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
+
+
+COMPRESSIONS = (
+    (b"\x28\xb5\x2f\xfd", ("zstd", "-dc")),
+    (b"\xfd7zXZ\0", ("xz", "-dc")),
+    (b"\x1f\x8b\x08", ("gzip", "-dc")),
+)
+
+
+def _uncompressed(vmlinuz: Path) -> bytes:
+    """Take the ELF image out of a bzImage, as the kernel's scripts/extract-vmlinux does."""
+    import subprocess
+
+    packed = vmlinuz.read_bytes()
+    for magic, command in COMPRESSIONS:
+        start = packed.find(magic)
+        while start >= 0:
+            # What follows the payload is not of it, so the status says nothing.
+            done = subprocess.run(command, input=packed[start:], capture_output=True)
+            if done.stdout.startswith(b"\x7fELF"):
+                return done.stdout
+            start = packed.find(magic, start + 1)
+    raise StepFailed(f"{vmlinuz} holds no kernel in a compression that is known here")
+
+
+INIT = """\
+#!/bin/busybox sh
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox insmod /virtio_blk.ko
+/bin/busybox mount -t ext4 -o rw,noatime /dev/vda /root || exec /bin/busybox sh
+/bin/busybox mount --move /dev /root/dev
+exec /bin/busybox switch_root /root /sbin/init
+"""
+
+
+def _make_initrd(root: Path, initrd: Path) -> None:
+    """Write an initrd with the one module that the root's disk needs; ext4 is in the kernel."""
+    tree = initrd.with_suffix(".tree")
+    shutil.rmtree(tree, ignore_errors=True)
+    for folder in ("bin", "dev", "root"):
+        (tree / folder).mkdir(parents=True)
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        raise StepFailed("`busybox` is not installed")
+    shutil.copy2(busybox, tree / "bin/busybox")
+    (module,) = root.glob("lib/modules/*/kernel/drivers/block/virtio_blk.ko*")
+    (tree / "virtio_blk.ko").write_text("")
+    with (tree / "virtio_blk.ko").open("wb") as out:
+        import subprocess
+
+        subprocess.run(["xz", "-dc", module], stdout=out, check=True)
+    (tree / "init").write_text(INIT)
+    (tree / "init").chmod(0o755)
+    names = "\n".join(str(each.relative_to(tree)) for each in tree.rglob("*"))
+    making = initrd.with_suffix(".making")
+    with making.open("wb") as out:
+        subprocess.run(
+            ["cpio", "-o", "--quiet", "-H", "newc"],
+            cwd=tree,
+            input=names.encode(),
+            stdout=out,
+            check=True,
+        )
+    shutil.rmtree(tree)
+    making.rename(initrd)
+
+
+IMPORT = """\
+set -eu
+cd "$1"
+mount -t proc proc proc
+mount -t sysfs sysfs sys
+mount -t tmpfs tmpfs run
+mount --rbind /dev dev
+shift
+chroot . containerd --log-level warn &
+containerd=$!
+trap 'kill $containerd; wait $containerd || :' EXIT
+for _ in $(seq 100); do
+    chroot . ctr version > /dev/null 2>&1 && break
+    sleep 0.1
+done
+mkdir run/images
+for image in "$@"; do
+    touch "run/images/${image##*/}"
+    mount --bind "$image" "run/images/${image##*/}"
+    chroot . ctr -n k8s.io images import --digests=false "/run/images/${image##*/}"
+done
+"""
+
+
+def _write_disk(root: Path, images: Sequence[Path], image: Path) -> None:
+    work = image.with_suffix(".root")
+    making = image.with_suffix(".making")
+    shutil.rmtree(work, ignore_errors=True)
+    run(["cp", "-a", root, work])
+    # In a mount namespace of its own: what it mounts goes with it, whatever happens.
+    run(["unshare", "--mount", "sh", "-c", IMPORT, "import", work, *images])
+    making.unlink(missing_ok=True)
+    with making.open("wb") as file:
+        os.truncate(file.fileno(), 8 << 30)
+    run(
+        [
+            *("mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0"),
+            *("-E", "lazy_itable_init=1,nodiscard", "-d", work, making),
+        ]
+    )
+    shutil.rmtree(work)
+    making.rename(image)
