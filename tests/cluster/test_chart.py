@@ -111,6 +111,9 @@ def test_leaves_the_crds_out_when_told(helm: Path) -> None:
         ({"admission": {"tls": {"caBundle": "LS0tLS1CRUdJTg=="}}}, "/admission/tls/caBundle"),
         ({"agent": {"mirrorUngoverned": "yes"}}, "/agent/mirrorUngoverned"),
         ({"controler": {"replicas": 1}}, "'controler' not allowed"),
+        ({"bindAddress": "[::]"}, "/bindAddress"),
+        ({"startupSeconds": 0}, "/startupSeconds"),
+        ({"priorityClassQuota": {"pods": "many"}}, "/priorityClassQuota/pods"),
         ({"admission": {"tls": {"existingSecret": "mine"}}}, "admission.tls.caBundle must hold"),
     ],
 )
@@ -132,6 +135,37 @@ def test_ones_own_certificate_is_used(helm: Path) -> None:
     assert bundles == {
         "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCk1BQT0KLS0tLS1FTkQgQ0VSVElGSUNBVEUtLS0tLQo="
     }
+
+
+@pytest.mark.parametrize(
+    ("values", "budget"), [({}, 300), ({"startupSeconds": 121}, 122)], ids=["default", "told"]
+)
+def test_every_program_may_take_long_to_start(
+    values: dict[str, Any], budget: int, helm: Path
+) -> None:
+    told = chart.render(helm, values=values)
+    workloads = told.of_kind("Deployment") + told.of_kind("DaemonSet")
+    assert len(workloads) == 3
+    for workload in workloads:
+        (container,) = workload["spec"]["template"]["spec"]["containers"]
+        probe = container["startupProbe"]
+        assert probe["periodSeconds"] * probe["failureThreshold"] == budget
+        assert probe["httpGet"]["path"] == "/healthz"
+
+
+def test_makes_no_quota_for_critical_pods_unless_told(helm: Path, rendered: chart.Chart) -> None:
+    assert not rendered.of_kind("ResourceQuota")
+    told = chart.render(helm, values={"priorityClassQuota": {"create": True, "pods": 40}})
+    (quota,) = told.of_kind("ResourceQuota")
+    assert quota["metadata"]["namespace"] == chart.NAMESPACE
+    assert quota["spec"]["hard"] == {"pods": "40"}
+
+
+def test_all_programs_listen_where_they_are_told(helm: Path, rendered: chart.Chart) -> None:
+    told = chart.render(helm, values={"bindAddress": "fd00::1"})
+    for program in ("admission", "controller", "agent"):
+        assert "--bind=*" in rendered.container(program).command
+        assert "--bind=fd00::1" in told.container(program).command
 
 
 def test_the_agent_is_told_not_to_mirror(helm: Path, rendered: chart.Chart) -> None:

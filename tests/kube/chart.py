@@ -48,6 +48,10 @@ class Container:
     """Variable name to the field of the pod that fills it, such as "spec.nodeName"."""
     capabilities: frozenset[str]
     """What it keeps after `drop: [ALL]`, without the prefix CAP_."""
+    user: int
+    group: int
+    volumes: Mapping[str, Object]
+    """Where it is mounted to the volume's source and `readOnly`, the shallower first."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,9 @@ def at_url(shipped: Object, address: str, ca_file: Path) -> Object:
 
 def _container(pod: Object, container: Object) -> Container:
     variables = container.get("env", [])
+    security = {**pod.get("securityContext", {}), **container["securityContext"]}
+    sources = {each["name"]: each for each in pod.get("volumes", [])}
+    mounts: Objects = container.get("volumeMounts", [])
     capabilities = container["securityContext"]["capabilities"]
     if capabilities["drop"] != ["ALL"]:
         raise LookupError(f"the container {container['name']} does not drop all capabilities")
@@ -151,6 +158,12 @@ def _container(pod: Object, container: Object) -> Container:
         command=(*container["command"], *container["args"]),
         fields={each["name"]: each["valueFrom"]["fieldRef"]["fieldPath"] for each in variables},
         capabilities=frozenset(capabilities.get("add", [])),
+        user=security["runAsUser"],
+        group=security["runAsGroup"],
+        volumes={
+            mount["mountPath"]: {**sources[mount["name"]], "readOnly": mount.get("readOnly", False)}
+            for mount in sorted(mounts, key=lambda each: str(each["mountPath"]).count("/"))
+        },
     )
 
 

@@ -15,7 +15,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +36,9 @@ READY_TIMEOUT = 60.0
 
 ATTEMPTS = 3
 """Starts, when another process took a free port before its program bound it."""
+
+SERVICES = ("10.96.0.0/16", "fd00:10:96::/112")
+"""Where Services are: with IPv4, with IPv6."""
 
 NODE_GRACE = "300s"
 """How long a test node may miss heartbeats: a busy machine must not have its pods evicted."""
@@ -58,6 +61,9 @@ class ControlPlane:
     """A running control plane; a context manager.
 
     `assets`: the directory of programs, as `build.assets()` gives it.
+    `address`: the loopback address of all its programs; with "::1", Services are IPv6 too.
+    `limited_priority_classes`: pods of these need a ResourceQuota that is about them in their
+    namespace, as some clouds have it.
     """
 
     api: Api
@@ -66,8 +72,17 @@ class ControlPlane:
     server: str
     startup_seconds: float
 
-    def __init__(self, assets: Path | None = None, *, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        assets: Path | None = None,
+        *,
+        address: str = "127.0.0.1",
+        limited_priority_classes: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> None:
         self._progress = progress
+        self.address = address
+        self._limited = tuple(limited_priority_classes)
         self.assets = assets or build.assets(progress)
         self._children: list[Child] = []
 
@@ -80,7 +95,7 @@ class ControlPlane:
             self._make_identities()
             for attempt in range(1, ATTEMPTS + 1):
                 try:
-                    self._start(Ports(*free_ports(5)), attempt)
+                    self._start(Ports(*free_ports(5, self.address)), attempt)
                     break
                 except PortTakenError:
                     self._stop_children()
@@ -114,8 +129,8 @@ class ControlPlane:
         return self.directory / "ca.pem"
 
     def serving_certificate(self, name: str, *hosts: str) -> tuple[Path, Path]:
-        """Certificate and key files of a server, for these hosts ("127.0.0.1" by default)."""
-        issued = self._ca.issue_cert(*(hosts or ("127.0.0.1", "localhost")))
+        """Certificate and key files of a server, for these hosts (`address` by default)."""
+        issued = self._ca.issue_cert(*(hosts or (self.address, "localhost")))
         cert, key = self.directory / f"{name}.pem", self.directory / f"{name}.key"
         cert.unlink(missing_ok=True)
         for blob in issued.cert_chain_pems:
@@ -140,7 +155,13 @@ class ControlPlane:
     def service_account_kubeconfig(
         self, namespace: str, name: str, *, node: str | None = None
     ) -> Path:
-        """Make a kubeconfig with a fresh token of the ServiceAccount, good for a day.
+        """Make a kubeconfig with a token as `service_account_token` gives it."""
+        stem = f"sa-{namespace}-{name}" + (f"-{node}" if node else "")
+        token = self.service_account_token(namespace, name, node=node)
+        return self._kubeconfig(stem, {"token": token})
+
+    def service_account_token(self, namespace: str, name: str, *, node: str | None = None) -> str:
+        """Make a fresh token of the ServiceAccount, good for a day.
 
         With `node`, the token is bound to that Node, as the kubelet's tokens for pods are: the
         API server then knows it under `authentication.kubernetes.io/node-name`.
@@ -161,8 +182,7 @@ class ControlPlane:
             name=name,
             subresource="token",
         )
-        stem = f"sa-{namespace}-{name}" + (f"-{node}" if node else "")
-        return self._kubeconfig(stem, {"token": answer["status"]["token"]})
+        return str(answer["status"]["token"])
 
     def api_for(self, kubeconfig: Path) -> Api:
         """Connect with another identity."""
@@ -244,12 +264,12 @@ class ControlPlane:
         return path
 
     def _start(self, ports: Ports, attempt: int) -> None:
-        self.server = f"https://127.0.0.1:{ports.apiserver}"
+        self.server = self._url("https", ports.apiserver)
         self.admin_kubeconfig = self.user_kubeconfig("admin", ADMIN)
         data = self.directory / f"etcd-{attempt}"
         self._say("starting etcd")
-        etcd = self._child("etcd", _etcd_flags(ports, data))
-        self._wait(etcd, f"http://127.0.0.1:{ports.etcd}/readyz")
+        etcd = self._child("etcd", _etcd_flags(ports, data, self.address))
+        self._wait(etcd, self._url("http", ports.etcd) + "/readyz")
         self._say("starting kube-apiserver")
         apiserver = self._child("kube-apiserver", self._apiserver_flags(ports))
         self._wait(apiserver, f"{self.server}/readyz")
@@ -257,8 +277,8 @@ class ControlPlane:
         self._say("starting kube-scheduler and kube-controller-manager")
         scheduler = self._child("kube-scheduler", self._scheduler_flags(ports))
         manager = self._child("kube-controller-manager", self._controller_manager_flags(ports))
-        self._wait(scheduler, f"https://127.0.0.1:{ports.scheduler}/readyz")
-        self._wait(manager, f"https://127.0.0.1:{ports.controller_manager}/healthz")
+        self._wait(scheduler, self._url("https", ports.scheduler) + "/readyz")
+        self._wait(manager, self._url("https", ports.controller_manager) + "/healthz")
         self.api.wait_for(
             "v1/serviceaccounts",
             "default",
@@ -303,13 +323,13 @@ class ControlPlane:
 
     def _apiserver_flags(self, ports: Ports) -> list[str]:
         cert, key = self.serving_certificate(
-            "kube-apiserver", "127.0.0.1", "localhost", "kubernetes.default.svc"
+            "kube-apiserver", self.address, "localhost", "kubernetes.default.svc"
         )
         signing = self.directory / "service-account.key"
         return [
-            f"--etcd-servers=http://127.0.0.1:{ports.etcd}",
-            "--bind-address=127.0.0.1",
-            "--advertise-address=127.0.0.1",
+            f"--etcd-servers={self._url('http', ports.etcd)}",
+            f"--bind-address={self.address}",
+            f"--advertise-address={self.address}",
             f"--secure-port={ports.apiserver}",
             # A loopback address may not be an endpoint, so the Service "kubernetes" has none.
             "--endpoint-reconciler-type=none",
@@ -323,10 +343,34 @@ class ControlPlane:
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={signing}",
             f"--service-account-signing-key-file={signing}",
-            "--service-cluster-ip-range=10.96.0.0/16",
+            f"--service-cluster-ip-range={SERVICES[':' in self.address]}",
             "--allow-privileged=true",
             "--profiling=false",
+            *self._limits(),
         ]
+
+    def _limits(self) -> list[str]:
+        if not self._limited:
+            return []
+        limited = {
+            "resource": "pods",
+            "matchScopes": [
+                {"scopeName": "PriorityClass", "operator": "In", "values": list(self._limited)}
+            ],
+        }
+        quota = {
+            "apiVersion": "apiserver.config.k8s.io/v1",
+            "kind": "ResourceQuotaConfiguration",
+            "limitedResources": [limited],
+        }
+        config = {
+            "apiVersion": "apiserver.config.k8s.io/v1",
+            "kind": "AdmissionConfiguration",
+            "plugins": [{"name": "ResourceQuota", "configuration": quota}],
+        }
+        path = self.directory / "admission.json"
+        path.write_text(json.dumps(config))
+        return [f"--admission-control-config-file={path}"]
 
     def _scheduler_flags(self, ports: Ports) -> list[str]:
         kubeconfig = self.user_kubeconfig("system:kube-scheduler")
@@ -360,7 +404,7 @@ class ControlPlane:
     def _secured(self, kubeconfig: Path, port: int, name: str) -> list[str]:
         cert, key = self.serving_certificate(name)
         return [
-            "--bind-address=127.0.0.1",
+            f"--bind-address={self.address}",
             f"--secure-port={port}",
             f"--tls-cert-file={cert}",
             f"--tls-private-key-file={key}",
@@ -368,9 +412,12 @@ class ControlPlane:
             f"--authorization-kubeconfig={kubeconfig}",
         ]
 
+    def _url(self, scheme: str, port: int) -> str:
+        return f"{scheme}://{in_url(self.address)}:{port}"
 
-def _etcd_flags(ports: Ports, data: Path) -> list[str]:
-    client, peer = (f"http://127.0.0.1:{port}" for port in (ports.etcd, ports.etcd_peer))
+
+def _etcd_flags(ports: Ports, data: Path, address: str) -> list[str]:
+    client, peer = (f"http://{in_url(address)}:{port}" for port in (ports.etcd, ports.etcd_peer))
     return [
         f"--data-dir={data}",
         f"--listen-client-urls={client}",
@@ -381,6 +428,11 @@ def _etcd_flags(ports: Ports, data: Path) -> list[str]:
         "--unsafe-no-fsync",  # the data goes with the test
         "--log-level=warn",
     ]
+
+
+def in_url(address: str) -> str:
+    """Write an address as a URL has it: brackets around IPv6."""
+    return f"[{address}]" if ":" in address else address
 
 
 __all__ = ["Api", "ApiError", "ControlPlane", "PortTakenError", "ProgramError"]

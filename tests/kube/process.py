@@ -44,15 +44,16 @@ class ProgramError(Exception):
     """A program ended early or was not ready in time; the message has the end of its log."""
 
 
-def free_ports(count: int) -> list[int]:
-    """Loopback ports that nothing listens on now; all different.
+def free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
+    """Ports of a loopback address that nothing listens on now; all different.
 
     Another process may take one before its program binds it: callers start again then.
     """
-    sockets = [socket.socket() for _ in range(count)]
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sockets = [socket.socket(family) for _ in range(count)]
     try:
         for held in sockets:
-            held.bind(("127.0.0.1", 0))
+            held.bind((address, 0))
         return [int(held.getsockname()[1]) for held in sockets]
     finally:
         for held in sockets:
@@ -76,7 +77,7 @@ class Child:
         *,
         capabilities: Iterable[str] | None = None,
     ) -> None:
-        kept = None if capabilities is None else frozenset(CAPABILITIES[c] for c in capabilities)
+        kept = None if capabilities is None else tuple(capabilities)
         self.name = name
         self.command = tuple(command)
         self.log = log
@@ -153,11 +154,22 @@ class Child:
         return ProgramError(f"{self.name} {what}. The end of {self.log}:\n{self.tail()}")
 
 
-def _before_exec(kept: frozenset[int] | None) -> None:
+def die_with_parent() -> None:
+    """Be killed when the thread that forked this process ends."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def drop_capabilities(kept: Iterable[str]) -> None:
+    """Keep these of root's capabilities (names without CAP_), from the next exec on."""
+    numbers = {CAPABILITIES[name] for name in kept}
+    # What root gains at exec is the bounding set.
+    for number in range(LAST_CAPABILITY + 1):
+        if number not in numbers:
+            _libc.prctl(PR_CAPBSET_DROP, number)
+    _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def _before_exec(kept: tuple[str, ...] | None) -> None:
+    die_with_parent()
     if kept is not None and os.geteuid() == 0:
-        # What root gains at exec is the bounding set.
-        for number in range(LAST_CAPABILITY + 1):
-            if number not in kept:
-                _libc.prctl(PR_CAPBSET_DROP, number)
-        _libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        drop_capabilities(kept)

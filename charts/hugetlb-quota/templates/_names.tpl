@@ -82,3 +82,10 @@ tolerations: {{- toYaml . | nindent 2 }}
 affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
+
+{{/* How long a program may take to start, on a slow node with all others starting beside it. */}}
+{{- define "hugetlb-quota.startup" -}}
+periodSeconds: 2
+timeoutSeconds: 5
+failureThreshold: {{ div (add1 (int .Values.startupSeconds)) 2 }}
+{{- end }}

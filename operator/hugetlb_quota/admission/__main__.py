@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hugetlb_quota.admission.server import Certificate, serve
 from hugetlb_quota.kube.connection import Connection, NotConfigured
+from hugetlb_quota.kube.listening import EVERYWHERE
 
 logger = logging.getLogger("hugetlb_quota.admission")
 
@@ -42,7 +43,7 @@ async def _run(arguments: argparse.Namespace) -> None:
     async with Connection.open("hugetlb-quota-admission") as connection:
         try:
             async with serve(connection, certificate, arguments.bind, arguments.port) as bound:
-                logger.info("Serving admission on https://%s:%d.", *bound)
+                logger.info("Serving admission on %s port %d.", *bound)
                 await stop.wait()
                 logger.info("Ending: answering what was asked already.")
         except OSError as error:
@@ -56,7 +57,11 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--tls-cert", type=Path, required=True, help="certificate chain, PEM")
     parser.add_argument("--tls-key", type=Path, required=True, help="its private key, PEM")
-    parser.add_argument("--bind", default="0.0.0.0", help="address to listen on")  # noqa: S104
+    parser.add_argument(
+        "--bind",
+        default=EVERYWHERE,
+        help="address to listen on (default: %(default)s, all of IPv4 and IPv6)",
+    )
     parser.add_argument("--port", type=int, default=8443, help="port to listen on")
     return parser.parse_args()
 

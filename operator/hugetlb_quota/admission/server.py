@@ -27,6 +27,7 @@ from hugetlb_quota.admission.review import (
 from hugetlb_quota.api import GROUP
 from hugetlb_quota.api.quota import KIND, PLURAL
 from hugetlb_quota.kube import errors
+from hugetlb_quota.kube.listening import listen
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS
 
 #: The largest request body, in bytes: an UPDATE carries the object twice, and etcd holds
@@ -208,7 +209,7 @@ def _resource_name(resource: _Resource) -> str:
 async def serve(
     api: chains.Api, certificate: Certificate, bind: str, port: int
 ) -> AsyncIterator[tuple[str, int]]:
-    """Serve until the context ends; gives the address that was bound.
+    """Serve until the context ends; gives the first address that was bound.
 
     At the end running requests are answered, and what they took is taken back if they
     were refused.
@@ -220,7 +221,8 @@ async def serve(
     await runner.setup()
     fresh = asyncio.create_task(certificate.keep_fresh(), name="certificate")
     try:
-        await web.TCPSite(runner, bind, port, ssl_context=certificate.context).start()
+        for listening in listen(bind, port):
+            await web.SockSite(runner, listening, ssl_context=certificate.context).start()
         host, bound, *_ = runner.addresses[0]
         yield host, bound
     finally:

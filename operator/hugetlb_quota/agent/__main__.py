@@ -35,6 +35,7 @@ from hugetlb_quota.api.quota import KIND as QUOTA
 from hugetlb_quota.kube import events
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.informer import Informer
+from hugetlb_quota.kube.listening import EVERYWHERE
 from hugetlb_quota.kube.pods import project_pod
 from hugetlb_quota.kube.probes import NoProbePort, serve_probes
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, PODS
@@ -95,7 +96,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="leave pods that no quota governs as kubelet set them up; they meet their limit"
         " at the touch (SIGBUS), not in mmap (ENOMEM)",
     )
-    parser.add_argument("--bind", default="0.0.0.0", help="address of the probes (default: all)")  # noqa: S104
+    parser.add_argument(
+        "--bind",
+        default=EVERYWHERE,
+        help="address of the probes (default: %(default)s, all of IPv4 and IPv6)",
+    )
     parser.add_argument("--health-port", type=int, default=8082, help="port of the probes")
     return parser.parse_args(arguments)
 

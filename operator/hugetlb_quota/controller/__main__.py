@@ -16,6 +16,7 @@ from hugetlb_quota.controller import deletion
 from hugetlb_quota.controller.recounter import Recounter
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.lease import LeadershipLost, lead
+from hugetlb_quota.kube.listening import EVERYWHERE
 from hugetlb_quota.kube.probes import NoProbePort, serve_probes
 
 LEASE = "hugetlb-quota-controller"
@@ -43,7 +44,11 @@ async def _main(arguments: argparse.Namespace) -> None:
 
         async def handle_deletions() -> None:
             await kopf.operator(
-                registry=deletion.registry(connection), clusterwide=True, standalone=True
+                registry=deletion.registry(connection),
+                clusterwide=True,
+                standalone=True,
+                # Without one, kopf asks for the user's name, and a container's user has none.
+                identity=arguments.identity,
             )
             # kopf takes the signals for itself, and returns when one comes.
             program.cancel()
@@ -72,7 +77,11 @@ def _arguments() -> argparse.Namespace:
         help="what this controller calls itself in the Lease, unlike all others"
         " (default: $POD_NAME, or host name and process ID)",
     )
-    parser.add_argument("--bind", default="0.0.0.0", help="address of the probes")  # noqa: S104
+    parser.add_argument(
+        "--bind",
+        default=EVERYWHERE,
+        help="address of the probes (default: %(default)s, all of IPv4 and IPv6)",
+    )
     parser.add_argument("--health-port", type=int, default=8081, help="port of the probes")
     return parser.parse_args()
 

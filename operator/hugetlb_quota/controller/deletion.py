@@ -7,6 +7,7 @@ that is read here can only fall.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 import kopf
@@ -30,7 +31,11 @@ def registry(connection: Connection) -> kopf.OperatorRegistry:
     @kopf.on.login(registry=handlers)
     def log_in(**kwargs: Any) -> kopf.ConnectionInfo | None:
         # In the order in which Connection.open looks.
-        return kopf.login_with_kubeconfig(**kwargs) or kopf.login_with_service_account(**kwargs)
+        if (told := kopf.login_with_kubeconfig(**kwargs)) is not None:
+            return told
+        account = kopf.login_with_service_account(**kwargs)
+        # Not by the cluster's DNS, as kopf does: what else the controller does needs none.
+        return account and replace(account, server=connection.server)
 
     @kopf.on.startup(registry=handlers)
     async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:

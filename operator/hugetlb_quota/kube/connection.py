@@ -86,6 +86,11 @@ class Connection:
         """The library's own client, for what it does by itself (Leases)."""
         return self._client
 
+    @property
+    def server(self) -> str:
+        """The API server's address: scheme, host and port."""
+        return str(self._client.configuration.host)
+
     async def get(
         self,
         resource: Resource,

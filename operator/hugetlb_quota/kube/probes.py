@@ -8,6 +8,8 @@ from typing import Final
 
 from aiohttp import web
 
+from hugetlb_quota.kube.listening import listen
+
 #: What every Prometheus reads.
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -31,6 +33,7 @@ async def serve_probes(
 ) -> AsyncIterator[None]:
     """Serve ``/healthz``, ``/readyz`` and ``/metrics`` over plain HTTP.
 
+    :param bind: as :func:`listen` takes it.
     :param waiting_for: what is missing until the program is ready; "" when nothing is.
     :param metrics: renders them in Prometheus' text format 0.0.4; None: there are none.
     :raises NoProbePort: when the port is taken.
@@ -59,7 +62,8 @@ async def serve_probes(
     await runner.setup()
     try:
         try:
-            await web.TCPSite(runner, bind, port).start()
+            for listening in listen(bind, port):
+                await web.SockSite(runner, listening).start()
         except OSError as error:
             raise NoProbePort(bind, port, error) from error
         yield

@@ -8,7 +8,7 @@ import pytest
 
 from tests.kube.programs import rewritten
 
-SHIPPED = ("python", "-m", "hugetlb_quota.agent", "--node-name=$(NODE_NAME)", "--bind=0.0.0.0")
+SHIPPED = ("python", "-m", "hugetlb_quota.agent", "--node-name=$(NODE_NAME)", "--bind=*")
 
 
 def test_fills_in_what_kubelet_would() -> None:
@@ -17,7 +17,7 @@ def test_fills_in_what_kubelet_would() -> None:
         "-m",
         "hugetlb_quota.agent",
         "--node-name=n1",
-        "--bind=0.0.0.0",
+        "--bind=*",
     ]
 
 

@@ -1,0 +1,136 @@
+"""The operator's programs as containers: what is tested is the whole of what the chart ships.
+
+The command is the chart's, but for ports and for what a test adds; so are the user, the
+capabilities, the volumes and the environment. The root file system is read-only, the address of
+the API server and the token are where kubelet puts them, and there is no kubeconfig.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.kube.chart import Chart, Container
+from tests.kube.container import Mount, Specification
+from tests.kube.control_plane import ControlPlane, in_url
+from tests.kube.process import Child, free_ports
+from tests.kube.programs import Program, rewritten
+
+TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
+PORTS = {"admission": "--port", "controller": "--health-port", "agent": "--health-port"}
+
+
+class Containers:
+    """Starts programs of one installed chart, and stops them all at the end. Needs root."""
+
+    def __init__(self, control_plane: ControlPlane, chart: Chart) -> None:
+        self._control_plane = control_plane
+        self._chart = chart
+        self.running: list[Program] = []
+
+    def start(
+        self, name: str, pod: str, *, node: str | None = None, cgroup: str = "", extra: str = ""
+    ) -> Program:
+        """Start "admission", "controller" or "agent" as the pod of this name; not yet ready.
+
+        `cgroup`: the directory of the cgroup that is its container's; "": the test's own.
+        `extra`: one more argument.
+        """
+        plane = self._control_plane
+        container = self._chart.container(name)
+        (port,) = free_ports(1, plane.address)
+        fields = {
+            "metadata.namespace": self._chart.namespace,
+            "metadata.name": pod,
+            "spec.nodeName": node or "",
+        }
+        variables = {variable: fields[field] for variable, field in container.fields.items()}
+        command = rewritten(container.command, {PORTS[name]: str(port)}, variables)
+        directory = plane.directory / f"container-{pod}"
+        root = directory / "root"
+        root.mkdir(parents=True)
+        specification = Specification(
+            root=str(root),
+            command=[*command, extra] if extra else command,
+            environment=self._environment(pod, variables),
+            user=container.user,
+            group=container.group,
+            capabilities=sorted(container.capabilities),
+            mounts=[self._token(container, directory, node), *self._volumes(container, directory)],
+            cgroup=cgroup,
+        )
+        child = Child(
+            f"container {pod}",
+            specification.wrapped(),
+            plane.logs / f"container-{pod}.log",
+            {"PATH": os.environ.get("PATH", "")},
+        )
+        scheme = "https" if name == "admission" else "http"
+        kubeconfig = plane.service_account_kubeconfig(
+            self._chart.namespace, container.service_account, node=node
+        )
+        address = f"{scheme}://{in_url(plane.address)}:{port}"
+        program = Program(name, child, address, kubeconfig, plane.ca_file)
+        program.identity = pod
+        self.running.append(program)
+        return program
+
+    def stop(self) -> None:
+        """Stop all, those last started first."""
+        while self.running:
+            self.running.pop().stop()
+
+    def _environment(self, pod: str, variables: Mapping[str, str]) -> dict[str, str]:
+        """What the image has, what kubelet adds, what the chart says: no HOME, no USER."""
+        host, _, port = self._control_plane.server.removeprefix("https://").rpartition(":")
+        return {
+            "PATH": f"{Path(sys.prefix, 'bin')}:/usr/bin:/bin",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HOSTNAME": pod,
+            "KUBERNETES_SERVICE_HOST": host.strip("[]"),
+            "KUBERNETES_SERVICE_PORT": port,
+            **variables,
+        }
+
+    def _token(self, container: Container, directory: Path, node: str | None) -> Mount:
+        namespace = self._chart.namespace
+        token = self._control_plane.service_account_token(
+            namespace, container.service_account, node=node
+        )
+        content = {
+            "token": token.encode(),
+            "ca.crt": self._control_plane.ca_file.read_bytes(),
+            "namespace": namespace.encode(),
+        }
+        return Mount(str(_readable(directory / "token", content, container)), TOKEN)
+
+    def _volumes(self, container: Container, directory: Path) -> list[Mount]:
+        mounts = []
+        for target, volume in container.volumes.items():
+            if "secret" in volume:
+                cert, key = self._control_plane.serving_certificate("admission")
+                content = {"tls.crt": cert.read_bytes(), "tls.key": key.read_bytes()}
+                source = str(_readable(directory / volume["name"], content, container))
+            elif volume["hostPath"].get("type") == "DirectoryOrCreate":
+                # This machine's own is that of an agent that may run here.
+                made = directory / volume["name"]
+                made.mkdir()
+                source = str(made)
+            else:
+                source = volume["hostPath"]["path"]
+            mounts.append(Mount(source, target, volume["readOnly"]))
+        return mounts
+
+
+def _readable(directory: Path, content: Mapping[str, bytes], container: Container) -> Path:
+    """Files that the container's group may read, as kubelet makes them with an fsGroup."""
+    directory.mkdir()
+    for name, data in content.items():
+        file = directory / name
+        file.write_bytes(data)
+        os.chown(file, 0, container.group)
+        file.chmod(0o440)
+    return directory
