@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help demo test unit lint format crds image lock clean preflight require
+.PHONY: help demo test unit e2e-vm lint format crds image lock clean preflight require
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,6 +17,9 @@ test: preflight $(READY)  ## run every layer of tests; says how many ran at each
 
 unit: $(READY)  ## run the pure tests alone: no root, seconds
 	@$(BIN)/python -m pytest -q tests/unit $(ARGS)
+
+e2e-vm: preflight $(READY)  ## install the chart on a real node in a virtual machine, and run tests/e2e; KEEP=1 leaves it
+	@$(BIN)/python -m tests.vm $(ARGS)
 
 lint: $(READY)  ## ruff, mypy (strict) and the import contracts
 	@$(BIN)/ruff check --quiet --output-format concise .

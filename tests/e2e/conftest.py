@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,10 @@ from tests.e2e import collect, operator
 from tests.e2e.host import NAMESPACE as HOST_NAMESPACE
 from tests.e2e.host import Host, nodes_with_pages
 from tests.e2e.kubectl import CommandFailed, apply, kubectl
+
+HERE = Path(__file__).resolve().parent
+SCENE_TIMEOUT = 1200
+"""Seconds. The first scene that runs installs the chart."""
 
 LACKING = {
     "KUBECONFIG": lambda: os.environ.get("KUBECONFIG"),
@@ -55,6 +60,9 @@ def host() -> Iterator[Host]:
 def installed(host: Host) -> Iterator[Host]:
     """The node, with the chart installed and the limits of its pods in force."""
     try:
+        if operator.is_installed():
+            yield host  # by hand, or by a run that was ended early: not this run's to remove
+            return
         operator.install()
         operator.wait_enforced(host.node)
     except (CommandFailed, AssertionError) as error:
@@ -79,6 +87,13 @@ def seen(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Note what was seen, for the table."""
     scene = SCENES.setdefault(request.node.nodeid, Scene(request.node.name))
     return scene.seen.append
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give scenes the time that their waits may take."""
+    for item in items:
+        if item.path.parent == HERE:
+            item.add_marker(pytest.mark.timeout(SCENE_TIMEOUT))
 
 
 @pytest.hookimpl(wrapper=True)

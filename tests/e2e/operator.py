@@ -33,6 +33,11 @@ def install(chart: Path = CHART, *, verb: str = "install", **values: str) -> Non
     )
 
 
+def is_installed() -> bool:
+    """Whether the release is there."""
+    return RELEASE in helm("list", "--namespace", NAMESPACE, "--short").split()
+
+
 def uninstall() -> None:
     """`helm uninstall`, and wait until its pods are gone."""
     helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait", "--timeout", "5m")

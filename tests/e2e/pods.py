@@ -42,6 +42,7 @@ def pod(namespace: str, name: str, *containers: Json, **spec: Any) -> Json:
             "terminationGracePeriodSeconds": 1,
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
+            "dnsPolicy": "Default",
             **spec,
         },
     }
@@ -115,4 +116,7 @@ def condition(found: Json, kind: str) -> tuple[str, str, str]:
 
 def wait_counted(namespace: str, name: str) -> None:
     """Wait until the controller has counted a new quota: before that it admits nothing."""
-    wait(f"HugeTLBQuota {namespace}/{name} to be counted", lambda: used(namespace, name) != "")
+    wait(
+        f"HugeTLBQuota {namespace}/{name} to be counted",
+        lambda: get("hugetlbquota", name, namespace).get("status", {}).get("used"),
+    )

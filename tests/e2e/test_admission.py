@@ -19,7 +19,7 @@ def test_a_replicaset_says_why_its_pod_is_refused(namespace: str, seen: Seen) ->
     wait_counted(namespace, "team")
     template = pod(namespace, "web", container("sleep", "infinity", pages="16Mi"))
     labels = {"team": "a"}
-    template["metadata"] = {"labels": labels}
+    template = {"metadata": {"labels": labels}, "spec": template["spec"]}
     apply(
         {
             "apiVersion": "apps/v1",

@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from tests.kube import build
@@ -69,9 +70,6 @@ def _keep(cluster: VmCluster) -> None:
         while True:
             for machine in cluster.machines:
                 machine.check_alive()
-            os.waitpid(-1, os.WNOHANG) if False else None
-            import time
-
             time.sleep(5)
     except KeyboardInterrupt:
         return

@@ -1,8 +1,9 @@
 /* Ask libhugetlbfs for a region, as its users do, and say what kind of pages it has. */
-#include <hugetlbfs.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+/* Needs size_t and does not include what defines it. */
+#include <hugetlbfs.h>
 
 static int on_huge_pages(const char *region)
 {
