@@ -13,7 +13,7 @@ demo: require $(READY)  ## show the main job, on a real API server, real cgroups
 	@$(BIN)/python -m demo
 
 test: preflight $(READY)  ## run every layer of tests; says how many ran at each and why any was skipped
-	@$(BIN)/python -m pytest -q tests/unit tests/kernel tests/cluster $(ARGS)
+	@$(BIN)/python -m pytest -q tests/unit tests/kernel tests/cluster tests/image $(ARGS)
 
 unit: $(READY)  ## run the pure tests alone: no root, seconds
 	@$(BIN)/python -m pytest -q tests/unit $(ARGS)
