@@ -44,7 +44,8 @@ RUN set -eu; \
         /opt/hugetlb-quota/bin/python -m "hugetlb_quota.$program" --help > /dev/null; \
     done; \
     find / -xdev -xtype l -delete
-ENV PATH=/opt/hugetlb-quota/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# User 65532 is in no /etc/passwd, and libraries ask for a home.
+ENV PATH=/opt/hugetlb-quota/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/
 # As the chart's runAsUser; the agent alone is started as root, by the chart.
 USER 65532:65532
 CMD ["python", "-c", "print('Choose a program: python -m hugetlb_quota.admission, .controller or .agent')"]

@@ -4,19 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: help demo test unit e2e-vm lint format crds image lock clean preflight require
+.PHONY: help demo test unit e2e-kind e2e-vm lint format crds image lock clean preflight require
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: require $(READY)  ## show the main job, on a real API server, real cgroups and real huge pages
 	@$(BIN)/python -m demo
 
 test: preflight $(READY)  ## run every layer of tests; says how many ran at each and why any was skipped
-	@$(BIN)/python -m pytest -q tests/unit tests/kernel tests/cluster $(ARGS)
+	@$(BIN)/python -m pytest -q tests/unit tests/kernel tests/cluster tests/image $(ARGS)
 
 unit: $(READY)  ## run the pure tests alone: no root, seconds
 	@$(BIN)/python -m pytest -q tests/unit $(ARGS)
+
+e2e-kind: $(READY)  ## make a cluster with kind and run tests/e2e on it; KEEP=1 leaves it
+	@$(BIN)/python -m tests.kind $(ARGS)
 
 e2e-vm: preflight $(READY)  ## install the chart on a real node in a virtual machine, and run tests/e2e; KEEP=1 leaves it
 	@$(BIN)/python -m tests.vm $(ARGS)

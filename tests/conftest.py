@@ -1,7 +1,7 @@
 """Gives the layers that mount a mount namespace of their own, and counts what ran at each layer.
 
-A layer that was skipped is never overlooked: with REQUIRE_LAYERS=1 a test of the kernel or
-cluster layer that was skipped fails the run, unless what it lacks is something that not every
+A layer that was skipped is never overlooked: with REQUIRE_LAYERS=1 a test of a layer
+below e2e that was skipped fails the run, unless what it lacks is something that not every
 machine can have.
 """
 
@@ -15,10 +15,10 @@ import pytest
 
 from tests import mount_namespace, preflight
 
-LAYERS = ("unit", "kernel", "cluster", "e2e")
-REQUIRED = ("unit", "kernel", "cluster")
+LAYERS = ("unit", "kernel", "cluster", "image", "e2e")
+REQUIRED = ("unit", "kernel", "cluster", "image")
 #: Layers whose tests and programs mount; they skip where root is lacking.
-MOUNTING = ("kernel", "cluster")
+MOUNTING = ("kernel", "cluster", "image")
 #: Reasons of skips that REQUIRE_LAYERS accepts.
 OPTIONAL = (
     "no PostgreSQL is installed",

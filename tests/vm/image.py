@@ -103,20 +103,21 @@ def built() -> Image:
 def unpacked(image: Image) -> Iterator[Path]:
     """Give the image's root file system, read-only, in a folder that goes with the context.
 
-    Raises ImageError.
+    No other image is built meanwhile. Raises ImageError.
     """
-    name = _run(["buildah", "from", f"docker-archive:{image.archive}"]).strip()
-    try:
-        root = Path(_run(["buildah", "mount", name]).strip())
-        with tempfile.TemporaryDirectory() as folder:
-            _run(["mount", "--bind", root, folder])
-            try:
-                _run(["mount", "-o", "remount,bind,ro", folder])
-                yield Path(folder)
-            finally:
-                _run(["umount", folder])
-    finally:
-        _run(["buildah", "rm", name])
+    with _locked():
+        name = _run(["buildah", "from", f"docker-archive:{image.archive}"]).strip()
+        try:
+            root = Path(_run(["buildah", "mount", name]).strip())
+            with tempfile.TemporaryDirectory() as folder:
+                _run(["mount", "--bind", root, folder])
+                try:
+                    _run(["mount", "-o", "remount,bind,ro", folder])
+                    yield Path(folder)
+                finally:
+                    _run(["umount", folder])
+        finally:
+            _run(["buildah", "rm", name])
 
 
 def configuration(image: Image) -> dict[str, Any]:
