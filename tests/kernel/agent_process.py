@@ -174,13 +174,15 @@ class Agent:
         self.process: Process | None = None
         self.port = 0
 
-    async def start(self) -> None:
+    async def start(self, *more: str) -> None:
+        """``more``: arguments after the usual ones."""
         (self.port,) = free_ports(1)
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "hugetlb_quota.agent", "--node-name=n"),
                 *(f"--cgroup-root={self.subtree.name}", "--bind=127.0.0.1"),
                 *(f"--health-port={self.port}", f"--state-dir={self.state}"),
+                *more,
                 env={"KUBECONFIG": str(self.api.kubeconfig), "HOME": str(self.log.parent)},
                 stderr=log,
             )

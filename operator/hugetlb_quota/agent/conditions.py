@@ -24,6 +24,12 @@ def ready_condition(problems: tuple[str, ...], before: Mapping[str, Any], now: s
     )
 
 
+def unusable_condition(reason: str, message: str, before: Mapping[str, Any], now: str) -> Json:
+    """The condition Ready of a node whose pods can't be limited, for what the host lacks."""
+    told = f"No pod of this node is limited: {message}"
+    return _condition("Ready", ("Enforced", reason), "", (told,), before, now)
+
+
 def exact_condition(doubts: tuple[str, ...], before: Mapping[str, Any], now: str) -> Json:
     """The condition Exact: whether what is retained is charged to the right quota, to the byte."""
     reasons = ("Agrees", "InDoubt")
