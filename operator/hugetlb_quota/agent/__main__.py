@@ -41,7 +41,7 @@ from hugetlb_quota.kube.listening import EVERYWHERE
 from hugetlb_quota.kube.pods import project_pod
 from hugetlb_quota.kube.probes import NoProbePort, serve_probes
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, PODS
-from hugetlb_quota.node import kubepods
+from hugetlb_quota.node import cgroup_namespace, kubepods
 from hugetlb_quota.node.file_changes import FileChanges
 from hugetlb_quota.node.host import (
     HostRoot,
@@ -125,18 +125,29 @@ async def run(options: argparse.Namespace) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     host = HostRoot(options.host_root)
     host.boot_id()  # where there is no host, no API server needs to be told
+    # Before any thread and any process of ours: those follow.
+    outside = cgroup_namespace.enter_hosts(host)
+    if outside:
+        logger.warning("%s", outside)
     async with Connection.open("hugetlb-quota-agent") as connection:
         unusable = UnusableNode(
             connection, options.node_name, host, options.bind, options.health_port
         )
         if await unusable.wait(stop):
-            await _work(options, host, connection, stop)
+            await _work(options, host, connection, stop, outside)
 
 
 async def _work(
-    options: argparse.Namespace, host: HostRoot, connection: Connection, stop: asyncio.Event
+    options: argparse.Namespace,
+    host: HostRoot,
+    connection: Connection,
+    stop: asyncio.Event,
+    outside: str,
 ) -> None:
-    """Do what the agent is for, until ``stop`` is set."""
+    """Do what the agent is for, until ``stop`` is set.
+
+    :param outside: why this is not the host's cgroup namespace; "" when it is.
+    """
     cgroup2, boot_id, sizes = host.cgroup2(), host.boot_id(), page_sizes(host)
     parents = kubepods.parents(cgroup2, options.cgroup_root)
     logger.info("cgroup2 is at %s, kubepods is looked for in %s", cgroup2, list(map(str, parents)))
@@ -180,6 +191,7 @@ async def _work(
             seen_since=lambda: pods.listed_at,
             seen_up_to=lambda: pods.resource_version,
             problems=lambda: (*not_enforced(), *reclaimer.failures),
+            notes=lambda: (*enforcer.by_pod_alone, outside) if enforcer.by_pod_alone else (),
         )
         metrics = AgentMetrics(tracker, sizes, not_enforced)
         reporter = Reporter(connection, options.node_name, boot_id, observer)

@@ -78,7 +78,9 @@ class Reporter:
     async def _report(self, snapshot: Snapshot) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         conditions = (
-            ready_condition(snapshot.problems, self._conditions.get("Ready", {}), now),
+            ready_condition(
+                snapshot.problems, self._conditions.get("Ready", {}), now, snapshot.notes
+            ),
             exact_condition(snapshot.doubts, self._conditions.get("Exact", {}), now),
             room_condition(snapshot.mounts, self._conditions.get("MountsHaveRoom", {}), now),
         )
