@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.kube import chart as charts
-from tests.kube.api import Api, ApiError, Object
+from tests.kube.api import Api, ApiError, Object, Objects
 from tests.kube.control_plane import ControlPlane
 from tests.kube.programs import Program, Programs
 from tests.waiting import eventually
@@ -197,7 +197,10 @@ def test_a_limit_lowered_below_use_is_told(controller: Program, api: Api, namesp
     api.patch(QUOTAS, "team", {"spec": {"hard": {"hugepages-2Mi": "32Mi"}}}, namespace=namespace)
     eventually(lambda: condition(api, namespace, "team", "WithinLimits") == ("False", "OverLimit"))
     # The event follows the condition.
-    over = lambda: api.list("v1/events", namespace=namespace, fields="reason=OverLimit")  # noqa: E731
+
+    def over() -> Objects:
+        return api.list("v1/events", namespace=namespace, fields="reason=OverLimit")
+
     eventually(over)
     (event,) = over()
     assert "64Mi of hugepages-2Mi is charged and the limit is 32Mi" in event["message"]

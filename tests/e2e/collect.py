@@ -41,7 +41,9 @@ def collect(scene: str, host: Host | None) -> Path:
             _keep(into / f"{component}{when}.log", *words, *([when] if when else []))
     if host is not None:
         try:
-            text = host.run("grep -rs . /sys/fs/cgroup --include='hugetlb.*' | grep pod; dmesg | tail -50")
+            text = host.run(
+                "grep -rs . /sys/fs/cgroup --include='hugetlb.*' | grep pod; dmesg | tail -50"
+            )
         except CommandFailed as error:
             text = str(error)
         (into / "cgroups.txt").write_text(text)

@@ -75,7 +75,9 @@ def installed(host: Host) -> Iterator[Host]:
 @pytest.fixture
 def namespace(request: pytest.FixtureRequest, installed: Host) -> Iterator[str]:
     """A namespace of the scene's own."""
-    name = "e2e-" + re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_"))[:50].strip("-")
+    name = "e2e-" + re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_"))[:50].strip(
+        "-"
+    )
     apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     yield name
     kubectl("delete", "pods", "--all", "--namespace", name, "--wait=false", "--grace-period=1")

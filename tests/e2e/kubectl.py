@@ -26,9 +26,7 @@ class CommandFailed(Exception):
 def run(*words: str, stdin: str | None = None, timeout: float = PATIENCE + 60) -> str:
     """Run a program; its standard output. Raises CommandFailed."""
     try:
-        done = subprocess.run(
-            words, input=stdin, capture_output=True, text=True, timeout=timeout
-        )
+        done = subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired as error:
         raise CommandFailed(" ".join(words), f"did not end in {timeout:.0f} s") from error
     if done.returncode:
@@ -48,7 +46,9 @@ def helm(*words: str, timeout: float = 900.0) -> str:
 
 def apply(*objects: Json) -> None:
     """Apply objects as one user does with a file."""
-    kubectl("apply", "-f", "-", stdin=json.dumps({"kind": "List", "apiVersion": "v1", "items": objects}))
+    kubectl(
+        "apply", "-f", "-", stdin=json.dumps({"kind": "List", "apiVersion": "v1", "items": objects})
+    )
 
 
 def get(kind: str, name: str, namespace: str = "") -> Json:

@@ -36,7 +36,9 @@ def wait_limits(host: Host, uid: str, mib: int, containers: int = 1) -> list[Gro
     def limited() -> list[Group] | None:
         top, *below = host.groups(uid) or [None]
         held = [group for group in below if group.limits() == both(mib)]
-        return [top, *held] if top and top.limits() == both(mib) and len(held) >= containers else None
+        return (
+            [top, *held] if top and top.limits() == both(mib) and len(held) >= containers else None
+        )
 
     groups: list[Group] = wait(f"pod {uid} and {containers} containers held to {mib} MiB", limited)
     return groups
@@ -116,7 +118,9 @@ def test_pages_of_1_gib(installed: Host, namespace: str, seen: Seen) -> None:
     size = "hugepages-1Gi"
     apply(quota(namespace, "q", "1Gi", size=size))
     wait_counted(namespace, "q")
-    main = container("sh", "-c", "map -x -s 1048576 2048; map -s 1048576 1024", pages="1Gi", size=size)
+    main = container(
+        "sh", "-c", "map -x -s 1048576 2048; map -s 1048576 1024", pages="1Gi", size=size
+    )
     apply(pod(namespace, "p", main))
     log = wait_log(namespace, "p", "touched 1024 MiB")
     assert f"mmap 2048 MiB: {REFUSED}" in log

@@ -19,7 +19,9 @@ ENOMEM = "Cannot allocate memory"
 
 def postgres(name: str, namespace: str, prepare: str, *options: str, **more: Any) -> Json:
     """A pod that prepares a database and serves it."""
-    serve = " ".join(("exec postgres", "-D", DATA, "-k", "/tmp", *(f"-c {each}" for each in options)))
+    serve = " ".join(
+        ("exec postgres", "-D", DATA, "-k", "/tmp", *(f"-c {each}" for each in options))
+    )
     main = container("sh", "-c", f"set -e; {prepare}; {serve}", securityContext=NOBODY, **more)
     return pod(namespace, name, main, restartPolicy="Never")
 
@@ -46,7 +48,9 @@ def shows(namespace: str, name: str, setting: str) -> str:
 def test_postgresql(governed: str, seen: Seen) -> None:
     buffers = "shared_buffers=48MB"
     apply(
-        postgres("without-request", governed, f"initdb -D {DATA} -U nobody", "huge_pages=try", buffers),
+        postgres(
+            "without-request", governed, f"initdb -D {DATA} -U nobody", "huge_pages=try", buffers
+        ),
         postgres("with-request", governed, COPY, "huge_pages=on", buffers, pages="96Mi"),
         postgres("too-small", governed, COPY, "huge_pages=on", buffers, pages="16Mi"),
     )
@@ -78,7 +82,9 @@ def test_glibc_malloc_falls_back(governed: str, seen: Seen) -> None:
     """glibc.malloc.hugetlb=2 asks mmap for huge pages, and takes small ones where it refuses."""
     tunable = "GLIBC_TUNABLES=glibc.malloc.hugetlb=2"
     traced = f"strace -f -e trace=mmap -E {tunable} -o /tmp/trace"
-    script = f"{traced} head -c 16M /dev/zero | {traced} sort -S 32M | wc -c; grep -c ENOMEM /tmp/trace"
+    script = (
+        f"{traced} head -c 16M /dev/zero | {traced} sort -S 32M | wc -c; grep -c ENOMEM /tmp/trace"
+    )
     apply(pod(governed, "p", container("sh", "-c", f"{script}; exec sleep infinity")))
     log = wait_log(governed, "p", "16777216")
     assert "Bus error" not in log

@@ -174,15 +174,27 @@ class Agent:
         self.process: Process | None = None
         self.port = 0
 
-    async def start(self) -> None:
+    async def start(self, *more: str, container: Path | None = None) -> None:
+        """``more``: arguments after the usual ones.
+
+        ``container``: the cgroup that it is to be in, and the root of its cgroup namespace.
+        """
+
+        def enter() -> None:
+            if container is not None:
+                cgroup_tree.write(container / "cgroup.procs", "0")
+
         (self.port,) = free_ports(1)
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
+                *(() if container is None else ("unshare", "--cgroup")),
                 *(sys.executable, "-m", "hugetlb_quota.agent", "--node-name=n"),
                 *(f"--cgroup-root={self.subtree.name}", "--bind=127.0.0.1"),
                 *(f"--health-port={self.port}", f"--state-dir={self.state}"),
+                *more,
                 env={"KUBECONFIG": str(self.api.kubeconfig), "HOME": str(self.log.parent)},
                 stderr=log,
+                preexec_fn=enter,
             )
 
     async def end(self, number: signal.Signals) -> int:

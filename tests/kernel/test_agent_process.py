@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 from tests.kernel.agent_process import (
     ID,
@@ -131,4 +132,20 @@ async def test_without_an_api_it_begins_with_what_kubelet_wrote(agent: Agent, ap
     assert (await agent.probe("/healthz"))[0] == 200
     await api.start()
     await agent.ready()
+    assert await agent.end(signal.SIGTERM) == 0
+
+
+async def test_on_a_host_without_cgroup2_it_says_so_and_waits(
+    api: Api, agent: Agent, tmp_path: Path
+) -> None:
+    host = tmp_path / "host"
+    for directory in ("proc/1", "proc/sys/kernel/random", "sys"):
+        (host / directory).mkdir(parents=True)
+    (host / "proc/1/mountinfo").write_text("")
+    (host / "proc/sys/kernel/random/boot_id").write_text("boot\n")
+    await agent.start(f"--host-root={host}")
+    await agent.ready()
+    (ready,) = api.status["conditions"]
+    assert (ready["type"], ready["status"], ready["reason"]) == ("Ready", "False", "NoCgroup2")
+    assert (await agent.probe("/healthz"))[0] == 200
     assert await agent.end(signal.SIGTERM) == 0

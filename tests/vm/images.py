@@ -68,7 +68,9 @@ def debian_base() -> str:
         shutil.rmtree(root / "var/cache/apt/archives", ignore_errors=True)
         container = buildah("from", "scratch")
         buildah("copy", "--quiet", container, root, "/")
-        buildah("config", "--env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", container)
+        buildah(
+            "config", "--env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", container
+        )
         buildah("commit", "--quiet", "--rm", container, name)
     return name
 

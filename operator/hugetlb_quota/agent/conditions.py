@@ -13,15 +13,22 @@ Json = dict[str, Any]
 _NAMED: Final = 5
 
 
-def ready_condition(problems: tuple[str, ...], before: Mapping[str, Any], now: str) -> Json:
+def ready_condition(
+    problems: tuple[str, ...], before: Mapping[str, Any], now: str, notes: tuple[str, ...] = ()
+) -> Json:
     """The condition Ready, which keeps the time of its last transition.
 
     :param before: the condition as it was; empty when there was none.
+    :param notes: sentences that are told where there is no problem.
     """
-    reasons = ("Enforced", "NotEnforced")
-    return _condition(
-        "Ready", reasons, "The limits of all pods are in place.", problems, before, now
-    )
+    fine = " ".join(("The limits of all pods are in place.", *notes))
+    return _condition("Ready", ("Enforced", "NotEnforced"), fine, problems, before, now)
+
+
+def unusable_condition(reason: str, message: str, before: Mapping[str, Any], now: str) -> Json:
+    """The condition Ready of a node whose pods can't be limited, for what the host lacks."""
+    told = f"No pod of this node is limited: {message}"
+    return _condition("Ready", ("Enforced", reason), "", (told,), before, now)
 
 
 def exact_condition(doubts: tuple[str, ...], before: Mapping[str, Any], now: str) -> Json:

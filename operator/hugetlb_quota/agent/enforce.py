@@ -16,7 +16,14 @@ from hugetlb_quota import quantity
 from hugetlb_quota.accounting.plan import Allowance, Limits, admissible, plan
 from hugetlb_quota.agent.waiting import wait_at_most
 from hugetlb_quota.node import cgroup, kubepods
-from hugetlb_quota.node.cgroup import CgroupError, CgroupGone, Limit, LimitBelowUse, NotControlled
+from hugetlb_quota.node.cgroup import (
+    CgroupError,
+    CgroupGone,
+    Limit,
+    LimitBelowUse,
+    NotControlled,
+    OwnNamespace,
+)
 from hugetlb_quota.node.kubepods import PodCgroup
 from hugetlb_quota.node.watcher import (
     Changed,
@@ -66,6 +73,7 @@ class Enforcer:
         self._pods: dict[str, PodCgroup] = {}
         self._failures: dict[str, str] = {}
         self._above: dict[str, str] = {}
+        self._by_pod_alone: dict[str, str] = {}
         self._due = asyncio.Event()
         #: Called when a pod's cgroup is gone.
         self.on_removed: Callable[[], None] = lambda: None
@@ -81,6 +89,11 @@ class Enforcer:
     def above(self) -> tuple[str, ...]:
         """Which pods use more than they may, a sentence each; their limit follows their use."""
         return tuple(self._above[uid] for uid in sorted(self._above))
+
+    @property
+    def by_pod_alone(self) -> tuple[str, ...]:
+        """Containers that only their pod's limit holds, a sentence each."""
+        return tuple(self._by_pod_alone[uid] for uid in sorted(self._by_pod_alone))
 
     def due(self) -> None:
         """Ask for a pass over all pods, soon."""
@@ -132,6 +145,7 @@ class Enforcer:
         """
         self._pods[pod.uid] = pod
         allowance = self._allowance(pod.uid)
+        by_pod_alone = ""
         try:
             above = self._set(pod.path, allowance, None)
             for container in kubepods.containers(pod):
@@ -139,6 +153,8 @@ class Enforcer:
                     above |= self._set(container.path, allowance, container.id)
                 except (CgroupGone, NotControlled):
                     continue  # the pod's own limit holds
+                except OwnNamespace as error:
+                    by_pod_alone = f"{error} The limit of its pod {pod.uid} holds."
         except CgroupGone:
             self._forget(pod)
             return
@@ -148,6 +164,10 @@ class Enforcer:
             self._failures[pod.uid] = str(error)
             return
         self._failures.pop(pod.uid, None)
+        if by_pod_alone:
+            self._by_pod_alone[pod.uid] = by_pod_alone
+        else:
+            self._by_pod_alone.pop(pod.uid, None)
         if above:
             self._above[pod.uid] = (
                 f"Pod {pod.uid} uses more huge pages than it may: {', '.join(sorted(above))};"
@@ -171,7 +191,7 @@ class Enforcer:
     def _forget(self, pod: PodCgroup) -> None:
         # One made anew under the same UID, elsewhere, is another.
         if self._pods.get(pod.uid) == pod:
-            for known in (self._pods, self._failures, self._above):
+            for known in (self._pods, self._failures, self._above, self._by_pod_alone):
                 known.pop(pod.uid, None)
 
     def _set(self, path: Path, allowance: Allowance | None, container: str | None) -> set[str]:

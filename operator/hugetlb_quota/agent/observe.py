@@ -48,7 +48,8 @@ class Snapshot:
     quotas tell as unreported and of which all is in ``retained``: what is charged for those
     that are not in ``pods`` any more. ``files``: the largest. ``system``: what the
     host's own processes hold in files. ``problems``: what keeps the node from being
-    Ready, a sentence each; ``doubts``: why what is retained may not be right in every part.
+    Ready, a sentence each; ``notes``: what is told where nothing does; ``doubts``: why what
+    is retained may not be right in every part.
     """
 
     pods_since: int
@@ -62,6 +63,7 @@ class Snapshot:
     mounts: tuple[Json, ...] = ()
     system: Charge = NOTHING
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
 
 
@@ -82,6 +84,7 @@ class Observer:
         seen_since: Callable[[], int],
         seen_up_to: Callable[[], int],
         problems: Callable[[], tuple[str, ...]] = lambda: (),
+        notes: Callable[[], tuple[str, ...]] = lambda: (),
     ) -> None:
         self._host = host
         self._cgroup2 = cgroup2
@@ -90,6 +93,7 @@ class Observer:
         self._seen_since = seen_since
         self._seen_up_to = seen_up_to
         self._problems = problems
+        self._notes = notes
         self._latest = 0
         self._carried: dict[str, Json] = {}
 
@@ -170,6 +174,7 @@ class Observer:
             mounts=self._mounts(),
             system=files.book.charge_of(SYSTEM) if (files := self._tracker.files) else NOTHING,
             problems=self._problems(),
+            notes=self._notes(),
             doubts=(*self._tracker.ledger.problems, *(files.problems if files else ())),
         )
 

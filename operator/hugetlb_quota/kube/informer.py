@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
+from hugetlb_quota.backoff import Backoff
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.resources import Resource
 
@@ -127,14 +128,14 @@ class Informer(Generic[T]):
 
     async def run(self) -> None:
         """List, watch, and begin again when the watch is lost; for ever."""
-        backoff = FIRST_BACKOFF
+        backoff = Backoff(FIRST_BACKOFF, LONGEST_BACKOFF)
         while True:
             begun_at = self._position
             try:
                 if not self._position:
                     await self._list()
                 await self._watch()
-                backoff = FIRST_BACKOFF
+                backoff.reset()
                 continue
             except errors.Gone as error:
                 logger.info("%s: listing anew: %s", self._name, error)
@@ -146,9 +147,8 @@ class Informer(Generic[T]):
                 logger.warning("%s: listing anew after an error: %s", self._name, error)
                 self._position = ""
             if self._position not in ("", begun_at):
-                backoff = FIRST_BACKOFF  # it told something before it broke
-            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-            backoff = min(backoff * 2, LONGEST_BACKOFF)
+                backoff.reset()  # it told something before it broke
+            await asyncio.sleep(backoff.next() * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
 
     async def _list(self) -> None:
         listed: dict[ObjectKey, tuple[str, int, T]] = {}

@@ -61,6 +61,17 @@ class LimitBelowUse(CgroupError):
         self.value = value
 
 
+class OwnNamespace(CgroupError):
+    """The cgroup is the root of this process' own cgroup namespace, whose limits it may not set."""
+
+    def __init__(self, cgroup: Path) -> None:
+        super().__init__(
+            cgroup,
+            f"{cgroup} is the root of the agent's own cgroup namespace, and the kernel lets nobody"
+            " write the limits of that (nsdelegate).",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Use:
     """Bytes of one page size: promised to mappings, and faulted in."""
@@ -92,6 +103,7 @@ def write_limit(cgroup: Path, size: PageSize, limit: Limit, value: int | None) -
     """Set one limit of ``cgroup``.
 
     :raises LimitBelowUse: when more than ``value`` is in use.
+    :raises OwnNamespace: when it is the root of our own cgroup namespace.
     :raises CgroupGone: when it was removed.
     :raises NotControlled: when it has no hugetlb files.
     """
@@ -106,6 +118,9 @@ def write_limit(cgroup: Path, size: PageSize, limit: Limit, value: int | None) -
     except OSError as error:
         if error.errno == errno.EBUSY:
             raise LimitBelowUse(cgroup, size, limit, value) from error
+        # By permissions alone it would be EACCES, and root is not asked for those.
+        if error.errno == errno.EPERM:
+            raise OwnNamespace(cgroup) from error
         raise _explained(error, cgroup, size, path) from error
 
 

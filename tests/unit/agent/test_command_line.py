@@ -30,10 +30,10 @@ def host(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def ends(host: Path, monkeypatch: pytest.MonkeyPatch, port: int = 0) -> int:
+def ends(host: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
     """How the agent ends at once; without an API server unless one was configured."""
     command = ["agent", "--node-name=n", f"--host-root={host}", "--bind=127.0.0.1"]
-    monkeypatch.setattr(sys, "argv", [*command, f"--health-port={port}"])
+    monkeypatch.setattr(sys, "argv", [*command, "--health-port=0", *more])
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(SystemExit) as ended:
         main()
@@ -49,7 +49,7 @@ def test_a_host_without_cgroup2(
     host: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (host / "proc/1/mountinfo").write_text(CGROUP2.replace("cgroup2", "tmpfs"))
-    assert ends(host, monkeypatch) == 3
+    assert ends(host, monkeypatch, "--check") == 3
     assert "boot it with systemd.unified_cgroup_hierarchy=1" in capsys.readouterr().err
 
 
@@ -57,7 +57,7 @@ def test_a_host_without_the_hugetlb_controller(
     host: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (host / "sys/fs/cgroup/cgroup.controllers").write_text("cpu memory\n")
-    assert ends(host, monkeypatch) == 4
+    assert ends(host, monkeypatch, "--check") == 4
     assert "CONFIG_CGROUP_HUGETLB=y" in capsys.readouterr().err
 
 
@@ -86,7 +86,7 @@ def test_the_probes_port_is_taken(
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert ends(host, monkeypatch, port) == 8
+        assert ends(host, monkeypatch, f"--health-port={port}") == 8
     assert f"127.0.0.1 port {port}" in capsys.readouterr().err
 
 

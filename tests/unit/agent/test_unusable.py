@@ -1,0 +1,213 @@
+"""A host that pods can't be limited on: what its HugeTLBNode says, and how the agent waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from hugetlb_quota.agent import unusable
+from hugetlb_quota.agent.unusable import UnusableNode, check
+from hugetlb_quota.controller.nodes import project_report
+from hugetlb_quota.kube.errors import ApiUnreachable, NotFound
+from hugetlb_quota.kube.resources import NODES, Resource
+from hugetlb_quota.node.host import HostRoot, HostUnreadable
+from tests.kube.process import free_ports
+
+Json = dict[str, Any]
+CGROUP2 = "41 31 0:38 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+SECONDS = 20.0
+
+
+class Api:
+    """The HugeTLBNode and its Node."""
+
+    def __init__(self) -> None:
+        self.stored: Json | None = None
+        self.writes = 0
+        self.down = False
+
+    async def get(self, resource: Resource, name: str) -> Json:
+        self._answer()
+        if resource == NODES:
+            return {"metadata": {"name": name, "uid": "node-uid"}}
+        if self.stored is None:
+            raise NotFound(404, "NotFound", "none yet")
+        return self.stored
+
+    async def create(self, resource: Resource, body: Json) -> Json:
+        self._answer()
+        body["metadata"] |= {"uid": "uid", "resourceVersion": "1"}
+        self.stored = body
+        return body
+
+    async def replace(
+        self, resource: Resource, name: str, body: Json, *, subresource: str | None = None
+    ) -> Json:
+        self._answer()
+        assert subresource == "status"
+        self.stored = body
+        self.writes += 1
+        return body
+
+    def _answer(self) -> None:
+        if self.down:
+            raise ApiUnreachable("down")
+
+    @property
+    def status(self) -> Json:
+        status: Json = (self.stored or {}).get("status") or {}
+        return status
+
+    @property
+    def ready(self) -> tuple[str, str, str]:
+        (condition,) = self.status["conditions"]
+        assert condition["type"] == "Ready"
+        return condition["status"], condition["reason"], condition["message"]
+
+
+class Waiting:
+    """An agent that waits on the host below ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.api = Api()
+        self.stop = asyncio.Event()
+        (self.port,) = free_ports(1)
+        self.node = UnusableNode(self.api, "n", HostRoot(root), "127.0.0.1", self.port)
+        self.task: asyncio.Task[bool] | None = None
+
+    def begin(self) -> None:
+        self.task = asyncio.create_task(self.node.wait(self.stop, check, 0.02))
+
+    async def ends(self) -> bool:
+        assert self.task
+        async with asyncio.timeout(SECONDS):
+            return await self.task
+
+    async def until(self, holds: Callable[[], object]) -> None:
+        async with asyncio.timeout(SECONDS):
+            while not holds():
+                assert self.task
+                assert not self.task.done(), self.task.result()
+                await asyncio.sleep(0.01)
+
+    async def probe(self, path: str) -> int:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{self.port}{path}") as answer,
+        ):
+            return answer.status
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A host without cgroup2."""
+    (tmp_path / "proc/1").mkdir(parents=True)
+    (tmp_path / "proc/1/mountinfo").write_text(CGROUP2.replace("cgroup2", "tmpfs"))
+    (tmp_path / "proc/sys/kernel/random").mkdir(parents=True)
+    (tmp_path / "proc/sys/kernel/random/boot_id").write_text("this-boot\n")
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.fixture
+async def waiting(root: Path) -> AsyncIterator[Waiting]:
+    waiting = Waiting(root)
+    yield waiting
+    waiting.stop.set()
+    if waiting.task:
+        await waiting.ends()
+
+
+def give_cgroup2(root: Path, controllers: str) -> None:
+    (root / "sys/fs/cgroup/cgroup.controllers").write_text(controllers)
+    (root / "proc/1/mountinfo").write_text(CGROUP2)
+
+
+async def test_says_what_is_lacking_answers_probes_and_goes_on_when_it_is_there(
+    waiting: Waiting,
+) -> None:
+    waiting.begin()
+    await waiting.until(lambda: waiting.api.writes)
+    status, reason, message = waiting.api.ready
+    assert (status, reason) == ("False", "NoCgroup2")
+    assert "No pod of this node is limited" in message
+    assert "systemd.unified_cgroup_hierarchy=1" in message
+    assert await waiting.probe("/healthz") == 200
+    assert await waiting.probe("/readyz") == 200
+
+    give_cgroup2(waiting.root, "cpu memory\n")
+    await waiting.until(lambda: waiting.api.ready[1] == "NoHugetlbController")
+    assert "CONFIG_CGROUP_HUGETLB=y" in waiting.api.ready[2]
+    give_cgroup2(waiting.root, "cpu hugetlb\n")
+    assert await waiting.ends()
+
+
+async def test_a_host_that_has_all_is_begun_on_at_once(waiting: Waiting) -> None:
+    give_cgroup2(waiting.root, "hugetlb\n")
+    waiting.begin()
+    assert await waiting.ends()
+    assert waiting.api.stored is None
+
+
+async def test_a_signal_ends_the_waiting(waiting: Waiting) -> None:
+    waiting.begin()
+    await waiting.until(lambda: waiting.api.writes)
+    waiting.stop.set()
+    assert not await waiting.ends()
+
+
+async def test_to_the_controller_such_a_node_has_no_agent(waiting: Waiting) -> None:
+    """Its pods are charged until they end, and no longer: nobody can tell more."""
+    waiting.api.stored = {
+        "metadata": {"name": "n", "uid": "uid", "resourceVersion": "1"},
+        "status": {"bootID": "boot-before", "podsResourceVersion": "7", "pods": [], "retained": []},
+    }
+    waiting.begin()
+    await waiting.until(lambda: waiting.api.writes)
+    assert waiting.api.stored is not None
+    assert project_report({**waiting.api.stored, "metadata": {"name": "n"}}) is None
+
+
+async def test_what_was_reported_of_this_boot_stays_charged(waiting: Waiting) -> None:
+    retained = [{"quotas": ["ns/q"], "charge": {"hugepages-2Mi": "8Mi"}}]
+    waiting.api.stored = {
+        "metadata": {"name": "n", "uid": "uid", "resourceVersion": "1"},
+        "status": {"bootID": "this-boot", "podsResourceVersion": "7", "retained": retained},
+    }
+    waiting.begin()
+    await waiting.until(lambda: waiting.api.writes)
+    kept = {name: waiting.api.status[name] for name in ("bootID", "podsResourceVersion")}
+    assert kept == {"bootID": "this-boot", "podsResourceVersion": "7"}
+    assert waiting.api.status["retained"] == retained
+    assert waiting.api.ready[0] == "False"
+
+
+async def test_it_is_not_ready_before_it_has_told(
+    waiting: Waiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unusable, "FIRST_BACKOFF", 0.01)
+    waiting.api.down = True
+    waiting.begin()
+    async with asyncio.timeout(SECONDS):
+        while True:
+            try:
+                assert await waiting.probe("/readyz") == 503
+                break
+            except aiohttp.ClientError:
+                await asyncio.sleep(0.01)
+    assert await waiting.probe("/healthz") == 200
+    waiting.api.down = False
+    await waiting.until(lambda: waiting.api.writes)
+    assert await waiting.probe("/readyz") == 200
+
+
+async def test_a_place_that_is_no_host_is_an_error_of_the_command_line(waiting: Waiting) -> None:
+    (waiting.root / "proc/1/mountinfo").unlink()
+    with pytest.raises(HostUnreadable):
+        await waiting.node.wait(waiting.stop)
