@@ -21,11 +21,11 @@ HERE = Path(__file__).resolve().parent
 SCENE_TIMEOUT = 1200
 """Seconds. The first scene that runs installs the chart."""
 
-LACKING = {
-    "KUBECONFIG": lambda: os.environ.get("KUBECONFIG"),
-    "kubectl": lambda: shutil.which("kubectl"),
-    "helm": lambda: shutil.which("helm"),
-}
+
+def lacking() -> list[str]:
+    """Return what is needed to reach a cluster and is not there."""
+    programs = [name for name in ("kubectl", "helm") if shutil.which(name) is None]
+    return programs + ([] if os.environ.get("KUBECONFIG") else ["KUBECONFIG"])
 
 
 @dataclass
@@ -44,9 +44,8 @@ SCENES: dict[str, Scene] = {}
 @pytest.fixture(scope="session")
 def host() -> Iterator[Host]:
     """The node that has huge pages."""
-    lacking = [name for name, found in LACKING.items() if not found()]
-    if lacking:
-        pytest.skip(f"{', '.join(lacking)} is lacking: `make e2e-vm` makes a cluster and runs this")
+    if lacks := lacking():
+        pytest.skip(f"{', '.join(lacks)} is lacking: `make e2e-vm` makes a cluster and runs this")
     nodes = nodes_with_pages()
     if not nodes:
         pytest.skip("no node of the cluster has huge pages of 2 MiB: reserve some (nr_hugepages)")

@@ -15,7 +15,8 @@ cd /sys/fs/cgroup
 find . -type d \( -name '*pod@UNDERSCORES@*' -o -name 'pod@UID@' \) -prune | while read -r top; do
     find "$top" -type d | while read -r group; do
         for file in "$group"/hugetlb.*; do
-            case $file in *.max | *.current) printf '%s %s %s\n' "$group" "${file##*/}" "$(cat "$file")" ;;
+            case $file in
+            *.max | *.current) echo "$group ${file##*/} $(cat "$file")" ;;
             esac
         done
     done

@@ -14,7 +14,7 @@ AT_ONCE = 10
 REFUSED = "mmap 8 MiB: Cannot allocate memory"
 
 
-def test_a_container_that_maps_beyond_its_limit_as_its_first_act(namespace: str, seen: Seen) -> None:
+def test_a_container_whose_first_act_is_to_map_beyond_its_limit(namespace: str, seen: Seen) -> None:
     """ENOMEM each time, never SIGBUS."""
     apply(quota(namespace, "q", f"{4 * AT_ONCE}Mi"))
     wait_counted(namespace, "q")
@@ -42,7 +42,7 @@ def test_a_container_that_maps_beyond_its_limit_as_its_first_act(namespace: str,
 
     def ended() -> bool:
         status = get("job", "mapper", namespace)["status"]
-        return status.get("succeeded", 0) + status.get("failed", 0) >= STARTS
+        return int(status.get("succeeded", 0) + status.get("failed", 0)) >= STARTS
 
     wait(f"{STARTS} pods to end", ended, patience=900)
     status = get("job", "mapper", namespace)["status"]
@@ -50,7 +50,8 @@ def test_a_container_that_maps_beyond_its_limit_as_its_first_act(namespace: str,
     assert status["succeeded"] == STARTS
     names = [each["metadata"]["name"] for each in items("pods", namespace, "-l", "job=mapper")]
     assert len(names) == STARTS
-    log = kubectl("logs", "--namespace", namespace, "-l", "job=mapper", "--tail=-1", f"--max-log-requests={STARTS}")
+    everything = ("-l", "job=mapper", "--tail=-1", f"--max-log-requests={STARTS}")
+    log = kubectl("logs", "--namespace", namespace, *everything)
     assert log.count(REFUSED) == STARTS
     assert "SIGBUS" not in log
     wait_used(namespace, "q", "0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -26,7 +27,7 @@ REFUSED = "Cannot allocate memory"
 
 
 def both(mib: int) -> tuple[str, str]:
-    """max and rsvd.max."""
+    """The values of max and rsvd.max."""
     return str(mib * MIB), str(mib * MIB)
 
 
@@ -34,11 +35,12 @@ def wait_limits(host: Host, uid: str, mib: int, containers: int = 1) -> list[Gro
     """Wait until the pod's cgroup and at least so many below it are held to this."""
 
     def limited() -> list[Group] | None:
-        top, *below = host.groups(uid) or [None]
+        groups = host.groups(uid)
+        if not groups:
+            return None
+        top, *below = groups
         held = [group for group in below if group.limits() == both(mib)]
-        return (
-            [top, *held] if top and top.limits() == both(mib) and len(held) >= containers else None
-        )
+        return [top, *held] if top.limits() == both(mib) and len(held) >= containers else None
 
     groups: list[Group] = wait(f"pod {uid} and {containers} containers held to {mib} MiB", limited)
     return groups
@@ -70,8 +72,6 @@ def test_each_qos_class(installed: Host, namespace: str, seen: Seen) -> None:
 
 def test_a_static_pod(installed: Host, namespace: str, seen: Seen) -> None:
     manifest = pod(namespace, "static", container("map", "8", pages="4Mi"))
-    import json
-
     path = "/etc/kubernetes/manifests/e2e-static.json"
     text = json.dumps(manifest)
     installed.run(f"mkdir -p /etc/kubernetes/manifests; cat > {path} <<'EOF'\n{text}\nEOF")
@@ -195,7 +195,7 @@ def test_containerd_that_writes_hugetlb_limits_itself(
 def test_kubelets_resize_of_an_idle_pod_is_repaired(
     installed: Host, namespace: str, seen: Seen
 ) -> None:
-    """kubelet v1.37 writes 0 into a pod's hugetlb limits when it resizes the pod in place."""
+    """Kubelet v1.37 writes 0 into a pod's hugetlb limits when it resizes the pod in place."""
     apply(quota(namespace, "q", "16Mi"))
     wait_counted(namespace, "q")
     apply(pod(namespace, "p", container("sleep", "infinity", pages="16Mi")))

@@ -1,4 +1,4 @@
-"""What a pod leaves in shared files stays charged, whatever is started anew, until it is removed."""
+"""Files that a pod leaves stay charged through every restart, until they are removed."""
 
 from __future__ import annotations
 
@@ -62,15 +62,8 @@ def files(node: str) -> list[Json]:
 def restart_agent(node: str) -> None:
     """Delete the agent's pod, and wait until its successor says that limits are in force."""
     (old,) = operator.pods("agent")
-    kubectl("delete", "pod", old["metadata"]["name"], "--namespace", operator.NAMESPACE, "--wait=false")
-
-    def successor() -> bool:
-        new = [each for each in operator.pods("agent") if not each["metadata"].get("deletionTimestamp")]
-        ready = [condition(each, "Ready")[0] for each in new]
-        return [each["metadata"]["uid"] for each in new] != [old["metadata"]["uid"]] and ready == ["True"]
-
-    wait("the next agent to be Ready", successor)
-    operator.wait_enforced(node)
+    delete("pod", old["metadata"]["name"], operator.NAMESPACE)
+    wait_agent(node)
 
 
 def test_a_file_stays_charged_through_restarts(
@@ -180,5 +173,14 @@ def stop_agent() -> None:
 def start_agent(node: str) -> None:
     """Let the DaemonSet select the node again, and wait until limits are in force."""
     kubectl("patch", "daemonset", AGENT, "--namespace", operator.NAMESPACE, "-p", ANYWHERE)
-    wait("an agent", lambda: [condition(each, "Ready")[0] for each in operator.pods("agent")] == ["True"])
+    wait_agent(node)
+
+
+def wait_agent(node: str) -> None:
+    """Wait until an agent is Ready and says that limits are in force."""
+
+    def ready() -> bool:
+        return [condition(each, "Ready")[0] for each in operator.pods("agent")] == ["True"]
+
+    wait("an agent to be Ready", ready)
     operator.wait_enforced(node)

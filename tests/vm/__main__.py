@@ -30,13 +30,15 @@ def main() -> int:
         disk = root.disk(archives)
         network.enter()
         nodes = [NodeConfig() for _ in range(int(os.environ.get("NODES", "1")))]
-        with tempfile.TemporaryDirectory(prefix="hugetlb-quota-vm-") as directory:
-            with VmCluster(disk, Path(directory), nodes) as cluster:
-                status = _suite(cluster, operator.name)
-                if os.environ.get("KEEP") == "1":
-                    _keep(cluster)
+        with (
+            tempfile.TemporaryDirectory(prefix="hugetlb-quota-vm-") as directory,
+            VmCluster(disk, Path(directory), nodes) as cluster,
+        ):
+            status = _suite(cluster, operator.name)
+            if os.environ.get("KEEP") == "1":
+                _keep(cluster)
         return status
-    except (StepFailed, image.ImageError, build.AssetsMissingError) as error:
+    except (StepFailed, build.AssetsMissingError) as error:
         say(str(error))
         return 1
 

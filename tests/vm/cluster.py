@@ -30,7 +30,7 @@ class NodeConfig:
 
 
 class HostControlPlane(ControlPlane):
-    """A control plane that nodes on the cluster's network reach, and that reaches their kubelets."""
+    """A control plane that nodes reach, and that reaches their kubelets."""
 
     port: int
 

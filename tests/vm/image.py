@@ -14,20 +14,18 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from image.build import TREE, version
-from tests.kube import build
+from tests.vm import buildah
+from tests.vm.steps import StepFailed, run, step
 
 SUITE = "bookworm"
 MIRROR = "http://deb.debian.org/debian"
@@ -59,12 +57,8 @@ INPUTS = (
 )
 """What the image is made of, besides its base."""
 
-TIMEOUT = 1200.0
-"""Seconds that one step may take; debootstrap takes two minutes where nobody else works."""
-
-
-class ImageError(Exception):
-    """The image can't be built here; the message says why, with the end of the output."""
+PREFIX = "operator-"
+"""Of the archives' names."""
 
 
 @dataclass(frozen=True)
@@ -78,23 +72,21 @@ class Image:
 
 
 def built() -> Image:
-    """Return the image of this tree, built now if it must be. Raises ImageError."""
+    """Return the image of this tree, built now if it must be. Raises StepFailed."""
     name = f"hugetlb-quota:{version()}"
     digest = _digest()
-    archive = _cache() / f"{digest}.tar"
+    archive = buildah.folder() / f"{PREFIX}{digest}.tar"
     with _locked():
         if not archive.exists():
             base = _base()
-            with _step(f"building {name}"):
-                # The revision follows from the content: a commit of other files makes no new image.
-                _run(
-                    [sys.executable, TREE / "image" / "build.py"],
-                    ENGINE="buildah",
-                    IMAGE=name,
-                    BASE=base,
-                    REVISION=f"content-{digest}",
-                )
-            _write(name, archive)
+            # The revision follows from the content: a commit of other files makes no new image.
+            chosen = {"ENGINE": "buildah", "IMAGE": name, "BASE": base}
+            chosen["REVISION"] = f"content-{digest}"
+            with step(f"building {name}"):
+                build = TREE / "image" / "build.py"
+                run([sys.executable, build], env={**buildah.environment(), **chosen})
+                buildah.export(name, archive)
+            _forget_stale()
     os.utime(archive)
     return Image(name, archive)
 
@@ -103,21 +95,21 @@ def built() -> Image:
 def unpacked(image: Image) -> Iterator[Path]:
     """Give the image's root file system, read-only, in a folder that goes with the context.
 
-    No other image is built meanwhile. Raises ImageError.
+    No other image is built meanwhile. Raises StepFailed.
     """
     with _locked():
-        name = _run(["buildah", "from", f"docker-archive:{image.archive}"]).strip()
+        name = buildah.buildah("from", f"docker-archive:{image.archive}")
         try:
-            root = Path(_run(["buildah", "mount", name]).strip())
+            root = Path(buildah.buildah("mount", name))
             with tempfile.TemporaryDirectory() as folder:
-                _run(["mount", "--bind", root, folder])
+                run(["mount", "--bind", root, folder])
                 try:
-                    _run(["mount", "-o", "remount,bind,ro", folder])
+                    run(["mount", "-o", "remount,bind,ro", folder])
                     yield Path(folder)
                 finally:
-                    _run(["umount", folder])
+                    run(["umount", folder])
         finally:
-            _run(["buildah", "rm", name])
+            buildah.buildah("rm", name)
 
 
 def configuration(image: Image) -> dict[str, Any]:
@@ -150,96 +142,39 @@ def _base_name() -> str:
 def _base() -> str:
     """Return the base's name in buildah's storage, made now if it is not there."""
     name = _base_name()
-    if _run(["buildah", "images", "--filter", f"reference={name}", "--quiet"]).strip():
+    if buildah.exists(name):
         return name
-    with tempfile.TemporaryDirectory(dir=_cache()) as folder:
+    with tempfile.TemporaryDirectory(dir=buildah.folder()) as folder:
         root = Path(folder, "root")
         wanted = f"--include={','.join(PACKAGES)}"
-        with _step(f"debootstrap of Debian {SUITE} for the image's base (two minutes, once)"):
-            _run(["debootstrap", "--variant=minbase", wanted, SUITE, root, MIRROR])
-        _run(["chroot", root, "sh", "-c", RECIPE])
-        with _step("committing the base"):
-            container = _run(["buildah", "from", "scratch"]).strip()
-            _run(["buildah", "copy", "--quiet", container, root, "/"])
-            path = "PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
-            _run(["buildah", "config", "--env", path, "--env", "LANG=C.UTF-8", container])
-            _run(["buildah", "commit", "--quiet", "--rm", container, name])
+        with step(f"debootstrap of Debian {SUITE} for the image's base (two minutes, once)"):
+            run(["debootstrap", "--variant=minbase", wanted, SUITE, root, MIRROR])
+        run(["chroot", root, "sh", "-c", RECIPE])
+        path = "PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
+        buildah.commit(name, root, "--env", path, "--env", "LANG=C.UTF-8")
     return name
 
 
-def _write(name: str, archive: Path) -> None:
-    making = archive.with_suffix(".making")
-    making.unlink(missing_ok=True)
-    with _step(f"writing {archive}"):
-        _run(["buildah", "push", "--quiet", name, f"docker-archive:{making}:{name}"])
-    making.rename(archive)
-    # What an earlier build had under this name, and archives that nobody asked for lately.
-    _run(["buildah", "rmi", "--prune", "--force"])
-    newest = sorted(_cache().glob("*.tar"), key=lambda each: each.stat().st_mtime, reverse=True)
+def _forget_stale() -> None:
+    """Remove archives that nobody asked for lately; other checkouts have theirs here too."""
+    archives = buildah.folder().glob(f"{PREFIX}*.tar")
+    newest = sorted(archives, key=lambda each: each.stat().st_mtime, reverse=True)
     for stale in newest[3:]:
         stale.unlink()
 
 
-def _cache() -> Path:
-    folder = build.cache() / "image"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 @contextmanager
 def _locked() -> Iterator[None]:
-    with (_cache() / "lock").open("a") as lock:
+    with (buildah.folder() / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _environment() -> dict[str, str]:
-    """The process's own, with buildah's storage in the cache, where it needs no kernel feature."""
-    storage = _cache() / "storage.conf"
-    folders = f'graphroot = "{_cache()}/storage"\nrunroot = "{_cache()}/run"\n'
-    storage.write_text(f'[storage]\ndriver = "vfs"\n{folders}')
-    return {
-        **os.environ,
-        "CONTAINERS_STORAGE_CONF": str(storage),
-        "STORAGE_DRIVER": "vfs",
-        "BUILDAH_ISOLATION": "chroot",
-    }
-
-
-@contextmanager
-def _step(what: str) -> Iterator[None]:
-    started = time.monotonic()
-    print(what, file=sys.stderr, flush=True)
-    yield
-    print(f"{what}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-
-
-def _run(command: Sequence[str | Path], **environment: str) -> str:
-    """Run a command and return its standard output. Raises ImageError with what it printed."""
-    words = [str(word) for word in command]
-    if shutil.which(words[0]) is None:
-        raise ImageError(f"{words[0]} is not on PATH: install it (Debian's package is named so).")
-    try:
-        done = subprocess.run(
-            words,
-            env={**_environment(), **environment},
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ImageError(f"`{' '.join(words)[:200]}` did not end in {TIMEOUT:.0f} s.") from error
-    if done.returncode:
-        end = (done.stdout + done.stderr)[-3000:].strip()
-        raise ImageError(f"`{' '.join(words)[:200]}` ended with status {done.returncode}:\n{end}")
-    return done.stdout
 
 
 def main() -> int:
     """Build, and print the archive's path."""
     try:
         print(built().archive)
-    except ImageError as error:
+    except StepFailed as error:
         print(error, file=sys.stderr)
         return 1
     return 0

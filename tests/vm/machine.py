@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import subprocess
 import tarfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -129,4 +128,3 @@ class Machine:
     def stop(self) -> None:
         """End QEMU: the machine's disk is not kept, so nothing has to be shut down."""
         self._qemu.kill9()
-        time.sleep(0)

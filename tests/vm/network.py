@@ -1,4 +1,4 @@
-"""One network for the host's control plane and the nodes, in a network namespace of its own.
+r"""One network for the host's control plane and the nodes, in a network namespace of its own.
 
     host 10.0.2.1 --- bridge --- node-1 10.0.2.11, pods 10.88.1.0/24
                             \--- node-2 10.0.2.12, pods 10.88.2.0/24
@@ -56,7 +56,7 @@ def enter() -> None:
         return
     os.environ[ENTERED] = "1"
     program = [sys.executable, "-m", "tests.vm", *sys.argv[1:]]
-    os.execvp("unshare", ["unshare", "--net", "--", *program])  # noqa: S606, S607
+    os.execvp("unshare", ["unshare", "--net", "--", *program])
 
 
 def make(nodes: list[Address]) -> None:

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -167,8 +168,6 @@ COMPRESSIONS = (
 
 def _uncompressed(vmlinuz: Path) -> bytes:
     """Take the ELF image out of a bzImage, as the kernel's scripts/extract-vmlinux does."""
-    import subprocess
-
     packed = vmlinuz.read_bytes()
     for magic, command in COMPRESSIONS:
         start = packed.find(magic)
@@ -202,10 +201,7 @@ def _make_initrd(root: Path, initrd: Path) -> None:
         raise StepFailed("`busybox` is not installed")
     shutil.copy2(busybox, tree / "bin/busybox")
     (module,) = root.glob("lib/modules/*/kernel/drivers/block/virtio_blk.ko*")
-    (tree / "virtio_blk.ko").write_text("")
     with (tree / "virtio_blk.ko").open("wb") as out:
-        import subprocess
-
         subprocess.run(["xz", "-dc", module], stdout=out, check=True)
     (tree / "init").write_text(INIT)
     (tree / "init").chmod(0o755)
