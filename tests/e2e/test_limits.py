@@ -71,6 +71,8 @@ def test_each_qos_class(installed: Host, namespace: str, seen: Seen) -> None:
 
 
 def test_a_static_pod(installed: Host, namespace: str, seen: Seen) -> None:
+    apply(quota(namespace, "q", "16Mi"))
+    wait_counted(namespace, "q")
     manifest = pod(namespace, "static", container("map", "8", pages="4Mi"))
     path = "/etc/kubernetes/manifests/e2e-static.json"
     text = json.dumps(manifest)
