@@ -183,6 +183,29 @@ async def test_memory_files_and_segments_have_their_names(
         actor.do("libc.shmctl(segment, 0, None)")
 
 
+async def test_files_with_one_inode_number_are_two(
+    reader: ChargeReader, cgroup: Cgroups, cgroup_subtree: Path
+) -> None:
+    """A System V segment's ID is its inode's number, which a memfd next to it may have too."""
+    next_id = Path("/proc/sys/kernel/shm_next_id")
+    if not next_id.exists():
+        pytest.skip("the kernel has no shm_next_id (CONFIG_CHECKPOINT_RESTORE)")
+    with Actor(cgroup("one")) as one, Actor(cgroup("other")) as other:
+        inode = one.do(
+            "fd = memfd(); os.ftruncate(fd, PAGE); map_pages(1, SHARED, fd)\n"
+            "result = os.fstat(fd).st_ino"
+        )
+        next_id.write_text(str(inode))
+        segment = other.do("result = shmget(0, 2)")
+        try:
+            charges = await equal(reader, cgroup_subtree)
+            found = {f.path: regions(f) for f in charges.files if f.inode == inode}
+            assert segment == inode
+            assert found == {"memfd:m": [(0, 1, "one")], "SYSV00000000": [(0, 2, "other")]}
+        finally:
+            other.do(f"libc.shmctl({segment}, 0, None)")
+
+
 async def test_a_private_mapping_is_charged_while_it_is_mapped(
     reader: ChargeReader, cgroup: Cgroups, cgroup_subtree: Path, hugetlbfs: Path
 ) -> None:

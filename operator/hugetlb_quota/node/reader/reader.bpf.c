@@ -105,12 +105,14 @@ static __always_inline __u64 padded(__u64 before, __u64 name)
 	return (before + name + 7) & ~7ULL & 511;
 }
 
-/* The neighbour of `position`, or NULL when the list does not lead back from it. */
-static __always_inline struct list_head *next_of(struct list_head *position)
+/* The neighbour of `position`, or NULL when the list does not lead back from it, or nowhere: what
+ * was taken off a list may have been left a list of its own.
+ */
+static __always_inline struct list_head *next_of(struct list_head *position, struct list_head *head)
 {
 	struct list_head *next = BPF_CORE_READ(position, next);
 
-	if (!next || BPF_CORE_READ(next, prev) != position)
+	if (!next || BPF_CORE_READ(next, prev) != position || (next == position && next != head))
 		return 0;
 	return next;
 }
@@ -286,7 +288,7 @@ static long one_region(__u64 step, void *unused)
 			return 1;
 		run.listed[size_index & (SIZES - 1)] += row.to - row.from;
 	}
-	region_position = next_of(region_position);
+	region_position = next_of(region_position, region_head);
 	if (!region_position)
 		return torn(BROKEN_LINK);
 	return !(step & 255) && late() ? torn(TOO_LONG) : 0;
@@ -358,7 +360,7 @@ static __always_inline long one_file(void)
 
 	if (map) {
 		region_head = (void *)map + bpf_core_field_offset(struct resv_map, regions);
-		region_position = next_of(region_head);
+		region_position = next_of(region_head, region_head);
 		region_end = 0;
 		if (!region_position)
 			return torn(BROKEN_LINK);
@@ -389,7 +391,7 @@ static long one_inode(__u64 step, void *unused)
 	kind = BPF_CORE_READ(inode, i_mode) & 0170000;
 	if (kind == 0040000 ? name_inode() : kind == 0100000 ? one_file() : 0)
 		return 1;
-	inode_position = next_of(inode_position);
+	inode_position = next_of(inode_position, inode_head);
 	if (!inode_position)
 		return torn(BROKEN_LINK);
 	return !(step & 255) && late() ? torn(TOO_LONG) : 0;
@@ -433,7 +435,7 @@ static long one_folio(__u64 step, void *unused)
 			return 1;
 		run.listed[size_index & (SIZES - 1)]++;
 	}
-	folio_position = next_of(folio_position);
+	folio_position = next_of(folio_position, folio_head);
 	if (!folio_position)
 		return torn(BROKEN_LINK);
 	return !(step & 255) && late() ? torn(TOO_LONG) : 0;
@@ -444,7 +446,7 @@ static __always_inline long all_folios(void)
 	__u64 most = BPF_CORE_READ(size, nr_huge_pages) + 1;
 
 	folio_head = (void *)size + bpf_core_field_offset(struct hstate, hugepage_activelist);
-	folio_position = next_of(folio_head);
+	folio_position = next_of(folio_head, folio_head);
 	if (!folio_position)
 		return torn(BROKEN_LINK);
 	if (most > MOST_STEPS)
@@ -509,7 +511,7 @@ static long one_super(__u64 step, void *unused)
 	if (emit(&row, sizeof row))
 		return 1;
 	inode_head = (void *)super + bpf_core_field_offset(struct super_block, s_inodes);
-	inode_position = next_of(inode_head);
+	inode_position = next_of(inode_head, inode_head);
 	if (!inode_position)
 		return torn(BROKEN_LINK);
 	if (bpf_loop(MOST_STEPS, one_inode, 0, 0) >= MOST_STEPS)

@@ -312,7 +312,7 @@ static void read_charges(void)
 {
 	LIBBPF_OPTS(bpf_test_run_opts, options);
 	double begun = now();
-	unsigned int reads = 0;
+	unsigned int reads = 0, full = 0;
 	struct run *run;
 	int error;
 
@@ -327,7 +327,9 @@ static void read_charges(void)
 				why_missing(run->missing);
 			break;
 		}
-		if (run->torn == FULL) {
+		/* A walk that went astray may fill any buffer: only one that is full again is too small. */
+		if (run->torn == FULL && full++) {
+			full = 0;
 			/* A new program begins with an empty buffer. */
 			if (larger())
 				break;
