@@ -45,6 +45,10 @@ image:  ## build the image; ENGINE, IMAGE, BASE, PLATFORM, CA as image/build.py 
 reader:  ## build the reader of the kernel's charge list; needs clang, libbpf-dev and bpftool
 	@$(MAKE) -s -C $(READER)
 
+.PHONY: kernel-matrix
+kernel-matrix: $(READY)  ## boot Debian's kernels in QEMU, and read their charge lists
+	@$(BIN)/python -m pytest -q tests/kernel/test_charge_list_kernels.py $(ARGS)
+
 lock: $(READY)  ## renew the lock files
 	@$(BIN)/pip install -q --disable-pip-version-check uv
 	@$(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --python-version 3.11 \
