@@ -23,7 +23,7 @@ from tests.tracking import PAGE, SMALL
 
 HERE = Path(__file__).resolve().parent
 SUITES = {"bookworm": "6.1.", "trixie": "6.12."}
-HEAD = struct.Struct("=IHHQIIQ")
+HEAD = struct.Struct("=IHHQI4xQ")
 REST = 2
 PAGES = SIZES["2Mi"].pages
 
@@ -95,16 +95,16 @@ def _decoded(answers: bytes) -> ChargeList:
     """Of the two answers, that it is ready and the list, the second."""
     texts = list(_split(answers))
     assert [status for status, *_ in texts] == [1, REST], texts
-    _, payload, rows, reads = texts[1]
-    return decode(payload, at_rest=True, rows=rows, reads=reads, seconds=0)
+    _, payload, reads = texts[1]
+    return decode(payload, at_rest=True, reads=reads, seconds=0)
 
 
-def _split(answers: bytes) -> Iterator[tuple[int, bytes, int, int]]:
+def _split(answers: bytes) -> Iterator[tuple[int, bytes, int]]:
     at = 0
     while at < len(answers):
-        _, _, status, length, rows, reads, _ = HEAD.unpack_from(answers, at)
+        _, _, status, length, reads, _ = HEAD.unpack_from(answers, at)
         at += HEAD.size
-        yield status, answers[at : at + length], rows, reads
+        yield status, answers[at : at + length], reads
         at += length
 
 

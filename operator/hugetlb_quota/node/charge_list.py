@@ -7,26 +7,29 @@ kernel keeps its ID, its name and those above it.
 
 from __future__ import annotations
 
+import heapq
 import os
 import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from hugetlb_quota.node import kubepods
 from hugetlb_quota.page_size import PageSize, UnknownPageSize
 
-#: As in reader/rows.h.
-_HEADER: Final = struct.Struct("=HHI")
-_SIZE: Final = struct.Struct("=Qqq")
-_SUPER: Final = struct.Struct("=IIII")
-_NODE: Final = struct.Struct("=QQQqIHH")
-_REGION: Final = struct.Struct("=QqqQ")
-_PRIVATE: Final = struct.Struct("=QqqQ")
-_FOLIO: Final = struct.Struct("=QQII")
-_CGROUP: Final = struct.Struct("=QQ")
-_COUNTER: Final = struct.Struct("=Qqq")
+#: As in reader/rows.h: the rows of each kind, with their header, in the order of the sections.
+_SIZE: Final = struct.Struct("=4xIQqq")
+_SUPER: Final = struct.Struct("=4xIIII4x")
+_NODE: Final = struct.Struct("=4xIQQQqIHHQ")
+_REGION: Final = struct.Struct("=4xIQqqQ")
+_PRIVATE: Final = struct.Struct("=4xIQqqQ")
+_FOLIO: Final = struct.Struct("=4xIQQI4x")
+_CGROUP: Final = struct.Struct("=4xIQQQ")
+_COUNTER: Final = struct.Struct("=4xIQqq")
+_KINDS: Final = (_SIZE, _SUPER, _NODE, _REGION, _PRIVATE, _FOLIO, _CGROUP, _COUNTER)
+#: How long each section is; the last are the names.
+_LENGTHS: Final = struct.Struct(f"={len(_KINDS) + 1}Q")
 
 #: No path and no cgroup is deeper; a chain that is longer leads in a circle.
 _DEEPEST: Final = 4096
@@ -134,196 +137,150 @@ class Unreserved:
 class ChargeList:
     """All that is charged for huge pages on the host.
 
-    ``at_rest`` says that the root's counters stood still while it was read, and that each
-    cgroup's equals what is listed. ``unlisted`` is by how much the root's counters passed the
-    list: charges that came meanwhile, or that are in nothing the reader looks at.
+    ``files`` are those that hold most, the largest first. ``own`` is by cgroup ID what is
+    charged to just that cgroup. ``at_rest`` says that the root's counters stood still while it
+    was read, and that each cgroup's equals what is listed. ``unlisted`` is by how much the
+    root's counters passed the list: charges that came meanwhile, or that are in nothing the
+    reader looks at.
     """
 
     files: tuple[File, ...]
     unreserved: tuple[Unreserved, ...]
     cgroups: Mapping[int, Cgroup]
+    own: Mapping[int, Mapping[PageSize, int]]
     unlisted: Mapping[PageSize, int]
     at_rest: bool
     reads: int = 1
     seconds: float = 0.0
 
-    def charges(self) -> Iterator[tuple[PageSize, Cgroup, int]]:
-        """Every charge: of which size, whose, how many pages; a cgroup comes several times."""
-        for file in self.files:
-            size = file.superblock.page_size
-            for region in file.regions:
-                yield size, region.cgroup, region.end - region.start
-            for mapping in file.private:
-                yield size, mapping.cgroup, mapping.pages
-        for each in self.unreserved:
-            yield each.page_size, each.cgroup, each.pages
-
-    def charged(self) -> dict[int, dict[PageSize, int]]:
-        """By cgroup ID what is charged to just that cgroup."""
-        sums: dict[int, dict[PageSize, int]] = {}
-        for size, cgroup, pages in self.charges():
-            of = sums.setdefault(cgroup.id, {})
-            of[size] = of.get(size, 0) + pages
-        return sums
-
     def below(self, ancestor: int) -> dict[PageSize, int]:
         """What is charged to the cgroup of that ID and all below it."""
-        sums: dict[PageSize, int] = {}
-        for id_, amounts in self.charged().items():
+        sums: Counter[PageSize] = Counter()
+        for id_, amounts in self.own.items():
             if self.cgroups[id_].is_below(ancestor):
-                for size, pages in amounts.items():
-                    sums[size] = sums.get(size, 0) + pages
-        return sums
+                sums.update(amounts)
+        return dict(sums)
 
     def pods(self, roots: frozenset[int]) -> dict[str, dict[PageSize, int]]:
         """By UID what is charged to pods below the kubepods with these IDs, live or gone."""
-        sums: dict[str, dict[PageSize, int]] = {}
-        for id_, amounts in self.charged().items():
+        sums: dict[str, Counter[PageSize]] = defaultdict(Counter)
+        for id_, amounts in self.own.items():
             cgroup = self.cgroups[id_]
-            if cgroup.pod is None or roots.isdisjoint(cgroup.lineage):
-                continue
-            of = sums.setdefault(cgroup.pod, {})
-            for size, pages in amounts.items():
-                of[size] = of.get(size, 0) + pages
-        return sums
+            if cgroup.pod is not None and not roots.isdisjoint(cgroup.lineage):
+                sums[cgroup.pod].update(amounts)
+        return {uid: dict(amounts) for uid, amounts in sums.items()}
 
 
 class _Node(NamedTuple):
+    """A row of a file or directory, as it is."""
+
     superblock: int
+    number: int
     inode: int
     parent: int
     bytes: int
     links: int
-    name: str
+    directory: int
+    name_length: int
+    name_at: int
 
 
 @dataclass(slots=True)
 class _Rows:
     """What the rows say, before one is put in relation to another."""
 
+    names: bytes
     sizes: dict[int, tuple[PageSize, int, int]] = field(default_factory=dict)
-    supers: dict[int, tuple[int, int, bool]] = field(default_factory=dict)
+    #: Device, index of the page size, whether it is internal.
+    supers: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     #: By the number of the node in this read.
-    files: dict[int, _Node] = field(default_factory=dict)
-    regions: dict[int, list[tuple[int, int, int]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
-    private: dict[int, list[tuple[int, int, int]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
+    files: dict[int, tuple[int, ...]] = field(default_factory=dict)
     #: By superblock and inode.
-    directories: dict[tuple[int, int], _Node] = field(default_factory=dict)
-    folios: dict[tuple[int, int, int, int], int] = field(default_factory=lambda: defaultdict(int))
+    directories: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    #: Superblock, node, the first page and the one after the last, cgroup.
+    regions: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    #: Superblock, node, the first page, pages, cgroup.
+    private: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    #: Pages by page size, inode, cgroup, device.
+    folios: Counter[tuple[int, int, int, int]] = field(default_factory=Counter)
+    #: Parent, name.
     cgroups: dict[int, tuple[int, str]] = field(default_factory=dict)
+    #: Page size, pages reserved, pages faulted.
     counters: dict[int, list[tuple[int, int, int]]] = field(
         default_factory=lambda: defaultdict(list)
     )
-    count: int = 0
+
+    def name(self, at: int, length: int) -> str:
+        """Whatever bytes a program chose."""
+        if at + length > len(self.names):
+            raise MalformedAnswer(f"a name ends at {at + length} of {len(self.names)} bytes")
+        return os.fsdecode(self.names[at : at + length])
 
 
-def decode(payload: bytes, *, at_rest: bool, rows: int, reads: int, seconds: float) -> ChargeList:
-    """The list that ``rows`` rows of the reader say.
+def decode(
+    payload: bytes, *, at_rest: bool, reads: int, seconds: float, largest: int | None = None
+) -> ChargeList:
+    """What an answer of the reader says, with so many of the ``largest`` files; None: with all.
 
-    :raises MalformedAnswer: when they are none: cut off, at odds with each other, out of bounds.
+    :raises MalformedAnswer: when it is none: cut off, at odds with itself, out of bounds.
     """
     try:
-        read = _read(payload)
-        if read.count != rows:
-            raise MalformedAnswer(f"it has {read.count} rows, and should have {rows}")
-        return _related(read, at_rest, reads, seconds)
+        rows = _rows(payload)
+        return _related(rows, at_rest, reads, seconds, largest)
     except (struct.error, UnknownPageSize) as error:
         raise MalformedAnswer(str(error)) from error
     except KeyError as error:
         raise MalformedAnswer(f"a row names {error}, which no other is about") from error
 
 
-def _read(payload: bytes) -> _Rows:
-    rows = _Rows()
-    take = {
-        1: _take_size, 2: _take_super, 3: _take_node, 4: _take_region,
-        5: _take_private, 6: _take_folio, 7: _take_cgroup, 8: _take_counter,
-    }  # fmt: skip
-    at, end, head = 0, len(payload), _HEADER.size
-    while at < end:
-        kind, length, index = _HEADER.unpack_from(payload, at)
-        if kind not in take or length < head or length % 8 or at + length > end:
-            raise MalformedAnswer(f"a row of kind {kind} has {length} bytes at {at} of {end}")
-        take[kind](rows, index, payload[at + head : at + length])
-        at += length
-        rows.count += 1
+def _rows(payload: bytes) -> _Rows:
+    *sections, names = _sections(payload)
+    sizes, supers, nodes, regions, private, folios, cgroups, counters = (
+        kind.iter_unpack(section) for kind, section in zip(_KINDS, sections, strict=True)
+    )
+    rows = _Rows(bytes(names))
+    for index, page, used, listed in sizes:
+        rows.sizes[index] = (PageSize(page), used, listed)
+    for index, device, size, internal in supers:
+        rows.supers[index] = (device, size, internal)
+    # The long ones stay as they come: of most files nothing but a sum is asked.
+    for row in nodes:
+        if row[6]:
+            rows.directories[row[0], row[2]] = row
+        else:
+            rows.files[row[1]] = row
+    rows.regions = list(regions)
+    rows.private = list(private)
+    rows.folios.update(folios)
+    for length, id_, parent, at in cgroups:
+        rows.cgroups[id_] = (parent, rows.name(at, length))
+    for index, id_, reserved, faulted in counters:
+        rows.counters[id_].append((index, reserved, faulted))
     return rows
 
 
-def _take_size(rows: _Rows, index: int, row: bytes) -> None:
-    page, used, listed = _SIZE.unpack(row)
-    rows.sizes[index] = (PageSize(page), used, listed)
+def _sections(payload: bytes) -> Iterator[memoryview]:
+    lengths = _LENGTHS.unpack_from(payload)
+    if _LENGTHS.size + sum(lengths) != len(payload):
+        raise MalformedAnswer(f"it has {len(payload)} bytes, and sections of {lengths}")
+    at, view = _LENGTHS.size, memoryview(payload)
+    for length in lengths:
+        yield view[at : at + length]
+        at += length
 
 
-def _take_super(rows: _Rows, index: int, row: bytes) -> None:
-    device, size, internal, _ = _SUPER.unpack(row)
-    rows.supers[index] = (device, size, bool(internal))
-
-
-def _take_node(rows: _Rows, index: int, row: bytes) -> None:
-    number, inode, parent, length, links, directory, name = _NODE.unpack_from(row)
-    node = _Node(index, inode, parent, length, links, _text(row, _NODE.size, name))
-    if directory:
-        rows.directories[index, inode] = node
-    else:
-        rows.files[number] = node
-
-
-def _take_region(rows: _Rows, _: int, row: bytes) -> None:
-    node, start, end, cgroup = _REGION.unpack(row)
-    if not 0 <= start < end:
-        raise MalformedAnswer(f"a region is [{start}, {end})")
-    rows.regions[node].append((start, end, cgroup))
-
-
-def _take_private(rows: _Rows, _: int, row: bytes) -> None:
-    node, start, pages, cgroup = _PRIVATE.unpack(row)
-    if start < 0 or pages <= 0:
-        raise MalformedAnswer(f"a private mapping has {pages} pages from page {start}")
-    rows.private[node].append((start, pages, cgroup))
-
-
-def _take_folio(rows: _Rows, index: int, row: bytes) -> None:
-    inode, cgroup, device, _ = _FOLIO.unpack(row)
-    rows.folios[index, cgroup, device, inode] += 1
-
-
-def _take_cgroup(rows: _Rows, index: int, row: bytes) -> None:
-    id_, parent = _CGROUP.unpack_from(row)
-    rows.cgroups[id_] = (parent, _text(row, _CGROUP.size, index))
-
-
-def _take_counter(rows: _Rows, index: int, row: bytes) -> None:
-    cgroup, reserved, faulted = _COUNTER.unpack(row)
-    rows.counters[cgroup].append((index, reserved, faulted))
-
-
-def _text(row: bytes, start: int, length: int) -> str:
-    if start + length > len(row):
-        raise MalformedAnswer(f"a name of {length} bytes is in a row of {len(row)}")
-    # Names are whatever bytes a program chose.
-    return os.fsdecode(row[start : start + length])
-
-
-def _related(rows: _Rows, at_rest: bool, reads: int, seconds: float) -> ChargeList:
+def _related(
+    rows: _Rows, at_rest: bool, reads: int, seconds: float, largest: int | None
+) -> ChargeList:
+    own, held = _sums(rows)
     cgroups = _cgroups(rows)
-    files = tuple(_files(rows, cgroups))
-    unreserved = tuple(
-        Unreserved(
-            rows.sizes[size][0],
-            cgroups[cgroup],
-            pages,
-            (_device(device), inode) if inode else None,
-        )
-        for (size, cgroup, device, inode), pages in rows.folios.items()
-    )
-    unlisted = {size: used - listed for size, used, listed in rows.sizes.values()}
-    result = ChargeList(files, unreserved, cgroups, unlisted, at_rest, reads, seconds)
-    totals, hierarchical = _sums(result)
+    totals: Counter[PageSize] = Counter()
+    hierarchical: Counter[tuple[int, PageSize]] = Counter()
+    for id_, amounts in own.items():
+        totals.update(amounts)
+        for size, pages in amounts.items():
+            for each in cgroups[id_].lineage:
+                hierarchical[each, size] += pages
     for size, _, listed in rows.sizes.values():
         if totals[size] != listed:
             raise MalformedAnswer(f"its rows have {totals[size]} pages of {size}, not {listed}")
@@ -333,19 +290,59 @@ def _related(rows: _Rows, at_rest: bool, reads: int, seconds: float) -> ChargeLi
         for id_, cgroup in cgroups.items()
         for size, pages in cgroup.reserved.items()
     )
-    return result if agree or not at_rest else replace(result, at_rest=False)
+    return ChargeList(
+        files=_files(rows, cgroups, held, largest),
+        unreserved=tuple(_unreserved(rows, cgroups)),
+        cgroups=cgroups,
+        own=own,
+        unlisted={size: used - listed for size, used, listed in rows.sizes.values()},
+        at_rest=at_rest and agree,
+        reads=reads,
+        seconds=seconds,
+    )
 
 
-def _sums(charges: ChargeList) -> tuple[Counter[PageSize], Counter[tuple[int, PageSize]]]:
-    """Pages by size, and by cgroup and size, what is below the cgroup included."""
-    totals: Counter[PageSize] = Counter()
-    hierarchical: Counter[tuple[int, PageSize]] = Counter()
-    for id_, amounts in charges.charged().items():
-        for size, pages in amounts.items():
-            totals[size] += pages
-            for each in charges.cgroups[id_].lineage:
-                hierarchical[each, size] += pages
-    return totals, hierarchical
+def _sums(rows: _Rows) -> tuple[dict[int, Counter[PageSize]], Counter[int]]:
+    """Pages by cgroup, and by node what stays in its file when nobody maps it."""
+    by_super: Counter[tuple[int, int]] = Counter()
+    held: Counter[int] = Counter()
+    for superblock, node, start, end, cgroup in rows.regions:
+        if not 0 <= start < end:
+            raise MalformedAnswer(f"a region is [{start}, {end})")
+        by_super[superblock, cgroup] += end - start
+        held[node] += end - start
+    for superblock, _, start, pages, cgroup in rows.private:
+        if start < 0 or pages <= 0:
+            raise MalformedAnswer(f"a private mapping has {pages} pages from page {start}")
+        by_super[superblock, cgroup] += pages
+    own: dict[int, Counter[PageSize]] = defaultdict(Counter)
+    for (superblock, cgroup), pages in by_super.items():
+        own[cgroup][rows.sizes[rows.supers[superblock][1]][0]] += pages
+    for (size, _, cgroup, _), pages in rows.folios.items():
+        own[cgroup][rows.sizes[size][0]] += pages
+    _add_unreserved(rows, held)
+    return dict(own), held
+
+
+def _add_unreserved(rows: _Rows, held: Counter[int]) -> None:
+    """Add to ``held`` pages without reservation; in internal ones no inode number is a key."""
+    devices = {
+        device: index for index, (device, _, internal) in rows.supers.items() if not internal
+    }
+    pages: Counter[tuple[int, int]] = Counter()
+    for (_, inode, _, device), count in rows.folios.items():
+        if device in devices:
+            pages[devices[device], inode] += count
+    if pages:
+        for number, node in rows.files.items():
+            if count := pages[node[0], node[2]]:
+                held[number] += count
+
+
+def _unreserved(rows: _Rows, cgroups: Mapping[int, Cgroup]) -> Iterator[Unreserved]:
+    for (size, inode, cgroup, device), pages in rows.folios.items():
+        file = (_device(device), inode) if inode else None
+        yield Unreserved(rows.sizes[size][0], cgroups[cgroup], pages, file)
 
 
 def _cgroups(rows: _Rows) -> dict[int, Cgroup]:
@@ -377,45 +374,60 @@ def _cgroup(rows: _Rows, id_: int, found: Mapping[int, Cgroup]) -> Cgroup:
     return Cgroup(id_, path, (*above.lineage, id_), pod, reserved, faulted)
 
 
-def _files(rows: _Rows, cgroups: Mapping[int, Cgroup]) -> Iterator[File]:
+def _files(
+    rows: _Rows, cgroups: Mapping[int, Cgroup], held: Counter[int], largest: int | None
+) -> tuple[File, ...]:
+    charged = held.keys() | {row[1] for row in rows.private}
+    if unknown := charged - rows.files.keys():
+        raise MalformedAnswer(f"node {min(unknown)} is charged and no file")
+    most = len(rows.files) if largest is None else largest
+    order = heapq.nlargest(most, rows.files, key=held.__getitem__)
+    kept = set(order)
+    regions, private = defaultdict(list), defaultdict(list)
+    for _, node, start, end, cgroup in rows.regions:
+        if node in kept:
+            regions[node].append(Region(start, end, cgroups[cgroup]))
+    for _, node, start, pages, cgroup in rows.private:
+        if node in kept:
+            private[node].append(PrivateMapping(start, pages, cgroups[cgroup]))
     supers = {
-        index: Superblock(_device(device), rows.sizes[size][0], internal)
+        index: Superblock(_device(device), rows.sizes[size][0], bool(internal))
         for index, (device, size, internal) in rows.supers.items()
     }
-    for number in (*rows.regions, *rows.private):
-        if number not in rows.files:
-            raise MalformedAnswer(f"node {number} is charged and no file")
     paths: dict[tuple[int, int], str] = {}
-    for number, node in rows.files.items():
-        yield File(
+    return tuple(
+        File(
             supers[node.superblock],
             node.inode,
             _path(rows, node, paths),
             node.links > 0,
             node.bytes,
-            tuple(Region(s, e, cgroups[c]) for s, e, c in rows.regions.get(number, ())),
-            tuple(PrivateMapping(s, n, cgroups[c]) for s, n, c in rows.private.get(number, ())),
+            tuple(regions[node.number]),
+            tuple(private[node.number]),
         )
+        for node in (_Node(*rows.files[number]) for number in order)
+    )
 
 
 def _path(rows: _Rows, node: _Node, paths: dict[tuple[int, int], str]) -> str:
     """``paths`` are those of directories, found before."""
+    name = rows.name(node.name_at, node.name_length)
     if not node.parent:
-        return node.name
+        return name
     key, names = (node.superblock, node.parent), []
     while key not in paths:
-        above = rows.directories[key]
+        above = _Node(*rows.directories[key])
         if not above.parent:
             paths[key] = ""
             break
-        names.append((key, above.name))
+        names.append((key, rows.name(above.name_at, above.name_length)))
         key = (node.superblock, above.parent)
         if len(names) > _DEEPEST:
             raise MalformedAnswer(f"the directories above inode {node.inode} lead in a circle")
     path = paths[key]
-    for each, name in reversed(names):
-        path = paths[each] = f"{path}/{name}"
-    return f"{path}/{node.name}"
+    for each, part in reversed(names):
+        path = paths[each] = f"{path}/{part}"
+    return f"{path}/{name}"
 
 
 def _device(kernels: int) -> int:

@@ -26,7 +26,7 @@ FIRST_PAUSE_SECONDS: Final = 0.25
 LONGEST_PAUSE_SECONDS: Final = 60.0
 
 #: As in reader/rows.h.
-_ANSWER: Final = struct.Struct("=IHHQIIQ")
+_ANSWER: Final = struct.Struct("=IHHQI4xQ")
 _MAGIC: Final = 0x4C435148
 _PROTOCOL: Final = 1
 _REQUEST: Final = b"r"
@@ -72,8 +72,10 @@ class ChargeReader:
         """The child's process ID; None while there is none."""
         return self._process.pid if self._process else None
 
-    async def read(self) -> ChargeList:
-        """The charge list as it is now; who asks meanwhile waits.
+    async def read(self, largest: int | None = None) -> ChargeList:
+        """The charge list as it is now, with so many of the largest files; None: with all.
+
+        Who asks meanwhile waits.
 
         :raises ChargeListUnreadable: when it can't be read this time. After a failure of the
             child, it is raised at once until the pause is over.
@@ -85,7 +87,7 @@ class ChargeReader:
                 )
             try:
                 async with asyncio.timeout(self._timeout):
-                    result = await self._asked()
+                    result = await self._asked(largest)
             except TimeoutError as error:
                 why = f"The reader did not answer within {self._timeout:g} s."
                 raise await self._failed(why) from error
@@ -107,18 +109,22 @@ class ChargeReader:
         async with self._turn:
             await self._end()
 
-    async def _asked(self) -> ChargeList:
+    async def _asked(self, largest: int | None) -> ChargeList:
         process = self._process or await self._start()
         assert process.stdin
         process.stdin.write(_REQUEST)
         await process.stdin.drain()
-        status, payload, rows, reads, nanoseconds = await self._answer(process)
+        status, payload, reads, nanoseconds = await self._answer(process)
         if status == _ERROR:
             raise ChargeListUnreadable(_sentence(payload))
         if status not in (_REST, _MOVED):
             raise MalformedAnswer(f"its status is {status}")
         return decode(
-            payload, at_rest=status == _REST, rows=rows, reads=reads, seconds=nanoseconds / 1e9
+            payload,
+            at_rest=status == _REST,
+            reads=reads,
+            seconds=nanoseconds / 1e9,
+            largest=largest,
         )
 
     async def _start(self) -> asyncio.subprocess.Process:
@@ -142,18 +148,16 @@ class ChargeReader:
             raise MalformedAnswer(f"its first status is {status}")
         return process
 
-    async def _answer(
-        self, process: asyncio.subprocess.Process
-    ) -> tuple[int, bytes, int, int, int]:
+    async def _answer(self, process: asyncio.subprocess.Process) -> tuple[int, bytes, int, int]:
         assert process.stdout
         head = await process.stdout.readexactly(_ANSWER.size)
-        magic, protocol, status, length, rows, reads, nanoseconds = _ANSWER.unpack(head)
+        magic, protocol, status, length, reads, nanoseconds = _ANSWER.unpack(head)
         if magic != _MAGIC or protocol != _PROTOCOL:
             raise MalformedAnswer(f"it begins with {head[:6].hex()}, which is another protocol")
         if length > (_MOST_SENTENCE if status == _ERROR else _MOST_BYTES):
             raise MalformedAnswer(f"it announces {length} bytes")
         payload = await process.stdout.readexactly(length)
-        return status, payload, rows, reads, nanoseconds
+        return status, payload, reads, nanoseconds
 
     async def _ended(self) -> str:
         if self._process is None:

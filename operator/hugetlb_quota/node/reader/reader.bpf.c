@@ -95,7 +95,6 @@ static __always_inline long emit(void *row, __u64 length)
 	if (bpf_ringbuf_output(&rows, row, length, BPF_RB_NO_WAKEUP))
 		return torn(FULL);
 	run.rows++;
-	run.bytes += length;
 	return 0;
 }
 
@@ -619,7 +618,7 @@ int read_charges(void *unused)
 	deadline = bpf_ktime_get_ns() + MOST_NANOSECONDS;
 	number++;
 	run.torn = run.sizes = 0;
-	run.rows = run.bytes = run.inodes = 0;
+	run.rows = run.inodes = 0;
 	__builtin_memset(run.listed, 0, sizeof run.listed);
 	sizes = 0;
 

@@ -11,6 +11,7 @@
 #include <linux/magic.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -70,30 +71,66 @@ static void put(const void *bytes, size_t length)
 	}
 }
 
-/* Rows come one by one out of the ring, and go in larger pieces into the pipe. */
-static char piece[1 << 16];
-static size_t filled;
+/* --- rows --- */
 
-static void flush(void)
+struct section {
+	char *bytes;
+	size_t length, room;
+};
+
+/* By kind, less one; the last are the names. */
+static struct section sections[SECTIONS];
+static int discarding;
+
+static void append(struct section *to, const void *bytes, size_t length)
 {
-	put(piece, filled);
-	filled = 0;
+	if (to->length + length > to->room) {
+		to->room = to->room ? to->room * 2 : 1 << 16;
+		to->bytes = realloc(to->bytes, to->room);
+		if (!to->bytes)
+			abort(); /* who asked starts another, later */
+	}
+	memcpy(to->bytes + to->length, bytes, length);
+	to->length += length;
 }
 
-static int on_row(void *discard, void *row, size_t length)
+static void append_named(struct section *to, const void *row, size_t head, __u64 *name_at,
+			 const char *name, size_t length)
 {
-	if (discard && *(int *)discard)
+	struct section *names = &sections[KINDS];
+
+	*name_at = names->length;
+	append(to, row, head);
+	append(names, name, length);
+}
+
+static int on_row(void *unused, void *data, size_t length)
+{
+	struct header *header = data;
+	struct section *to = &sections[header->kind - 1];
+
+	if (discarding)
 		return 0;
-	if (filled + length > sizeof piece)
-		flush();
-	memcpy(piece + filled, row, length);
-	filled += length;
+	/* The ring is not to be written. */
+	if (header->kind == ROW_NODE) {
+		struct node_row row;
+
+		memcpy(&row, data, length);
+		append_named(to, &row, offsetof(struct node_row, name), &row.name_at, row.name,
+			     row.name_length);
+	} else if (header->kind == ROW_CGROUP) {
+		struct cgroup_row row;
+
+		memcpy(&row, data, length);
+		append_named(to, &row, offsetof(struct cgroup_row, name), &row.name_at, row.name,
+			     header->index);
+	} else {
+		append(to, data, length);
+	}
 	return 0;
 }
 
-static int discarding;
-
-static void answer(enum status status, const struct run *run, unsigned int reads, double seconds)
+static void answer(enum status status, unsigned int reads, double seconds)
 {
 	struct answer head = {
 		.magic = MAGIC,
@@ -105,17 +142,35 @@ static void answer(enum status status, const struct run *run, unsigned int reads
 
 	if (status == ERROR)
 		head.bytes = strlen(sentence);
-	else if (run) {
-		head.bytes = run->bytes;
-		head.rows = run->rows;
+	put(&head, sizeof head);
+	if (status == ERROR)
+		put(sentence, head.bytes);
+}
+
+static void answer_rows(enum status status, unsigned int reads, double seconds)
+{
+	__u64 lengths[SECTIONS];
+	struct answer head = {
+		.magic = MAGIC,
+		.protocol = PROTOCOL,
+		.status = status,
+		.bytes = sizeof lengths,
+		.reads = reads,
+		.nanoseconds = seconds * 1e9,
+	};
+
+	discarding = 0;
+	ring_buffer__consume(ring);
+	for (int each = 0; each < SECTIONS; each++) {
+		lengths[each] = sections[each].length;
+		head.bytes += lengths[each];
 	}
 	put(&head, sizeof head);
-	if (status == ERROR) {
-		put(sentence, head.bytes);
-	} else if (run) {
-		discarding = 0;
-		ring_buffer__consume(ring);
-		flush();
+	put(lengths, sizeof lengths);
+	for (int each = 0; each < SECTIONS; each++) {
+		put(sections[each].bytes, sections[each].length);
+		free(sections[each].bytes);
+		sections[each] = (struct section){0};
 	}
 }
 
@@ -229,7 +284,7 @@ static int load(void)
 		unload();
 		return -1;
 	}
-	ring = ring_buffer__new(bpf_map__fd(program->maps.rows), on_row, &discarding, NULL);
+	ring = ring_buffer__new(bpf_map__fd(program->maps.rows), on_row, NULL, NULL);
 	if (!ring) {
 		unload();
 		return say("The buffer of %u MiB for rows can't be mapped (%s).", buffer >> 20,
@@ -338,7 +393,7 @@ static void read_charges(void)
 		int last = reads >= MOST_READS || now() - begun > MOST_SECONDS;
 
 		if (!run->torn && (last || at_rest(run))) {
-			answer(at_rest(run) ? REST : MOVED, run, reads, now() - begun);
+			answer_rows(at_rest(run) ? REST : MOVED, reads, now() - begun);
 			return;
 		}
 		discard();
@@ -348,7 +403,7 @@ static void read_charges(void)
 			break;
 		}
 	}
-	answer(ERROR, NULL, reads, now() - begun);
+	answer(ERROR, reads, now() - begun);
 }
 
 int main(void)
@@ -367,7 +422,7 @@ int main(void)
 	}
 	if (load())
 		goto failed;
-	answer(READY, NULL, 0, 0);
+	answer(READY, 0, 0);
 	while ((got = read(STDIN_FILENO, &request, 1)) != 0) {
 		if (got < 0 && errno == EINTR)
 			continue;
@@ -375,16 +430,16 @@ int main(void)
 			return 1;
 		if (request == REQUEST) {
 			if (!program && load())
-				answer(ERROR, NULL, 0, 0);
+				answer(ERROR, 0, 0);
 			else
 				read_charges();
 		} else {
 			say("The reader knows no request 0x%02x.", (unsigned char)request);
-			answer(ERROR, NULL, 0, 0);
+			answer(ERROR, 0, 0);
 		}
 	}
 	return 0;
 failed:
-	answer(ERROR, NULL, 0, 0);
+	answer(ERROR, 0, 0);
 	return 1;
 }

@@ -1,4 +1,8 @@
-/* What the BPF program, its loader and charge_list.py agree on; native byte order, no padding. */
+/* What the BPF program, its loader and charge_list.py agree on; native byte order, no padding.
+ *
+ * The program's rows come one after the other, each with its name at its end. In an answer those
+ * of a kind are together, and so all of one length; their names are together behind them.
+ */
 #ifndef HUGETLB_QUOTA_ROWS_H
 #define HUGETLB_QUOTA_ROWS_H
 
@@ -19,6 +23,8 @@ enum kind {
 	ROW_COUNTER = 8, /* what a cgroup and all below it use of a page size */
 };
 
+#define KINDS 8
+
 /* Begins each row: its kind, its bytes with this header, and an index as the kind has it. */
 struct header {
 	__u16 kind, length;
@@ -38,8 +44,8 @@ struct super_row {
 	__u32 device, size, internal, unused;
 };
 
-/* index: of the superblock; a name of `name_length` bytes, padded to 8. `number` is the node's
- * in this read: inode numbers are none of their own, a System V segment has its ID for one.
+/* index: of the superblock. `name_at` is where in the names its `name_length` bytes begin, as the
+ * loader puts them together. `number` is the node's in this read: inode numbers are none of their own, a System V segment has its ID for one.
  */
 struct node_row {
 	struct header header;
@@ -47,6 +53,7 @@ struct node_row {
 	__s64 bytes;
 	__u32 links;
 	__u16 directory, name_length;
+	__u64 name_at;
 	char name[NAME];
 };
 
@@ -76,7 +83,7 @@ struct folio_row {
 /* index: bytes of the name; `parent` is 0 for the root. */
 struct cgroup_row {
 	struct header header;
-	__u64 id, parent;
+	__u64 id, parent, name_at;
 	char name[NAME];
 };
 
@@ -117,13 +124,16 @@ enum missing {
 struct run {
 	__u32 anchor; /* in: a descriptor of some hugetlbfs file */
 	__u32 missing, torn, sizes;
-	__u64 rows, bytes, inodes;
+	__u64 rows, inodes;
 	__s64 before[SIZES], after[SIZES], listed[SIZES];
 };
 
-/* The answer to a request: this, then `bytes` of rows, or of a sentence where status is ERROR. */
+/* The answer to a request: this, then `bytes` of a list, or of a sentence where status is ERROR. A
+ * list is the lengths in bytes of its sections, KINDS of rows and the names, and the sections.
+ */
 #define MAGIC 0x4c435148 /* "HQCL" */
 #define PROTOCOL 1
+#define SECTIONS (KINDS + 1)
 #define REQUEST 'r'
 
 enum status {
@@ -137,7 +147,7 @@ struct answer {
 	__u32 magic;
 	__u16 protocol, status;
 	__u64 bytes;
-	__u32 rows, reads; /* how often the kernel was read for it */
+	__u32 reads, unused; /* how often the kernel was read for it */
 	__u64 nanoseconds;
 };
 
