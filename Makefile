@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+READER := operator/hugetlb_quota/node/reader
 
 .PHONY: help demo test unit e2e-kind e2e-vm lint format crds image lock clean preflight require
 
@@ -40,6 +41,14 @@ crds: $(READY)  ## make the CRDs from the models
 image:  ## build the image; ENGINE, IMAGE, BASE, PLATFORM, CA as image/build.py tells
 	@$(PYTHON) image/build.py
 
+.PHONY: reader
+reader:  ## build the reader of the kernel's charge list; needs clang, libbpf-dev and bpftool
+	@$(MAKE) -s -C $(READER)
+
+.PHONY: kernel-matrix
+kernel-matrix: $(READY)  ## boot Debian's kernels in QEMU, and read their charge lists
+	@$(BIN)/python -m pytest -q tests/kernel/test_charge_list_kernels.py $(ARGS)
+
 lock: $(READY)  ## renew the lock files
 	@$(BIN)/pip install -q --disable-pip-version-check uv
 	@$(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --python-version 3.11 \
@@ -51,6 +60,7 @@ lock: $(READY)  ## renew the lock files
 
 clean:  ## remove the virtual environment and caches in the tree
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build
+	@$(MAKE) -s -C $(READER) clean
 
 preflight:  ## say what this machine lacks for the tests and the demo
 	@$(PYTHON) tests/preflight.py

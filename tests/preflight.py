@@ -1,7 +1,8 @@
 """What the tests and the demo need of the machine, checked before anything is started.
 
 Standard library alone: it runs before anything is installed. ``--require`` ends with
-status 1 when something is missing; ``--layers`` prints 1 when every layer can run here.
+status 1 when something is missing that the demo needs; ``--layers`` prints 1 when every layer
+can run here.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ PROGRAMS = (
 )
 
 
-def missing() -> list[str]:
-    """A sentence for each thing that is not there, with its remedy."""
-    return [sentence for check in (_root, _cgroup2, _pages, _programs) if (sentence := check())]
+def missing(*, demo: bool = False) -> list[str]:
+    """A sentence for each thing that is not there, with its remedy; the demo needs less."""
+    checks = [_root, _cgroup2, _pages, _programs, *([] if demo else [_reader])]
+    return [sentence for check in checks if (sentence := check())]
 
 
 def _root(status: Path = Path("/proc/self/status")) -> str | None:
@@ -66,6 +68,27 @@ def _pages() -> str | None:
     return "The kernel has no 2 MiB huge pages; the tests need an x86-64 or 4 KiB-granule arm64."
 
 
+def _reader(include: Path = Path("/usr/include")) -> str | None:
+    """What the build of the charge list's reader lacks."""
+    # bpftool is in /usr/sbin, which is on the PATH of root alone.
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
+    packages = {
+        "clang": shutil.which("clang"),
+        "bpftool": shutil.which("bpftool", path=path),
+        "gcc": shutil.which("cc"),
+        "make": shutil.which("make"),
+        "libbpf-dev": (include / "bpf" / "libbpf.h").is_file(),
+        "libc6-dev": (include / "stdio.h").is_file(),
+    }
+    lacking = [name for name, found in packages.items() if not found]
+    if not lacking:
+        return None
+    return (
+        "The reader of the kernel's charge list can't be built: install"
+        f" {', '.join(lacking)} (apt-get install {' '.join(lacking)})."
+    )
+
+
 def _programs() -> str | None:
     needed = f"Go {'.'.join(map(str, GO))} or newer"
     given, lack = os.environ.get("KUBEBUILDER_ASSETS"), "a control plane"
@@ -92,7 +115,7 @@ def _programs() -> str | None:
 
 def main() -> None:
     """Print what is missing."""
-    sentences = missing()
+    sentences = missing(demo="--require" in sys.argv)
     if "--layers" in sys.argv:
         print(int(not sentences))
         return

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from hugetlb_quota.node.charge_reader import ChargeReader
 from tests import preflight
+from tests.kernel import charge_reading
 from tests.kernel.agent_process import Agent, Api, Pod
 from tests.testnode import cgroup_tree, naming, volumes
 from tests.testnode.hugepages import page_sizes, reserved_pages
@@ -73,6 +75,33 @@ def cgroup_subtree(kernel: None) -> Iterator[Path]:
     cgroup_tree.make(root, subtree)
     yield subtree
     cgroup_tree.remove(subtree)
+
+
+@pytest.fixture(scope="session")
+def reader_program() -> Path:
+    """The reader of the charge list, built; skips where a package for that is missing."""
+    require(preflight._reader())
+    return charge_reading.build()
+
+
+@pytest.fixture
+async def reader(kernel: None, reader_program: Path) -> AsyncIterator[ChargeReader]:
+    reader = ChargeReader(reader_program)
+    yield reader
+    await reader.close()
+
+
+@pytest.fixture
+def cgroup(cgroup_subtree: Path) -> Callable[[str], Path]:
+    """Call it with a path: a cgroup for processes there, below the test's own."""
+
+    def make(path: str) -> Path:
+        cgroup = cgroup_subtree / path
+        cgroup_tree.make(cgroup_tree.cgroup2_mount(), cgroup.parent)
+        cgroup.mkdir()
+        return cgroup
+
+    return make
 
 
 @pytest.fixture

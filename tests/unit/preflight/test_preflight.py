@@ -60,6 +60,21 @@ def test_a_root_that_can_not_mount_is_told(tmp_path: Path, monkeypatch: pytest.M
     assert preflight._root(status) is None
 
 
+def test_packages_that_the_reader_is_built_with_are_named(path: Path, tmp_path: Path) -> None:
+    include = tmp_path / "include"
+    told = preflight._reader(include) or ""
+    assert "install clang, " in told
+    assert "libbpf-dev" in told
+    for header in ("stdio.h", "bpf/libbpf.h"):
+        (include / header).parent.mkdir(exist_ok=True, parents=True)
+        (include / header).touch()
+    for name in ("bpftool", "cc", "make"):
+        program(path / name, "")
+    assert "(apt-get install clang)" in (preflight._reader(include) or "")
+    program(path / "clang", "")
+    assert preflight._reader(include) is None
+
+
 def test_go_is_missing_or_too_old(path: Path) -> None:
     assert "There is no Go to build a control plane" in (preflight._programs() or "")
     program(path / "go", "go version go1.22.1 linux/amd64")

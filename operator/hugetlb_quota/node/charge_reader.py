@@ -1,0 +1,190 @@
+"""Asks the reader for the kernel's charge list: a child process that is kept, timed and replaced.
+
+Its program is reader/charge-reader, made by ``make reader``. It drops to CAP_BPF and
+CAP_PERFMON and an ordinary user by itself, so whoever starts it must have the two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from hugetlb_quota.node.charge_list import ChargeList, MalformedAnswer, decode
+
+#: Where ``make reader`` puts it, and the image.
+PROGRAM: Final = Path(__file__).parent / "reader" / "charge-reader"
+
+#: Of a whole answer. A read of the kernel ends by itself after a second, a request after three.
+TIMEOUT_SECONDS: Final = 10.0
+#: Before a reader that failed is started again; it doubles with each failure.
+FIRST_PAUSE_SECONDS: Final = 0.25
+LONGEST_PAUSE_SECONDS: Final = 60.0
+
+#: As in reader/rows.h.
+_ANSWER: Final = struct.Struct("=IHHQI4xQ")
+_MAGIC: Final = 0x4C435148
+_PROTOCOL: Final = 1
+_REQUEST: Final = b"r"
+_READY, _REST, _MOVED, _ERROR = 1, 2, 3, 4
+#: Four times the largest buffer of the reader: more is no answer.
+_MOST_BYTES: Final = 1 << 31
+_MOST_SENTENCE: Final = 4096
+
+_log = logging.getLogger(__name__)
+
+
+class ChargeListUnreadable(Exception):
+    """The kernel's charge list could not be read; the sentence says why and what to do."""
+
+
+class _ReaderFailed(ChargeListUnreadable):
+    """The child is of no use any more."""
+
+
+class ChargeReader:
+    """One reader process, started when it is asked for the first time.
+
+    ``clock`` gives seconds, for the pauses between starts.
+    """
+
+    def __init__(
+        self,
+        program: Path = PROGRAM,
+        timeout: float = TIMEOUT_SECONDS,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self._program = program
+        self._timeout = timeout
+        self._clock = clock or (lambda: asyncio.get_running_loop().time())
+        self._turn = asyncio.Lock()
+        self._process: asyncio.subprocess.Process | None = None
+        self._failures = 0
+        self._not_before = 0.0
+        self._why = ""
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process ID; None while there is none."""
+        return self._process.pid if self._process else None
+
+    async def read(self, largest: int | None = None) -> ChargeList:
+        """The charge list as it is now, with so many of the largest files; None: with all.
+
+        Who asks meanwhile waits.
+
+        :raises ChargeListUnreadable: when it can't be read this time. After a failure of the
+            child, it is raised at once until the pause is over.
+        """
+        async with self._turn:
+            if self._process is None and (pause := self._not_before - self._clock()) > 0:
+                raise ChargeListUnreadable(
+                    f"{self._why} The reader is started again in {pause:.1f} s."
+                )
+            try:
+                async with asyncio.timeout(self._timeout):
+                    result = await self._asked(largest)
+            except TimeoutError as error:
+                why = f"The reader did not answer within {self._timeout:g} s."
+                raise await self._failed(why) from error
+            except (_ReaderFailed, MalformedAnswer) as error:
+                raise await self._failed(str(error)) from error
+            except (OSError, asyncio.IncompleteReadError) as error:
+                raise await self._failed(await self._ended()) from error
+            except ChargeListUnreadable:
+                raise
+            except BaseException:
+                # Who was cancelled leaves half an answer in the pipe.
+                await self._end()
+                raise
+            self._failures = 0
+            return result
+
+    async def close(self) -> None:
+        """End the child."""
+        async with self._turn:
+            await self._end()
+
+    async def _asked(self, largest: int | None) -> ChargeList:
+        process = self._process or await self._start()
+        assert process.stdin
+        process.stdin.write(_REQUEST)
+        await process.stdin.drain()
+        status, payload, reads, nanoseconds = await self._answer(process)
+        if status == _ERROR:
+            raise ChargeListUnreadable(_sentence(payload))
+        if status not in (_REST, _MOVED):
+            raise MalformedAnswer(f"its status is {status}")
+        return decode(
+            payload,
+            at_rest=status == _REST,
+            reads=reads,
+            seconds=nanoseconds / 1e9,
+            largest=largest,
+        )
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                self._program,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env={},
+            )
+        except OSError as error:
+            raise _ReaderFailed(
+                f"The reader {self._program} can't be started ({error.strerror}): make it with"
+                " `make reader`."
+            ) from error
+        self._process = process
+        status, payload, *_ = await self._answer(process)
+        if status == _ERROR:
+            raise _ReaderFailed(_sentence(payload))
+        if status != _READY:
+            raise MalformedAnswer(f"its first status is {status}")
+        return process
+
+    async def _answer(self, process: asyncio.subprocess.Process) -> tuple[int, bytes, int, int]:
+        assert process.stdout
+        head = await process.stdout.readexactly(_ANSWER.size)
+        magic, protocol, status, length, reads, nanoseconds = _ANSWER.unpack(head)
+        if magic != _MAGIC or protocol != _PROTOCOL:
+            raise MalformedAnswer(f"it begins with {head[:6].hex()}, which is another protocol")
+        if length > (_MOST_SENTENCE if status == _ERROR else _MOST_BYTES):
+            raise MalformedAnswer(f"it announces {length} bytes")
+        payload = await process.stdout.readexactly(length)
+        return status, payload, reads, nanoseconds
+
+    async def _ended(self) -> str:
+        if self._process is None:
+            return "The reader could not be started."
+        await self._end()
+        return "The reader ended in the midst of an answer."
+
+    async def _failed(self, why: str) -> ChargeListUnreadable:
+        await self._end()
+        pause = min(FIRST_PAUSE_SECONDS * 2**self._failures, LONGEST_PAUSE_SECONDS)
+        self._failures += 1
+        self._not_before = self._clock() + pause
+        self._why = why
+        _log.warning("%s It is started again in %.2f s at the earliest.", why, pause)
+        return ChargeListUnreadable(why)
+
+    async def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        if process.stdin:
+            process.stdin.close()
+        # Killed while its program runs in the kernel, it ends with that: within a second.
+        await process.wait()
+
+
+def _sentence(payload: bytes) -> str:
+    return payload.decode(errors="replace")

@@ -1,0 +1,445 @@
+/* The reader's process: loads the BPF program, and answers one request on its pipe at a time.
+ *
+ * It is started with CAP_BPF and CAP_PERFMON, gives up everything else before it does anything,
+ * opens nothing but the kernel's BTF and a memfd, and takes one byte as input. It ends when its
+ * input does, and with its parent.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <grp.h>
+#include <linux/capability.h>
+#include <linux/magic.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+
+#include "rows.h"
+#include "reader.skel.h"
+
+#define NOBODY 65534
+#define KEPT (1ULL << CAP_BPF | 1ULL << CAP_PERFMON)
+#define BTF "/sys/kernel/btf/vmlinux"
+#define LOCKDOWN "/sys/kernel/security/lockdown"
+
+/* Of the buffer for rows; a list of a million ranges takes 48 MiB. */
+#define LEAST_BUFFER (1U << 22)
+#define MOST_BUFFER (1U << 29)
+/* A torn read is repeated at once, one that moved too. */
+#define MOST_READS 8
+#define MOST_SECONDS 2.0
+
+static struct reader_bpf *program;
+static struct ring_buffer *ring;
+static unsigned int buffer = LEAST_BUFFER;
+static int anchor = -1;
+static char sentence[1024];
+
+static int say(const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	vsnprintf(sentence, sizeof sentence, format, arguments);
+	va_end(arguments);
+	return -1;
+}
+
+/* --- the pipe --- */
+
+static void put(const void *bytes, size_t length)
+{
+	while (length) {
+		ssize_t written = write(STDOUT_FILENO, bytes, length);
+
+		if (written < 0 && errno == EINTR)
+			continue;
+		if (written <= 0)
+			exit(0); /* nobody reads any more */
+		bytes = (const char *)bytes + written;
+		length -= written;
+	}
+}
+
+/* --- rows --- */
+
+struct section {
+	char *bytes;
+	size_t length, room;
+};
+
+/* By kind, less one; the last are the names. */
+static struct section sections[SECTIONS];
+static int discarding;
+
+static void append(struct section *to, const void *bytes, size_t length)
+{
+	if (to->length + length > to->room) {
+		to->room = to->room ? to->room * 2 : 1 << 16;
+		to->bytes = realloc(to->bytes, to->room);
+		if (!to->bytes)
+			abort(); /* who asked starts another, later */
+	}
+	memcpy(to->bytes + to->length, bytes, length);
+	to->length += length;
+}
+
+static void append_named(struct section *to, const void *row, size_t head, __u64 *name_at,
+			 const char *name, size_t length)
+{
+	struct section *names = &sections[KINDS];
+
+	*name_at = names->length;
+	append(to, row, head);
+	append(names, name, length);
+}
+
+static int on_row(void *unused, void *data, size_t length)
+{
+	struct header *header = data;
+	struct section *to = &sections[header->kind - 1];
+
+	if (discarding)
+		return 0;
+	/* The ring is not to be written. */
+	if (header->kind == ROW_NODE) {
+		struct node_row row;
+
+		memcpy(&row, data, length);
+		append_named(to, &row, offsetof(struct node_row, name), &row.name_at, row.name,
+			     row.name_length);
+	} else if (header->kind == ROW_CGROUP) {
+		struct cgroup_row row;
+
+		memcpy(&row, data, length);
+		append_named(to, &row, offsetof(struct cgroup_row, name), &row.name_at, row.name,
+			     header->index);
+	} else {
+		append(to, data, length);
+	}
+	return 0;
+}
+
+static void answer(enum status status, unsigned int reads, double seconds)
+{
+	struct answer head = {
+		.magic = MAGIC,
+		.protocol = PROTOCOL,
+		.status = status,
+		.reads = reads,
+		.nanoseconds = seconds * 1e9,
+	};
+
+	if (status == ERROR)
+		head.bytes = strlen(sentence);
+	put(&head, sizeof head);
+	if (status == ERROR)
+		put(sentence, head.bytes);
+}
+
+static void answer_rows(enum status status, unsigned int reads, double seconds)
+{
+	__u64 lengths[SECTIONS];
+	struct answer head = {
+		.magic = MAGIC,
+		.protocol = PROTOCOL,
+		.status = status,
+		.bytes = sizeof lengths,
+		.reads = reads,
+		.nanoseconds = seconds * 1e9,
+	};
+
+	discarding = 0;
+	ring_buffer__consume(ring);
+	for (int each = 0; each < SECTIONS; each++) {
+		lengths[each] = sections[each].length;
+		head.bytes += lengths[each];
+	}
+	put(&head, sizeof head);
+	put(lengths, sizeof lengths);
+	for (int each = 0; each < SECTIONS; each++) {
+		put(sections[each].bytes, sections[each].length);
+		free(sections[each].bytes);
+		sections[each] = (struct section){0};
+	}
+}
+
+/* --- rights --- */
+
+static int hold_capabilities(unsigned long long kept)
+{
+	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct data[2] = {
+		{.effective = kept, .permitted = kept},
+		{.effective = kept >> 32, .permitted = kept >> 32},
+	};
+
+	return syscall(SYS_capset, &header, data);
+}
+
+/* Leaves the process with CAP_BPF and CAP_PERFMON, no root, and no way back to either. */
+static int drop(void)
+{
+	pid_t parent = getppid();
+
+	/* Where CAP_SETPCAP is lacking the bounding set stays; no_new_privs makes it idle. */
+	for (int each = 0; each <= CAP_LAST_CAP; each++)
+		if (!(KEPT >> each & 1))
+			prctl(PR_CAPBSET_DROP, each, 0, 0, 0);
+	prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+	if (geteuid() == 0) {
+		prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0);
+		if (setgroups(0, NULL) || setresgid(NOBODY, NOBODY, NOBODY) ||
+		    setresuid(NOBODY, NOBODY, NOBODY))
+			return say("The reader can't become user %d (%s): start it as another user than"
+				   " root, or with CAP_SETUID and CAP_SETGID.",
+				   NOBODY, strerror(errno));
+		prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0);
+	}
+	if (hold_capabilities(KEPT))
+		return say("The reader has not both CAP_BPF and CAP_PERFMON (%s): add them to the"
+			   " container's capabilities.",
+			   strerror(errno));
+	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	/* After the change of user, which clears it; the parent may be gone already. */
+	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+	if (getppid() != parent)
+		exit(0);
+	return 0;
+}
+
+/* --- the program --- */
+
+static char told[512];
+
+/* Of all that libbpf tells, the last warning. */
+static int on_print(enum libbpf_print_level priority, const char *format, va_list arguments)
+{
+	if (priority == LIBBPF_WARN) {
+		vsnprintf(told, sizeof told, format, arguments);
+		told[strcspn(told, "\n")] = 0;
+	}
+	return 0;
+}
+
+static int is_locked_down(void)
+{
+	char mode[128] = "";
+	FILE *file = fopen(LOCKDOWN, "r");
+
+	if (file) {
+		if (!fgets(mode, sizeof mode, file))
+			mode[0] = 0;
+		fclose(file);
+	}
+	return strstr(mode, "[confidentiality]") != NULL;
+}
+
+static int why_not_loaded(int error)
+{
+	if (is_locked_down())
+		return say("This kernel is locked down for confidentiality (%s), so no program may read"
+			   " its memory.", LOCKDOWN);
+	if (libbpf_probe_bpf_helper(BPF_PROG_TYPE_SYSCALL, BPF_FUNC_loop, NULL) == 0)
+		return say("This kernel has no bpf_loop, which came with Linux 5.17.");
+	if (error == -EPERM || error == -EACCES)
+		return say("The kernel refuses to load the reader (%s): it needs CAP_BPF and CAP_PERFMON,"
+			   " and a seccomp profile that lets bpf(2) pass with them.", strerror(-error));
+	return say("The kernel does not take the reader (%s): %s", strerror(-error), told);
+}
+
+static void unload(void)
+{
+	ring_buffer__free(ring);
+	reader_bpf__destroy(program);
+	ring = NULL;
+	program = NULL;
+}
+
+static int load(void)
+{
+	int error;
+
+	if (access(BTF, R_OK))
+		return say("This kernel has no BTF at %s (%s); run one with CONFIG_DEBUG_INFO_BTF=y.", BTF,
+			   strerror(errno));
+	told[0] = 0;
+	program = reader_bpf__open();
+	if (!program)
+		return say("The reader's own program can't be opened (%s): %s", strerror(errno), told);
+	bpf_map__set_max_entries(program->maps.rows, buffer);
+	error = reader_bpf__load(program);
+	if (error) {
+		why_not_loaded(error);
+		unload();
+		return -1;
+	}
+	ring = ring_buffer__new(bpf_map__fd(program->maps.rows), on_row, NULL, NULL);
+	if (!ring) {
+		unload();
+		return say("The buffer of %u MiB for rows can't be mapped (%s).", buffer >> 20,
+			   strerror(errno));
+	}
+	program->bss->run.anchor = anchor;
+	return 0;
+}
+
+static int why_missing(enum missing missing)
+{
+	static const char *const sentences[] = {
+		[NO_CONTROLLER] = "This kernel has no hugetlb cgroup controller (CONFIG_CGROUP_HUGETLB).",
+		[NO_RESERVATIONS] = "This kernel does not count reservations of huge pages by cgroup, which"
+				    " came with Linux 5.7.",
+		[NO_REGION_OWNER] = "This kernel's file_region or resv_map has no css, which names who is"
+				    " charged.",
+		[NO_RESERVE_MAP] = "This kernel's address_space has neither i_private_data nor private_data,"
+				   " which holds the reserve map.",
+		[NO_ALIASES] = "This kernel's dentry has no d_alias, which leads from a file to its name.",
+		[NO_ANCHOR] = "The reader's own memfd is on no hugetlbfs that this kernel shows.",
+		[TOO_MANY_SIZES] = "This kernel has no hugetlbfs of its own, or more than 16 page sizes.",
+	};
+
+	return say("%s", sentences[missing]);
+}
+
+/* --- a request --- */
+
+static double now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec + time.tv_nsec / 1e9;
+}
+
+static int at_rest(const struct run *run)
+{
+	for (unsigned int each = 0; each < run->sizes; each++)
+		if (run->before[each] != run->after[each] || run->listed[each] != run->after[each])
+			return 0;
+	return 1;
+}
+
+static void discard(void)
+{
+	discarding = 1;
+	ring_buffer__consume(ring);
+}
+
+static int larger(void)
+{
+	if (buffer >= MOST_BUFFER)
+		return say("The charge list takes more than %u MiB.", MOST_BUFFER >> 20);
+	buffer *= 2;
+	unload();
+	return load();
+}
+
+static const char *torn_by(enum torn torn)
+{
+	switch (torn) {
+	case BROKEN_LINK:
+		return "a list led elsewhere";
+	case FOREIGN:
+		return "an object belonged to another than it must";
+	case OUT_OF_ORDER:
+		return "regions were out of order";
+	case OUT_OF_BOUNDS:
+		return "a number was out of bounds";
+	case TOO_LONG:
+		return "it took longer than a second";
+	default:
+		return "it did not fit its buffer";
+	}
+}
+
+static void read_charges(void)
+{
+	LIBBPF_OPTS(bpf_test_run_opts, options);
+	double begun = now();
+	unsigned int reads = 0, full = 0;
+	struct run *run;
+	int error;
+
+	for (;;) {
+		run = &program->bss->run;
+		error = bpf_prog_test_run_opts(bpf_program__fd(program->progs.read_charges), &options);
+		reads++;
+		if (error || run->missing) {
+			if (error)
+				say("The kernel does not run the reader: %s.", strerror(-error));
+			else
+				why_missing(run->missing);
+			break;
+		}
+		/* A walk that went astray may fill any buffer: only one that is full again is too small. */
+		if (run->torn == FULL && full++) {
+			full = 0;
+			/* A new program begins with an empty buffer. */
+			if (larger())
+				break;
+			continue;
+		}
+		int last = reads >= MOST_READS || now() - begun > MOST_SECONDS;
+
+		if (!run->torn && (last || at_rest(run))) {
+			answer_rows(at_rest(run) ? REST : MOVED, reads, now() - begun);
+			return;
+		}
+		discard();
+		if (last) {
+			say("The charge list changed during each of %u reads; the last was torn: %s.", reads,
+			    torn_by(run->torn));
+			break;
+		}
+	}
+	answer(ERROR, reads, now() - begun);
+}
+
+int main(void)
+{
+	char request;
+	ssize_t got;
+
+	libbpf_set_print(on_print);
+	if (drop())
+		goto failed;
+	/* Of the default page size, and empty: it takes no page. */
+	anchor = memfd_create("hugetlb-quota-reader", MFD_CLOEXEC | MFD_HUGETLB);
+	if (anchor < 0) {
+		say("This kernel makes no hugetlb memfd (%s): it lacks CONFIG_HUGETLBFS.", strerror(errno));
+		goto failed;
+	}
+	if (load())
+		goto failed;
+	answer(READY, 0, 0);
+	while ((got = read(STDIN_FILENO, &request, 1)) != 0) {
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got < 0)
+			return 1;
+		if (request == REQUEST) {
+			if (!program && load())
+				answer(ERROR, 0, 0);
+			else
+				read_charges();
+		} else {
+			say("The reader knows no request 0x%02x.", (unsigned char)request);
+			answer(ERROR, 0, 0);
+		}
+	}
+	return 0;
+failed:
+	answer(ERROR, 0, 0);
+	return 1;
+}

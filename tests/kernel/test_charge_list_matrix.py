@@ -1,0 +1,144 @@
+"""Every way to get huge pages: what the reader lists is what the kernel counts, at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from hugetlb_quota.node.charge_list import ChargeList
+from hugetlb_quota.node.charge_reader import ChargeReader
+from tests.kernel.charge_reading import equal, listed
+from tests.kernel.ways import SIZES, WAYS, Size, Way
+from tests.tracking import Actor, hugetlbfs, pages_of
+
+
+@pytest.fixture(params=SIZES)
+def size(request: pytest.FixtureRequest) -> Size:
+    size = SIZES[request.param]
+    borrow = request.getfixturevalue("pages" if request.param == "2Mi" else "gigantic_pages")
+    borrow(size.pages * min(size.ways, len(WAYS)))
+    return size
+
+
+@pytest.fixture
+def point(size: Size, tmp_path: Path) -> Iterator[Path]:
+    with hugetlbfs(tmp_path / "huge", page=str(size.page.bytes)) as superblock:
+        yield superblock.path
+
+
+@pytest.fixture
+def segments(kernel: None) -> Iterator[list[int]]:
+    """IDs put in here are those of segments to be removed."""
+    ids: list[int] = []
+    yield ids
+    remove(ids)
+
+
+def remove(segments: list[int]) -> None:
+    with Actor() as host:
+        while segments:
+            host.do(f"libc.shmctl({segments.pop()}, 0, None)")
+
+
+# Zeroing a page of 1 GiB takes a third of a second, and each way takes its turn there.
+@pytest.mark.timeout(900)
+async def test_every_way_adds_up(
+    reader: ChargeReader,
+    cgroup_subtree: Path,
+    cgroup: Callable[[str], Path],
+    size: Size,
+    point: Path,
+    segments: list[int],
+) -> None:
+    left: dict[str, int] = {}
+    for first in range(0, len(WAYS), size.ways):
+        left |= await walk(
+            WAYS[first : first + size.ways], reader, cgroup_subtree, cgroup, size, point, segments
+        )
+    # A reservation is kept by what is in the file; a private mapping takes its own along.
+    assert left["file-shared-neither-reserve"] == size.pages
+    assert left["file-shared-write-noreserve"] == 2
+    assert left["file-private-neither-reserve"] == 0
+    assert left["segment-shared-neither-reserve"] == size.pages
+    assert left["anonymous-private-write-reserve"] == 0
+
+
+async def walk(
+    ways: list[Way],
+    reader: ChargeReader,
+    subtree: Path,
+    cgroup: Callable[[str], Path],
+    size: Size,
+    point: Path,
+    segments: list[int],
+) -> dict[str, int]:
+    """Each of ``ways`` in a cgroup of its own, to its end; pages that each left, by its name."""
+    cgroups = {way.name: cgroup(way.name) for way in ways}
+    ids = {name: path.stat().st_ino for name, path in cgroups.items()}
+    with ExitStack() as running:
+        for way in ways:
+            actor = running.enter_context(Actor(cgroups[way.name]))
+            result = actor.do(way.statements(point / way.name, size))
+            if way.kind == "segment":
+                segments.append(result)
+        charges = await equal(reader, subtree, size.page)
+        assert amounts(charges, ids, size) == counters(cgroups, size)
+        shown = {
+            name: charges.cgroups[id_].reserved
+            for name, id_ in ids.items()
+            if id_ in charges.cgroups
+        }
+        assert {name: each.get(size.page, 0) for name, each in shown.items()} == {
+            name: pages for name, pages in counters(cgroups, size).items() if name in shown
+        }
+
+    # Their processes have ended.
+    charges = await equal(reader, subtree, size.page)
+    left = amounts(charges, ids, size)
+    assert left == counters(cgroups, size)
+
+    for path in cgroups.values():
+        path.rmdir()
+    charges = await equal(reader, subtree, size.page)
+    assert amounts(charges, ids, size) == left
+    assert {charges.cgroups[ids[name]].path.rpartition("/")[2] for name in left if left[name]} == {
+        name for name in left if left[name]
+    }
+
+    in_files = dict(left)
+    for way in ways:
+        if way.kind == "file":
+            with (point / way.name).open("rb+") as file:
+                file.truncate((size.pages - 1) * size.page.bytes)
+            in_files[way.name] = max(0, in_files[way.name] - 1)
+    assert amounts(await equal(reader, subtree, size.page), ids, size) == in_files
+    for way in ways:
+        if way.kind == "file":
+            (point / way.name).unlink()
+            in_files[way.name] = 0
+    charges = await equal(reader, subtree, size.page)
+    assert amounts(charges, ids, size) == in_files
+    # What is left are segments, and told as such.
+    named = {
+        region.cgroup.id
+        for file in charges.files
+        if file.superblock.internal and file.inode in segments and file.path == "SYSV00000000"
+        for region in file.regions
+    }
+    reserved = {name for name, pages in in_files.items() if pages and "noreserve" not in name}
+    assert {ids[name] for name in reserved} == named
+    remove(segments)
+    await equal(reader, subtree, size.page)
+    assert pages_of(subtree, size.page)[0] == 0
+    return left
+
+
+def amounts(charges: ChargeList, ids: dict[str, int], size: Size) -> dict[str, int]:
+    return {name: listed(charges, id_, size.page) for name, id_ in ids.items()}
+
+
+def counters(cgroups: dict[str, Path], size: Size) -> dict[str, int]:
+    return {name: pages_of(path, size.page)[0] for name, path in cgroups.items()}

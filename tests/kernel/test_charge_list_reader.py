@@ -1,0 +1,292 @@
+"""The reader's process: its rights, what it answers to nonsense, and when it is late or killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from hugetlb_quota.node.charge_reader import ChargeListUnreadable, ChargeReader
+from tests.kernel.charge_reading import equal, file_of, regions
+from tests.tracking import Actor
+
+CAP_PERFMON, CAP_BPF = 38, 39
+ONLY = 1 << CAP_PERFMON | 1 << CAP_BPF
+HEAD = struct.Struct("=IHHQI4xQ")
+READY, REST, MOVED, ERROR = 1, 2, 3, 4
+
+
+@contextmanager
+def started(program: Path, *through: str) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(
+        [*through, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        yield process
+        process.kill()
+
+
+def answer(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
+    """Status and payload."""
+    assert process.stdout
+    magic, protocol, status, length, *_ = HEAD.unpack(process.stdout.read(HEAD.size))
+    assert (magic, protocol) == (0x4C435148, 1)
+    return status, process.stdout.read(length)
+
+
+def ask(process: subprocess.Popen[bytes], request: bytes) -> tuple[int, bytes]:
+    assert process.stdin
+    process.stdin.write(request)
+    process.stdin.flush()
+    return answer(process)
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def test_it_holds_two_capabilities_and_is_nobody(kernel: None, reader_program: Path) -> None:
+    with started(reader_program) as process:
+        assert answer(process) == (READY, b"")
+        status = status_of(process.pid)
+        assert {int(status[name], 16) for name in ("CapEff", "CapPrm", "CapBnd")} == {ONLY}
+        assert {int(status[name], 16) for name in ("CapInh", "CapAmb")} == {0}
+        assert set(status["Uid"].split()) == set(status["Gid"].split()) == {"65534"}
+        assert (status["Groups"], status["NoNewPrivs"]) == ("", "1")
+        assert ask(process, b"r")[0] in (REST, MOVED)
+
+
+def test_another_user_with_just_the_two_capabilities_is_enough(
+    kernel: None, reader_program: Path
+) -> None:
+    caps = "bpf,+perfmon"
+    through = [
+        *("setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"),
+        *(
+            f"--inh-caps=-all,+{caps}",
+            f"--ambient-caps=-all,+{caps}",
+            "--bounding-set=-all,+" + caps,
+        ),
+    ]
+    with started(reader_program, *through) as process:
+        assert answer(process) == (READY, b"")
+        status = status_of(process.pid)
+        assert status["Uid"].split()[0] == "12345"
+        assert int(status["CapEff"], 16) == ONLY
+        assert int(status["CapAmb"], 16) == 0
+        assert ask(process, b"r")[0] in (REST, MOVED)
+
+
+@pytest.mark.parametrize("lacking", ["bpf", "perfmon"])
+def test_who_lacks_a_capability_is_told(kernel: None, reader_program: Path, lacking: str) -> None:
+    kept = "perfmon" if lacking == "bpf" else "bpf"
+    through = [
+        *("setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"),
+        *(f"--inh-caps=-all,+{kept}", f"--ambient-caps=-all,+{kept}"),
+    ]
+    with started(reader_program, *through) as process:
+        status, sentence = answer(process)
+        assert status == ERROR
+        assert b"CAP_BPF and CAP_PERFMON" in sentence
+        assert process.wait(10) == 1
+
+
+@pytest.mark.parametrize("request_", [b"\0", b"R", b"\xff", b"\n"])
+def test_it_knows_one_request(kernel: None, reader_program: Path, request_: bytes) -> None:
+    with started(reader_program) as process:
+        answer(process)
+        status, sentence = ask(process, request_)
+        assert (status, sentence) == (
+            ERROR,
+            f"The reader knows no request 0x{request_[0]:02x}.".encode(),
+        )
+        assert ask(process, b"r")[0] in (REST, MOVED)
+        # A burst is answered one by one.
+        assert process.stdin
+        process.stdin.write(b"xrx")
+        process.stdin.flush()
+        assert [answer(process)[0] in (REST, MOVED) for _ in range(3)] == [False, True, False]
+
+
+def test_it_ends_with_its_input(kernel: None, reader_program: Path) -> None:
+    with started(reader_program) as process:
+        answer(process)
+        assert process.stdin
+        process.stdin.close()
+        assert process.wait(10) == 0
+
+
+def test_it_ends_with_its_parent(kernel: None, reader_program: Path) -> None:
+    """Also when somebody else holds the other end of its input."""
+    keep, theirs = os.pipe()
+    code = (
+        "import subprocess, sys, time\n"
+        f"child = subprocess.Popen([{str(reader_program)!r}], stdin={keep}, stdout=-1)\n"
+        "child.stdout.read(32); print(child.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, pass_fds=[keep]
+    ) as parent:
+        assert parent.stdout
+        child = int(parent.stdout.readline())
+        descriptor = os.pidfd_open(child)
+        parent.kill()
+    # Readable when the process has ended, whoever is to reap it.
+    assert select.select([descriptor], [], [], 20)[0] == [descriptor]
+    for each in (keep, theirs, descriptor):
+        os.close(each)
+
+
+async def test_a_killed_reader_is_started_again(reader: ChargeReader) -> None:
+    await reader.read()
+    first = reader.pid
+    assert first
+    os.kill(first, signal.SIGKILL)
+    with pytest.raises(ChargeListUnreadable, match="ended in the midst"):
+        await reader.read()
+    assert reader.pid is None
+    # It has its pause, and then comes back.
+    with pytest.raises(ChargeListUnreadable, match=r"started again in 0\.[12]"):
+        await reader.read()
+    await asyncio.sleep(0.3)
+    await reader.read()
+    assert reader.pid not in (None, first)
+
+
+async def test_a_late_reader_is_killed(kernel: None, reader_program: Path) -> None:
+    reader = ChargeReader(reader_program, timeout=0.5)
+    await reader.read()
+    pid = reader.pid
+    assert pid
+    os.kill(pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    with pytest.raises(ChargeListUnreadable, match=r"did not answer within 0\.5 s"):
+        await reader.read()
+    assert 0.5 <= time.monotonic() - begun < 5
+    assert not Path(f"/proc/{pid}").exists()
+    await reader.close()
+
+
+async def test_who_is_cancelled_leaves_no_answer_to_the_next(reader: ChargeReader) -> None:
+    await reader.read()
+    for _ in range(20):
+        asking = asyncio.create_task(reader.read())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await reader.read()
+
+
+async def test_many_who_ask_at_once_are_all_answered(reader: ChargeReader) -> None:
+    answers = await asyncio.gather(*(reader.read() for _ in range(20)))
+    assert len(answers) == 20
+
+
+async def test_a_list_larger_than_the_buffer_makes_it_grow(
+    reader: ChargeReader,
+    pages: Callable[[int], None],
+    cgroup: Callable[[str], Path],
+    cgroup_subtree: Path,
+    hugetlbfs: Path,
+) -> None:
+    """4 MiB hold some 40,000 files; the names of these alone take more."""
+    await reader.read()
+    count = 30_000
+    with Actor(cgroup("one")) as actor:
+        actor.do(
+            f"for each in range({count}): os.close(create({str(hugetlbfs)!r} + f'/{{each:0200}}'))"
+        )
+        pages(3)
+        actor.do(f"fd = create({str(hugetlbfs / 'last')!r}); map_pages(3, SHARED, fd)")
+        charges = await equal(reader, cgroup_subtree)
+        # Files that hold nothing are none of the list's.
+        assert len([f for f in charges.files if not f.superblock.internal]) < count
+        actor.do(
+            f"for each in range({count}): os.mkdir({str(hugetlbfs)!r} + f'/d{{each:0200}}')",
+        )
+        charges = await equal(reader, cgroup_subtree)
+        assert regions(file_of(charges, hugetlbfs / "last")) == [(0, 3, "one")]
+        actor.do(
+            f"for name in os.listdir({str(hugetlbfs)!r}):\n"
+            f" path = {str(hugetlbfs)!r} + '/' + name\n"
+            " os.rmdir(path) if name[0] == 'd' else os.unlink(path)"
+        )
+
+
+CHURN = """
+import random
+dice = random.Random({seed})
+def round():
+    path = {folder!r} + '/' + str(dice.randrange(6))
+    match dice.randrange(5):
+        case 0 | 1:
+            fd = create(path)
+            try:
+                a = map_pages(dice.randrange(1, 4), SHARED, fd, at=dice.randrange(4))
+            except OSError: pass
+            os.close(fd)
+        case 2:
+            try: os.truncate(path, dice.randrange(5) * PAGE)
+            except FileNotFoundError: pass
+        case 3:
+            try: os.unlink(path)
+            except FileNotFoundError: pass
+        case 4:
+            try:
+                n = dice.randrange(1, 3)
+                unmap(map_pages(n, PRIVATE | ANONYMOUS | HUGETLB), n)
+            except OSError: pass
+end = time.monotonic() + {seconds}
+while time.monotonic() < end: round()
+"""
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_while_files_change_a_list_has_only_what_can_be(
+    reader: ChargeReader,
+    pages: Callable[[int], None],
+    cgroup: Callable[[str], Path],
+    cgroup_subtree: Path,
+    hugetlbfs: Path,
+    seed: int,
+) -> None:
+    """Four processes map, cut and remove files without pause; then all is still, and equal."""
+    pages(60)
+    before = asyncio.get_running_loop().time()
+    actors = [Actor(cgroup(f"churn-{number}")) for number in range(4)]
+    for number, actor in enumerate(actors):
+        actor.tell(CHURN.format(seed=seed * 10 + number, folder=str(hugetlbfs), seconds=4))
+    owners = {f"churn-{number}" for number in range(4)}
+    told = 0
+    while asyncio.get_running_loop().time() < before + 4:
+        # Torn eight times in a row is said, and no list.
+        with contextlib.suppress(ChargeListUnreadable):
+            charges = await reader.read()
+            told += 1
+            # Else a walk went astray until it ended itself.
+            assert charges.seconds < 1
+            mine = [f for f in charges.files if f.superblock.device == hugetlbfs.stat().st_dev]
+            for start, end, owner in itertools.chain(*map(regions, mine)):
+                assert 0 <= start < end <= 8
+                assert owner in owners
+    assert told > 100
+    for actor in actors:
+        actor.hear()
+    await equal(reader, cgroup_subtree)
+    for actor in actors:
+        actor.kill()
+    await equal(reader, cgroup_subtree)
