@@ -10,14 +10,29 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
 
 from hugetlb_quota.accounting.charge import Charge
-from hugetlb_quota.accounting.counter import RESERVATION_LIFETIME, Reservation, shortfalls
+from hugetlb_quota.accounting.counter import shortfalls
 from hugetlb_quota.accounting.demand import MalformedDemand, demand
 from hugetlb_quota.accounting.forest import Detached, QuotaKey
+from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, Reservation, is_word
 from hugetlb_quota.admission import chains, refusal
 from hugetlb_quota.admission.chains import Snapshot
 from hugetlb_quota.admission.deadline import Deadline
-from hugetlb_quota.admission.reservations import NoRoom, PlaceChanged, Reservations
-from hugetlb_quota.admission.review import ALLOW, AdmissionRequest, Decision, deny
+from hugetlb_quota.admission.reservations import (
+    NoRoom,
+    PlaceChanged,
+    Reservations,
+    TooManyReservations,
+)
+from hugetlb_quota.admission.review import (
+    ALLOW,
+    AdmissionRequest,
+    Decision,
+    MalformedReview,
+    deny,
+    mapping,
+    strings,
+    text,
+)
 from hugetlb_quota.kube.pods import CONFIG_MIRROR, FINISHED_PHASES
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
 
@@ -32,7 +47,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """What a decision needs to know of the pod."""
+    """What a decision needs to know of the pod, and which request asks.
+
+    ``since``: the resourceVersion of the pod that is changed, 0 for a new one.
+    """
 
     uid: str
     namespace: str
@@ -41,21 +59,38 @@ class _Subject:
     old_labels: Mapping[str, str] | None
     settled: bool
     mirror: bool
+    request: str
+    since: int
 
     @classmethod
     def of(cls, request: AdmissionRequest) -> Self:
-        metadata = request.new.get("metadata") or {}
-        status = request.new.get("status") or {}
-        old = (request.old.get("metadata") or {}) if request.operation == "UPDATE" else None
+        """The pod of ``request``.
+
+        :raises MalformedReview: for what no API server sends.
+        """
+        metadata = mapping(request.new, "metadata", "request.object")
+        status = mapping(request.new, "status", "request.object")
+        changes = request.operation == "UPDATE"
+        old = mapping(request.old, "metadata", "request.oldObject") if changes else {}
+        name = text(metadata, "name") or text(metadata, "generateName") or request.name
+        uid = text(metadata, "uid")
+        namespace = request.namespace or text(metadata, "namespace")
+        if not (name and namespace):
+            raise MalformedReview("the pod has no namespace and name.")
+        for identity in filter(None, (uid, request.uid)):
+            if not is_word(identity):
+                raise MalformedReview(f"{identity[:200]!r} is no UID.")
         return cls(
-            uid=metadata.get("uid") or "",
-            namespace=request.namespace or metadata.get("namespace") or "",
-            name=metadata.get("name") or metadata.get("generateName") or request.name,
-            labels=metadata.get("labels") or {},
-            old_labels=None if old is None else old.get("labels") or {},
+            uid=uid,
+            namespace=namespace,
+            name=name,
+            labels=strings(metadata, "labels", "request.object.metadata"),
+            old_labels=strings(old, "labels", "request.oldObject.metadata") if changes else None,
             settled=status.get("phase") in FINISHED_PHASES or "deletionTimestamp" in metadata,
-            mirror=CONFIG_MIRROR in (metadata.get("annotations") or {})
+            mirror=CONFIG_MIRROR in mapping(metadata, "annotations", "request.object.metadata")
             and _NODES_GROUP in request.user_info.groups,
+            request=request.uid,
+            since=_version(text(old, "resourceVersion")),
         )
 
     def __str__(self) -> str:
@@ -90,7 +125,7 @@ class PodAdmission:
         if pod.settled or pod.mirror:
             return ALLOW
         try:
-            wanted = demand(request.new.get("spec") or {})
+            wanted = _demand(request.new)
             if not wanted:
                 return ALLOW
             return await self._decide(pod, wanted, deadline, dry_run=bool(request.dry_run))
@@ -102,6 +137,8 @@ class PodAdmission:
             return deny(refusal.detached(str(pod), error))
         except NoRoom as error:
             return deny(refusal.over_quota(str(pod), error.shortfalls, error.files))
+        except TooManyReservations as error:
+            return deny(refusal.too_many_reservations(str(pod), error.counter))
 
     async def _decide(
         self, pod: _Subject, wanted: Charge, deadline: Deadline, *, dry_run: bool
@@ -123,8 +160,8 @@ class PodAdmission:
                     continue
                 return deny(refusal.uncounted(str(pod), uncounted))
             # All of them first, so that the refusal names every quota that refuses.
-            counters = [quota.counter.release(pod.uid) for quota in chain]
-            if short := shortfalls(counters, wanted):
+            counters = (quota.counter for quota in chain)
+            if short := shortfalls(counters, wanted, pod.uid):
                 await self._forget(pod, chain, wanted, deadline, dry_run=dry_run)
                 raise NoRoom(short, {quota.key: quota.retained_files for quota in chain})
             if dry_run:
@@ -148,11 +185,10 @@ class PodAdmission:
         dry_run: bool,
     ) -> None:
         """Take back what an earlier attempt of this very request may have left."""
-        held = [quota.key for quota in chain if quota.counter.holds(pod.uid)]
+        reserved = self._reservation(pod, wanted, deadline)
+        held = [quota.key for quota in chain if quota.counter.holds(reserved.id)]
         if held and not dry_run:
-            await self._reservations.release(
-                held, self._reservation(pod, wanted, deadline), deadline
-            )
+            await self._reservations.release(held, reserved, deadline)
 
     async def _to_charge(self, pod: _Subject, deadline: Deadline) -> tuple[QuotaObject, ...]:
         """The quotas that are to be charged, each before its ancestors.
@@ -174,7 +210,30 @@ class PodAdmission:
     def _reservation(self, pod: _Subject, wanted: Charge, deadline: Deadline) -> Reservation:
         # From the last moment at which this answer may go out.
         lifetime = RESERVATION_LIFETIME + timedelta(seconds=deadline.left())
-        return Reservation(pod.uid, str(pod), wanted, self._now() + lifetime)
+        return Reservation(
+            uid=pod.uid,
+            pod=str(pod),
+            charge=wanted,
+            expires=self._now() + lifetime,
+            request=pod.request,
+            since=pod.since,
+        )
+
+
+def _demand(raw: Mapping[str, Any]) -> Charge:
+    """What the pod asks for.
+
+    :raises MalformedDemand: when that can't be counted.
+    :raises MalformedReview: for what no API server sends.
+    """
+    try:
+        return demand(mapping(raw, "spec", "request.object"))
+    except (TypeError, AttributeError) as error:
+        raise MalformedReview(f"request.object.spec is no pod's: {error}.") from error
+
+
+def _version(resource_version: str) -> int:
+    return int(resource_version) if resource_version.isascii() and resource_version.isdigit() else 0
 
 
 def _selecting(quotas: tuple[QuotaObject, ...], labels: Mapping[str, Any]) -> set[QuotaKey]:

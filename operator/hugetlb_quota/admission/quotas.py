@@ -10,12 +10,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from hugetlb_quota.accounting.counter import RESERVATION_LIFETIME, Reservation, shortfalls
+from hugetlb_quota.accounting.counter import shortfalls
 from hugetlb_quota.accounting.forest import Cycle, Detached, ForeignParent, Forest, Quota, QuotaKey
+from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, Reservation
 from hugetlb_quota.admission import chains, refusal
 from hugetlb_quota.admission.deadline import Deadline
-from hugetlb_quota.admission.reservations import NoRoom, PlaceChanged, Reservations
-from hugetlb_quota.admission.review import ALLOW, AdmissionRequest, Decision, allow, deny
+from hugetlb_quota.admission.reservations import (
+    NoRoom,
+    PlaceChanged,
+    Reservations,
+    TooManyReservations,
+)
+from hugetlb_quota.admission.review import (
+    ALLOW,
+    AdmissionRequest,
+    Decision,
+    allow,
+    deny,
+    mapping,
+    text,
+)
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
 from hugetlb_quota.page_size import PageSize
 
@@ -104,11 +118,13 @@ class QuotaAdmission:
             known = {quota.key: quota for quota in quotas}
             joined = [known[link.key] for link in after.chain(key) if link.key not in charged]
             try:
-                await self._bring_along(old, joined, deadline, dry_run=bool(request.dry_run))
+                await self._bring_along(request, old, joined, deadline)
             except PlaceChanged:
                 return await self._change(request, old, deadline)
             except NoRoom as error:
                 return deny(refusal.no_room_to_move(old.counter, error.shortfalls))
+            except TooManyReservations as error:
+                return deny(refusal.no_place_to_move(old.counter, error.counter))
         warnings += _below_use(new, old)
         if lost := _lost_children(before, after, key):
             warnings.append(refusal.loses_children(key, lost))
@@ -116,11 +132,10 @@ class QuotaAdmission:
 
     async def _bring_along(
         self,
+        request: AdmissionRequest,
         quota: QuotaObject,
         joined: Sequence[QuotaObject],
         deadline: Deadline,
-        *,
-        dry_run: bool,
     ) -> None:
         """Reserve what is charged to ``quota`` on the ancestors it gets, all or nothing.
 
@@ -129,11 +144,17 @@ class QuotaAdmission:
         :raises NoRoom: when one of ``joined`` has none for all of it.
         """
         charge = quota.counter.used.without_zeros()
-        if short := shortfalls((each.counter.release(quota.uid) for each in joined), charge):
+        if short := shortfalls((each.counter for each in joined), charge, quota.uid):
             raise NoRoom(short, {each.key: each.retained_files for each in joined})
-        if not dry_run:
-            expires = self._now() + RESERVATION_LIFETIME + timedelta(seconds=deadline.left())
-            moving = Reservation(quota.uid, str(quota.key), charge, expires)
+        if not request.dry_run:
+            moving = Reservation(
+                uid=quota.uid,
+                pod=str(quota.key),
+                charge=charge,
+                expires=self._now() + RESERVATION_LIFETIME + timedelta(seconds=deadline.left()),
+                request=request.uid,
+                since=quota.generation,
+            )
             await self._reservations.reserve(joined, moving, deadline)
 
     async def _delete(self, request: AdmissionRequest, deadline: Deadline) -> Decision:
@@ -168,12 +189,13 @@ class QuotaAdmission:
 
 
 def _key(request: AdmissionRequest) -> QuotaKey:
-    metadata: Mapping[str, str] = request.new.get("metadata") or {}
-    name = metadata.get("name") or metadata.get("generateName") or request.name
-    return QuotaKey(request.namespace or metadata.get("namespace", ""), name)
+    metadata = mapping(request.new, "metadata", "request.object")
+    name = text(metadata, "name") or text(metadata, "generateName") or request.name
+    return QuotaKey(request.namespace or text(metadata, "namespace"), name)
 
 
 def _understood(raw: Mapping[str, object]) -> QuotaObject | None:
+    mapping(raw, "metadata", "request.oldObject")
     try:
         return QuotaObject.from_json(raw)
     except InvalidQuota:

@@ -17,9 +17,10 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from hugetlb_quota.accounting.charge import NOTHING
-from hugetlb_quota.accounting.counter import Reservation, Shortfall
+from hugetlb_quota.accounting.counter import Counter, Shortfall
 from hugetlb_quota.accounting.forest import Quota, QuotaKey
 from hugetlb_quota.accounting.recount import RetainedFile
+from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
@@ -42,6 +43,14 @@ class NoRoom(Exception):
         super().__init__(shortfalls)
         self.shortfalls = shortfalls
         self.files = files
+
+
+class TooManyReservations(Exception):
+    """A quota holds as many reservations as one object can: ``counter`` is what it holds."""
+
+    def __init__(self, counter: Counter) -> None:
+        super().__init__(str(counter.quota))
+        self.counter = counter
 
 
 class PlaceChanged(Exception):
@@ -165,21 +174,25 @@ def _newest(decided: QuotaObject, written: QuotaObject | None) -> QuotaObject:
 def _charge(quota: QuotaObject, decided: QuotaObject, reservation: Reservation) -> QuotaObject:
     if quota.uid != decided.uid or _place(quota.quota) != _place(decided.quota):
         raise PlaceChanged(str(quota.key))
-    # A request that the API server sends again meets its own reservation.
-    others = quota.counter.release(reservation.uid)
-    if short := others.shortfalls(reservation.charge):
+    if not quota.is_readable:
+        raise PlaceChanged(str(quota.key))
+    # A request that is sent again meets its own reservation.
+    others = quota.counter.release(reservation.id)
+    if short := others.shortfalls(reservation.charge, reservation.uid):
         raise NoRoom(short, {quota.key: quota.retained_files})
     if reservation in quota.counter.reservations:
         return quota
+    if not others.can_hold(reservation):
+        raise TooManyReservations(others)
     return quota.with_counter(others.charge(reservation))
 
 
 def _release(quota: QuotaObject, reservation: Reservation) -> QuotaObject:
-    if not quota.counter.holds(reservation.uid):
+    if not quota.counter.holds(reservation.id):
         return quota
-    return quota.with_counter(quota.counter.release(reservation.uid))
+    return quota.with_counter(quota.counter.release(reservation.id))
 
 
 def _place(quota: Quota) -> Quota:
     """All but the limit, which is compared when charging."""
-    return replace(quota, hard=NOTHING)
+    return replace(quota, hard=NOTHING, generation=0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
-from hugetlb_quota.accounting.counter import RESERVATION_LIFETIME, Counter, Reservation
+from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
 from hugetlb_quota.accounting.recount import (
     RetainedFile,
@@ -22,6 +22,7 @@ from hugetlb_quota.accounting.recount import (
     tally,
     tell_unreported,
 )
+from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, Reservation, ReservationId
 from hugetlb_quota.api import API_VERSION
 from hugetlb_quota.api.model import Condition
 from hugetlb_quota.api.quota import KIND
@@ -78,7 +79,7 @@ class Recounter:
         self._identity = identity
         self._census = Census()
         self._wake = asyncio.Event()
-        self._first_seen: dict[str, float] = {}
+        self._first_seen: dict[ReservationId | str, float] = {}
         self._reported: dict[str, float] = {}
         self._pods = Informer(connection, PODS, project_demanding_pod)
         self._quotas = Informer(connection, HUGETLB_QUOTAS, project_quota)
@@ -164,7 +165,9 @@ class Recounter:
         total = picture.totals[known.key]
         try:
             gone = await self._gone(known.counter)
-            change = self._change(known, total, gone, picture)
+            # Whatever they were made for is over when they have been seen for so long.
+            over = frozenset(filter(self._watched_for_life, known.counter.unreadable))
+            change = self._change(known, total, gone | over, picture)
             if not change(known).is_stored:
                 before = known.conditions
                 written = await compare_and_swap(self._connection, known.key, change)
@@ -176,7 +179,11 @@ class Recounter:
             asyncio.get_running_loop().call_later(RETRY, self._wake.set)
 
     def _change(
-        self, known: QuotaObject, total: Tally, gone: frozenset[str], picture: _Picture
+        self,
+        known: QuotaObject,
+        total: Tally,
+        gone: frozenset[ReservationId | str],
+        picture: _Picture,
     ) -> Callable[[QuotaObject], QuotaObject]:
         held = picture.held.get(known.key, ())
         unreported = picture.unreported.get(known.key, ())
@@ -196,28 +203,35 @@ class Recounter:
 
         return change
 
-    async def _gone(self, counter: Counter) -> frozenset[str]:
-        """The UIDs whose reservation may be dropped though no pod of theirs is counted.
+    async def _gone(self, counter: Counter) -> frozenset[ReservationId]:
+        """The reservations that may be dropped though no pod of theirs is counted.
 
         A live read proves each: the informer may lag behind a create that was slow.
         """
-        gone = {each.uid for each in counter.reservations if self._census.was_released(each.uid)}
+        gone = {each.id for each in counter.reservations if self._census.was_released(each.uid)}
         for each in expired(counter, datetime.now(UTC)):
-            # Watched for its whole life here, as client-go watches a Lease: the clock of
-            # the one that wrote the time may be off.
-            watched = time.monotonic() - self._first_seen.get(each.uid, time.monotonic())
-            if watched >= RESERVATION_LIFETIME.total_seconds() and not await self._exists(each):
-                gone.add(each.uid)
+            if self._watched_for_life(each.id) and not await self._exists(each):
+                gone.add(each.id)
         return frozenset(gone)
+
+    def _watched_for_life(self, held: ReservationId | str) -> bool:
+        """Whether this controller has seen it for as long as a reservation lives.
+
+        As client-go watches a Lease: the clock of the one that wrote the time may be off.
+        """
+        now = time.monotonic()
+        return now - self._first_seen.get(held, now) >= RESERVATION_LIFETIME.total_seconds()
 
     async def _exists(self, reservation: Reservation) -> bool:
         """Whether the pod is in the API and will yet be counted under this quota."""
         namespace, _, name = reservation.pod.partition("/")
+        if not (namespace and name):
+            return False  # no pod is called so
         try:
             raw = await self._connection.get(PODS, name, namespace)
         except errors.NotFound:
             return False
-        same = raw["metadata"]["uid"] == reservation.uid
+        same = (raw.get("metadata") or {}).get("uid") == reservation.uid
         # One that the informer has was counted where it belongs, and that is not here.
         return same and not self._has_seen(reservation.uid, namespace, name)
 
@@ -227,13 +241,12 @@ class Recounter:
 
     def _note_reservations(self) -> None:
         now = time.monotonic()
-        uids = {
-            reservation.uid
-            for quota in self._quotas.store.values()
-            if isinstance(quota, QuotaObject)
-            for reservation in quota.counter.reservations
-        }
-        self._first_seen = {uid: self._first_seen.get(uid, now) for uid in uids}
+        held: set[ReservationId | str] = set()
+        for quota in self._quotas.store.values():
+            if isinstance(quota, QuotaObject):
+                held.update(each.id for each in quota.counter.reservations)
+                held.update(quota.counter.unreadable)
+        self._first_seen = {each: self._first_seen.get(each, now) for each in held}
 
     def _note_report(self, old: NodeReport | None, new: NodeReport | None, _: int) -> None:
         if new is not None:

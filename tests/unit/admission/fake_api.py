@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from hugetlb_quota.accounting.forest import QuotaKey
-from hugetlb_quota.admission.review import AdmissionRequest
+from hugetlb_quota.accounting.reservation import parse_all
+from hugetlb_quota.admission.review import AdmissionRequest, GroupResource
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.quotas import QuotaObject
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, NAMESPACES, Resource
+from hugetlb_quota.page_size import PageSize
+from hugetlb_quota.quantity import render
 
 Json = dict[str, Any]
 
@@ -57,8 +60,8 @@ class FakeApi:
 
     def reservations(self, key: str) -> dict[str, str]:
         """UID to what it holds of 2Mi pages."""
-        reserved = self.raw(key).get("status", {}).get("reservations", [])
-        return {each["uid"]: each["charge"].get("hugepages-2Mi", "0") for each in reserved}
+        held, _ = parse_all(self.raw(key).get("status", {}).get("reservations"))
+        return {each.uid: render(each.charge.of(PageSize(2 * 1024**2))) for each in held}
 
     async def get(
         self,
@@ -137,7 +140,7 @@ def quota(
     selector: Json | None = None,
     children: Json | None = None,
     pods: Mapping[str, str] | None = None,
-    reservations: list[Json] | None = None,
+    reservations: list[str] | None = None,
     terminating: bool = False,
     counted: bool = True,
     retained: Mapping[str, str] | None = None,
@@ -176,8 +179,15 @@ def namespace(name: str, **labels: str) -> Json:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
 
 
-def reservation(uid: str, pod: str, amount: str, expires: str = "2026-11-22T12:00:00Z") -> Json:
-    return {"uid": uid, "pod": pod, "charge": {"hugepages-2Mi": amount}, "expires": expires}
+def reservation(
+    uid: str,
+    pod: str,
+    amount: str,
+    expires: str = "2026-11-22T12:00:00Z",
+    request: str = "another-request",
+) -> str:
+    """A line of status.reservations."""
+    return f"{uid} {pod} 2Mi:{amount} {expires} {request} 0"
 
 
 def pod(
@@ -212,13 +222,11 @@ def delete(old: Json, **fields: Any) -> AdmissionRequest:
 
 def _request(operation: str, raw: Json, **fields: Any) -> AdmissionRequest:
     metadata = raw["metadata"]
-    return AdmissionRequest.model_validate(
-        {
-            "uid": "request-1",
-            "resource": {"resource": "any"},
-            "operation": operation,
-            "namespace": metadata["namespace"],
-            "name": metadata["name"],
-            **fields,
-        }
+    return AdmissionRequest(
+        uid=fields.pop("uid", "request-1"),
+        resource=GroupResource("", "any"),
+        operation=operation,
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        **fields,
     )

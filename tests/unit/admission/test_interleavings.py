@@ -113,7 +113,7 @@ async def run(
             counter: Counter = quota.counter
             (mine,) = (each for each in counter.reservations if each.uid == uid)
             return quota.with_counter(
-                replace(counter.release(uid), pods=counter.pods + mine.charge)
+                replace(counter.release(mine.id), pods=counter.pods + mine.charge)
             )
 
         for key in CHAINS[where]:

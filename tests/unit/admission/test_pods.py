@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from hugetlb_quota.accounting.charge import Charge
-from hugetlb_quota.accounting.counter import Reservation
+from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.admission.pods import PodAdmission
 from hugetlb_quota.admission.reservations import Reservations
-from hugetlb_quota.admission.review import AdmissionRequest, Decision
+from hugetlb_quota.admission.review import (
+    AdmissionRequest,
+    Decision,
+    GroupResource,
+    MalformedReview,
+    UserInfo,
+)
 from hugetlb_quota.kube import errors
 from hugetlb_quota.page_size import PageSize
 from tests.unit.admission.fake_api import (
@@ -65,7 +74,9 @@ async def test_a_pod_that_fits_is_reserved_on_its_whole_chain(api: FakeApi) -> N
     status = api.raw("db/leaf")["status"]
     assert status["used"] == {"hugepages-2Mi": "64Mi"}
     assert status["summary"] == "2Mi: 64Mi/128Mi"
-    assert status["reservations"][0]["pod"] == "db/name-of-pod-1"
+    assert status["reservations"] == [
+        "pod-1 db/name-of-pod-1 2Mi:64Mi 2026-11-22T12:01:09Z request-1 0"
+    ]
 
 
 async def test_a_reservation_outlives_every_request_that_may_still_create_the_pod(
@@ -74,7 +85,7 @@ async def test_a_reservation_outlives_every_request_that_may_still_create_the_po
     await decide(api, create(pod()), seconds=9.0)
     (held,) = api.quota("db/leaf").counter.reservations
     # 60 s for the API request from the last moment at which this answer may go out.
-    assert NOW + timedelta(seconds=68.5) < held.expires <= NOW + timedelta(seconds=69)
+    assert held.expires == NOW + timedelta(seconds=69)
 
 
 async def test_every_quota_that_refuses_is_named_and_nothing_is_written(api: FakeApi) -> None:
@@ -109,6 +120,7 @@ async def test_expired_reservations_of_others_still_count_and_stay(api: FakeApi)
 async def test_a_request_sent_again_replaces_its_reservation(api: FakeApi) -> None:
     for _ in range(3):
         assert (await decide(api, create(pod(request={"hugepages-2Mi": "128Mi"})))).allowed
+    assert len(api.raw("db/leaf")["status"]["reservations"]) == 1
     assert api.reservations("db/leaf") == {"pod-1": "128Mi"}
 
 
@@ -119,6 +131,55 @@ async def test_a_request_refused_the_second_time_gives_back_what_the_first_held(
     api.raw("acme/tenant")["spec"]["hard"] = {"hugepages-2Mi": "2Mi"}
     assert not (await decide(api, create(pod(request={"hugepages-2Mi": "128Mi"})))).allowed
     assert api.reservations("db/leaf") == api.reservations("acme/tenant") == {}
+
+
+async def test_only_the_request_that_reserved_takes_back(api: FakeApi) -> None:
+    granted = create(pod(request={"hugepages-2Mi": "128Mi"}), uid="granted")
+    assert (await decide(api, granted)).allowed
+    api.raw("acme/tenant")["spec"]["hard"] = {"hugepages-2Mi": "2Mi"}
+    refused = create(pod(request={"hugepages-2Mi": "256Mi"}), uid="refused")
+    assert not (await decide(api, refused)).allowed
+    assert api.reservations("db/leaf") == api.reservations("acme/tenant") == {"pod-1": "128Mi"}
+
+
+async def test_a_second_request_for_a_pod_needs_no_second_room(api: FakeApi) -> None:
+    # As when the API server tries an update again that met a conflict.
+    for number in range(2):
+        request = create(pod(request={"hugepages-2Mi": "128Mi"}), uid=f"request-{number}")
+        assert (await decide(api, request)).allowed
+    assert len(api.raw("db/leaf")["status"]["reservations"]) == 2
+    assert api.raw("db/leaf")["status"]["used"] == {"hugepages-2Mi": "128Mi"}
+
+
+async def test_a_reservation_of_a_relabelled_pod_tells_since_when(api: FakeApi) -> None:
+    old = pod(labels={"app": "none"}, resourceVersion="12")
+    api.put(quota("db/leaf", {}, selector={"matchLabels": {"app": "gold"}}))
+    assert (await decide(api, update(old, pod(labels={"app": "gold"})))).allowed
+    (held,) = api.quota("db/leaf").counter.reservations
+    assert held.since == 12
+
+
+async def test_no_more_is_reserved_than_an_object_holds(
+    api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hugetlb_quota.accounting.counter.LARGEST_RESERVATIONS", 110)
+    two_mib = {"hugepages-2Mi": "2Mi"}
+    assert (await decide(api, create(pod("a", two_mib), uid="a"))).allowed
+    assert (await decide(api, create(pod("b", two_mib), uid="b"))).allowed
+    decision = await decide(api, create(pod("c", two_mib), uid="c"))
+    assert "HugeTLBQuota db/leaf holds 2 reservations for pods being created" in decision.message
+    assert set(api.reservations("db/leaf")) == set(api.reservations("acme/tenant")) == {"a", "b"}
+
+
+async def test_a_status_that_can_not_be_read_admits_nothing_until_it_is_mended(
+    api: FakeApi,
+) -> None:
+    api.put(
+        quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant", reservations=["what"])
+    )
+    decision = await decide(api, create(pod()), seconds=0.4)
+    assert "what its status said could not be read" in decision.message
+    assert api.writes == []
 
 
 async def test_a_dry_run_decides_and_writes_nothing(api: FakeApi) -> None:
@@ -173,9 +234,9 @@ MIRROR = {"kubernetes.io/config.mirror": "hash"}
 
 async def test_only_a_node_may_show_a_mirror_pod(api: FakeApi) -> None:
     raw = pod(request={"hugepages-2Mi": "1Ti"}, annotations=MIRROR)
-    nodes = {"username": "system:node:a", "groups": ["system:nodes"]}
+    nodes = UserInfo("system:node:a", ("system:nodes",))
     assert (await decide(api, create(raw, user_info=nodes))).allowed
-    assert not (await decide(api, create(raw, user_info={"username": "tenant"}))).allowed
+    assert not (await decide(api, create(raw, user_info=UserInfo("tenant")))).allowed
 
 
 async def test_a_missing_parent_refuses(api: FakeApi) -> None:
@@ -393,3 +454,71 @@ async def test_an_unreachable_api_takes_back_what_was_written(api: FakeApi) -> N
         await decide(losing, create(pod()))
     # The second write did happen, though nobody heard of it.
     assert losing.reservations("db/leaf") == losing.reservations("acme/tenant") == {}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=4,
+)
+PLACES = [
+    (place, *path)
+    for place in ("object", "old_object")
+    for path in (
+        (),
+        ("metadata",),
+        ("metadata", "uid"),
+        ("metadata", "name"),
+        ("metadata", "namespace"),
+        ("metadata", "labels"),
+        ("metadata", "labels", "app"),
+        ("metadata", "annotations"),
+        ("metadata", "resourceVersion"),
+        ("spec",),
+        ("spec", "containers"),
+        ("spec", "initContainers"),
+        ("spec", "overhead"),
+        ("spec", "resources"),
+        ("status",),
+        ("status", "phase"),
+    )
+]
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.sampled_from(PLACES), JSON, st.sampled_from(["CREATE", "UPDATE"]))
+async def test_whatever_is_sent_is_decided_or_called_malformed(
+    api: FakeApi, place: tuple[str, ...], value: Any, operation: str
+) -> None:
+    objects: dict[str, Any] = {"object": pod(labels={"app": "a"}), "old_object": pod()}
+    holder = objects
+    for name in place[:-1]:
+        holder = holder.setdefault(name, {})
+    holder[place[-1]] = value
+    request = AdmissionRequest(
+        uid="request-1",
+        resource=GroupResource("", "pods"),
+        operation=operation,
+        namespace="db",
+        object=objects["object"] if isinstance(objects["object"], dict) else None,
+        old_object=objects["old_object"] if isinstance(objects["old_object"], dict) else None,
+    )
+    with suppress(MalformedReview):
+        await decide(api, request)
+    # Whatever was reserved, the controller can read.
+    assert api.quota("db/leaf").is_readable
+    for held in api.quota("db/leaf").counter.reservations:
+        assert all(held.pod.partition("/"))
+
+
+@pytest.mark.parametrize("changed", [{"name": ""}, {"name": None}, {"uid": "two words"}])
+async def test_a_pod_that_no_api_server_sends_is_malformed(
+    api: FakeApi, changed: dict[str, Any]
+) -> None:
+    raw = pod()
+    raw["metadata"] |= changed
+    with pytest.raises(MalformedReview):
+        await decide(api, create(raw))
+    assert api.writes == []

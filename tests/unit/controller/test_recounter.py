@@ -5,8 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+import pytest
+
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.accounting.counter import Counter
+from hugetlb_quota.accounting.forest import QuotaKey
+from hugetlb_quota.accounting.reservation import Reservation
+from hugetlb_quota.controller import recounter as recounter_module
 from hugetlb_quota.controller.recounter import Recounter
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection
@@ -44,3 +52,16 @@ async def test_a_refused_write_is_not_tried_again_at_once() -> None:
         async with asyncio.timeout(0.8):
             await recounter.run()
     assert api.reads == 1
+
+
+async def test_a_reservation_of_nobody_ends_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Listing(Refusing):
+        async def get(self, *_: Any, **__: Any) -> dict[str, Any]:
+            return {"kind": "PodList", "items": []}  # what a name that is none gets
+
+    monkeypatch.setattr(recounter_module, "RESERVATION_LIFETIME", timedelta(0))
+    recounter = Recounter(cast(Connection, Listing()), "me")
+    long_ago = datetime(2020, 1, 1, tzinfo=UTC)
+    held = [Reservation(f"u-{pod}", pod, Charge(), long_ago) for pod in ("ns/", "/", "", "ns/p")]
+    counter = Counter(QuotaKey("ns", "q"), Charge(), reservations=tuple(held))
+    assert await recounter._gone(counter) == {each.id for each in held}
