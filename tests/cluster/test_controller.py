@@ -5,6 +5,8 @@ Nodes and their reports are written by the test, which plays kubelet and agent b
 
 from __future__ import annotations
 
+import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -254,6 +256,37 @@ def test_a_new_controller_learns_of_an_ended_pod_from_its_node_alone(
         report(api, node, version="1", pods=[])
         eventually(lambda: used(api, namespace, "team") == "0")
     finally:
+        second.stop()
+
+
+def test_a_leader_that_was_paused_writes_over_no_count_of_its_successor(
+    programs: Programs, api: Api, namespace: str
+) -> None:
+    first = programs.start_controller()
+    first.wait_ready()
+    teams = [f"team-{number}" for number in range(12)]
+    for team in teams:
+        api.create(QUOTAS, quota(namespace, team, "128Mi"))
+    api.create("v1/pods", pod(namespace, "a", "64Mi"))
+    eventually(lambda: all(used(api, namespace, team) == "64Mi" for team in teams))
+    # What the first sees when it goes on: a change that it has to count, and the past.
+    os.kill(first.child.pid, signal.SIGSTOP)
+    second = programs.start_controller()
+    try:
+        second.wait_ready()
+        eventually(lambda: "leads" in second.log(), timeout=60)
+        api.create("v1/pods", pod(namespace, "b", "32Mi"))
+        eventually(lambda: all(used(api, namespace, team) == "96Mi" for team in teams))
+        os.kill(first.child.pid, signal.SIGCONT)
+        eventually(
+            lambda: all(used(api, namespace, team) == "96Mi" for team in teams), hold=5, every=0.02
+        )
+        # It has ended by itself, and not by an error.
+        eventually(lambda: first.child.exit_status == 1)
+        assert "Traceback" not in first.log()
+    finally:
+        os.kill(first.child.pid, signal.SIGCONT) if first.child.exit_status is None else None
+        first.stop()
         second.stop()
 
 

@@ -70,7 +70,8 @@ class QuotaObject:
 
     Change ``counter``, ``conditions`` and ``observed_generation`` with :meth:`with_counter`
     and ``dataclasses.replace``; :meth:`status` is what they make of the object's status.
-    ``counted_under`` orders the counts of different controllers.
+    ``counted_under`` orders the counts of different controllers. ``invalid``: why the spec
+    can't be understood; then ``quota`` is what of it can be, and it is not to be written.
     """
 
     key: QuotaKey
@@ -84,6 +85,7 @@ class QuotaObject:
     conditions: tuple[Condition, ...] = ()
     observed_generation: int = 0
     counted_under: int = 0
+    invalid: str = ""
     stored: Mapping[str, Any] = field(default_factory=dict, compare=False)
     _as_read: _AsRead = field(default=_NOTHING_READ, compare=False, repr=False)
 
@@ -97,7 +99,29 @@ class QuotaObject:
         """
         metadata = raw.get("metadata") or {}
         key = QuotaKey(metadata.get("namespace") or "", metadata.get("name") or "")
-        quota = _read_spec(key, metadata, raw.get("spec"), known)
+        return cls._of(raw, metadata, _read_spec(key, metadata, raw.get("spec"), known))
+
+    @classmethod
+    def to_count(cls, raw: Mapping[str, Any], known: QuotaObject | None = None) -> Self:
+        """The same for who only counts, and must not lose what a quota holds.
+
+        An object whose spec can't be understood is counted by its last good reading
+        (``known``), else by what of it can be read.
+        """
+        try:
+            return cls.from_json(raw, known)
+        except InvalidQuota as error:
+            metadata = raw["metadata"]
+            if known is not None and known.uid == (metadata.get("uid") or ""):
+                gone = metadata.get("deletionTimestamp") is not None
+                quota = replace(known.quota, terminating=gone)
+            else:
+                quota = _what_can_be_read(error.key, metadata, raw.get("spec"))
+            return replace(cls._of(raw, metadata, quota), invalid=error.why)
+
+    @classmethod
+    def _of(cls, raw: Mapping[str, Any], metadata: Mapping[str, Any], quota: Quota) -> Self:
+        key = quota.key
         status = raw.get("status")
         stored: Mapping[str, Any] = status if isinstance(status, dict) else {}
         read = _AsRead(
@@ -274,6 +298,7 @@ def _read_spec(
     terminating = metadata.get("deletionTimestamp") is not None
     if (
         known is not None
+        and not known.invalid
         and (known.uid, known.generation) == (uid, generation)
         and known.quota.terminating == terminating
     ):
@@ -284,6 +309,24 @@ def _read_spec(
     except ValueError as error:  # pydantic's ValidationError is one
         version = _integer(metadata.get("resourceVersion"))
         raise InvalidQuota(key, version, explain(error, "spec")) from error
+
+
+def _what_can_be_read(key: QuotaKey, metadata: Mapping[str, Any], spec: Any) -> Quota:
+    """The parts of a spec that can be read; a selector that can't be selects every pod."""
+    parts: Json = {"hard": {}}
+    for name, part in spec.items() if isinstance(spec, dict) else ():
+        try:
+            HugeTLBQuotaSpec.model_validate({"hard": {}, name: part})
+        except ValueError:
+            continue
+        parts[name] = part
+    return quota_from_spec(
+        key,
+        HugeTLBQuotaSpec.model_validate(parts),
+        uid=metadata.get("uid") or "",
+        generation=_integer(metadata.get("generation")) or 1,
+        terminating=metadata.get("deletionTimestamp") is not None,
+    )
 
 
 def _read_charge(resources: Any) -> Charge | None:

@@ -196,3 +196,18 @@ def test_a_spec_of_the_same_generation_is_not_read_again() -> None:
     assert QuotaObject.from_json(newer, known).quota.hard == Charge()
     goes = {**RAW, "metadata": {**RAW["metadata"], "deletionTimestamp": "2026-11-22T12:00:00Z"}}
     assert QuotaObject.from_json(goes, known).quota.terminating
+
+
+def test_who_only_counts_reads_what_can_be_read() -> None:
+    spec = {**RAW["spec"], "escrow": "1Gi", "hard": {"hugepages-3Mi": "3Mi"}}
+    raw = {**RAW, "spec": spec, "metadata": {**RAW["metadata"], "generation": 3}}
+    fresh = QuotaObject.to_count(raw)
+    assert "spec.escrow" in fresh.invalid
+    assert fresh.quota.parent == QuotaKey("acme", "tenant")
+    assert not fresh.quota.pod_selector.matches({"app": "other"})
+    assert fresh.counter.hard == Charge()
+    assert fresh.counter.used.of(SMALL) == 96 * 1024**2
+    known = QuotaObject.to_count(raw, QuotaObject.from_json(RAW))
+    assert known.quota == QuotaObject.from_json(RAW).quota
+    # What could not be read once is read again.
+    assert QuotaObject.to_count({**RAW, "metadata": raw["metadata"]}, fresh).invalid == ""
