@@ -314,6 +314,33 @@ def test_who_applies_a_quota_neither_loses_nor_owns_its_reservations(
         assert entry["manager"] != "user" or "f:status" not in entry["fieldsV1"]
 
 
+def test_a_quota_made_just_before_the_pod_is_never_missed(
+    api: Api, tenant: tuple[str, str], control_plane: ControlPlane
+) -> None:
+    top, below = tenant
+    other = control_plane.api  # another client: another connection for each thread
+    answered: list[str] = []
+    expected: list[str] = []
+
+    def attempt(number: int) -> None:
+        mine = {"try": str(number)}
+        where = (top, below)[number % 2]
+        # Governed by a leaf already, or by nothing: its own quota has no room either way.
+        counted(other, quota(where, f"try-{number}", "0", selector={"matchLabels": mine}))
+        try:
+            api.create("v1/pods", pod(where, f"try-{number}", "2Mi", labels=mine))
+            answered.append("admitted")
+        except ApiError as error:
+            answered.append(error.message)
+            expected.append(f"HugeTLBQuota {where}/try-{number} has no room")
+
+    with ThreadPoolExecutor(24) as pool:
+        list(pool.map(attempt, range(300)))
+    assert "admitted" not in answered
+    assert all(any(said in told for told in answered) for said in expected)
+    assert reserved(api, below, "leaf") == set()
+
+
 def test_many_creates_through_two_replicas_never_exceed_a_limit(
     api: Api,
     replicas: tuple[Program, Program],

@@ -6,7 +6,7 @@ it again here, for whatever CEL can't.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -14,13 +14,14 @@ from hugetlb_quota.accounting.counter import shortfalls
 from hugetlb_quota.accounting.forest import Cycle, Detached, ForeignParent, Forest, Quota, QuotaKey
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, Reservation
 from hugetlb_quota.admission import chains, refusal
-from hugetlb_quota.admission.deadline import Deadline
-from hugetlb_quota.admission.reservations import (
+from hugetlb_quota.admission.commit import (
+    Committer,
     NoRoom,
+    Overloaded,
     PlaceChanged,
-    Reservations,
     TooManyReservations,
 )
+from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.admission.review import (
     ALLOW,
     AdmissionRequest,
@@ -48,15 +49,14 @@ class QuotaAdmission:
     """Decides on quotas; what a move brings along is reserved before it answers."""
 
     def __init__(
-        self, api: chains.Api, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        api: chains.Api,
+        committer: Committer,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._api = api
+        self._committer = committer
         self._now = now
-        self._reservations = Reservations(api)
-
-    async def close(self) -> None:
-        """Wait until all that was refused is taken back."""
-        await self._reservations.close()
 
     async def decide(self, request: AdmissionRequest, deadline: Deadline) -> Decision:
         """The decision on a CREATE, UPDATE or DELETE of a HugeTLBQuota.
@@ -116,7 +116,7 @@ class QuotaAdmission:
         if old is not None and moved and old.counter.used:
             charged = {link.key for link in before.attached(key)}
             known = {quota.key: quota for quota in quotas}
-            joined = [known[link.key] for link in after.chain(key) if link.key not in charged]
+            joined = tuple(known[link.key] for link in after.chain(key) if link.key not in charged)
             try:
                 await self._bring_along(request, old, joined, deadline)
             except PlaceChanged:
@@ -125,6 +125,11 @@ class QuotaAdmission:
                 return deny(refusal.no_room_to_move(old.counter, error.shortfalls))
             except TooManyReservations as error:
                 return deny(refusal.no_place_to_move(old.counter, error.counter))
+            except Overloaded as error:
+                message = refusal.overloaded(
+                    f"The move of HugeTLBQuota {key}", error.waiting, error.seconds
+                )
+                return deny(message, again=1)
         warnings += _below_use(new, old)
         if lost := _lost_children(before, after, key):
             warnings.append(refusal.loses_children(key, lost))
@@ -134,7 +139,7 @@ class QuotaAdmission:
         self,
         request: AdmissionRequest,
         quota: QuotaObject,
-        joined: Sequence[QuotaObject],
+        joined: tuple[QuotaObject, ...],
         deadline: Deadline,
     ) -> None:
         """Reserve what is charged to ``quota`` on the ancestors it gets, all or nothing.
@@ -146,7 +151,7 @@ class QuotaAdmission:
         charge = quota.counter.used.without_zeros()
         if short := shortfalls((each.counter for each in joined), charge, quota.uid):
             raise NoRoom(short, {each.key: each.retained_files for each in joined})
-        if not request.dry_run:
+        if joined and not request.dry_run:
             moving = Reservation(
                 uid=quota.uid,
                 pod=str(quota.key),
@@ -155,7 +160,7 @@ class QuotaAdmission:
                 request=request.uid,
                 since=quota.generation,
             )
-            await self._reservations.reserve(joined, moving, deadline)
+            await self._committer.charge(joined, moving, deadline)
 
     async def _delete(self, request: AdmissionRequest, deadline: Deadline) -> Decision:
         old = _understood(request.old)

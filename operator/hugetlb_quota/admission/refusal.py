@@ -115,6 +115,14 @@ def no_uid(pod: str) -> str:
     )
 
 
+def overloaded(what: str, waiting: int, seconds: float) -> str:
+    """A request that could not be answered in time, and is told so at once."""
+    return (
+        f"{what} is refused because {waiting} requests wait for the same quotas already, which"
+        f" takes about {seconds:.1f} s, longer than the API server waits. Try again in a moment."
+    )
+
+
 def time_short(what: str, seconds: float) -> str:
     """A decision that did not come about in time."""
     return (

@@ -162,11 +162,15 @@ def _groups(groups: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The answer: ``message`` is for the person refused, ``warnings`` for one allowed."""
+    """The answer: ``message`` is for the person refused, ``warnings`` for one allowed.
+
+    ``again``: after how many seconds it may go otherwise; clients try again by themselves.
+    """
 
     allowed: bool
     message: str = ""
     warnings: tuple[str, ...] = ()
+    again: int = 0
 
     def review(self, uid: str) -> dict[str, Any]:
         """As the AdmissionReview that answers request ``uid``."""
@@ -178,6 +182,13 @@ class Decision:
                 "reason": "Forbidden",
                 "message": self.message,
             }
+            if self.again:
+                # The API server makes the header Retry-After of it.
+                response["status"] |= {
+                    "code": 429,
+                    "reason": "TooManyRequests",
+                    "details": {"retryAfterSeconds": self.again},
+                }
         if self.warnings:
             response["warnings"] = list(self.warnings)
         return {"apiVersion": API_VERSION, "kind": KIND, "response": response}
@@ -191,6 +202,6 @@ def allow(*warnings: str) -> Decision:
     return Decision(allowed=True, warnings=warnings)
 
 
-def deny(message: str) -> Decision:
+def deny(message: str, *, again: int = 0) -> Decision:
     """Refuse, with the sentence that says why and what to do."""
-    return Decision(allowed=False, message=message)
+    return Decision(allowed=False, message=message, again=again)

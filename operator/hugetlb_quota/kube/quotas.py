@@ -86,6 +86,7 @@ class QuotaObject:
     observed_generation: int = 0
     counted_under: int = 0
     invalid: str = ""
+    spec: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
     stored: Mapping[str, Any] = field(default_factory=dict, compare=False)
     _as_read: _AsRead = field(default=_NOTHING_READ, compare=False, repr=False)
 
@@ -94,7 +95,7 @@ class QuotaObject:
         """From the API server's JSON.
 
         :param known: an earlier reading of the object, whose spec is not read again when it
-            is of the same generation.
+            is still the same.
         :raises InvalidQuota: when its spec can't be understood.
         """
         metadata = raw.get("metadata") or {}
@@ -152,6 +153,7 @@ class QuotaObject:
             conditions=read.conditions,
             observed_generation=_integer(stored.get("observedGeneration")),
             counted_under=_integer(stored.get("countedUnder")),
+            spec=raw.get("spec"),
             stored=stored,
             _as_read=read,
         )
@@ -301,6 +303,8 @@ def _read_spec(
         and not known.invalid
         and (known.uid, known.generation) == (uid, generation)
         and known.quota.terminating == terminating
+        # The same generation is another spec after etcd was restored.
+        and known.spec == spec
     ):
         return known.quota
     try:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.reservation import parse_all
+from hugetlb_quota.admission.cache import QuotaCache
+from hugetlb_quota.admission.commit import Committer
+from hugetlb_quota.admission.pods import PodAdmission
+from hugetlb_quota.admission.quotas import QuotaAdmission
 from hugetlb_quota.admission.review import AdmissionRequest, GroupResource
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.quotas import QuotaObject
@@ -29,6 +35,8 @@ class FakeApi:
         self.objects: dict[tuple[str, str, str], Json] = {}
         self.version = 0
         self.requests: list[str] = []
+        self.events: list[tuple[int, str, Json]] = []
+        self._news = asyncio.Event()
 
     async def turn(self, request: str) -> Fate:
         """Called before each request; what it waits for, the request waits for."""
@@ -49,7 +57,45 @@ class FakeApi:
         kept["metadata"].setdefault("uid", f"uid-{self.version}")
         plural = NAMESPACES.plural if raw["kind"] == "Namespace" else HUGETLB_QUOTAS.plural
         self.objects[plural, metadata.get("namespace", ""), metadata["name"]] = kept
+        self._tell(plural, "MODIFIED", kept)
         return kept
+
+    def remove(self, key: str) -> None:
+        """Delete a quota as an administrator would."""
+        self.version += 1
+        namespace, name = QuotaKey.parse(key)
+        gone = copy.deepcopy(self.objects.pop((HUGETLB_QUOTAS.plural, namespace, name)))
+        gone["metadata"]["resourceVersion"] = str(self.version)
+        self._tell(HUGETLB_QUOTAS.plural, "DELETED", gone)
+
+    def _tell(self, plural: str, kind: str, raw: Json) -> None:
+        self.events.append((self.version, plural, {"type": kind, "object": copy.deepcopy(raw)}))
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    async def deliver(self) -> None:
+        """Called before each event of a watch; what it waits for, the watcher waits for."""
+
+    async def watch(
+        self,
+        resource: Resource,
+        resource_version: str,
+        namespace: str | None = None,
+        *,
+        field_selector: str | None = None,
+    ) -> AsyncIterator[Json]:
+        told = len(self.events)
+        while told and self.events[told - 1][0] > int(resource_version):
+            told -= 1
+        while True:
+            news = self._news
+            while told < len(self.events):
+                _, plural, event = self.events[told]
+                told += 1
+                if plural == resource.plural:
+                    await self.deliver()
+                    yield copy.deepcopy(event)
+            await news.wait()
 
     def quota(self, key: str) -> QuotaObject:
         return QuotaObject.from_json(self.raw(key))
@@ -130,6 +176,34 @@ class FakeApi:
 
     def wrote(self, key: str) -> None:
         """Called after each status write."""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@asynccontextmanager
+async def admitting(
+    api: FakeApi, now: Callable[[], datetime] = _now
+) -> AsyncIterator[PodAdmission]:
+    """Admission of pods that follows ``api``; at the end nothing is being taken back any more."""
+    cache = QuotaCache(api)
+    committer = Committer(api, cache)
+    async with cache.running():
+        try:
+            yield PodAdmission(cache, committer, now)
+        finally:
+            await committer.close()
+
+
+@asynccontextmanager
+async def admitting_quotas(api: FakeApi) -> AsyncIterator[QuotaAdmission]:
+    """Admission of quotas; its cache knows nothing, for its decisions are read."""
+    committer = Committer(api, QuotaCache(api))
+    try:
+        yield QuotaAdmission(api, committer)
+    finally:
+        await committer.close()
 
 
 def quota(
