@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 from typing import Final
 
 #: The largest amount that Kubernetes' own int64 arithmetic holds, in bytes.
@@ -18,6 +19,7 @@ _FORM: Final = re.compile(
     r"(?P<sign>[+-]?)(?P<number>\d+\.?\d*|\.\d+)(?P<suffix>[KMGTPE]i|[numkMGTPE]|[eE][+-]?\d{1,3}|)"
 )
 _MAX_LENGTH: Final = 64
+_WRITE: Final = 'write digits and a suffix, such as "64Mi" or "8Gi"'
 _SCALE: Final[dict[str, Fraction]] = {
     "": Fraction(1),
     **{f"{prefix}i": Fraction(1024**i) for i, prefix in enumerate("KMGTPE", 1)},
@@ -47,19 +49,34 @@ def parse(text: str | int | float) -> int:
 
     :raises MalformedQuantity: when it is no quantity, or beyond ±(2^63 - 1).
     """
-    written = str(text)
+    amount = parse_sum(text)
+    if abs(amount) > LARGEST:
+        raise MalformedQuantity(text, "it is beyond 2^63 - 1")
+    return amount
+
+
+def parse_sum(text: str | int | float) -> int:
+    """The same for a sum of quantities, which has no bound.
+
+    :raises MalformedQuantity: when it is no quantity.
+    """
+    if isinstance(text, str):
+        return _parse_text(text)
+    if isinstance(text, bool) or not isinstance(text, (int, float)):
+        raise MalformedQuantity(str(text)[:_MAX_LENGTH], _WRITE)
+    return _parse_text(str(text))
+
+
+@lru_cache(maxsize=4096)
+def _parse_text(written: str) -> int:
     match = _FORM.fullmatch(written) if len(written) <= _MAX_LENGTH else None
-    if match is None or isinstance(text, bool):
-        raise MalformedQuantity(
-            written[:_MAX_LENGTH], 'write digits and a suffix, such as "64Mi" or "8Gi"'
-        )
+    if match is None:
+        raise MalformedQuantity(written[:_MAX_LENGTH], _WRITE)
     suffix = match["suffix"]
     exponent = suffix not in _SCALE
     scale = Fraction(10) ** int(suffix[1:]) if exponent else _SCALE[suffix]
     exact = Fraction(match["number"]) * scale
     amount = -(-exact.numerator // exact.denominator)
-    if amount > LARGEST:
-        raise MalformedQuantity(text, "it is beyond 2^63 - 1")
     return -amount if match["sign"] == "-" else amount
 
 

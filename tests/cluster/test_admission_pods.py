@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import requests
 
+from hugetlb_quota.accounting.reservation import Reservation, parse_all
 from tests.kube import chart
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.control_plane import ControlPlane
@@ -154,7 +155,13 @@ def status(api: Api, namespace: str, name: str) -> Object:
 
 
 def reserved(api: Api, namespace: str, name: str) -> set[str]:
-    return {each["uid"] for each in status(api, namespace, name).get("reservations", [])}
+    return {each.uid for each in reservations(api, namespace, name)}
+
+
+def reservations(api: Api, namespace: str, name: str) -> tuple[Reservation, ...]:
+    read, unreadable = parse_all(status(api, namespace, name).get("reservations"))
+    assert unreadable == ()
+    return read
 
 
 def test_a_pod_is_reserved_under_the_uid_it_gets(api: Api, tenant: tuple[str, str]) -> None:
@@ -169,7 +176,7 @@ def test_a_pod_is_reserved_under_the_uid_it_gets(api: Api, tenant: tuple[str, st
     assert leaf["used"] == {"hugepages-2Mi": "64Mi"}
     assert leaf["summary"] == "2Mi: 64Mi/128Mi"
     names = {f"{below}/{each['metadata']['name']}" for each in created}
-    assert {each["pod"] for each in leaf["reservations"]} == names
+    assert {each.pod for each in reservations(api, below, "leaf")} == names
 
 
 def test_a_limit_alone_is_a_request(api: Api, tenant: tuple[str, str]) -> None:
@@ -290,6 +297,50 @@ def test_pods_of_a_replica_set_show_the_reason(api: Api, tenant: tuple[str, str]
     assert len(api.list("v1/pods", namespace=below, labels="app=pg")) == 1
 
 
+def test_who_applies_a_quota_neither_loses_nor_owns_its_reservations(
+    api: Api, tenant: tuple[str, str]
+) -> None:
+    _, below = tenant
+    mine = quota(below, "mine", "128Mi", selector={"matchLabels": {"class": "mine"}})
+    applied = api.apply(mine, manager="user")
+    observed = {"status": {"observedGeneration": applied["metadata"]["generation"] + 1}}
+    api.patch(QUOTAS, "mine", observed, namespace=below, subresource="status")
+    made = api.create("v1/pods", pod(below, "a", "32Mi", labels={"class": "mine"}))
+    mine["spec"]["hard"] = {"hugepages-2Mi": "96Mi"}
+    # Also one who applies what was read, status and all.
+    applied = api.apply(mine | {"status": {"reservations": []}}, manager="user")
+    assert reserved(api, below, "mine") == {made["metadata"]["uid"]}
+    for entry in applied["metadata"]["managedFields"]:
+        assert entry["manager"] != "user" or "f:status" not in entry["fieldsV1"]
+
+
+def test_a_quota_made_just_before_the_pod_is_never_missed(
+    api: Api, tenant: tuple[str, str], control_plane: ControlPlane
+) -> None:
+    top, below = tenant
+    other = control_plane.api  # another client: another connection for each thread
+    answered: list[str] = []
+    expected: list[str] = []
+
+    def attempt(number: int) -> None:
+        mine = {"try": str(number)}
+        where = (top, below)[number % 2]
+        # Governed by a leaf already, or by nothing: its own quota has no room either way.
+        counted(other, quota(where, f"try-{number}", "0", selector={"matchLabels": mine}))
+        try:
+            api.create("v1/pods", pod(where, f"try-{number}", "2Mi", labels=mine))
+            answered.append("admitted")
+        except ApiError as error:
+            answered.append(error.message)
+            expected.append(f"HugeTLBQuota {where}/try-{number} has no room")
+
+    with ThreadPoolExecutor(24) as pool:
+        list(pool.map(attempt, range(300)))
+    assert "admitted" not in answered
+    assert all(any(said in told for told in answered) for said in expected)
+    assert reserved(api, below, "leaf") == set()
+
+
 def test_many_creates_through_two_replicas_never_exceed_a_limit(
     api: Api,
     replicas: tuple[Program, Program],
@@ -335,4 +386,4 @@ def test_the_api_server_shows_an_answer_that_is_no_decision(
     assert (large.status_code, "larger than 3145728 bytes" in large.text) == (413, True)
     empty: Object = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview"}
     wrong = requests.post(url, data=json.dumps(empty), verify=trust, timeout=10)
-    assert (wrong.status_code, "request: Field required" in wrong.text) == (400, True)
+    assert (wrong.status_code, "request.uid is missing" in wrong.text) == (400, True)

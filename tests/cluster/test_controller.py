@@ -5,6 +5,8 @@ Nodes and their reports are written by the test, which plays kubelet and agent b
 
 from __future__ import annotations
 
+import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.accounting.reservation import Reservation
+from hugetlb_quota.page_size import PageSize
 from tests.kube import chart as charts
 from tests.kube.api import Api, ApiError, Object, Objects
 from tests.kube.control_plane import ControlPlane
@@ -22,6 +27,7 @@ from tests.waiting import eventually
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
 NODES = "hugetlb.dev/v1alpha1/hugetlbnodes"
 MIB = 1024**2
+CHARGE = Charge({PageSize(2 * MIB): 32 * MIB})
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +202,7 @@ def test_a_limit_lowered_below_use_is_told(controller: Program, api: Api, namesp
     eventually(lambda: used(api, namespace, "team") == "64Mi")
     api.patch(QUOTAS, "team", {"spec": {"hard": {"hugepages-2Mi": "32Mi"}}}, namespace=namespace)
     eventually(lambda: condition(api, namespace, "team", "WithinLimits") == ("False", "OverLimit"))
+
     # The event follows the condition.
 
     def over() -> Objects:
@@ -253,6 +260,37 @@ def test_a_new_controller_learns_of_an_ended_pod_from_its_node_alone(
         second.stop()
 
 
+def test_a_leader_that_was_paused_writes_over_no_count_of_its_successor(
+    programs: Programs, api: Api, namespace: str
+) -> None:
+    first = programs.start_controller()
+    first.wait_ready()
+    teams = [f"team-{number}" for number in range(12)]
+    for team in teams:
+        api.create(QUOTAS, quota(namespace, team, "128Mi"))
+    api.create("v1/pods", pod(namespace, "a", "64Mi"))
+    eventually(lambda: all(used(api, namespace, team) == "64Mi" for team in teams))
+    # What the first sees when it goes on: a change that it has to count, and the past.
+    os.kill(first.child.pid, signal.SIGSTOP)
+    second = programs.start_controller()
+    try:
+        second.wait_ready()
+        eventually(lambda: "leads" in second.log(), timeout=60)
+        api.create("v1/pods", pod(namespace, "b", "32Mi"))
+        eventually(lambda: all(used(api, namespace, team) == "96Mi" for team in teams))
+        os.kill(first.child.pid, signal.SIGCONT)
+        eventually(
+            lambda: all(used(api, namespace, team) == "96Mi" for team in teams), hold=5, every=0.02
+        )
+        # It has ended by itself, and not by an error.
+        eventually(lambda: first.child.exit_status == 1)
+        assert "Traceback" not in first.log()
+    finally:
+        os.kill(first.child.pid, signal.SIGCONT) if first.child.exit_status is None else None
+        first.stop()
+        second.stop()
+
+
 @pytest.mark.parametrize("evidence", ["node deleted", "new boot"])
 def test_a_node_that_is_gone_or_has_booted_releases_at_once(
     controller: Program, api: Api, namespace: str, unique: Callable[[str], str], evidence: str
@@ -274,13 +312,8 @@ def test_a_node_that_is_gone_or_has_booted_releases_at_once(
 
 
 def reserve(api: Api, namespace: str, name: str, uid: str, pod_name: str, age: float) -> None:
-    expires = (datetime.now(UTC) + timedelta(seconds=60 - age)).isoformat()
-    held = {
-        "uid": uid,
-        "pod": f"{namespace}/{pod_name}",
-        "charge": {"hugepages-2Mi": "32Mi"},
-        "expires": expires,
-    }
+    expires = datetime.now(UTC) + timedelta(seconds=60 - age)
+    held = Reservation(uid, f"{namespace}/{pod_name}", CHARGE, expires, "request").line
     api.patch(
         QUOTAS,
         name,
@@ -300,6 +333,37 @@ def test_a_reservation_of_an_unseen_pod_outlives_every_recount_until_it_expires(
     eventually(lambda: used(api, namespace, "team") == "96Mi", hold=8)
     eventually(lambda: used(api, namespace, "team") == "64Mi", timeout=75)
     assert status(api, namespace, "team")["reservations"] == []
+
+
+def test_a_sum_beyond_2_to_the_63rd_is_counted_as_any_other(
+    controller: Program, api: Api, namespace: str
+) -> None:
+    api.create(QUOTAS, quota(namespace, "team", "128Mi"))
+    for name in ("a", "b"):
+        raw = pod(namespace, name, "2Mi")
+        for amounts in raw["spec"]["containers"][0]["resources"].values():
+            amounts["hugepages-1Gi"] = "8589934591Gi"
+        api.create("v1/pods", raw)
+
+    def sums() -> dict[str, str]:
+        found: dict[str, str] = status(api, namespace, "team").get("used", {})
+        return found
+
+    eventually(lambda: sums() == {"hugepages-2Mi": "4Mi", "hugepages-1Gi": "17179869182Gi"})
+    api.delete("v1/pods", "a", namespace=namespace)
+    eventually(lambda: sums() == {"hugepages-2Mi": "2Mi", "hugepages-1Gi": "8589934591Gi"})
+
+
+def test_a_status_that_can_not_be_read_is_written_anew(
+    controller: Program, api: Api, namespace: str
+) -> None:
+    api.create(QUOTAS, quota(namespace, "team", "128Mi"))
+    api.create("v1/pods", pod(namespace, "a", "64Mi"))
+    eventually(lambda: used(api, namespace, "team") == "64Mi")
+    broken = {"status": {"pods": {"hugepages-2Mi": "many"}, "retained": {"hugepages-2Mi": "?"}}}
+    api.patch(QUOTAS, "team", broken, namespace=namespace, subresource="status")
+    eventually(lambda: status(api, namespace, "team")["pods"] == {"hugepages-2Mi": "64Mi"})
+    assert status(api, namespace, "team")["retained"] == {}
 
 
 def test_a_reservation_goes_in_the_write_that_counts_its_pod(

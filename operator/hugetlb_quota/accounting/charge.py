@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from hugetlb_quota import quantity
-from hugetlb_quota.page_size import RESOURCE_PREFIX, PageSize
+from hugetlb_quota.page_size import RESOURCE_PREFIX, PageSize, UnknownPageSize
 
 
 class Charge(Mapping[PageSize, int]):
@@ -34,6 +35,21 @@ class Charge(Mapping[PageSize, int]):
                 # Two spellings of one size add up, so that neither hides the other.
                 size = PageSize.from_resource(name)
                 amounts[size] = amounts.get(size, 0) + quantity.parse(amount)
+        return cls(amounts)
+
+    @classmethod
+    def from_sums(cls, resources: Mapping[str, Any]) -> Charge:
+        """From sums of charges, which have no bound, as a status tells them.
+
+        A size that only a newer release knows is passed over.
+
+        :raises MalformedQuantity: for an amount that is none.
+        """
+        amounts: dict[PageSize, int] = {}
+        for name, amount in resources.items():
+            with suppress(UnknownPageSize):
+                size = PageSize.from_resource(name)
+                amounts[size] = amounts.get(size, 0) + quantity.parse_sum(amount)
         return cls(amounts)
 
     @classmethod

@@ -39,7 +39,7 @@ class Quota:
     beside its own may attach children, by their labels; None means no other.
     ``reclaim_after``: how long a pod must be gone before its files are reclaimed; None
     keeps them. ``reparents``: whether what is retained goes to its parent when it is deleted.
-    ``uid``: tells it from another of the same name.
+    ``uid``: tells it from another of the same name. ``generation``: of the spec.
     """
 
     key: QuotaKey
@@ -51,6 +51,7 @@ class Quota:
     reclaim_after: timedelta | None = None
     terminating: bool = False
     uid: str = ""
+    generation: int = 1
 
 
 class Detached(ValueError):

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from hugetlb_quota.accounting.charge import NOTHING, Charge
-from hugetlb_quota.accounting.counter import Counter, Reservation
+from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
+from hugetlb_quota.accounting.reservation import Reservation, ReservationId
 from hugetlb_quota.page_size import PageSize
 
 
 @dataclass(frozen=True, slots=True)
 class ChargedPod:
-    """A pod that is counted: ``quotas`` govern it directly."""
+    """A pod that is counted: ``quotas`` govern it directly.
+
+    ``version``: the resourceVersion at which it was seen; 1 where only its node has seen it.
+    """
 
     uid: str
     charge: Charge
     quotas: frozenset[QuotaKey]
+    version: int = field(default=1, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +69,13 @@ class Unreported:
 class Tally:
     """What is charged to one quota for pods, and what is retained.
 
-    ``uids``: of these pods, and of the quotas below, whose pods are counted here too.
+    ``seen``: at which resourceVersion, by UID, of these pods; and at which generation of the
+    quotas below, whose pods are counted here too.
     ``files``: the largest that hold what is retained, largest first.
     """
 
     pods: Charge = NOTHING
-    uids: frozenset[str] = frozenset()
+    seen: Mapping[str, int] = field(default_factory=dict)
     retained: Charge = NOTHING
     files: tuple[RetainedFile, ...] = ()
 
@@ -99,18 +105,18 @@ def tally(
     }
     charges: dict[QuotaKey, list[Charge]] = {quota.key: [] for quota in forest}
     left: dict[QuotaKey, list[Charge]] = {quota.key: [] for quota in forest}
-    uids: dict[QuotaKey, set[str]] = {quota.key: set() for quota in forest}
+    seen: dict[QuotaKey, dict[str, int]] = {quota.key: {} for quota in forest}
     for quota in forest:
         for link in above[quota.key] - {quota.key}:
-            uids[link].add(quota.uid)
+            seen[link][quota.uid] = quota.generation
 
     def union(keys: Iterable[QuotaKey]) -> frozenset[QuotaKey]:
         return frozenset[QuotaKey]().union(*(above.get(key, frozenset()) for key in keys))
 
     for pod in pods:
         for key in union(pod.quotas):
-            if pod.uid not in uids[key]:
-                uids[key].add(pod.uid)
+            if pod.uid not in seen[key]:
+                seen[key][pod.uid] = pod.version
                 charges[key].append(pod.charge)
     for each in retained:
         for key in union(each.quotas):
@@ -122,7 +128,7 @@ def tally(
     return {
         key: Tally(
             pods=Charge.total(charges[key]),
-            uids=frozenset(uids[key]),
+            seen=seen[key],
             retained=Charge.total(left[key]),
             files=tuple(
                 sorted(held_in[key], key=lambda file: (-file.charged, file.node, file.path))
@@ -137,20 +143,27 @@ def expired(counter: Counter, now: datetime) -> tuple[Reservation, ...]:
     return tuple(each for each in counter.reservations if each.expires <= now)
 
 
-def recount(counter: Counter, counted: Tally, gone: Set[str]) -> Counter:
+def recount(counter: Counter, counted: Tally, gone: Set[ReservationId | str]) -> Counter:
     """``counter`` as it must be written now.
 
     A reservation is dropped in the very write that counts its pod under ``pods`` (or the
-    pods of its quota, when it was made for one that moved here), or when its pod is
-    proved ``gone`` (UIDs): seen and released since, or expired and not in the API. One
-    whose pod was not seen stays: there is no moment at which a pod is counted nowhere.
+    pods of its quota, when it was made for one that moved here), if the pod was seen after
+    the reservation was made; or when its pod is proved ``gone``: seen and released since, or
+    expired and not in the API. One whose pod was not seen stays: there is no moment at which
+    a pod is counted nowhere. Lines that can't be read go when they are among the ``gone``.
     """
     kept = tuple(
         each
         for each in counter.reservations
-        if each.uid not in counted.uids and each.uid not in gone
+        if counted.seen.get(each.uid, 0) <= each.since and each.id not in gone
     )
-    return replace(counter, pods=counted.pods, retained=counted.retained, reservations=kept)
+    return replace(
+        counter,
+        pods=counted.pods,
+        retained=counted.retained,
+        reservations=kept,
+        unreadable=tuple(line for line in counter.unreadable if line not in gone),
+    )
 
 
 def tell_unreported(

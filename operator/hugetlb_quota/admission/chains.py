@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -25,6 +24,7 @@ class Api(status.QuotaApi, Protocol):
         resource: Resource,
         namespace: str | None = None,
         *,
+        field_selector: str | None = None,
         limit: int | None = None,
         continuation: str | None = None,
         timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
@@ -32,61 +32,63 @@ class Api(status.QuotaApi, Protocol):
         """One page of a collection by quorum read."""
         ...
 
+    def watch(
+        self,
+        resource: Resource,
+        resource_version: str,
+        namespace: str | None = None,
+        *,
+        field_selector: str | None = None,
+    ) -> AsyncIterator[dict[str, Any]]:
+        """The events after ``resource_version``."""
+        ...
+
+
+class Quotas(Protocol):
+    """The quotas that are known, and the labels of namespaces."""
+
+    @property
+    def labels(self) -> Mapping[str, Mapping[str, str]]:
+        """Every namespace's labels, by its name."""
+        ...
+
+    def get(self, key: QuotaKey) -> QuotaObject | InvalidQuota | None:
+        """The quota, None when it is not known."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Quotas as they were read one after the other, and the forest they form."""
+    """Quotas as they were known at one moment, and the forest they form."""
 
     quotas: Mapping[QuotaKey, QuotaObject]
     forest: Forest
 
 
-async def read_namespace(api: Api, namespace: str, deadline: Deadline) -> tuple[QuotaObject, ...]:
-    """All quotas of ``namespace``.
+def climb(cache: Quotas, start: Iterable[QuotaObject]) -> Snapshot:
+    """``start``, and every ancestor of them that is known.
 
-    :raises InvalidQuota: when one can't be understood: it may be the one that matters.
-    """
-    items = _items(api, HUGETLB_QUOTAS, namespace, deadline)
-    return tuple([QuotaObject.from_json(raw) async for raw in items])
-
-
-async def climb(
-    api: Api, known: Iterable[QuotaObject], start: Iterable[QuotaKey], deadline: Deadline
-) -> Snapshot:
-    """``known`` quotas, and every ancestor of those of them named by ``start``.
-
-    An ancestor that does not exist is left out: the forest tells of it. Namespace labels
-    are read only where a link crosses namespaces, as only there they matter.
+    An ancestor that is not known is left out: the forest tells of it.
 
     :raises InvalidQuota: when an ancestor can't be understood.
     """
-    quotas = {quota.key: quota for quota in known}
-    namespaces: dict[str, Mapping[str, str]] = {}
-    climbed: set[QuotaKey] = set()
-    level = {key for key in start if key in quotas}
-    # Each round reads one level up: up to one more than the longest chain has, so that
+    quotas = {quota.key: quota for quota in start}
+    level = list(quotas.values())
+    # Each round is one level up: up to one more than the longest chain has, so that
     # the forest sees that there is one more.
     for _ in range(LONGEST_CHAIN):
-        climbed |= level
-        links = [(key, quotas[key].quota.parent) for key in level]
-        parents = {parent for _, parent in links if parent is not None}
-        crossing = {
-            key.namespace
-            for key, parent in links
-            if parent is not None and parent.namespace != key.namespace
-        }
-        found, labels = await asyncio.gather(
-            asyncio.gather(*(_find(api, key, deadline) for key in parents - quotas.keys())),
-            asyncio.gather(
-                *(_labels(api, name, deadline) for name in crossing - namespaces.keys())
-            ),
-        )
-        quotas |= {quota.key: quota for quota in found if quota is not None}
-        namespaces |= dict(labels)
-        level = (parents & quotas.keys()) - climbed
+        parents = {quota.quota.parent for quota in level} - quotas.keys() - {None}
+        found = [cache.get(key) for key in parents if key is not None]
+        level = []
+        for quota in found:
+            if isinstance(quota, InvalidQuota):
+                raise quota
+            if quota is not None:
+                level.append(quota)
+                quotas[quota.key] = quota
         if not level:
             break
-    return Snapshot(quotas, Forest((each.quota for each in quotas.values()), namespaces))
+    return Snapshot(quotas, Forest((each.quota for each in quotas.values()), cache.labels))
 
 
 async def read_all(
@@ -131,15 +133,3 @@ async def _items(
         continuation = page["metadata"].get("continue")
         if not continuation:
             return
-
-
-async def _find(api: Api, key: QuotaKey, deadline: Deadline) -> QuotaObject | None:
-    try:
-        return await status.read(api, key, timeout=max(deadline.left(), 0.001))
-    except errors.NotFound:
-        return None
-
-
-async def _labels(api: Api, name: str, deadline: Deadline) -> tuple[str, Mapping[str, str]]:
-    raw = await api.get(NAMESPACES, name, timeout=max(deadline.left(), 0.001))
-    return name, raw["metadata"].get("labels") or {}

@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
 
 from hugetlb_quota.accounting.charge import Charge
-from hugetlb_quota.accounting.counter import RESERVATION_LIFETIME, Reservation, shortfalls
+from hugetlb_quota.accounting.counter import shortfalls
 from hugetlb_quota.accounting.demand import MalformedDemand, demand
 from hugetlb_quota.accounting.forest import Detached, QuotaKey
+from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, Reservation, is_word
 from hugetlb_quota.admission import chains, refusal
+from hugetlb_quota.admission.cache import QuotaCache
 from hugetlb_quota.admission.chains import Snapshot
+from hugetlb_quota.admission.commit import (
+    Committer,
+    NoRoom,
+    Overloaded,
+    PlaceChanged,
+    TooManyReservations,
+)
 from hugetlb_quota.admission.deadline import Deadline
-from hugetlb_quota.admission.reservations import NoRoom, PlaceChanged, Reservations
-from hugetlb_quota.admission.review import ALLOW, AdmissionRequest, Decision, deny
+from hugetlb_quota.admission.review import (
+    ALLOW,
+    AdmissionRequest,
+    Decision,
+    MalformedReview,
+    deny,
+    mapping,
+    strings,
+    text,
+)
+from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.pods import CONFIG_MIRROR, FINISHED_PHASES
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
 
@@ -32,7 +50,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """What a decision needs to know of the pod."""
+    """What a decision needs to know of the pod, and which request asks.
+
+    ``since``: the resourceVersion of the pod that is changed, 0 for a new one.
+    """
 
     uid: str
     namespace: str
@@ -41,40 +62,69 @@ class _Subject:
     old_labels: Mapping[str, str] | None
     settled: bool
     mirror: bool
+    request: str
+    since: int
 
     @classmethod
     def of(cls, request: AdmissionRequest) -> Self:
-        metadata = request.new.get("metadata") or {}
-        status = request.new.get("status") or {}
-        old = (request.old.get("metadata") or {}) if request.operation == "UPDATE" else None
+        """The pod of ``request``.
+
+        :raises MalformedReview: for what no API server sends.
+        """
+        metadata = mapping(request.new, "metadata", "request.object")
+        status = mapping(request.new, "status", "request.object")
+        changes = request.operation == "UPDATE"
+        old = mapping(request.old, "metadata", "request.oldObject") if changes else {}
+        name = text(metadata, "name") or text(metadata, "generateName") or request.name
+        uid = text(metadata, "uid")
+        namespace = request.namespace or text(metadata, "namespace")
+        if not (name and namespace):
+            raise MalformedReview("the pod has no namespace and name.")
+        for identity in filter(None, (uid, request.uid)):
+            if not is_word(identity):
+                raise MalformedReview(f"{identity[:200]!r} is no UID.")
         return cls(
-            uid=metadata.get("uid") or "",
-            namespace=request.namespace or metadata.get("namespace") or "",
-            name=metadata.get("name") or metadata.get("generateName") or request.name,
-            labels=metadata.get("labels") or {},
-            old_labels=None if old is None else old.get("labels") or {},
+            uid=uid,
+            namespace=namespace,
+            name=name,
+            labels=strings(metadata, "labels", "request.object.metadata"),
+            old_labels=strings(old, "labels", "request.oldObject.metadata") if changes else None,
             settled=status.get("phase") in FINISHED_PHASES or "deletionTimestamp" in metadata,
-            mirror=CONFIG_MIRROR in (metadata.get("annotations") or {})
+            mirror=CONFIG_MIRROR in mapping(metadata, "annotations", "request.object.metadata")
             and _NODES_GROUP in request.user_info.groups,
+            request=request.uid,
+            since=_version(text(old, "resourceVersion")),
         )
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Refusal(Exception):
+    """Why the pod is refused by what is known: ``keys`` and ``namespaces`` are what that is."""
+
+    message: str
+    keys: frozenset[QuotaKey]
+    namespaces: frozenset[str] = frozenset()
+
+
 class PodAdmission:
-    """Decides on pods; what it grants is reserved before it answers."""
+    """Decides on pods; what it grants is reserved before it answers.
+
+    It decides from a cache. A charge proves itself: see :meth:`_confirm`. A refusal, and
+    that nothing governs a pod, are proved by reading.
+    """
 
     def __init__(
-        self, api: chains.Api, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        cache: QuotaCache,
+        committer: Committer,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._api = api
+        self._cache = cache
+        self._committer = committer
         self._now = now
-        self._reservations = Reservations(api)
-
-    async def close(self) -> None:
-        """Wait until all that was refused is taken back."""
-        await self._reservations.close()
 
     async def decide(self, request: AdmissionRequest, deadline: Deadline) -> Decision:
         """The decision on a CREATE or UPDATE of a pod.
@@ -90,96 +140,202 @@ class PodAdmission:
         if pod.settled or pod.mirror:
             return ALLOW
         try:
-            wanted = demand(request.new.get("spec") or {})
+            wanted = _demand(request.new)
             if not wanted:
                 return ALLOW
-            return await self._decide(pod, wanted, deadline, dry_run=bool(request.dry_run))
+            await self._cache.ready()
+            await self._admit(pod, wanted, deadline, dry_run=request.dry_run)
         except MalformedDemand as error:
             return deny(refusal.malformed_demand(str(pod), error))
-        except InvalidQuota as error:
-            return deny(refusal.invalid_quota(str(pod), error))
-        except Detached as error:
-            return deny(refusal.detached(str(pod), error))
-        except NoRoom as error:
-            return deny(refusal.over_quota(str(pod), error.shortfalls, error.files))
+        except _Refusal as refused:
+            return deny(refused.message)
+        except TooManyReservations as error:
+            return deny(refusal.too_many_reservations(str(pod), error.counter), again=5)
+        except Overloaded as error:
+            message = refusal.overloaded(f"pod {pod}", error.waiting, error.seconds)
+            return deny(message, again=1)
+        return ALLOW
 
-    async def _decide(
+    async def _admit(
         self, pod: _Subject, wanted: Charge, deadline: Deadline, *, dry_run: bool
-    ) -> Decision:
+    ) -> None:
+        """Charge the pod to all that governs it.
+
+        :raises _Refusal: going by what was read after the request came.
+        """
+        read: set[QuotaKey | str] = set()
+        proved = False
         while True:
-            chain = await self._to_charge(pod, deadline)
-            if not chain:
-                return ALLOW
-            if not pod.uid:
-                return deny(refusal.no_uid(str(pod)))
-            for quota in chain:
-                if quota.quota.terminating:
-                    return deny(refusal.terminating(str(pod), quota.key))
-            if uncounted := [quota.key for quota in chain if not quota.is_counted]:
-                # What runs under it already is not in its counter. A quota and a pod in
-                # one `kubectl apply` come here, so it is worth a moment.
-                if deadline.seconds - deadline.left() < min(COUNT_TIMEOUT, deadline.seconds / 2):
-                    await asyncio.sleep(COUNT_PERIOD)
-                    continue
-                return deny(refusal.uncounted(str(pod), uncounted))
-            # All of them first, so that the refusal names every quota that refuses.
-            counters = [quota.counter.release(pod.uid) for quota in chain]
-            if short := shortfalls(counters, wanted):
-                await self._forget(pod, chain, wanted, deadline, dry_run=dry_run)
-                raise NoRoom(short, {quota.key: quota.retained_files for quota in chain})
-            if dry_run:
-                return ALLOW
             try:
-                await self._reservations.reserve(
-                    chain, self._reservation(pod, wanted, deadline), deadline
-                )
+                chain = await self._counted(pod, deadline)
+                if not chain:
+                    if proved:
+                        return
+                    await self._cache.prove(pod.namespace)
+                    proved = True
+                    continue
+                if not pod.uid:
+                    raise _Refusal(refusal.no_uid(str(pod)), frozenset())
+                if not dry_run:
+                    await self._charge(pod, wanted, chain, deadline)
+                    return
+                self._refuse_shortfalls(pod, wanted, chain)
+                # Nothing is written that would prove it.
+                keys = {quota.key for quota in chain}
+                if proved and keys <= read:
+                    return
+                await self._cache.prove(pod.namespace)
+                await self._cache.refresh(keys)
+                proved = True
+                read |= keys
+            except _Refusal as refused:
+                if refused.keys | refused.namespaces <= read:
+                    raise
+                await self._cache.refresh(refused.keys, refused.namespaces)
+                read |= refused.keys | refused.namespaces
             except PlaceChanged as changed:
                 logger.info("pod %s: HugeTLBQuota %s changed; deciding again", pod, changed)
-                continue
-            return ALLOW
 
-    async def _forget(
-        self,
-        pod: _Subject,
-        chain: tuple[QuotaObject, ...],
-        wanted: Charge,
-        deadline: Deadline,
-        *,
-        dry_run: bool,
+    async def _charge(
+        self, pod: _Subject, wanted: Charge, chain: tuple[QuotaObject, ...], deadline: Deadline
     ) -> None:
-        """Take back what an earlier attempt of this very request may have left."""
-        held = [quota.key for quota in chain if quota.counter.holds(pod.uid)]
-        if held and not dry_run:
-            await self._reservations.release(
-                held, self._reservation(pod, wanted, deadline), deadline
-            )
+        """Reserve on all of ``chain``, and make sure that this is what governs the pod.
 
-    async def _to_charge(self, pod: _Subject, deadline: Deadline) -> tuple[QuotaObject, ...]:
+        :raises _Refusal: when a quota has no room, by what is known.
+        :raises PlaceChanged: when another chain governs it; nothing is held then.
+        """
+        reservation = self._reservation(pod, wanted, deadline)
+        try:
+            version = await self._committer.charge(chain, reservation, deadline)
+        except NoRoom as error:
+            message = refusal.over_quota(str(pod), error.shortfalls, error.files)
+            raise _Refusal(message, frozenset(each.quota for each in error.shortfalls)) from error
+        except InvalidQuota as error:
+            raise _Refusal(
+                refusal.invalid_quota(str(pod), error), frozenset([error.key])
+            ) from error
+        try:
+            await self._confirm(pod, chain, version)
+        except BaseException:
+            self._committer.take_back(chain, reservation)
+            raise
+
+    async def _confirm(self, pod: _Subject, chain: tuple[QuotaObject, ...], version: int) -> None:
+        """The charge is its own fence.
+
+        What was written was current. When the watch has reached that write, it has told of
+        every quota, selector and parent that was written before: if still the same quotas
+        govern the pod, no other did when the request came.
+
+        :raises PlaceChanged: when others do.
+        """
+        try:
+            await self._cache.seen(version)
+        except errors.Gone as error:
+            raise PlaceChanged("of a lost history") from error
+        try:
+            now = self._to_charge(pod)
+        except (_Refusal, InvalidQuota) as error:
+            raise PlaceChanged(str(chain[0].key)) from error
+        if [(quota.key, quota.uid) for quota in now] != [(each.key, each.uid) for each in chain]:
+            raise PlaceChanged(str(chain[0].key))
+
+    async def _counted(self, pod: _Subject, deadline: Deadline) -> tuple[QuotaObject, ...]:
+        """The quotas to charge, once the controller has counted what runs under them.
+
+        :raises _Refusal: by what is known.
+        """
+        while True:
+            chain = self._to_charge(pod)
+            for quota in chain:
+                if quota.quota.terminating:
+                    message = refusal.terminating(str(pod), quota.key)
+                    raise _Refusal(message, frozenset([quota.key]))
+            uncounted = frozenset(quota.key for quota in chain if not quota.is_counted)
+            if not uncounted:
+                return chain
+            # What runs under it already is not in its counter. A quota and a pod in
+            # one `kubectl apply` come here, so it is worth a moment.
+            if deadline.seconds - deadline.left() >= min(COUNT_TIMEOUT, deadline.seconds / 2):
+                raise _Refusal(refusal.uncounted(str(pod), sorted(uncounted)), uncounted)
+            await asyncio.sleep(COUNT_PERIOD)
+
+    def _to_charge(self, pod: _Subject) -> tuple[QuotaObject, ...]:
         """The quotas that are to be charged, each before its ancestors.
 
         Of a relabelled pod only those it was not charged to before.
 
-        :raises Detached: when a chain does not reach its root.
+        :raises _Refusal: when a chain does not reach its root, or can't be understood.
         """
-        quotas = await chains.read_namespace(self._api, pod.namespace, deadline)
-        now = _selecting(quotas, pod.labels)
-        before = set() if pod.old_labels is None else _selecting(quotas, pod.old_labels)
-        if not now - before:
-            return ()
-        snapshot = await chains.climb(self._api, quotas, now | before, deadline)
+        try:
+            now = self._selecting(pod.namespace, pod.labels)
+            before = (
+                {} if pod.old_labels is None else self._selecting(pod.namespace, pod.old_labels)
+            )
+            new = sorted(now.keys() - before.keys())
+            if not new:
+                return ()
+            snapshot = chains.climb(self._cache, {**now, **before}.values())
+        except InvalidQuota as error:
+            message = refusal.invalid_quota(str(pod), error)
+            raise _Refusal(message, frozenset([error.key])) from error
+        try:
+            union = snapshot.forest.union_of_chains(new)
+        except Detached as error:
+            raise _Refusal(
+                refusal.detached(str(pod), error),
+                frozenset([*snapshot.quotas, error.parent]),
+                frozenset([error.quota.namespace]),
+            ) from error
         charged = _attached(snapshot, before)
-        union = snapshot.forest.union_of_chains(sorted(now - before))
         return tuple(snapshot.quotas[each.key] for each in union if each.key not in charged)
+
+    def _selecting(self, namespace: str, labels: Mapping[str, str]) -> dict[QuotaKey, QuotaObject]:
+        found = {}
+        for quota in self._cache.in_namespace(namespace):
+            if isinstance(quota, InvalidQuota):
+                raise quota  # it may be the one that matters
+            if quota.quota.pod_selector.matches(labels):
+                found[quota.key] = quota
+        return found
+
+    def _refuse_shortfalls(
+        self, pod: _Subject, wanted: Charge, chain: tuple[QuotaObject, ...]
+    ) -> None:
+        counters = (quota.counter for quota in chain)
+        if short := shortfalls(counters, wanted, pod.uid):
+            files = {quota.key: quota.retained_files for quota in chain}
+            message = refusal.over_quota(str(pod), short, files)
+            raise _Refusal(message, frozenset(each.quota for each in short))
 
     def _reservation(self, pod: _Subject, wanted: Charge, deadline: Deadline) -> Reservation:
         # From the last moment at which this answer may go out.
         lifetime = RESERVATION_LIFETIME + timedelta(seconds=deadline.left())
-        return Reservation(pod.uid, str(pod), wanted, self._now() + lifetime)
+        return Reservation(
+            uid=pod.uid,
+            pod=str(pod),
+            charge=wanted,
+            expires=self._now() + lifetime,
+            request=pod.request,
+            since=pod.since,
+        )
 
 
-def _selecting(quotas: tuple[QuotaObject, ...], labels: Mapping[str, Any]) -> set[QuotaKey]:
-    return {each.key for each in quotas if each.quota.pod_selector.matches(labels)}
+def _demand(raw: Mapping[str, Any]) -> Charge:
+    """What the pod asks for.
+
+    :raises MalformedDemand: when that can't be counted.
+    :raises MalformedReview: for what no API server sends.
+    """
+    try:
+        return demand(mapping(raw, "spec", "request.object"))
+    except (TypeError, AttributeError) as error:
+        raise MalformedReview(f"request.object.spec is no pod's: {error}.") from error
 
 
-def _attached(snapshot: Snapshot, keys: set[QuotaKey]) -> set[QuotaKey]:
+def _version(resource_version: str) -> int:
+    return int(resource_version) if resource_version.isascii() and resource_version.isdigit() else 0
+
+
+def _attached(snapshot: Snapshot, keys: Iterable[QuotaKey]) -> set[QuotaKey]:
     return {link.key for key in keys for link in snapshot.forest.attached(key)}

@@ -6,16 +6,31 @@ it again here, for whatever CEL can't.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from hugetlb_quota.accounting.counter import RESERVATION_LIFETIME, Reservation, shortfalls
+from hugetlb_quota.accounting.counter import shortfalls
 from hugetlb_quota.accounting.forest import Cycle, Detached, ForeignParent, Forest, Quota, QuotaKey
+from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, Reservation
 from hugetlb_quota.admission import chains, refusal
+from hugetlb_quota.admission.commit import (
+    Committer,
+    NoRoom,
+    Overloaded,
+    PlaceChanged,
+    TooManyReservations,
+)
 from hugetlb_quota.admission.deadline import Deadline
-from hugetlb_quota.admission.reservations import NoRoom, PlaceChanged, Reservations
-from hugetlb_quota.admission.review import ALLOW, AdmissionRequest, Decision, allow, deny
+from hugetlb_quota.admission.review import (
+    ALLOW,
+    AdmissionRequest,
+    Decision,
+    allow,
+    deny,
+    mapping,
+    text,
+)
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
 from hugetlb_quota.page_size import PageSize
 
@@ -34,15 +49,14 @@ class QuotaAdmission:
     """Decides on quotas; what a move brings along is reserved before it answers."""
 
     def __init__(
-        self, api: chains.Api, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        api: chains.Api,
+        committer: Committer,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._api = api
+        self._committer = committer
         self._now = now
-        self._reservations = Reservations(api)
-
-    async def close(self) -> None:
-        """Wait until all that was refused is taken back."""
-        await self._reservations.close()
 
     async def decide(self, request: AdmissionRequest, deadline: Deadline) -> Decision:
         """The decision on a CREATE, UPDATE or DELETE of a HugeTLBQuota.
@@ -102,13 +116,20 @@ class QuotaAdmission:
         if old is not None and moved and old.counter.used:
             charged = {link.key for link in before.attached(key)}
             known = {quota.key: quota for quota in quotas}
-            joined = [known[link.key] for link in after.chain(key) if link.key not in charged]
+            joined = tuple(known[link.key] for link in after.chain(key) if link.key not in charged)
             try:
-                await self._bring_along(old, joined, deadline, dry_run=bool(request.dry_run))
+                await self._bring_along(request, old, joined, deadline)
             except PlaceChanged:
                 return await self._change(request, old, deadline)
             except NoRoom as error:
                 return deny(refusal.no_room_to_move(old.counter, error.shortfalls))
+            except TooManyReservations as error:
+                return deny(refusal.no_place_to_move(old.counter, error.counter))
+            except Overloaded as error:
+                message = refusal.overloaded(
+                    f"The move of HugeTLBQuota {key}", error.waiting, error.seconds
+                )
+                return deny(message, again=1)
         warnings += _below_use(new, old)
         if lost := _lost_children(before, after, key):
             warnings.append(refusal.loses_children(key, lost))
@@ -116,11 +137,10 @@ class QuotaAdmission:
 
     async def _bring_along(
         self,
+        request: AdmissionRequest,
         quota: QuotaObject,
-        joined: Sequence[QuotaObject],
+        joined: tuple[QuotaObject, ...],
         deadline: Deadline,
-        *,
-        dry_run: bool,
     ) -> None:
         """Reserve what is charged to ``quota`` on the ancestors it gets, all or nothing.
 
@@ -129,12 +149,18 @@ class QuotaAdmission:
         :raises NoRoom: when one of ``joined`` has none for all of it.
         """
         charge = quota.counter.used.without_zeros()
-        if short := shortfalls((each.counter.release(quota.uid) for each in joined), charge):
+        if short := shortfalls((each.counter for each in joined), charge, quota.uid):
             raise NoRoom(short, {each.key: each.retained_files for each in joined})
-        if not dry_run:
-            expires = self._now() + RESERVATION_LIFETIME + timedelta(seconds=deadline.left())
-            moving = Reservation(quota.uid, str(quota.key), charge, expires)
-            await self._reservations.reserve(joined, moving, deadline)
+        if joined and not request.dry_run:
+            moving = Reservation(
+                uid=quota.uid,
+                pod=str(quota.key),
+                charge=charge,
+                expires=self._now() + RESERVATION_LIFETIME + timedelta(seconds=deadline.left()),
+                request=request.uid,
+                since=quota.generation,
+            )
+            await self._committer.charge(joined, moving, deadline)
 
     async def _delete(self, request: AdmissionRequest, deadline: Deadline) -> Decision:
         old = _understood(request.old)
@@ -168,12 +194,13 @@ class QuotaAdmission:
 
 
 def _key(request: AdmissionRequest) -> QuotaKey:
-    metadata: Mapping[str, str] = request.new.get("metadata") or {}
-    name = metadata.get("name") or metadata.get("generateName") or request.name
-    return QuotaKey(request.namespace or metadata.get("namespace", ""), name)
+    metadata = mapping(request.new, "metadata", "request.object")
+    name = text(metadata, "name") or text(metadata, "generateName") or request.name
+    return QuotaKey(request.namespace or text(metadata, "namespace"), name)
 
 
 def _understood(raw: Mapping[str, object]) -> QuotaObject | None:
+    mapping(raw, "metadata", "request.oldObject")
     try:
         return QuotaObject.from_json(raw)
     except InvalidQuota:

@@ -14,6 +14,7 @@ from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.counter import Counter, Shortfall
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.recount import RetainedFile
+from hugetlb_quota.accounting.reservation import LARGEST_RESERVATIONS
 from hugetlb_quota.page_size import PageSize
 from hugetlb_quota.quantity import render
 
@@ -74,8 +75,22 @@ def uncounted(pod: str, quotas: Iterable[QuotaKey]) -> str:
     """A pod under a quota whose use is not known yet."""
     return _bounded(
         f"pod {pod} asks for huge pages, but the controller has not yet counted what runs under"
-        f" HugeTLBQuota {_names(quotas)} since it was made or changed. Try again in a moment; if it"
-        " stays so, see whether the controller of hugetlb-quota runs."
+        f" HugeTLBQuota {_names(quotas)} since it was made or changed, or what its status said"
+        " could not be read. Try again in a moment; if it stays so, see whether the controller of"
+        " hugetlb-quota runs."
+    )
+
+
+def too_many_reservations(pod: str, counter: Counter) -> str:
+    """A pod for which one object has no more place, though the limit may have."""
+    count = len(counter.reservations)
+    return (
+        f"pod {pod} asks for huge pages, but HugeTLBQuota {counter.quota} holds {count}"
+        f" reservations for pods being created, as many as fit ({LARGEST_RESERVATIONS} bytes; etcd"
+        " stores no object above 1.5 MiB). Each goes when its pod is counted, or about a minute"
+        " after its pod was refused: try again in a minute, create pods more slowly, or divide the"
+        " quota's pods between several quotas; if it stays so, see whether the controller of"
+        " hugetlb-quota runs."
     )
 
 
@@ -97,6 +112,14 @@ def no_uid(pod: str) -> str:
     return (
         f"pod {pod} asks for huge pages, but the API server sent no UID for it,"
         " so its pages can't be reserved; Kubernetes 1.30 or later is needed."
+    )
+
+
+def overloaded(what: str, waiting: int, seconds: float) -> str:
+    """A request that could not be answered in time, and is told so at once."""
+    return (
+        f"{what} is refused because {waiting} requests wait for the same quotas already, which"
+        f" takes about {seconds:.1f} s, longer than the API server waits. Try again in a moment."
     )
 
 
@@ -188,6 +211,15 @@ def no_room_to_move(counter: Counter, shortfalls: Sequence[Shortfall]) -> str:
         f"HugeTLBQuota {counter.quota} can't be moved with what is charged to it"
         f" ({_charged(counter)}): {reasons}. It stays where it is; stop pods, or have the limit"
         " raised."
+    )
+
+
+def no_place_to_move(counter: Counter, ancestor: Counter) -> str:
+    """A quota whose new ancestor holds as many reservations as it can."""
+    return _bounded(
+        f"HugeTLBQuota {counter.quota} can't be moved with what is charged to it"
+        f" ({_charged(counter)}): HugeTLBQuota {ancestor.quota} holds {len(ancestor.reservations)}"
+        f" reservations, as many as fit ({LARGEST_RESERVATIONS} bytes). Try again in a minute."
     )
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.alias_generators import to_camel
-
-from hugetlb_quota.kube.quotas import explain
+from typing import Any, Final
 
 API_VERSION: Final = "admission.k8s.io/v1"
 KIND: Final = "AdmissionReview"
+OPERATIONS: Final = ("CREATE", "UPDATE", "DELETE", "CONNECT")
 
 
 class MalformedReview(ValueError):
@@ -24,41 +21,36 @@ class MalformedReview(ValueError):
         )
 
 
-class _Part(BaseModel):
-    """A part of the review; fields of later API versions are passed over."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True
-    )
-
-
-class GroupResource(_Part):
+@dataclass(frozen=True, slots=True)
+class GroupResource:
     """Which resource the request is for."""
 
-    group: str = ""
+    group: str
     resource: str
 
 
-class UserInfo(_Part):
+@dataclass(frozen=True, slots=True)
+class UserInfo:
     """Who asks."""
 
     username: str = ""
     groups: tuple[str, ...] = ()
 
 
-class AdmissionRequest(_Part):
+@dataclass(frozen=True, slots=True)
+class AdmissionRequest:
     """What is asked; ``object`` is None for a DELETE, ``old_object`` for a CREATE."""
 
-    uid: str = Field(min_length=1)
+    uid: str
     resource: GroupResource
+    operation: str
     sub_resource: str = ""
     namespace: str = ""
     name: str = ""
-    operation: Literal["CREATE", "UPDATE", "DELETE", "CONNECT"]
     user_info: UserInfo = UserInfo()
-    object: dict[str, Any] | None = None
-    old_object: dict[str, Any] | None = None
-    dry_run: bool | None = None
+    object: Mapping[str, Any] | None = None
+    old_object: Mapping[str, Any] | None = None
+    dry_run: bool = False
 
     @property
     def new(self) -> Mapping[str, Any]:
@@ -81,30 +73,104 @@ class AdmissionRequest(_Part):
         return self.old_object
 
 
-class _AdmissionReview(_Part):
-    api_version: Literal["admission.k8s.io/v1"]
-    kind: Literal["AdmissionReview"]
-    request: AdmissionRequest
-
-
 def parse(body: bytes) -> AdmissionRequest:
-    """The request in ``body``.
+    """The request in ``body``; fields of later API versions are passed over.
+
+    By hand: a model takes longer than all the rest of a decision that is cached.
 
     :raises MalformedReview: when it is none, saying what is wrong with it.
     """
     try:
-        return _AdmissionReview.model_validate_json(body).request
-    except ValidationError as error:
-        raise MalformedReview(explain(error)) from error
+        review = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise MalformedReview(f"Invalid JSON: {error}.") from error
+    if not isinstance(review, dict):
+        raise MalformedReview("it is no JSON object.")
+    for field, expected in (("apiVersion", API_VERSION), ("kind", KIND)):
+        if review.get(field) != expected:
+            raise MalformedReview(f"{field} is not {expected}.")
+    request = mapping(review, "request", "")
+    uid, operation = text(request, "uid"), text(request, "operation")
+    if not uid:
+        raise MalformedReview("request.uid is missing.")
+    if operation not in OPERATIONS:
+        raise MalformedReview(f"request.operation is none of {', '.join(OPERATIONS)}.")
+    resource = mapping(request, "resource", "request")
+    user = mapping(request, "userInfo", "request")
+    return AdmissionRequest(
+        uid=uid,
+        resource=GroupResource(text(resource, "group"), text(resource, "resource")),
+        operation=operation,
+        sub_resource=text(request, "subResource"),
+        namespace=text(request, "namespace"),
+        name=text(request, "name"),
+        user_info=UserInfo(text(user, "username"), _groups(user.get("groups"))),
+        object=_object(request, "object"),
+        old_object=_object(request, "oldObject"),
+        dry_run=request.get("dryRun") is True,
+    )
+
+
+def mapping(holder: Mapping[str, Any], field: str, where: str) -> Mapping[str, Any]:
+    """The object in ``field`` of ``holder``, which is called ``where``; none is an empty one.
+
+    :raises MalformedReview: when it is something else.
+    """
+    found = holder.get(field)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise MalformedReview(f"{where}.{field} is no JSON object.".lstrip("."))
+    return found
+
+
+def strings(holder: Mapping[str, Any], field: str, where: str) -> Mapping[str, str]:
+    """The strings by name in ``field`` of ``holder``, which is called ``where``.
+
+    :raises MalformedReview: when it is something else.
+    """
+    found = mapping(holder, field, where)
+    if not all(isinstance(value, str) for value in found.values()):
+        raise MalformedReview(f"{where}.{field} has a value that is no string.")
+    return found
+
+
+def text(holder: Mapping[str, Any], field: str) -> str:
+    """The string in ``field`` of ``holder``; none is an empty one.
+
+    :raises MalformedReview: when it is something else.
+    """
+    found = holder.get(field)
+    if found is None:
+        return ""
+    if not isinstance(found, str):
+        raise MalformedReview(f"{field} is no string.")
+    return found
+
+
+def _object(request: Mapping[str, Any], field: str) -> Mapping[str, Any] | None:
+    return None if request.get(field) is None else mapping(request, field, "request")
+
+
+def _groups(groups: Any) -> tuple[str, ...]:
+    if groups is None:
+        return ()
+    if not isinstance(groups, list) or not all(isinstance(each, str) for each in groups):
+        raise MalformedReview("request.userInfo.groups is no list of strings.")
+    return tuple(groups)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The answer: ``message`` is for the person refused, ``warnings`` for one allowed."""
+    """The answer: ``message`` is for the person refused, ``warnings`` for one allowed.
+
+    ``again``: after how many seconds it may go otherwise; clients try again by themselves.
+    """
 
     allowed: bool
     message: str = ""
     warnings: tuple[str, ...] = ()
+    again: int = 0
 
     def review(self, uid: str) -> dict[str, Any]:
         """As the AdmissionReview that answers request ``uid``."""
@@ -116,6 +182,13 @@ class Decision:
                 "reason": "Forbidden",
                 "message": self.message,
             }
+            if self.again:
+                # The API server makes the header Retry-After of it.
+                response["status"] |= {
+                    "code": 429,
+                    "reason": "TooManyRequests",
+                    "details": {"retryAfterSeconds": self.again},
+                }
         if self.warnings:
             response["warnings"] = list(self.warnings)
         return {"apiVersion": API_VERSION, "kind": KIND, "response": response}
@@ -129,6 +202,6 @@ def allow(*warnings: str) -> Decision:
     return Decision(allowed=True, warnings=warnings)
 
 
-def deny(message: str) -> Decision:
+def deny(message: str, *, again: int = 0) -> Decision:
     """Refuse, with the sentence that says why and what to do."""
-    return Decision(allowed=False, message=message)
+    return Decision(allowed=False, message=message, again=again)

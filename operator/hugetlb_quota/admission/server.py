@@ -14,6 +14,8 @@ from typing import Final
 from aiohttp import web
 
 from hugetlb_quota.admission import chains, refusal
+from hugetlb_quota.admission.cache import QuotaCache
+from hugetlb_quota.admission.commit import Committer
 from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.admission.pods import PodAdmission
 from hugetlb_quota.admission.quotas import QuotaAdmission
@@ -96,8 +98,10 @@ class Admission:
 
     def __init__(self, api: chains.Api) -> None:
         self._api = api
-        self._pods = PodAdmission(api)
-        self._quotas = QuotaAdmission(api)
+        self._cache = QuotaCache(api)
+        self._committer = Committer(api, self._cache)
+        self._pods = PodAdmission(self._cache, self._committer)
+        self._quotas = QuotaAdmission(api, self._committer)
         self._ready_lock = asyncio.Lock()
         self._ready_until = 0.0
         self._not_ready = ""
@@ -115,10 +119,14 @@ class Admission:
         )
         return application
 
-    async def close(self) -> None:
-        """Wait until nothing is being taken back any more."""
-        await self._pods.close()
-        await self._quotas.close()
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Follow the quotas; at the end wait until nothing is being taken back any more."""
+        async with self._cache.running():
+            try:
+                yield
+            finally:
+                await self._committer.close()
 
     async def _validate_pods(self, request: web.Request) -> web.Response:
         # The status too: its writer may change the labels with it.
@@ -175,6 +183,8 @@ class Admission:
         return web.Response(text="ok\n")
 
     async def _why_not_ready(self) -> str:
+        if self._cache.why_not_ready:
+            return f"HugeTLBQuotas can't be followed: {self._cache.why_not_ready}"
         try:
             await self._api.list_page(HUGETLB_QUOTAS, limit=1, timeout=READY_TIMEOUT)
         except errors.ApiError as error:
@@ -224,10 +234,12 @@ async def serve(
         for listening in listen(bind, port):
             await web.SockSite(runner, listening, ssl_context=certificate.context).start()
         host, bound, *_ = runner.addresses[0]
-        yield host, bound
+        async with admission.running():
+            yield host, bound
+            # Whoever asked already is answered while the quotas are followed.
+            await runner.cleanup()
     finally:
         fresh.cancel()
         with suppress(asyncio.CancelledError):
             await fresh
         await runner.cleanup()
-        await admission.close()

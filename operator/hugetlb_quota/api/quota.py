@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any, Final, Literal
 
 from pydantic import Field, field_validator
@@ -83,15 +82,6 @@ class HugeTLBQuotaSpec(Model):
         return {name: _whole_pages(name, amount) for name, amount in hard.items()}
 
 
-class ReservationStatus(Model):
-    """A charge admitted for a pod that is not yet counted under ``pods``."""
-
-    uid: str
-    pod: str = Field(description="namespace/name of the pod.")
-    charge: ResourceList
-    expires: datetime = Field(description="When no create of the pod can be under way any more.")
-
-
 class RetainedFileStatus(Model):
     """A shared file in which a pod that is gone left pages."""
 
@@ -125,6 +115,11 @@ class HugeTLBQuotaStatus(Model):
     """What is charged; written by admission (reservations) and the controller (the rest)."""
 
     observed_generation: int = 0
+    counted_under: str = Field(
+        default="",
+        description="resourceVersion of the controllers' Lease when the one that counted came to"
+        " lead: a count under an earlier one never replaces this.",
+    )
     hard: ResourceList = Field(default_factory=dict, description="The limits in force.")
     used: ResourceList = Field(
         default_factory=dict,
@@ -141,8 +136,15 @@ class HugeTLBQuotaStatus(Model):
     retained_files: list[RetainedFileStatus] = Field(
         default_factory=list, description="The largest of the files that hold what is retained."
     )
-    reservations: list[ReservationStatus] = Field(
-        default_factory=list, description="Admitted for pods that were not yet seen."
+    reservations: list[str] = Field(
+        default_factory=list,
+        description="Admitted for pods that were not yet seen, one line each: UID NAMESPACE/NAME"
+        " CHARGE EXPIRES REQUEST SINCE. UID and NAMESPACE/NAME are the pod's, or those of a quota"
+        ' that moves here. CHARGE is "2Mi:64Mi,1Gi:2Gi", page size and amount. EXPIRES is when no'
+        " request that creates the pod can be under way any more. REQUEST is the UID of the"
+        " admission request that reserved, which alone takes the reservation back. SINCE is the"
+        " resourceVersion of the pod that was relabelled, or the generation of the quota that"
+        " moved; 0 for a new pod. Further words are of newer releases.",
     )
     unreported: list[UnreportedStatus] = Field(
         default_factory=list,

@@ -15,7 +15,7 @@ import kopf
 from hugetlb_quota.controller import deletion
 from hugetlb_quota.controller.recounter import Recounter
 from hugetlb_quota.kube.connection import Connection, NotConfigured
-from hugetlb_quota.kube.lease import LeadershipLost, lead
+from hugetlb_quota.kube.lease import LeadershipLost, lead, term
 from hugetlb_quota.kube.listening import EVERYWHERE
 from hugetlb_quota.kube.probes import NoProbePort, serve_probes
 
@@ -31,6 +31,16 @@ def main() -> None:
         asyncio.run(_main(_arguments()))
     except (NotConfigured, NoProbePort, LeadershipLost) as error:
         sys.exit(str(error))
+    except BaseExceptionGroup as group:  # of the tasks that a leader runs
+        if lost := group.subgroup(LeadershipLost):
+            sys.exit(str(_first(lost)))
+        raise
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _main(arguments: argparse.Namespace) -> None:
@@ -40,7 +50,8 @@ async def _main(arguments: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, program.cancel)
     async with Connection.open("hugetlb-quota-controller") as connection:
-        recounter = Recounter(connection, arguments.identity)
+        lease = (connection, arguments.lease_namespace, LEASE, arguments.identity)
+        recounter = Recounter(connection, arguments.identity, lambda: term(*lease))
 
         async def handle_deletions() -> None:
             await kopf.operator(
@@ -61,7 +72,7 @@ async def _main(arguments: argparse.Namespace) -> None:
         # A controller that waits for the Lease is ready to take over, so it is ready.
         async with serve_probes(arguments.bind, arguments.health_port, lambda: ""):
             try:
-                await lead(connection, arguments.lease_namespace, LEASE, arguments.identity, work)
+                await lead(*lease, work)
             except asyncio.CancelledError:
                 logger.info("Ended by a signal.")
 

@@ -111,7 +111,7 @@ class Census:
             node = evidence.get(pod.node) if pod.node is not None else None
             still = self._relabelled.still_charged(pod, governing, forest, node)
             quotas = governing | still | under.get(pod.uid, frozenset())
-            return ChargedPod(pod.uid, pod.demand, quotas)
+            return ChargedPod(pod.uid, pod.demand, quotas, pod.resource_version)
 
         def hold(pod: ChargedPod, node: str) -> None:
             self._released.pop(pod.uid, None)

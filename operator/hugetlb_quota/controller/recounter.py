@@ -5,28 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
-from hugetlb_quota.accounting.counter import RESERVATION_LIFETIME, Counter, Reservation
+from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
 from hugetlb_quota.accounting.recount import (
     RetainedFile,
     Tally,
     Unreported,
-    expired,
     merge_unreported,
     recount,
     tally,
     tell_unreported,
 )
+from hugetlb_quota.accounting.reservation import ReservationId
 from hugetlb_quota.api import API_VERSION
 from hugetlb_quota.api.model import Condition
 from hugetlb_quota.api.quota import KIND
 from hugetlb_quota.controller import conditions
 from hugetlb_quota.controller.census import LISTED_WITHIN, Census, Held, held_by_quota
+from hugetlb_quota.controller.expiry import Expiry
 from hugetlb_quota.controller.nodes import (
     NodeReport,
     evidence,
@@ -38,7 +39,7 @@ from hugetlb_quota.kube import errors, events
 from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.informer import Informer, ObjectKey
 from hugetlb_quota.kube.pods import project_demanding_pod
-from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject, project_quota
+from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
 from hugetlb_quota.kube.resources import HUGETLB_NODES, HUGETLB_QUOTAS, NAMESPACES, NODES, PODS
 from hugetlb_quota.kube.status import compare_and_swap
 
@@ -67,21 +68,40 @@ class _Picture:
     unreported: Mapping[QuotaKey, list[Unreported]]
 
 
+class _Superseded(Exception):
+    """A quota whose count was written in a later term than this controller's."""
+
+    def __init__(self, quota: QuotaObject) -> None:
+        self.term = quota.counted_under
+        super().__init__(
+            f"HugeTLBQuota {quota.key} was counted under the Lease's resourceVersion {self.term},"
+            " later than this controller came to lead."
+        )
+
+
 class Recounter:
     """Keeps the status of every HugeTLBQuota true.
 
     :param identity: of this controller, for its Events.
+    :param ask_term: for a number above that of every leader before, and below that of every
+        later one; it raises LeadershipLost when another leads.
     """
 
-    def __init__(self, connection: Connection, identity: str) -> None:
+    def __init__(
+        self, connection: Connection, identity: str, ask_term: Callable[[], Awaitable[int]]
+    ) -> None:
         self._connection = connection
         self._identity = identity
+        self._ask_term = ask_term
+        self._term = 0
+        self._overruled = 0
+        self._saying: set[asyncio.Task[None]] = set()
         self._census = Census()
         self._wake = asyncio.Event()
-        self._first_seen: dict[str, float] = {}
         self._reported: dict[str, float] = {}
         self._pods = Informer(connection, PODS, project_demanding_pod)
-        self._quotas = Informer(connection, HUGETLB_QUOTAS, project_quota)
+        self._expiry = Expiry(connection, self._census, self._pods)
+        self._quotas = Informer(connection, HUGETLB_QUOTAS, self._to_count)
         self._reports = Informer(connection, HUGETLB_NODES, project_report)
         self._boot_ids = Informer(connection, NODES, project_boot_id)
         self._namespaces = Informer(connection, NAMESPACES, _labels)
@@ -93,6 +113,7 @@ class Recounter:
 
     async def run(self) -> None:
         """Recount for ever: soon after every change, and now and then."""
+        self._term = await self._first_term()
         informers = (self._pods, self._quotas, self._reports, self._boot_ids, self._namespaces)
         async with asyncio.TaskGroup() as group:
             for informer in informers:
@@ -109,22 +130,31 @@ class Recounter:
                 except TimeoutError:
                     pass
 
+    async def _first_term(self) -> int:
+        while True:
+            try:
+                return await self._ask_term()
+            except errors.ApiError as error:
+                logger.warning("Who leads can't be read; trying again: %s", error)
+                await asyncio.sleep(RETRY)
+
     async def _recount(self) -> None:
         picture = self._picture()
-        self._note_reservations()
+        self._expiry.note(quota.counter for quota in self._quotas.store.values())
         limit = asyncio.Semaphore(WRITERS)
 
         async def write(quota: QuotaObject) -> None:
             async with limit:
                 await self._write(quota, picture)
 
-        known = [quota for quota in self._quotas.store.values() if isinstance(quota, QuotaObject)]
-        await asyncio.gather(*(write(quota) for quota in known))
+        await asyncio.gather(
+            *(write(quota) for quota in self._quotas.store.values() if not quota.invalid)
+        )
 
     def _picture(self) -> _Picture:
-        valid = [each for each in self._quotas.store.values() if isinstance(each, QuotaObject)]
+        quotas = tuple(self._quotas.store.values())
         labels = {key.name: labels for key, labels in self._namespaces.store.items()}
-        forest = Forest((each.quota for each in valid), labels)
+        forest = Forest((each.quota for each in quotas), labels)
         reports = {key.name: report for key, report in self._reports.store.items()}
         boot_ids = {key.name: boot_id for key, boot_id in self._boot_ids.store.items()}
         known = evidence(boot_ids, reports.values())
@@ -134,14 +164,10 @@ class Recounter:
             self._pods.store.values(),
             known,
             reports,
-            merge_unreported({each.key: each.unreported for each in valid}),
+            merge_unreported({each.key: each.unreported for each in quotas}),
             seen_up_to=self._pods.resource_version,
             now=now,
-            unreadable={
-                key.namespace
-                for key, each in self._quotas.store.items()
-                if isinstance(each, InvalidQuota)
-            },
+            unreadable={each.key.namespace for each in quotas if each.invalid},
         )
         if count.waits:
             asyncio.get_running_loop().call_later(LISTED_WITHIN, self._wake.set)
@@ -163,12 +189,14 @@ class Recounter:
         """Bring one quota's status up to ``picture``, if it is not there already."""
         total = picture.totals[known.key]
         try:
-            gone = await self._gone(known.counter)
+            gone = await self._expiry.gone(known.counter)
             change = self._change(known, total, gone, picture)
             if not change(known).is_stored:
                 before = known.conditions
                 written = await compare_and_swap(self._connection, known.key, change)
                 await self._tell(written, conditions.turned(before, written.conditions))
+        except _Superseded as newer:
+            await self._meet(newer)
         except errors.NotFound:
             logger.info("HugeTLBQuota %s went while it was recounted.", known.key)
         except (errors.ApiError, InvalidQuota) as error:
@@ -176,15 +204,21 @@ class Recounter:
             asyncio.get_running_loop().call_later(RETRY, self._wake.set)
 
     def _change(
-        self, known: QuotaObject, total: Tally, gone: frozenset[str], picture: _Picture
+        self,
+        known: QuotaObject,
+        total: Tally,
+        gone: frozenset[ReservationId | str],
+        picture: _Picture,
     ) -> Callable[[QuotaObject], QuotaObject]:
         held = picture.held.get(known.key, ())
         unreported = picture.unreported.get(known.key, ())
 
         def change(quota: QuotaObject) -> QuotaObject:
+            if quota.counted_under > max(self._term, self._overruled):
+                raise _Superseded(quota)
             counter = recount(quota.counter, total, gone)
             found = conditions.findings(quota.quota, counter, picture.forest, held, picture.silent)
-            return restate(
+            counted = restate(
                 quota,
                 counter,
                 found,
@@ -193,47 +227,55 @@ class Recounter:
                 counted=known,
                 now=datetime.now(UTC),
             )
+            # The same count is not written anew for having another counter.
+            return counted if counted.is_stored else replace(counted, counted_under=self._term)
 
         return change
 
-    async def _gone(self, counter: Counter) -> frozenset[str]:
-        """The UIDs whose reservation may be dropped though no pod of theirs is counted.
+    async def _meet(self, newer: _Superseded) -> None:
+        """Find out whether another leads by now, or these are the words of one that led before.
 
-        A live read proves each: the informer may lag behind a create that was slow.
+        :raises LeadershipLost: when another leads.
         """
-        gone = {each.uid for each in counter.reservations if self._census.was_released(each.uid)}
-        for each in expired(counter, datetime.now(UTC)):
-            # Watched for its whole life here, as client-go watches a Lease: the clock of
-            # the one that wrote the time may be off.
-            watched = time.monotonic() - self._first_seen.get(each.uid, time.monotonic())
-            if watched >= RESERVATION_LIFETIME.total_seconds() and not await self._exists(each):
-                gone.add(each.uid)
-        return frozenset(gone)
-
-    async def _exists(self, reservation: Reservation) -> bool:
-        """Whether the pod is in the API and will yet be counted under this quota."""
-        namespace, _, name = reservation.pod.partition("/")
         try:
-            raw = await self._connection.get(PODS, name, namespace)
-        except errors.NotFound:
-            return False
-        same = raw["metadata"]["uid"] == reservation.uid
-        # One that the informer has was counted where it belongs, and that is not here.
-        return same and not self._has_seen(reservation.uid, namespace, name)
+            self._term = await self._ask_term()
+        except errors.ApiError as error:
+            logger.warning("%s Who leads can't be read; trying again: %s", newer, error)
+        else:
+            if self._term <= newer.term:
+                # This one leads, so history went back: etcd was restored from a backup.
+                logger.error("%s The Lease is of %d: writing over it.", newer, self._term)
+                self._overruled = max(self._overruled, newer.term)
+        asyncio.get_running_loop().call_later(RETRY, self._wake.set)
 
-    def _has_seen(self, uid: str, namespace: str, name: str) -> bool:
-        pod = self._pods.store.get(ObjectKey(namespace, name))
-        return pod is not None and pod.uid == uid
+    def _to_count(self, raw: dict[str, Any]) -> QuotaObject:
+        metadata = raw["metadata"]
+        known = self._quotas.store.get(ObjectKey(metadata.get("namespace", ""), metadata["name"]))
+        quota = QuotaObject.to_count(raw, known)
+        if quota.invalid and (known is None or known.invalid != quota.invalid):
+            sentence = (
+                f"HugeTLBQuota {quota.key} can't be understood: {quota.invalid} What was charged"
+                " stays charged, and its pods are refused; correct its spec."
+            )
+            logger.error(sentence)
+            self._say(quota, "Invalid", sentence)
+        return quota
 
-    def _note_reservations(self) -> None:
-        now = time.monotonic()
-        uids = {
-            reservation.uid
-            for quota in self._quotas.store.values()
-            if isinstance(quota, QuotaObject)
-            for reservation in quota.counter.reservations
-        }
-        self._first_seen = {uid: self._first_seen.get(uid, now) for uid in uids}
+    def _say(self, quota: QuotaObject, reason: str, sentence: str) -> None:
+        """Publish a warning about ``quota``, in a task of its own."""
+        task = asyncio.get_running_loop().create_task(
+            events.publish(
+                self._connection,
+                events.Regarding(API_VERSION, KIND, quota.key.namespace, quota.key.name, quota.uid),
+                kind="Warning",
+                reason=reason,
+                note=sentence,
+                program="controller",
+                instance=self._identity,
+            )
+        )
+        self._saying.add(task)
+        task.add_done_callback(self._saying.discard)
 
     def _note_report(self, old: NodeReport | None, new: NodeReport | None, _: int) -> None:
         if new is not None:

@@ -81,6 +81,7 @@ class Informer(Generic[T]):
 
     :param project: None for an object that is not to be kept. It must not raise.
     :param name: for the log.
+    :param longest_backoff: between attempts after an error, in seconds.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Informer(Generic[T]):
         namespace: str | None = None,
         field_selector: str | None = None,
         name: str | None = None,
+        longest_backoff: float = LONGEST_BACKOFF,
     ) -> None:
         self._connection = connection
         self._resource = resource
@@ -99,12 +101,16 @@ class Informer(Generic[T]):
         self._namespace = namespace
         self._field_selector = field_selector
         self._name = name or str(resource)
+        self._longest_backoff = longest_backoff
         self._kept: dict[ObjectKey, _Kept[T]] = {}
         self._store: dict[ObjectKey, T] = {}
         self._listeners: list[OnChange[T]] = []
+        self._followers: list[Callable[[bool], None]] = []
         self._position = ""
         #: From where on the changes of this kind are known without a gap: the last list's.
         self.listed_at = 0
+        #: Why nothing new can be told just now; "" while the watch runs.
+        self.trouble = ""
         #: Set once the first list is complete and was told to all listeners.
         self.synced = asyncio.Event()
 
@@ -126,9 +132,13 @@ class Informer(Generic[T]):
         """
         self._listeners.append(listener)
 
+    def on_progress(self, follower: Callable[[bool], None]) -> None:
+        """Call ``follower`` whenever the position moved; with True when by a list."""
+        self._followers.append(follower)
+
     async def run(self) -> None:
         """List, watch, and begin again when the watch is lost; for ever."""
-        backoff = Backoff(FIRST_BACKOFF, LONGEST_BACKOFF)
+        backoff = Backoff(FIRST_BACKOFF, self._longest_backoff)
         while True:
             begun_at = self._position
             try:
@@ -140,12 +150,15 @@ class Informer(Generic[T]):
             except errors.Gone as error:
                 logger.info("%s: listing anew: %s", self._name, error)
                 self._position = ""
+                self.trouble = str(error)
             except errors.ApiUnreachable as error:
+                self.trouble = str(error)
                 # The position holds: the watch goes on where it broke off.
                 logger.warning("%s: %s Trying again.", self._name, error)
             except errors.ApiError as error:
                 logger.warning("%s: listing anew after an error: %s", self._name, error)
                 self._position = ""
+                self.trouble = str(error)
             if self._position not in ("", begun_at):
                 backoff.reset()  # it told something before it broke
             await asyncio.sleep(backoff.next() * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
@@ -177,6 +190,8 @@ class Informer(Generic[T]):
             self._apply(key, uid, value, version, ended=at)
         self._position = metadata["resourceVersion"]
         self.listed_at = at
+        self.trouble = ""
+        self._moved(listed=True)
         self.synced.set()
 
     async def _watch(self) -> None:
@@ -188,11 +203,24 @@ class Informer(Generic[T]):
         ):
             raw = event["object"]
             key, uid, version = _identity(raw)
+            if version < self.resource_version:
+                raise errors.Gone(
+                    410,
+                    "Expired",
+                    f"the watch of {self._name} is at {version}, and had been at"
+                    f" {self._position}: etcd was restored from a backup.",
+                )
             # Bookmarks tell of no object, only how far the watch has come.
             if event["type"] != "BOOKMARK":
                 value = None if event["type"] == "DELETED" else self._project(raw)
                 self._apply(key, uid, value, version, ended=version)
             self._position = str(version)
+            self.trouble = ""
+            self._moved(listed=False)
+
+    def _moved(self, *, listed: bool) -> None:
+        for follower in self._followers:
+            follower(listed)
 
     def _apply(
         self, key: ObjectKey, uid: str, value: T | None, version: int, ended: int | None = None

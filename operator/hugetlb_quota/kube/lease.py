@@ -140,6 +140,23 @@ async def lead(
             await _give_back(connection, namespace, name, identity)
 
 
+async def term(connection: Connection, namespace: str, name: str, identity: str) -> int:
+    """What orders the writes of this leader before those of every later one.
+
+    The Lease's resourceVersion: who leads next writes the Lease, so its term is higher.
+
+    :raises LeadershipLost: when another holds the Lease.
+    :raises ApiError: when it can't be read.
+    """
+    lease = await connection.get(LEASES, name, namespace, timeout=LEASE_REQUEST_TIMEOUT)
+    holder = lease["spec"].get("holderIdentity")
+    if holder != identity:
+        raise LeadershipLost(
+            f"Lease {namespace}/{name} is held by {holder or 'nobody'}; {identity} stops leading."
+        )
+    return int(lease["metadata"]["resourceVersion"])
+
+
 async def _give_back(connection: Connection, namespace: str, name: str, identity: str) -> None:
     """Let the next leader begin at once, if the Lease is still ours."""
     try:

@@ -1,32 +1,38 @@
-"""A HugeTLBQuota, read from the API and written back."""
+"""A HugeTLBQuota, read from the API and written back.
+
+The spec is read strictly: what is not understood may matter. The status is read leniently:
+a field of a newer release is kept as it is, and a field that can't be read is passed over
+and written anew by its owner.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC
-from typing import Any, Self
+from typing import Any, Final, Self, TypeVar
 
 from pydantic import ValidationError
 
 from hugetlb_quota import quantity
+from hugetlb_quota.accounting import reservation
 from hugetlb_quota.accounting.charge import Charge
-from hugetlb_quota.accounting.counter import Counter, Reservation
+from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Quota, QuotaKey
 from hugetlb_quota.accounting.recount import RetainedFile, Unreported
 from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.api import API_VERSION
-from hugetlb_quota.api.model import Condition, LabelSelector
+from hugetlb_quota.api.model import Condition, LabelSelector, Model
 from hugetlb_quota.api.quota import (
     KIND,
-    HugeTLBQuota,
     HugeTLBQuotaSpec,
-    HugeTLBQuotaStatus,
-    ReservationStatus,
     RetainedFileStatus,
     UnreportedStatus,
 )
 from hugetlb_quota.page_size import PageSize
+
+_M = TypeVar("_M", bound=Model)
+_T = TypeVar("_T")
+Json = dict[str, Any]
 
 
 class InvalidQuota(ValueError):
@@ -45,11 +51,27 @@ class InvalidQuota(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class _AsRead:
+    """What the fields of the status that admission does not write were read as."""
+
+    pods: Charge | None
+    retained: Charge | None
+    retained_files: tuple[RetainedFile, ...]
+    unreported: tuple[Unreported, ...]
+    conditions: tuple[Condition, ...]
+
+
+_NOTHING_READ: Final = _AsRead(Charge(), Charge(), (), (), ())
+
+
+@dataclass(frozen=True, slots=True)
 class QuotaObject:
     """A HugeTLBQuota as it was read, or as it is to be written.
 
     Change ``counter``, ``conditions`` and ``observed_generation`` with :meth:`with_counter`
     and ``dataclasses.replace``; :meth:`status` is what they make of the object's status.
+    ``counted_under`` orders the counts of different controllers. ``invalid``: why the spec
+    can't be understood; then ``quota`` is what of it can be, and it is not to be written.
     """
 
     key: QuotaKey
@@ -62,74 +84,123 @@ class QuotaObject:
     unreported: tuple[Unreported, ...] = ()
     conditions: tuple[Condition, ...] = ()
     observed_generation: int = 0
-    stored: HugeTLBQuotaStatus = field(default_factory=HugeTLBQuotaStatus, compare=False)
+    counted_under: int = 0
+    invalid: str = ""
+    spec: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+    stored: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    _as_read: _AsRead = field(default=_NOTHING_READ, compare=False, repr=False)
 
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> Self:
+    def from_json(cls, raw: Mapping[str, Any], known: QuotaObject | None = None) -> Self:
         """From the API server's JSON.
 
-        :raises InvalidQuota: when its spec or status can't be understood.
+        :param known: an earlier reading of the object, whose spec is not read again when it
+            is still the same.
+        :raises InvalidQuota: when its spec can't be understood.
         """
         metadata = raw.get("metadata") or {}
-        key = QuotaKey(metadata.get("namespace", ""), metadata.get("name", ""))
+        key = QuotaKey(metadata.get("namespace") or "", metadata.get("name") or "")
+        return cls._of(raw, metadata, _read_spec(key, metadata, raw.get("spec"), known))
+
+    @classmethod
+    def to_count(cls, raw: Mapping[str, Any], known: QuotaObject | None = None) -> Self:
+        """The same for who only counts, and must not lose what a quota holds.
+
+        An object whose spec can't be understood is counted by its last good reading
+        (``known``), else by what of it can be read.
+        """
         try:
-            parsed = HugeTLBQuota.model_validate(raw)
-            quota = quota_from_spec(
-                key,
-                parsed.spec,
-                uid=parsed.metadata.uid,
-                terminating=parsed.metadata.deletion_timestamp is not None,
-            )
-            counter = Counter(
-                quota=key,
-                hard=quota.hard,
-                pods=Charge.from_resources(parsed.status.pods),
-                retained=Charge.from_resources(parsed.status.retained),
-                reservations=tuple(map(_reservation, parsed.status.reservations)),
-            )
-            files = tuple(map(_retained_file, parsed.status.retained_files))
-            unreported = tuple(map(read_unreported, parsed.status.unreported))
-        except ValueError as error:  # pydantic's ValidationError is one
-            version = int(metadata.get("resourceVersion") or 0)
-            raise InvalidQuota(key, version, explain(error)) from error
+            return cls.from_json(raw, known)
+        except InvalidQuota as error:
+            metadata = raw["metadata"]
+            if known is not None and known.uid == (metadata.get("uid") or ""):
+                gone = metadata.get("deletionTimestamp") is not None
+                quota = replace(known.quota, terminating=gone)
+            else:
+                quota = _what_can_be_read(error.key, metadata, raw.get("spec"))
+            return replace(cls._of(raw, metadata, quota), invalid=error.why)
+
+    @classmethod
+    def _of(cls, raw: Mapping[str, Any], metadata: Mapping[str, Any], quota: Quota) -> Self:
+        key = quota.key
+        status = raw.get("status")
+        stored: Mapping[str, Any] = status if isinstance(status, dict) else {}
+        read = _AsRead(
+            pods=_read_charge(stored.get("pods")),
+            retained=_read_charge(stored.get("retained")),
+            retained_files=_each(stored.get("retainedFiles"), _read_file),
+            unreported=_each(stored.get("unreported"), _read_unreported),
+            conditions=_each(stored.get("conditions"), _read_condition),
+        )
+        reservations, unreadable = reservation.parse_all(stored.get("reservations"))
+        counter = Counter(
+            quota=key,
+            hard=quota.hard,
+            pods=read.pods or Charge(),
+            retained=read.retained or Charge(),
+            reservations=reservations,
+            unreadable=unreadable,
+        )
         return cls(
             key=key,
-            uid=parsed.metadata.uid,
-            resource_version=parsed.metadata.resource_version,
-            generation=parsed.metadata.generation,
+            uid=quota.uid,
+            resource_version=metadata.get("resourceVersion") or "",
+            generation=quota.generation,
             quota=quota,
             counter=counter,
-            retained_files=files,
-            unreported=unreported,
-            conditions=tuple(parsed.status.conditions),
-            observed_generation=parsed.status.observed_generation,
-            stored=parsed.status,
+            retained_files=read.retained_files,
+            unreported=read.unreported,
+            conditions=read.conditions,
+            observed_generation=_integer(stored.get("observedGeneration")),
+            counted_under=_integer(stored.get("countedUnder")),
+            spec=raw.get("spec"),
+            stored=stored,
+            _as_read=read,
         )
 
     def with_counter(self, counter: Counter) -> Self:
         """The same with another counter."""
         return replace(self, counter=counter)
 
-    def status(self) -> HugeTLBQuotaStatus:
-        """The status that says what this object holds."""
-        counter = self.counter
-        return HugeTLBQuotaStatus(
-            observed_generation=self.observed_generation,
-            hard=counter.hard.to_resources(),
-            used=counter.used.to_resources(),
-            pods=counter.pods.named(counter.hard).to_resources(),
-            retained=counter.retained.to_resources(),
-            retained_files=[_retained_file_status(each) for each in self.retained_files],
-            reservations=[_reservation_status(each) for each in counter.reservations],
-            unreported=[_unreported_status(each) for each in self.unreported],
-            summary=summary(counter),
-            conditions=list(self.conditions),
-        )
+    def status(self) -> Json:
+        """The status in JSON that says what this object holds.
+
+        What did not change is left as it was stored, fields of newer releases among it.
+        """
+        counter, read = self.counter, self._as_read
+        status: Json = {
+            **self.stored,
+            "hard": counter.hard.to_resources(),
+            "used": counter.used.to_resources(),
+            "reservations": [*counter.unreadable, *(each.line for each in counter.reservations)],
+            "summary": summary(counter),
+        }
+
+        def write(name: str, now: _T, before: _T | None, render: Callable[[_T], Any]) -> None:
+            if now != before or name not in self.stored:
+                status[name] = render(now)
+
+        write("pods", counter.pods.named(counter.hard), read.pods, Charge.to_resources)
+        write("retained", counter.retained, read.retained, Charge.to_resources)
+        write("retainedFiles", self.retained_files, read.retained_files, _file_statuses)
+        write("unreported", self.unreported, read.unreported, _unreported_statuses)
+        write("conditions", self.conditions, read.conditions, _to_json)
+        if self.observed_generation != _integer(self.stored.get("observedGeneration")):
+            status["observedGeneration"] = self.observed_generation
+        if self.counted_under != _integer(self.stored.get("countedUnder")):
+            status["countedUnder"] = str(self.counted_under)
+        return status
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether what is charged can be read from its status."""
+        read = self._as_read
+        return read.pods is not None and read.retained is not None and not self.counter.unreadable
 
     @property
     def is_counted(self) -> bool:
         """Whether the controller has recounted it since its spec last changed."""
-        return self.observed_generation >= self.generation
+        return self.observed_generation >= self.generation and self.is_readable
 
     @property
     def is_stored(self) -> bool:
@@ -160,12 +231,17 @@ def status_body(quota: QuotaObject) -> dict[str, Any]:
             "uid": quota.uid,
             "resourceVersion": quota.resource_version,
         },
-        "status": quota.status().to_json(),
+        "status": quota.status(),
     }
 
 
 def quota_from_spec(
-    key: QuotaKey, spec: HugeTLBQuotaSpec, *, uid: str = "", terminating: bool = False
+    key: QuotaKey,
+    spec: HugeTLBQuotaSpec,
+    *,
+    uid: str = "",
+    generation: int = 1,
+    terminating: bool = False,
 ) -> Quota:
     """What the forest needs to know of a spec."""
     parent = spec.parent_ref
@@ -180,6 +256,7 @@ def quota_from_spec(
         reparents=spec.deletion_policy == "Reparent",
         terminating=terminating,
         uid=uid,
+        generation=generation,
     )
 
 
@@ -192,14 +269,18 @@ def summary(counter: Counter) -> str:
     )
 
 
-def explain(error: ValueError) -> str:
-    """What is wrong with an object, field by field, in one line."""
+def explain(error: ValueError, *where: str) -> str:
+    """What is wrong with an object (its part ``where``), field by field, in one line."""
     if not isinstance(error, ValidationError):
         return str(error)
     return " ".join(
         ": ".join(
             filter(
-                None, (".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, "))
+                None,
+                (
+                    ".".join(map(str, (*where, *each["loc"]))),
+                    each["msg"].removeprefix("Value error, "),
+                ),
             )
         )
         + ("" if each["msg"].endswith(".") else ".")
@@ -211,34 +292,119 @@ def _selector(selector: LabelSelector) -> Selector:
     return Selector.from_json(selector.to_json())
 
 
-def _reservation(status: ReservationStatus) -> Reservation:
-    expires = status.expires
-    if expires.tzinfo is None:
-        expires = expires.replace(tzinfo=UTC)
-    return Reservation(
-        status.uid, status.pod, Charge.from_resources(status.charge), expires.astimezone(UTC)
+def _read_spec(
+    key: QuotaKey, metadata: Mapping[str, Any], spec: Any, known: QuotaObject | None
+) -> Quota:
+    uid = metadata.get("uid") or ""
+    generation = _integer(metadata.get("generation")) or 1
+    terminating = metadata.get("deletionTimestamp") is not None
+    if (
+        known is not None
+        and not known.invalid
+        and (known.uid, known.generation) == (uid, generation)
+        and known.quota.terminating == terminating
+        # The same generation is another spec after etcd was restored.
+        and known.spec == spec
+    ):
+        return known.quota
+    try:
+        parsed = HugeTLBQuotaSpec.model_validate(spec)
+        return quota_from_spec(key, parsed, uid=uid, generation=generation, terminating=terminating)
+    except ValueError as error:  # pydantic's ValidationError is one
+        version = _integer(metadata.get("resourceVersion"))
+        raise InvalidQuota(key, version, explain(error, "spec")) from error
+
+
+def _what_can_be_read(key: QuotaKey, metadata: Mapping[str, Any], spec: Any) -> Quota:
+    """The parts of a spec that can be read; a selector that can't be selects every pod."""
+    parts: Json = {"hard": {}}
+    for name, part in spec.items() if isinstance(spec, dict) else ():
+        try:
+            HugeTLBQuotaSpec.model_validate({"hard": {}, name: part})
+        except ValueError:
+            continue
+        parts[name] = part
+    return quota_from_spec(
+        key,
+        HugeTLBQuotaSpec.model_validate(parts),
+        uid=metadata.get("uid") or "",
+        generation=_integer(metadata.get("generation")) or 1,
+        terminating=metadata.get("deletionTimestamp") is not None,
     )
 
 
-def _retained_file(status: RetainedFileStatus) -> RetainedFile:
+def _read_charge(resources: Any) -> Charge | None:
+    """The charge, None when it can't be read."""
+    try:
+        return Charge.from_sums(resources or {})
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def _each(items: Any, read: Callable[[Any], _T]) -> tuple[_T, ...]:
+    """The items that can be read."""
+    found = []
+    for item in items if isinstance(items, list) else ():
+        try:
+            found.append(read(item))
+        except ValueError:  # written anew by the controller, to which this belongs
+            continue
+    return tuple(found)
+
+
+def _known(model: type[_M], raw: Any) -> _M:
+    """The model without the fields of newer releases."""
+    if not isinstance(raw, dict):
+        raise ValueError(f"{raw!r} is no object.")
+    names = {field.alias or name for name, field in model.model_fields.items()}
+    return model.model_validate({name: raw[name] for name in names & raw.keys()})
+
+
+def _integer(value: Any) -> int:
+    """A whole number of a status, 0 when it is none."""
+    try:
+        return int(value or 0)
+    except (ValueError, TypeError):
+        return 0
+
+
+def _read_condition(raw: Any) -> Condition:
+    return _known(Condition, raw)
+
+
+def _to_json(models: tuple[Model, ...]) -> list[Json]:
+    return [each.to_json() for each in models]
+
+
+def _read_file(raw: Any) -> RetainedFile:
+    status = _known(RetainedFileStatus, raw)
     return RetainedFile(
         node=status.node,
         path=status.path,
         pod=status.pod,
         size=PageSize.from_resource(status.page_size),
-        charged=quantity.parse(status.charged),
+        charged=quantity.parse_sum(status.charged),
         quotas=frozenset(),  # known to the node's report; here only the quota itself matters
     )
 
 
-def _retained_file_status(file: RetainedFile) -> RetainedFileStatus:
-    return RetainedFileStatus(
-        node=file.node,
-        path=file.path,
-        pod=file.pod,
-        page_size=file.size.resource,
-        charged=quantity.render(file.charged),
+def _file_statuses(files: tuple[RetainedFile, ...]) -> list[Json]:
+    return _to_json(
+        tuple(
+            RetainedFileStatus(
+                node=file.node,
+                path=file.path,
+                pod=file.pod,
+                page_size=file.size.resource,
+                charged=quantity.render(file.charged),
+            )
+            for file in files
+        )
     )
+
+
+def _read_unreported(raw: Any) -> Unreported:
+    return read_unreported(_known(UnreportedStatus, raw))
 
 
 def read_unreported(status: UnreportedStatus) -> Unreported:
@@ -256,21 +422,17 @@ def read_unreported(status: UnreportedStatus) -> Unreported:
     )
 
 
-def _unreported_status(pod: Unreported) -> UnreportedStatus:
-    return UnreportedStatus(
-        uid=pod.uid,
-        pod=pod.pod,
-        node=pod.node,
-        charge=pod.charge.to_resources(),
-        quotas=sorted(map(str, pod.quotas)),
-        cgroup=pod.cgroup,
-    )
-
-
-def _reservation_status(reservation: Reservation) -> ReservationStatus:
-    return ReservationStatus(
-        uid=reservation.uid,
-        pod=reservation.pod,
-        charge=reservation.charge.to_resources(),
-        expires=reservation.expires.astimezone(UTC),
+def _unreported_statuses(pods: tuple[Unreported, ...]) -> list[Json]:
+    return _to_json(
+        tuple(
+            UnreportedStatus(
+                uid=pod.uid,
+                pod=pod.pod,
+                node=pod.node,
+                charge=pod.charge.to_resources(),
+                quotas=sorted(map(str, pod.quotas)),
+                cgroup=pod.cgroup,
+            )
+            for pod in pods
+        )
     )

@@ -65,6 +65,27 @@ async def read(
     return QuotaObject.from_json(raw)
 
 
+async def write(
+    connection: QuotaApi,
+    quota: QuotaObject,
+    *,
+    timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
+) -> dict[str, Any]:
+    """Write the quota's status over the very state that it was read in; what was written.
+
+    :raises Conflict: when somebody came between.
+    :raises ApiError: NotFound among them; after ApiUnreachable it may have happened.
+    """
+    return await connection.replace(
+        HUGETLB_QUOTAS,
+        quota.key.name,
+        status_body(quota),
+        quota.key.namespace,
+        subresource="status",
+        timeout=timeout,
+    )
+
+
 async def compare_and_swap(
     connection: QuotaApi,
     key: QuotaKey,
@@ -98,14 +119,7 @@ async def compare_and_swap(
         if after is before or after.is_stored:
             return after
         try:
-            written = await connection.replace(
-                HUGETLB_QUOTAS,
-                key.name,
-                status_body(after),
-                key.namespace,
-                subresource="status",
-                timeout=max(deadline - loop.time(), 0.001),
-            )
+            written = await write(connection, after, timeout=max(deadline - loop.time(), 0.001))
         except errors.Conflict:
             await asyncio.sleep(random.uniform(0, backoff))  # noqa: S311 - jitter, no secret
             backoff = min(backoff * 2, LONGEST_BACKOFF)

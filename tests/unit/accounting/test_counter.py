@@ -3,8 +3,9 @@
 from datetime import UTC, datetime
 
 from hugetlb_quota.accounting.charge import Charge
-from hugetlb_quota.accounting.counter import Counter, Reservation, shortfalls
+from hugetlb_quota.accounting.counter import Counter, shortfalls
 from hugetlb_quota.accounting.forest import QuotaKey
+from hugetlb_quota.accounting.reservation import LARGEST_RESERVATIONS, Reservation, ReservationId
 from hugetlb_quota.page_size import PageSize
 
 MIB = 1024**2
@@ -20,8 +21,8 @@ def counter(hard: int, pods: int = 0, name: str = "q") -> Counter:
     return Counter(QuotaKey("ns", name), megabytes(hard), pods=megabytes(pods))
 
 
-def reservation(uid: str, amount: int) -> Reservation:
-    return Reservation(uid, f"ns/{uid}", megabytes(amount), LATER)
+def reservation(uid: str, amount: int, request: str = "r") -> Reservation:
+    return Reservation(uid, f"ns/{uid}", megabytes(amount), LATER, request)
 
 
 def test_what_fits_exactly_fits() -> None:
@@ -43,12 +44,32 @@ def test_a_size_that_is_not_named_is_not_limited_and_one_at_zero_is() -> None:
     assert [each.size for each in none.shortfalls(gibibyte)] == [ONE_GIB]
 
 
-def test_the_same_pod_reserves_once_however_often_its_create_is_tried() -> None:
+def test_the_same_request_reserves_once_however_often_it_is_sent() -> None:
     charged = counter(64).charge(reservation("a", 16)).charge(reservation("a", 16))
     assert charged.used == megabytes(16)
-    assert charged.holds("a")
-    assert not charged.release("a").holds("a")
-    assert charged.release("a").used == megabytes(0)
+    held = ReservationId("a", "r")
+    assert charged.holds(held)
+    assert not charged.release(held).holds(held)
+    assert charged.release(held).used == megabytes(0)
+
+
+def test_two_requests_for_one_pod_hold_the_larger_and_each_takes_back_its_own() -> None:
+    charged = counter(64).charge(reservation("a", 16, "r1")).charge(reservation("a", 24, "r2"))
+    assert charged.used == megabytes(24)
+    assert charged.shortfalls(megabytes(64), "a") == ()
+    assert charged.shortfalls(megabytes(48), "b") != ()
+    assert charged.release(ReservationId("a", "r2")).used == megabytes(16)
+
+
+def test_a_quota_holds_as_many_reservations_as_an_object_can() -> None:
+    line = len(reservation("a", 16, "0").line) + 3
+    many = tuple(
+        reservation("a", 16, f"{number:08}") for number in range(LARGEST_RESERVATIONS // line)
+    )
+    kept = Counter(QuotaKey("ns", "q"), megabytes(64), reservations=many[:100])
+    full = Counter(QuotaKey("ns", "q"), megabytes(64), reservations=many)
+    assert kept.can_hold(reservation("b", 16))
+    assert not full.can_hold(reservation("b", 16))
 
 
 def test_every_quota_of_a_chain_that_refuses_is_named_in_its_order() -> None:

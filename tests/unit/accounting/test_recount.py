@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from hugetlb_quota.accounting.charge import NOTHING, Charge
-from hugetlb_quota.accounting.counter import Counter, Reservation, shortfalls
+from hugetlb_quota.accounting.counter import Counter, shortfalls
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
 from hugetlb_quota.accounting.recount import (
     ChargedPod,
@@ -19,6 +19,7 @@ from hugetlb_quota.accounting.recount import (
     recount,
     tally,
 )
+from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.page_size import PageSize
 
 SIZE = PageSize(2 * 1024**2)
@@ -94,9 +95,24 @@ def test_a_reservation_goes_in_the_write_that_counts_its_pod() -> None:
     held = Reservation("a", "ns/a", pages(3), START)
     counter = Counter(key("leaf"), pages(4), reservations=(held,))
     assert recount(counter, Tally(), set()) == counter
-    seen = recount(counter, Tally(pages(3), frozenset({"a"})), set())
+    seen = recount(counter, Tally(pages(3), {"a": 7}), set())
     assert (seen.pods, seen.reservations) == (pages(3), ())
-    assert recount(counter, Tally(), {"a"}).reservations == ()
+    assert recount(counter, Tally(), {held.id}).reservations == ()
+
+
+def test_a_pod_seen_before_it_was_relabelled_takes_no_reservation_away() -> None:
+    # b -> none -> b: counted under b still from its first stay when the second is reserved.
+    second = Reservation("a", "ns/a", pages(3), START, "second", since=12)
+    counter = Counter(key("leaf"), pages(4), reservations=(second,))
+    stale = recount(counter, Tally(pages(3), {"a": 12}), set())
+    assert stale.reservations == (second,)
+    assert recount(counter, Tally(pages(3), {"a": 13}), set()).reservations == ()
+
+
+def test_a_line_that_is_no_reservation_stays_until_what_it_was_for_is_over() -> None:
+    counter = Counter(key("leaf"), pages(4), unreadable=("what",))
+    assert recount(counter, Tally(), set()).unreadable == ("what",)
+    assert recount(counter, Tally(), {"what"}).unreadable == ()
 
 
 def test_the_reservation_of_a_quota_that_moves_goes_when_its_pods_are_counted_here() -> None:
@@ -174,8 +190,12 @@ class Admission(RuleBasedStateMachine):
         totals = tally(FOREST, charged)
         for name, counter in self.counters.items():
             # Proof that an expired one's pod is absent is a live read, not the informer.
-            gone = {each.uid for each in expired(counter, self.now)} - self.pods.keys()
-            self.counters[name] = recount(counter, totals[key(name)], gone - self.creating.keys())
+            gone = {
+                each.id
+                for each in expired(counter, self.now)
+                if each.uid not in self.pods and each.uid not in self.creating
+            }
+            self.counters[name] = recount(counter, totals[key(name)], gone)
 
     @invariant()
     def no_pod_is_uncounted_and_no_limit_is_passed(self) -> None:

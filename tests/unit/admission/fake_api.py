@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from hugetlb_quota.accounting.forest import QuotaKey
-from hugetlb_quota.admission.review import AdmissionRequest
+from hugetlb_quota.accounting.reservation import parse_all
+from hugetlb_quota.admission.cache import QuotaCache
+from hugetlb_quota.admission.commit import Committer
+from hugetlb_quota.admission.pods import PodAdmission
+from hugetlb_quota.admission.quotas import QuotaAdmission
+from hugetlb_quota.admission.review import AdmissionRequest, GroupResource
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.quotas import QuotaObject
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, NAMESPACES, Resource
+from hugetlb_quota.page_size import PageSize
+from hugetlb_quota.quantity import render
 
 Json = dict[str, Any]
 
@@ -26,6 +35,8 @@ class FakeApi:
         self.objects: dict[tuple[str, str, str], Json] = {}
         self.version = 0
         self.requests: list[str] = []
+        self.events: list[tuple[int, str, Json]] = []
+        self._news = asyncio.Event()
 
     async def turn(self, request: str) -> Fate:
         """Called before each request; what it waits for, the request waits for."""
@@ -46,7 +57,45 @@ class FakeApi:
         kept["metadata"].setdefault("uid", f"uid-{self.version}")
         plural = NAMESPACES.plural if raw["kind"] == "Namespace" else HUGETLB_QUOTAS.plural
         self.objects[plural, metadata.get("namespace", ""), metadata["name"]] = kept
+        self._tell(plural, "MODIFIED", kept)
         return kept
+
+    def remove(self, key: str) -> None:
+        """Delete a quota as an administrator would."""
+        self.version += 1
+        namespace, name = QuotaKey.parse(key)
+        gone = copy.deepcopy(self.objects.pop((HUGETLB_QUOTAS.plural, namespace, name)))
+        gone["metadata"]["resourceVersion"] = str(self.version)
+        self._tell(HUGETLB_QUOTAS.plural, "DELETED", gone)
+
+    def _tell(self, plural: str, kind: str, raw: Json) -> None:
+        self.events.append((self.version, plural, {"type": kind, "object": copy.deepcopy(raw)}))
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    async def deliver(self) -> None:
+        """Called before each event of a watch; what it waits for, the watcher waits for."""
+
+    async def watch(
+        self,
+        resource: Resource,
+        resource_version: str,
+        namespace: str | None = None,
+        *,
+        field_selector: str | None = None,
+    ) -> AsyncIterator[Json]:
+        told = len(self.events)
+        while told and self.events[told - 1][0] > int(resource_version):
+            told -= 1
+        while True:
+            news = self._news
+            while told < len(self.events):
+                _, plural, event = self.events[told]
+                told += 1
+                if plural == resource.plural:
+                    await self.deliver()
+                    yield copy.deepcopy(event)
+            await news.wait()
 
     def quota(self, key: str) -> QuotaObject:
         return QuotaObject.from_json(self.raw(key))
@@ -57,8 +106,8 @@ class FakeApi:
 
     def reservations(self, key: str) -> dict[str, str]:
         """UID to what it holds of 2Mi pages."""
-        reserved = self.raw(key).get("status", {}).get("reservations", [])
-        return {each["uid"]: each["charge"].get("hugepages-2Mi", "0") for each in reserved}
+        held, _ = parse_all(self.raw(key).get("status", {}).get("reservations"))
+        return {each.uid: render(each.charge.of(PageSize(2 * 1024**2))) for each in held}
 
     async def get(
         self,
@@ -129,6 +178,34 @@ class FakeApi:
         """Called after each status write."""
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@asynccontextmanager
+async def admitting(
+    api: FakeApi, now: Callable[[], datetime] = _now
+) -> AsyncIterator[PodAdmission]:
+    """Admission of pods that follows ``api``; at the end nothing is being taken back any more."""
+    cache = QuotaCache(api)
+    committer = Committer(api, cache)
+    async with cache.running():
+        try:
+            yield PodAdmission(cache, committer, now)
+        finally:
+            await committer.close()
+
+
+@asynccontextmanager
+async def admitting_quotas(api: FakeApi) -> AsyncIterator[QuotaAdmission]:
+    """Admission of quotas; its cache knows nothing, for its decisions are read."""
+    committer = Committer(api, QuotaCache(api))
+    try:
+        yield QuotaAdmission(api, committer)
+    finally:
+        await committer.close()
+
+
 def quota(
     key: str,
     hard: Mapping[str, str | int],
@@ -137,7 +214,7 @@ def quota(
     selector: Json | None = None,
     children: Json | None = None,
     pods: Mapping[str, str] | None = None,
-    reservations: list[Json] | None = None,
+    reservations: list[str] | None = None,
     terminating: bool = False,
     counted: bool = True,
     retained: Mapping[str, str] | None = None,
@@ -176,8 +253,15 @@ def namespace(name: str, **labels: str) -> Json:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
 
 
-def reservation(uid: str, pod: str, amount: str, expires: str = "2026-11-22T12:00:00Z") -> Json:
-    return {"uid": uid, "pod": pod, "charge": {"hugepages-2Mi": amount}, "expires": expires}
+def reservation(
+    uid: str,
+    pod: str,
+    amount: str,
+    expires: str = "2026-11-22T12:00:00Z",
+    request: str = "another-request",
+) -> str:
+    """A line of status.reservations."""
+    return f"{uid} {pod} 2Mi:{amount} {expires} {request} 0"
 
 
 def pod(
@@ -212,13 +296,11 @@ def delete(old: Json, **fields: Any) -> AdmissionRequest:
 
 def _request(operation: str, raw: Json, **fields: Any) -> AdmissionRequest:
     metadata = raw["metadata"]
-    return AdmissionRequest.model_validate(
-        {
-            "uid": "request-1",
-            "resource": {"resource": "any"},
-            "operation": operation,
-            "namespace": metadata["namespace"],
-            "name": metadata["name"],
-            **fields,
-        }
+    return AdmissionRequest(
+        uid=fields.pop("uid", "request-1"),
+        resource=GroupResource("", "any"),
+        operation=operation,
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        **fields,
     )

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.counter import Counter
+from hugetlb_quota.admission import commit
 from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.admission.pods import PodAdmission
 from hugetlb_quota.admission.review import Decision
 from hugetlb_quota.kube import errors, status
 from hugetlb_quota.kube.quotas import QuotaObject
 from hugetlb_quota.page_size import PageSize
-from tests.unit.admission.fake_api import FakeApi, Fate, create, namespace, pod, quota
+from tests.unit.admission.fake_api import FakeApi, Fate, admitting, create, namespace, pod, quota
 
 SIZE = PageSize(2 * 1024**2)
 CHAINS = {
@@ -40,14 +41,23 @@ class Picked(FakeApi):
         self.waiting: list[asyncio.Future[Fate]] = []
         self.exceeded: list[str] = []
         self.over = False
+        self.begun = False
 
     async def turn(self, request: str) -> Fate:
         self.requests.append(request)
+        if not self.begun:
+            return "answered"
         if self.over:
             return "lost"
         future: asyncio.Future[Fate] = asyncio.get_running_loop().create_future()
         self.waiting.append(future)
         return await future
+
+    async def deliver(self) -> None:
+        if self.begun and not self.over:
+            future: asyncio.Future[Fate] = asyncio.get_running_loop().create_future()
+            self.waiting.append(future)
+            await future
 
     def wrote(self, key: str) -> None:
         counter = self.quota(key).counter
@@ -92,12 +102,27 @@ async def run(
     count: bool,
 ) -> dict[str, bool]:
     """Decide on all pods at once, by two replicas; which were admitted, by UID."""
-    replicas = (PodAdmission(api), PodAdmission(api))
+    async with admitting(api) as first, admitting(api) as second:
+        for replica in (first, second):
+            await replica._cache.ready()
+        api.begun = True
+        return await _run(api, (first, second), demands, pick, fate, count)
+
+
+async def _run(
+    api: Picked,
+    replicas: tuple[PodAdmission, PodAdmission],
+    demands: list[tuple[str, int]],
+    pick: Callable[[int], int],
+    fate: Callable[[], Fate],
+    count: bool,
+) -> dict[str, bool]:
     admitted: dict[str, bool] = {}
 
     async def ask(index: int, where: str, pages: int) -> None:
         uid = f"{where}-{index}"
-        request = create(pod(uid, {"hugepages-2Mi": f"{2 * pages}Mi"}, namespace=where))
+        raw = pod(uid, {"hugepages-2Mi": f"{2 * pages}Mi"}, namespace=where)
+        request = create(raw, uid=f"request-of-{uid}")
         try:
             decision = await replicas[index % 2].decide(request, Deadline.after(3600))
         except errors.ApiUnreachable:
@@ -113,7 +138,7 @@ async def run(
             counter: Counter = quota.counter
             (mine,) = (each for each in counter.reservations if each.uid == uid)
             return quota.with_counter(
-                replace(counter.release(uid), pods=counter.pods + mine.charge)
+                replace(counter.release(mine.id), pods=counter.pods + mine.charge)
             )
 
         for key in CHAINS[where]:
@@ -132,7 +157,9 @@ async def run(
                 if all(task.done() for task in tasks):
                     if closing:
                         break
-                    closing = [asyncio.create_task(replica.close()) for replica in replicas]
+                    closing = [
+                        asyncio.create_task(replica._committer.close()) for replica in replicas
+                    ]
                 continue
             api.waiting.pop(pick(len(api.waiting))).set_result("answered" if count else fate())
     finally:
@@ -146,6 +173,8 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Conflicts are tried again at once: the order is what varies here."""
     monkeypatch.setattr(status, "FIRST_BACKOFF", 0.0)
     monkeypatch.setattr(status, "LONGEST_BACKOFF", 0.0)
+    for name in ("FIRST_GATHERING", "LONGEST_GATHERING", "PATIENCE"):
+        monkeypatch.setattr(commit, name, 0.0)
 
 
 LIMITS = st.fixed_dictionaries(

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from hugetlb_quota.admission.deadline import Deadline
-from hugetlb_quota.admission.quotas import QuotaAdmission
 from hugetlb_quota.admission.review import AdmissionRequest, Decision
 from tests.unit.admission.fake_api import (
     FakeApi,
+    admitting_quotas,
     create,
     delete,
     namespace,
@@ -36,7 +36,8 @@ def api() -> FakeApi:
 
 
 async def decide(api: FakeApi, request: AdmissionRequest) -> Decision:
-    decision = await QuotaAdmission(api).decide(request, Deadline.after(9))
+    async with admitting_quotas(api) as admission:
+        decision = await admission.decide(request, Deadline.after(9))
     assert api.writes == []
     return decision
 
@@ -235,7 +236,8 @@ async def test_a_quota_that_moves_reserves_what_it_brings_on_the_ancestors_it_ge
     api: FakeApi,
 ) -> None:
     request = moving(api, "100Mi", "256Mi")
-    decision = await QuotaAdmission(api).decide(request, Deadline.after(9))
+    async with admitting_quotas(api) as admission:
+        decision = await admission.decide(request, Deadline.after(9))
     assert decision.allowed, decision.message
     assert api.reservations("acme/other") == {"uid-of-leaf": "100Mi"}
     # What it had above it already counts it already.

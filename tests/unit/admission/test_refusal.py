@@ -3,9 +3,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from hugetlb_quota.accounting.charge import Charge
-from hugetlb_quota.accounting.counter import Counter, Reservation, Shortfall
+from hugetlb_quota.accounting.counter import Counter, Shortfall
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.recount import RetainedFile
+from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.admission import refusal
 from hugetlb_quota.page_size import PageSize
 

@@ -120,7 +120,7 @@ async def test_quotas_have_a_path_of_their_own(server: Server) -> None:
     ("body", "said"),
     [
         (b"no json", "Invalid JSON"),
-        ({"kind": "AdmissionReview"}, "request: Field required"),
+        ({"kind": "AdmissionReview"}, "apiVersion is not admission.k8s.io/v1"),
         (review(pod(), object=None), "request.object is missing"),
         (review(pod(), resource={"group": "apps", "resource": "deployments"}), "deployments.apps"),
         (review(pod(), subResource="binding"), "it is about pods/binding, and /validate-pods"),

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+import pytest
+
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.accounting.counter import Counter
+from hugetlb_quota.accounting.forest import QuotaKey
+from hugetlb_quota.accounting.reservation import Reservation
+from hugetlb_quota.controller import expiry
+from hugetlb_quota.controller import recounter as recounter_module
+from hugetlb_quota.controller.census import Census
 from hugetlb_quota.controller.recounter import Recounter
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection
-from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, Resource
+from hugetlb_quota.kube.informer import Informer
+from hugetlb_quota.kube.lease import LeadershipLost
+from hugetlb_quota.kube.pods import project_demanding_pod
+from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, PODS, Resource
+from tests.unit.admission.fake_api import FakeApi, Json, pod, quota
 
 QUOTA = {
     "metadata": {"namespace": "ns", "name": "q", "uid": "u", "resourceVersion": "7"},
@@ -37,10 +51,116 @@ class Refusing:
         raise errors.Forbidden(403, "Forbidden", "hugetlbquotas is forbidden")
 
 
+def term_of(number: int) -> Callable[[], Awaitable[int]]:
+    async def ask() -> int:
+        return number
+
+    return ask
+
+
+def recounter_of(api: object, ask: Callable[[], Awaitable[int]] | None = None) -> Recounter:
+    return Recounter(cast(Connection, api), "me", ask or term_of(1))
+
+
+async def run_for(recounter: Recounter, seconds: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await recounter.run()
+
+
 async def test_a_refused_write_is_not_tried_again_at_once() -> None:
     api = Refusing()
-    recounter = Recounter(cast(Connection, api), "me")
-    with suppress(TimeoutError):
-        async with asyncio.timeout(0.8):
-            await recounter.run()
+    await run_for(recounter_of(api), 0.8)
     assert api.reads == 1
+
+
+async def test_a_reservation_of_nobody_ends_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Listing(Refusing):
+        async def get(self, *_: Any, **__: Any) -> dict[str, Any]:
+            return {"kind": "PodList", "items": []}  # what a name that is none gets
+
+    monkeypatch.setattr(expiry, "RESERVATION_LIFETIME", timedelta(0))
+    api = cast(Connection, Listing())
+    proof = expiry.Expiry(api, Census(), Informer(api, PODS, project_demanding_pod))
+    long_ago = datetime(2020, 1, 1, tzinfo=UTC)
+    held = [Reservation(f"u-{pod}", pod, Charge(), long_ago) for pod in ("ns/", "/", "", "ns/p")]
+    counter = Counter(QuotaKey("ns", "q"), Charge(), reservations=tuple(held), unreadable=("what",))
+    assert await proof.gone(counter) == {"what", *(each.id for each in held)}
+
+
+class Counting(FakeApi):
+    """An API of quotas whose watch tells nothing; the pods in ``pods`` are listed."""
+
+    def __init__(self, *pods: Json) -> None:
+        super().__init__()
+        self.pods = pods
+        self.told: list[str] = []
+
+    async def list_page(self, resource: Resource, *_: Any, **__: Any) -> dict[str, Any]:
+        if resource == PODS:
+            return {"metadata": {"resourceVersion": "90"}, "items": list(self.pods)}
+        return await super().list_page(resource)
+
+    async def watch(self, *_: Any, **__: Any) -> AsyncIterator[dict[str, Any]]:
+        await asyncio.Event().wait()
+        yield {}
+
+    async def create(self, resource: Resource, body: Json, *_: Any, **__: Any) -> Json:
+        self.told.append(body["note"])
+        return body
+
+
+def running(name: str, where: str = "db") -> Json:
+    raw = pod(name, {"hugepages-2Mi": "64Mi"}, namespace=where)
+    raw["metadata"]["resourceVersion"] = "80"
+    return raw
+
+
+def counted_under(api: FakeApi, term: int, pods: str) -> None:
+    raw = quota("db/leaf", {"hugepages-2Mi": "128Mi"}, pods={"hugepages-2Mi": pods})
+    raw["status"]["countedUnder"] = str(term)
+    api.put(raw)
+
+
+async def test_a_leader_that_was_paused_writes_over_no_later_count() -> None:
+    api = Counting(running("a"))
+    counted_under(api, 9, "128Mi")
+    terms = iter([7])
+
+    async def ask() -> int:
+        if (held := next(terms, None)) is None:
+            raise LeadershipLost("another leads")
+        return held
+
+    with pytest.raises(ExceptionGroup) as ended:
+        await run_for(recounter_of(api, ask), 5)
+    assert ended.value.subgroup(LeadershipLost)
+    assert api.writes == []
+
+
+async def test_whoever_leads_later_writes_and_says_so() -> None:
+    api = Counting(running("a"))
+    counted_under(api, 7, "128Mi")
+    await run_for(recounter_of(api, term_of(9)), 0.5)
+    assert api.raw("db/leaf")["status"]["pods"] == {"hugepages-2Mi": "64Mi"}
+    assert api.raw("db/leaf")["status"]["countedUnder"] == "9"
+
+
+async def test_a_history_that_went_back_hangs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recounter_module, "RETRY", 0.05)
+    api = Counting(running("a"))
+    counted_under(api, 1000, "128Mi")  # and the Lease is of 9, and still ours
+    await run_for(recounter_of(api, term_of(9)), 0.8)
+    assert api.raw("db/leaf")["status"]["pods"] == {"hugepages-2Mi": "64Mi"}
+
+
+async def test_a_quota_of_a_newer_release_is_counted_and_told_of_and_not_written() -> None:
+    api = Counting(running("a"))
+    raw = quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="db/root")
+    raw["spec"]["escrow"] = "1Gi"
+    api.put(raw)
+    api.put(quota("db/root", {"hugepages-2Mi": "1Gi"}, selector={"matchLabels": {"no": "pod"}}))
+    await run_for(recounter_of(api), 0.5)
+    assert api.raw("db/root")["status"]["pods"] == {"hugepages-2Mi": "64Mi"}
+    assert set(api.writes) == {"PUT hugetlbquotas/status db/root"}
+    assert "HugeTLBQuota db/leaf can't be understood: spec.escrow" in api.told[0]

@@ -165,6 +165,18 @@ async def test_who_lost_the_lease_to_another_stops(server: LeaseServer) -> None:
     assert server.holder == "thief"
 
 
+async def test_terms_are_ordered_and_only_who_leads_has_one(server: LeaseServer) -> None:
+    terms: list[int] = []
+    for identity in ("a", "b"):
+        work = Work()
+        async with asyncio.timeout(10), candidate(identity, work), Connection.open() as api:
+            await work.begun.wait()
+            terms.append(await lease.term(api, "ns", "the-lease", identity))
+            with pytest.raises(LeadershipLost, match=f"is held by {identity}"):
+                await lease.term(api, "ns", "the-lease", "another")
+    assert terms[0] < terms[1]
+
+
 async def test_work_that_fails_ends_the_leadership(server: LeaseServer) -> None:
     async def fail() -> None:
         raise ValueError("broken")

@@ -1,0 +1,385 @@
+"""Group commit: many pods' reservations in one compare-and-swap a quota, all of a pod's or none.
+
+``page_counter_try_charge`` (mm/page_counter.c) on API objects. The requests that wait for one
+tree are decided together, in the order in which they came, and the levels of their chains are
+written at the same time. A level that was written by somebody else meanwhile is decided on
+anew, for all of the batch: who does not fit any more is taken back from the other levels. A
+partial charge can only refuse too much for a moment, never admit too much.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from hugetlb_quota.accounting.charge import NOTHING
+from hugetlb_quota.accounting.counter import Counter, Shortfall, Tab
+from hugetlb_quota.accounting.forest import Quota, QuotaKey
+from hugetlb_quota.accounting.recount import RetainedFile
+from hugetlb_quota.accounting.reservation import Reservation, ReservationId
+from hugetlb_quota.admission.cache import QuotaCache
+from hugetlb_quota.admission.deadline import Deadline
+from hugetlb_quota.kube import errors, status
+from hugetlb_quota.kube.connection import REQUEST_TIMEOUT
+from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
+
+#: How long taking back may go on, in seconds, also after the request was answered.
+BACK_OUT_TIMEOUT: Final = 10.0
+#: Requests a batch: as many as one write can carry without becoming slow.
+LARGEST_BATCH: Final = 128
+#: How long a level that others wrote is waited for in the watch, before it is read, in seconds.
+PATIENCE: Final = 0.005
+#: How long requests are gathered after a conflict, in seconds: doubled from the first to the
+#: longest while conflicts go on, so that replicas take turns with larger batches.
+FIRST_GATHERING: Final = 0.002
+LONGEST_GATHERING: Final = 0.016
+
+logger = logging.getLogger(__name__)
+
+
+class NoRoom(Exception):
+    """A quota refuses: ``shortfalls`` are the numbers, ``files`` hold what is retained."""
+
+    def __init__(
+        self,
+        shortfalls: tuple[Shortfall, ...],
+        files: Mapping[QuotaKey, Sequence[RetainedFile]],
+    ) -> None:
+        super().__init__(shortfalls)
+        self.shortfalls = shortfalls
+        self.files = files
+
+
+class TooManyReservations(Exception):
+    """A quota holds as many reservations as one object can: ``counter`` is what it holds."""
+
+    def __init__(self, counter: Counter) -> None:
+        super().__init__(str(counter.quota))
+        self.counter = counter
+
+
+class PlaceChanged(Exception):
+    """A quota's spec changed since the decision was made on it: decide again."""
+
+
+class Overloaded(Exception):
+    """More wait than can be served in time: ``waiting`` before this one, ``seconds`` for them."""
+
+    def __init__(self, waiting: int, seconds: float) -> None:
+        super().__init__(waiting, seconds)
+        self.waiting = waiting
+        self.seconds = seconds
+
+
+@dataclass(eq=False, slots=True)
+class _Wanted:
+    """A request that waits: what it was decided on, and what it reserves."""
+
+    chain: tuple[QuotaObject, ...]
+    reservation: Reservation
+    deadline: Deadline
+    done: asyncio.Future[int]
+    errors: list[Exception] = field(default_factory=list)
+    held: set[QuotaKey] = field(default_factory=set)
+    written: int = 0
+
+    def decided(self, key: QuotaKey) -> QuotaObject:
+        return next(each for each in self.chain if each.key == key)
+
+
+class _Lane:
+    """Those that wait for one tree, by the namespaces that their pods are in."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, deque[_Wanted]] = {}
+        self.task: asyncio.Task[None] | None = None
+        self.gathering = 0.0
+        self.batch_seconds = 0.0
+
+    def __len__(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def add(self, wanted: _Wanted) -> None:
+        namespace = wanted.reservation.pod.partition("/")[0]
+        self._waiting.setdefault(namespace, deque()).append(wanted)
+
+    def wait_for(self, namespace: str) -> float:
+        """Seconds until one more request of ``namespace`` would be answered, as things go."""
+        if self.task is None:
+            return 0.0
+        ahead = len(self._waiting.get(namespace, ()))
+        others = sum(
+            min(len(queue), ahead + 1) for name, queue in self._waiting.items() if name != namespace
+        )
+        return ((ahead + others) // LARGEST_BATCH + 2) * self.batch_seconds
+
+    def take(self) -> list[_Wanted]:
+        """The next batch: one of each namespace in turn, so that none waits for another's burst."""
+        batch: list[_Wanted] = []
+        while self._waiting and len(batch) < LARGEST_BATCH:
+            for namespace in list(self._waiting):
+                queue = self._waiting[namespace]
+                batch.append(queue.popleft())
+                if not queue:
+                    del self._waiting[namespace]
+                if len(batch) == LARGEST_BATCH:
+                    # Who was passed over is first in the next.
+                    if namespace in self._waiting:
+                        self._waiting[namespace] = self._waiting.pop(namespace)
+                    break
+        return [wanted for wanted in batch if not wanted.done.done()]
+
+
+class Committer:
+    """Reserves and takes back; owns what is still being taken back."""
+
+    def __init__(self, api: status.QuotaApi, cache: QuotaCache) -> None:
+        self._api = api
+        self._cache = cache
+        self._lanes: dict[QuotaKey, _Lane] = {}
+        self._backing_out: set[asyncio.Task[None]] = set()
+        #: Writes that were tried, and those of them that met a conflict.
+        self.writes = self.conflicts = 0
+
+    async def charge(
+        self, chain: tuple[QuotaObject, ...], reservation: Reservation, deadline: Deadline
+    ) -> int:
+        """Hold ``reservation`` on every quota of ``chain``, each before its ancestors.
+
+        Whatever prevents it, a cancellation too: nothing stays held on any of them, or
+        it is left to expire where the API can't be reached, and the log says so.
+
+        :returns: the highest resourceVersion of its writes.
+        :raises NoRoom: when a quota has none, going by what is known of it.
+        :raises TooManyReservations: when one has no place for another line.
+        :raises PlaceChanged: when a quota is not any more what it was in ``chain``.
+        :raises Overloaded: when it could not be answered in time.
+        :raises ApiError: and InvalidQuota, as the API has it.
+        """
+        root = chain[-1].key
+        lane = self._lanes.setdefault(root, _Lane())
+        seconds = lane.wait_for(reservation.pod.partition("/")[0])
+        if seconds > deadline.left():
+            raise Overloaded(len(lane), seconds)
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        wanted = _Wanted(chain, reservation, deadline, done)
+        lane.add(wanted)
+        if lane.task is None:
+            lane.task = asyncio.create_task(self._serve(root, lane), name=f"commits to {root}")
+        try:
+            return await done
+        except asyncio.CancelledError:
+            if done.done() and not done.cancelled():
+                self.take_back(chain, reservation)
+            raise
+
+    def take_back(self, chain: Iterable[QuotaObject], reservation: Reservation) -> None:
+        """Hold ``reservation`` no longer, in a task that no cancelled request can stop."""
+        self._start_taking_back({quota.key: {reservation.id: reservation} for quota in chain})
+
+    async def close(self) -> None:
+        """Wait until all is answered and taken back."""
+        tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=BACK_OUT_TIMEOUT)
+        if self._backing_out:
+            await asyncio.wait(self._backing_out, timeout=BACK_OUT_TIMEOUT)
+
+    async def _serve(self, root: QuotaKey, lane: _Lane) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while len(lane):
+                # All that came in this turn of the loop at the least.
+                await asyncio.sleep(lane.gathering * random.uniform(0.5, 1.0))  # noqa: S311
+                conflicts, began = self.conflicts, loop.time()
+                await self._commit_or_tell(lane.take())
+                took = loop.time() - began
+                lane.batch_seconds = max(took, 0.9 * lane.batch_seconds + 0.1 * took)
+                if self.conflicts > conflicts:
+                    lane.gathering = min(
+                        max(2 * lane.gathering, FIRST_GATHERING), LONGEST_GATHERING
+                    )
+                else:
+                    lane.gathering /= 2
+                    if lane.gathering < FIRST_GATHERING / 4:
+                        lane.gathering = 0.0
+        finally:
+            lane.task = None
+            if not len(lane):
+                self._lanes.pop(root, None)
+
+    async def _commit_or_tell(self, batch: list[_Wanted]) -> None:
+        try:
+            await self._commit(batch)
+        except Exception as error:  # a bug must not leave those behind waiting
+            logger.exception("A batch of %d requests could not be committed.", len(batch))
+            for wanted in batch:
+                if not wanted.done.done():
+                    wanted.done.set_exception(error)
+                self.take_back(wanted.chain, wanted.reservation)
+
+    async def _commit(self, batch: list[_Wanted]) -> None:
+        levels = self._decide(batch)
+        await asyncio.gather(*(self._write(base, wanted) for base, wanted in levels.values()))
+        back: dict[QuotaKey, dict[ReservationId, Reservation]] = {}
+        for wanted in batch:
+            if not wanted.errors and not wanted.done.done():
+                wanted.done.set_result(wanted.written)
+                continue
+            held = wanted.reservation
+            # From all of them: a write whose answer was lost may have happened.
+            for key in wanted.held:
+                back.setdefault(key, {})[held.id] = held
+            if not wanted.done.done():
+                wanted.done.set_exception(_first_of(wanted.errors))
+        if back:
+            # The next batch is to find the room.
+            await asyncio.wait((self._start_taking_back(back),), timeout=1.0)
+
+    def _decide(self, batch: list[_Wanted]) -> dict[QuotaKey, tuple[QuotaObject, list[_Wanted]]]:
+        """Who fits everywhere, by what is known: by quota, and what it was when they did."""
+        tabs: dict[QuotaKey, tuple[QuotaObject, Tab]] = {}
+        levels: dict[QuotaKey, tuple[QuotaObject, list[_Wanted]]] = {}
+        for wanted in batch:
+            for quota in wanted.chain:
+                if quota.key not in tabs:
+                    now = _newest(quota, self._cache.get(quota.key))
+                    tabs[quota.key] = now, Tab(now.counter)
+            here = [tabs[quota.key] for quota in wanted.chain]
+            if refused := _refused(wanted, here):
+                wanted.errors.append(refused)
+                # What an earlier attempt of this very request left is taken back too.
+                wanted.held = {now.key for now, tab in here if tab.holds(wanted.reservation)}
+                continue
+            for now, tab in here:
+                wanted.held.add(now.key)
+                if not tab.holds(wanted.reservation):
+                    tab.put(wanted.reservation)
+                levels.setdefault(now.key, (now, []))[1].append(wanted)
+        return levels
+
+    async def _write(self, base: QuotaObject, batch: list[_Wanted]) -> None:
+        """Write one level for all of ``batch``; what prevents it becomes their errors."""
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT):
+                await self._swap(base, batch)
+        except (errors.ApiError, InvalidQuota, TimeoutError) as error:
+            told: Exception = error
+            if isinstance(error, errors.NotFound):
+                told = PlaceChanged(str(base.key))
+            elif isinstance(error, TimeoutError):
+                told = errors.ApiUnreachable(f"HugeTLBQuota {base.key} could not be written.")
+            for wanted in batch:
+                wanted.errors.append(told)
+
+    async def _swap(self, now: QuotaObject, batch: list[_Wanted]) -> None:
+        while True:
+            tab = Tab(now.counter)
+            fitting = []
+            for wanted in batch:
+                if wanted.errors or wanted.done.done():
+                    continue
+                if refused := _refused(wanted, [(now, tab)]):
+                    wanted.errors.append(refused)
+                    continue
+                if not tab.holds(wanted.reservation):
+                    tab.put(wanted.reservation)
+                fitting.append(wanted)
+            if tab.counter is not now.counter:
+                self.writes += 1
+                try:
+                    raw = await status.write(self._api, now.with_counter(tab.counter))
+                except errors.Conflict:
+                    self.conflicts += 1
+                    now = await self._cache.newer(now, PATIENCE)
+                    continue
+                now_version = int(raw["metadata"]["resourceVersion"])
+                self._cache.offer(raw)
+            else:
+                now_version = int(now.resource_version)
+            for wanted in fitting:
+                wanted.written = max(wanted.written, now_version)
+            return
+
+    def _start_taking_back(
+        self, held: Mapping[QuotaKey, Mapping[ReservationId, Reservation]]
+    ) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._release_all(held))
+        self._backing_out.add(task)
+        task.add_done_callback(self._backing_out.discard)
+        return task
+
+    async def _release_all(
+        self, held: Mapping[QuotaKey, Mapping[ReservationId, Reservation]]
+    ) -> None:
+        await asyncio.gather(*(self._release(key, each) for key, each in held.items()))
+
+    async def _release(self, key: QuotaKey, held: Mapping[ReservationId, Reservation]) -> None:
+        def change(quota: QuotaObject) -> QuotaObject:
+            counter = quota.counter
+            kept = tuple(each for each in counter.reservations if each.id not in held)
+            if len(kept) == len(counter.reservations):
+                return quota
+            return quota.with_counter(replace(counter, reservations=kept))
+
+        try:
+            written = await status.compare_and_swap(self._api, key, change, within=BACK_OUT_TIMEOUT)
+            self._cache.take(written)
+        except errors.NotFound:
+            return
+        except (errors.ApiError, InvalidQuota) as error:
+            for each in held.values():
+                logger.warning(
+                    "The reservation of pod %s (%s) on HugeTLBQuota %s could not be taken back"
+                    " and is left to expire at %s: %s",
+                    *(each.pod, each.uid, key, each.expires.isoformat(timespec="seconds"), error),
+                )
+
+
+def _refused(wanted: _Wanted, levels: Sequence[tuple[QuotaObject, Tab]]) -> Exception | None:
+    """Why ``wanted`` can't be put on all of ``levels``; None when it can."""
+    shortfalls: list[Shortfall] = []
+    for now, tab in levels:
+        decided = wanted.decided(now.key)
+        # An unchanged spec is not even read again.
+        same = now.quota is decided.quota or _place(now) == _place(decided)
+        if not (same and now.is_readable):
+            return PlaceChanged(str(now.key))
+        if not tab.holds(wanted.reservation):
+            shortfalls += tab.shortfalls(wanted.reservation)
+    if shortfalls:
+        files = {now.key: now.retained_files for now, _ in levels}
+        return NoRoom(tuple(shortfalls), files)
+    for now, tab in levels:
+        if not tab.holds(wanted.reservation) and not tab.can_hold(wanted.reservation):
+            return TooManyReservations(now.counter)
+    return None
+
+
+def _first_of(found: list[Exception]) -> Exception:
+    """The error to tell: shortfalls of several levels are one refusal."""
+    short = [error for error in found if isinstance(error, NoRoom)]
+    if short and len(short) == len(found):
+        return NoRoom(
+            tuple(each for error in short for each in error.shortfalls),
+            {key: files for error in short for key, files in error.files.items()},
+        )
+    return next(error for error in found if not isinstance(error, NoRoom))
+
+
+def _newest(decided: QuotaObject, known: QuotaObject | InvalidQuota | None) -> QuotaObject:
+    """The later of the two; resource versions of one kind are ordered (KEP-5504)."""
+    if not isinstance(known, QuotaObject):
+        return decided
+    later = int(known.resource_version) > int(decided.resource_version)
+    return known if later else decided
+
+
+def _place(quota: QuotaObject) -> tuple[str, Quota]:
+    """All but the limit, which is compared when charging."""
+    return quota.uid, replace(quota.quota, hard=NOTHING, generation=0)

@@ -1,0 +1,69 @@
+"""The line of a reservation, written and read in one place."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.accounting.reservation import Reservation, parse, parse_all
+from hugetlb_quota.page_size import PageSize
+
+WORDS = st.from_regex(r"[!-~]{1,40}", fullmatch=True)
+CHARGES = st.dictionaries(
+    st.sampled_from(PageSize.all()), st.integers(min_value=0, max_value=2**70), max_size=3
+).map(Charge)
+MOMENTS = st.datetimes(datetime(2020, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)).map(
+    lambda moment: moment.replace(microsecond=0)
+)
+
+
+@given(
+    st.builds(
+        Reservation,
+        uid=WORDS,
+        pod=st.text(st.characters(exclude_categories=["Cs"]), max_size=40),
+        charge=CHARGES,
+        expires=MOMENTS,
+        request=WORDS.filter(lambda word: word != "-") | st.just(""),
+        since=st.integers(min_value=0, max_value=2**63),
+    )
+)
+def test_what_is_written_reads_back(reservation: Reservation) -> None:
+    read = parse(reservation.line)
+    assert read == reservation
+    assert read.line == reservation.line
+
+
+def test_a_line_can_be_read_by_people() -> None:
+    charge = Charge({PageSize(2 * 1024**2): 64 * 1024**2, PageSize(1024**3): 1024**3})
+    east = datetime(2026, 11, 22, 14, 0, 0, 5, tzinfo=timezone(timedelta(hours=2)))
+    # Up to a full second: it never ends early.
+    assert Reservation("uid", "db/pg-0", charge, east, "request", 7).line == (
+        "uid db/pg-0 2Mi:64Mi,1Gi:1Gi 2026-11-22T12:00:01Z request 7"
+    )
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["", "a", "uid db/pg-0 2Mi:64Mi soon request 0", "u p 3Mi:3Mi 2026-11-22T12:00:00Z r 0"],
+        [{"uid": "u", "pod": "db/pg-0"}, None, 7, ["u"]],
+        "no list",
+        {"no": "list"},
+    ],
+)
+def test_what_is_no_reservation_is_told_apart(lines: Any) -> None:
+    good = "u db/pg-0 - 2026-11-22T12:00:00Z r 0 and more"
+    read, unreadable = parse_all([*lines, good] if isinstance(lines, list) else lines)
+    assert [each.line for each in read] == ([good] if isinstance(lines, list) else [])
+    assert len(unreadable) == (len(lines) if isinstance(lines, list) else 1)
+    assert all(isinstance(line, str) for line in unreadable)
+
+
+def test_no_list_is_no_reservation() -> None:
+    assert parse_all(None) == ((), ())

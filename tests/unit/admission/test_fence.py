@@ -1,0 +1,106 @@
+"""A quota made just before a pod, by another client, is never missed, however late the watch is.
+
+The API orders all writes by resourceVersion, as etcd does; every event of the watch is delivered
+after a random number of turns of the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import pytest
+
+from hugetlb_quota.admission.deadline import Deadline
+from hugetlb_quota.admission.pods import PodAdmission
+from tests.unit.admission.fake_api import FakeApi, Json, admitting, create, namespace, pod, quota
+
+TRIES = 10_000
+ROOM, NONE = {"hugepages-2Mi": "1Ti"}, {"hugepages-2Mi": 0}
+NOBODY = {"matchLabels": {"no": "pod"}}
+#: Their watch knows nothing yet of what the other client has just written.
+LATEST = 12
+
+
+class Late(FakeApi):
+    """A watch that is behind, by as many turns of the loop as ``random`` says."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.random = random.Random(seed)
+
+    async def deliver(self) -> None:
+        for _ in range(self.random.randrange(LATEST)):
+            await asyncio.sleep(0)
+
+
+def new_quota(api: FakeApi, where: str) -> None:
+    api.put(quota(f"{where}/new", NONE))
+
+
+def another_selector(api: FakeApi, where: str) -> None:
+    raw = api.raw(f"{where}/full")
+    api.put({**raw, "spec": {**raw["spec"], "podSelector": {}}, **bumped(raw)})
+
+
+def another_parent(api: FakeApi, where: str) -> None:
+    above = {"namespace": where, "name": "full"}
+    raw = api.raw(f"{where}/leaf")
+    api.put({**raw, "spec": {**raw["spec"], "parentRef": above}, **bumped(raw)})
+
+
+def another_limit(api: FakeApi, where: str) -> None:
+    raw = api.raw(f"{where}/leaf")
+    api.put({**raw, "spec": {**raw["spec"], "hard": NONE}, **bumped(raw)})
+
+
+def bumped(raw: Json) -> Json:
+    """As the API server does when a spec changes, and the controller when it has counted."""
+    generation = raw["metadata"]["generation"] + 1
+    return {
+        "metadata": {**raw["metadata"], "generation": generation},
+        "status": {**raw["status"], "observedGeneration": generation},
+    }
+
+
+CHANGES: tuple[Callable[[FakeApi, str], None], ...] = (
+    new_quota,
+    another_selector,
+    another_parent,
+    another_limit,
+)
+
+
+async def ask(admission: PodAdmission, uid: str, where: str) -> bool:
+    raw = pod(uid, {"hugepages-2Mi": "2Mi"}, namespace=where)
+    return (await admission.decide(create(raw, uid=uid), Deadline.after(60))).allowed
+
+
+@pytest.mark.parametrize("governed", [True, False], ids=["governed", "not governed"])
+async def test_a_quota_made_just_before_the_pod_is_never_missed(governed: bool) -> None:
+    api = Late(seed=1)
+    api.put(namespace("ns"))
+    missed: list[str] = []
+    async with admitting(api) as admission:
+        for number in range(TRIES // 2):
+            where = f"ns-{number}"
+            api.put(quota(f"{where}/full", NONE, selector=NOBODY))
+            if governed:
+                api.put(quota(f"{where}/leaf", ROOM))
+            change = api.random.choice(CHANGES if governed else CHANGES[:2])
+            # Others ask before, and the watch has sometimes come to it, and sometimes not.
+            for _ in range(api.random.randrange(LATEST)):
+                await asyncio.sleep(0)
+            before = asyncio.create_task(ask(admission, f"before-{number}", where))
+            for _ in range(api.random.randrange(LATEST)):
+                await asyncio.sleep(0)
+            change(api, where)
+            if await ask(admission, f"pod-{number}", where):
+                missed.append(f"{change.__name__} at {number}")
+            await before
+            for name in ("full", "leaf", "new"):
+                if ("hugetlbquotas", where, name) in api.objects:
+                    assert f"pod-{number}" not in api.reservations(f"{where}/{name}")
+                    api.remove(f"{where}/{name}")
+    assert missed == []
