@@ -61,11 +61,11 @@ async def main():
     async with ApiClient(Configuration(host=f"http://127.0.0.1:{port}")) as client:
         lock = _TimedLeaseLock("l", "n", "me", client)
         there, answer = await lock.get("l", "n")
-        now = "2026-01-01 00:00:00+00:00"
+        now = "2026-01-01 00:00:00.000001"
         record = LeaderElectionRecord("me", "20", now, now)
         print(there, answer.status, await lock.create("l", "n", record))
         there, read = await lock.get("l", "n")
-        print(there, read.holder_identity, await lock.update("l", "n", record))
+        print(there, read.holder_identity, read.renew_time, await lock.update("l", "n", record))
     await runner.cleanup()
 
 asyncio.run(main())
@@ -124,7 +124,7 @@ def test_a_lease_is_made_read_and_renewed_with_what_is_kept_of_the_client(
 ) -> None:
     assert run(root, built, "python", "-", text=LEASE_IS_MADE_READ_AND_RENEWED).splitlines() == [
         "False 404 True",
-        "True me True",
+        "True me 2026-01-01 00:00:00.000001 True",
     ]
 
 

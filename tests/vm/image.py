@@ -128,8 +128,9 @@ def _json(archive: tarfile.TarFile, name: str) -> Any:
 def _digest() -> str:
     digest = hashlib.sha256(_base_name().encode())
     for entry in (TREE / name for name in INPUTS):
-        files = sorted(entry.rglob("*.py")) if entry.is_dir() else [entry]
-        for file in files:
+        for file in sorted(entry.rglob("*")) if entry.is_dir() else [entry]:
+            if file.is_dir() or file.parent.name == "__pycache__":
+                continue
             digest.update(f"{file.relative_to(TREE)}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 
