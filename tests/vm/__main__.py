@@ -1,7 +1,7 @@
 """``python -m tests.vm``: make the cluster, run tests/e2e on it, and end it.
 
-Arguments are pytest's. Environment: NODES (1) is the number of node machines; KEEP=1 leaves the
-cluster running after the suite and says how to get in.
+Arguments are pytest's; without any, the whole suite runs. Environment: NODES (1) is the number of
+node machines; KEEP=1 leaves the cluster running after the suite and says how to get in.
 """
 
 from __future__ import annotations
@@ -12,53 +12,80 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+from image.build import TREE
 from tests.kube import build
-from tests.vm import image, images, network, root
+from tests.vm import image, images, network, previous, root
 from tests.vm.cluster import NodeConfig, VmCluster
 from tests.vm.steps import StepFailed, say
 
-TREE = Path(__file__).resolve().parents[2]
+#: How kind names cgroups, with the other of kubelet's two drivers.
+OTHER_NAMES = NodeConfig(driver="cgroupfs", cgroup_root="/kubelet")
+AGAIN = "reboot or qos or static or sidecars"
+"""Scenes that run when the node has booted into the other names."""
 
 
 def main() -> int:
     """Return pytest's status, or 1 when the cluster could not be made."""
     try:
-        operator = image.built()
-        archives = [images.pause(), images.workload(), operator.archive]
-        disk = root.disk(archives)
-        network.enter()
-        nodes = [NodeConfig() for _ in range(int(os.environ.get("NODES", "1")))]
-        with (
-            tempfile.TemporaryDirectory(prefix="hugetlb-quota-vm-") as directory,
-            VmCluster(disk, Path(directory), nodes) as cluster,
-        ):
-            status = _suite(cluster, operator.name)
-            if os.environ.get("KEEP") == "1":
-                _keep(cluster)
-        return status
+        with tempfile.TemporaryDirectory(prefix="hugetlb-quota-vm-") as scratch:
+            return _run(Path(scratch))
     except (StepFailed, build.AssetsMissingError) as error:
         say(str(error))
         return 1
 
 
-def _environment(cluster: VmCluster, operator_image: str) -> dict[str, str]:
+def _run(scratch: Path) -> int:
+    operator, before = image.built(), previous.release(scratch)
+    archives = [images.pause(), images.workload(), operator.archive]
+    disk = root.disk([*archives, *([before.image.archive] if before else [])])
+    network.enter()
+    nodes = [NodeConfig() for _ in range(int(os.environ.get("NODES", "1")))]
+    with VmCluster(disk, scratch, nodes) as cluster:
+        environment = _environment(cluster, operator, before)
+        status = _scenes(cluster, environment, sys.argv[1:])
+        if os.environ.get("KEEP") == "1":
+            _keep(cluster)
+    return status
+
+
+def _environment(
+    cluster: VmCluster, operator: image.Image, before: previous.Release | None
+) -> dict[str, str]:
+    release = {}
+    if before is not None:
+        release = {"E2E_PREVIOUS_CHART": str(before.chart), "E2E_PREVIOUS_IMAGE": before.image.name}
     return {
         **os.environ,
+        **release,
         "PATH": f"{cluster.control_plane.assets}:{os.environ['PATH']}",
         "KUBECONFIG": str(cluster.kubeconfig),
-        "HOME": str(cluster.control_plane.directory),  # nothing of the user's helm and kubectl
-        "E2E_IMAGE": operator_image,
+        # Nothing of the user's helm and kubectl.
+        "HOME": str(cluster.control_plane.directory),
+        "E2E_IMAGE": operator.name,
         "E2E_WORKLOAD_IMAGE": images.WORKLOAD_IMAGE.removeprefix("docker.io/library/"),
     }
 
 
-def _suite(cluster: VmCluster, operator_image: str) -> int:
-    say("running tests/e2e")
-    command = [sys.executable, "-m", "pytest", "-q", *(sys.argv[1:] or ["tests/e2e"])]
-    done = subprocess.run(command, cwd=TREE, env=_environment(cluster, operator_image))
-    return done.returncode
+def _scenes(cluster: VmCluster, environment: Mapping[str, str], arguments: list[str]) -> int:
+    """Run what was asked for, or all scenes and then some again under the other names."""
+    if arguments:
+        return _pytest(environment, *arguments)
+    say("running tests/e2e: systemd names the cgroups")
+    status = _pytest({**environment, "E2E_LEAVE": "1"}, "tests/e2e", "-k", "not reboot")
+    for machine in cluster.machines:
+        cluster.configure(machine, OTHER_NAMES)
+    say("running the reboot, and scenes after it: cgroupfs names the cgroups, below /kubelet")
+    # In this order: the node has the other names after the reboot.
+    files = ("tests/e2e/test_lifecycle.py", "tests/e2e/test_limits.py")
+    return _pytest(environment, *files, "-k", AGAIN) or status
+
+
+def _pytest(environment: Mapping[str, str], *arguments: str) -> int:
+    command = [sys.executable, "-m", "pytest", "-q", *arguments]
+    return subprocess.run(command, cwd=TREE, env=dict(environment)).returncode
 
 
 def _keep(cluster: VmCluster) -> None:

@@ -16,7 +16,7 @@ from tests.vm import network
 from tests.vm.machine import Machine
 from tests.vm.network import Address
 from tests.vm.root import Disk
-from tests.vm.steps import StepFailed, say, step
+from tests.vm.steps import StepFailed, step
 
 NODE_READY_TIMEOUT = 420.0
 
@@ -104,19 +104,9 @@ class VmCluster:
         self.machines.clear()
         self.control_plane.close()
 
-    def reboot(self, machine: Machine, config: NodeConfig) -> None:
-        """Reboot a node into another configuration, and wait until it is Ready again."""
+    def configure(self, machine: Machine, config: NodeConfig) -> None:
+        """Give a node another configuration, from its next boot on."""
         machine.reseed(self._seed(machine.name, machine.address, config))
-        before = self._boot_id(machine.name)
-        # The connection ends with the machine.
-        try:
-            machine.shell("systemctl --no-block reboot")
-        except StepFailed as error:
-            say(f"{machine.name} reboots ({str(error)[:60]})")
-        deadline = time.monotonic() + NODE_READY_TIMEOUT
-        while self._boot_id(machine.name) == before:
-            self._pause(deadline, f"{machine.name} to boot anew", machine)
-        self.wait_ready()
 
     def wait_ready(self) -> None:
         """Wait until every node is Ready. Raises StepFailed with the node's last words."""
@@ -171,10 +161,6 @@ class VmCluster:
     def _node(self, name: str) -> Any:
         found = self.control_plane.api.list("v1/nodes", fields=f"metadata.name={name}")
         return found[0] if found else None
-
-    def _boot_id(self, name: str) -> str | None:
-        node = self._node(name)
-        return node and str(node["status"]["nodeInfo"]["bootID"])
 
     def _is_ready(self, name: str) -> bool:
         node = self._node(name)

@@ -71,10 +71,9 @@ class Image:
     """A docker-archive of it."""
 
 
-def built() -> Image:
-    """Return the image of this tree, built now if it must be. Raises StepFailed."""
-    name = f"hugetlb-quota:{version()}"
-    digest = _digest()
+def built(tree: Path = TREE, name: str = f"hugetlb-quota:{version()}") -> Image:
+    """Return the image of a source tree, built now if it must be. Raises StepFailed."""
+    digest = _digest(tree, name)
     archive = buildah.folder() / f"{PREFIX}{digest}.tar"
     with _locked():
         if not archive.exists():
@@ -83,7 +82,7 @@ def built() -> Image:
             chosen = {"ENGINE": "buildah", "IMAGE": name, "BASE": base}
             chosen["REVISION"] = f"content-{digest}"
             with step(f"building {name}"):
-                build = TREE / "image" / "build.py"
+                build = tree / "image" / "build.py"
                 run([sys.executable, build], env={**buildah.environment(), **chosen})
                 buildah.export(name, archive)
             _forget_stale()
@@ -125,13 +124,13 @@ def _json(archive: tarfile.TarFile, name: str) -> Any:
     return json.load(member)
 
 
-def _digest() -> str:
-    digest = hashlib.sha256(_base_name().encode())
-    for entry in (TREE / name for name in INPUTS):
+def _digest(tree: Path, name: str) -> str:
+    digest = hashlib.sha256(f"{name} {_base_name()}".encode())
+    for entry in (tree / each for each in INPUTS):
         for file in sorted(entry.rglob("*")) if entry.is_dir() else [entry]:
             if file.is_dir() or file.parent.name == "__pycache__":
                 continue
-            digest.update(f"{file.relative_to(TREE)}\0".encode() + file.read_bytes())
+            digest.update(f"{file.relative_to(tree)}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 
 

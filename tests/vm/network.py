@@ -9,8 +9,8 @@ leads out of the namespace, and all of it goes with the last process in it.
 
 from __future__ import annotations
 
+import ctypes
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,10 @@ from tests.vm.steps import run
 HOST = "10.0.2.1"
 SERVICES = "10.96.0.0/16"
 BRIDGE = "nodes"
-ENTERED = "HUGETLB_QUOTA_VM_NETWORK"
-"""Set for the program that was started anew in the namespace."""
+
+_CLONE_NEWNET = 0x40000000
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,14 @@ class Address:
 
 
 def enter() -> None:
-    """Start this program anew in a network namespace of its own, unless it is in one."""
-    if os.environ.get(ENTERED):
-        return
-    os.environ[ENTERED] = "1"
-    program = [sys.executable, "-m", "tests.vm", *sys.argv[1:]]
-    os.execvp("unshare", ["unshare", "--net", "--", *program])
+    """Take this thread, and all that it starts from now on, into a new network namespace.
+
+    Call it before there is another thread, and after all that needs the outer network. Needs
+    CAP_SYS_ADMIN; raises OSError.
+    """
+    if _libc.unshare(_CLONE_NEWNET):
+        number = ctypes.get_errno()
+        raise OSError(number, f"unshare the network namespace: {os.strerror(number)}")
 
 
 def make(nodes: list[Address]) -> None:
