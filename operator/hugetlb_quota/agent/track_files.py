@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,7 @@ from hugetlb_quota.agent.file_book import SYSTEM, FileBook
 from hugetlb_quota.agent.memory import Memory
 from hugetlb_quota.agent.verify_files import FileVerifier
 from hugetlb_quota.agent.waiting import wait_at_most
+from hugetlb_quota.backoff import Backoff
 from hugetlb_quota.node import hugetlbfs, kubepods
 from hugetlb_quota.node.fanotify import NoFanotify
 from hugetlb_quota.node.file_changes import FileChanged, FileChanges, LookAgain
@@ -39,6 +41,10 @@ RESCAN: Final = 60.0
 _RESCAN_PAUSE: Final = 3.0
 #: How long a look at all files waits until they are verified, in seconds.
 _VERIFY: Final = 2.0
+#: Waits until the responder is started again that could not be, in seconds, doubled up to
+#: the last.
+_AGAIN: Final = 1.0
+_AGAIN_LONGEST: Final = 300.0
 #: Files looked at in one go, before other tasks get their turn.
 _BATCH: Final = 256
 
@@ -62,6 +68,7 @@ class FileTracker:
         self._verifier = FileVerifier(
             self.book, self._parents[0] / _ASKING, page_sizes(host), self.hide
         )
+        self._openers: Openers | None = None
         #: How many reads a process' series has behind it.
         self._reads: dict[int, int] = {}
         self._hidden: dict[str, str] = {}
@@ -91,14 +98,8 @@ class FileTracker:
                 self._rescan_now_and_then(),
                 self._verifier.run(),
             ]
-            openers: Openers | None = None
-            try:
-                openers = await stack.enter_async_context(Openers(self._host))
-            except (NoFanotify, ResponderEnded) as error:
-                self.hide("openers", f"Who opens files is not seen: {error}")
-            else:
-                parts.append(self._follow_openers(openers))
-            parts.append(self._follow_superblocks(openers, changes))
+            await self._start_openers(stack)
+            parts += [self._watch_openers(stack), self._follow_superblocks(changes)]
             async with asyncio.TaskGroup() as group:
                 for part in parts:
                     group.create_task(part)
@@ -117,14 +118,36 @@ class FileTracker:
         """Whether the look is over that :meth:`want_look` told of."""
         return self._done >= look
 
-    async def _follow_superblocks(self, openers: Openers | None, changes: FileChanges) -> None:
+    async def _start_openers(self, stack: AsyncExitStack) -> None:
+        openers = Openers(self._host, tell=partial(self.hide, "openers"))
+        try:
+            self._openers = await stack.enter_async_context(openers)
+        except (NoFanotify, ResponderEnded, OSError) as error:
+            self.hide("openers", f"Who opens files is not seen: {error}")
+        else:
+            self.hide("openers", "")
+
+    async def _watch_openers(self, stack: AsyncExitStack) -> None:
+        backoff = Backoff(_AGAIN, _AGAIN_LONGEST)
+        late = self._openers is None
+        while self._openers is None:
+            await asyncio.sleep(backoff.next())
+            await self._start_openers(stack)
+        if late:
+            for superblock in self.book.superblocks:
+                await self._openers.watch(superblock)
+            self.want_look()
+            await self._look_at_holders()
+        await self._follow_openers(self._openers)
+
+    async def _follow_superblocks(self, changes: FileChanges) -> None:
         async for changed in hugetlbfs.follow_superblocks(self._host):
             for superblock in changed.gone:
                 self.book.forget(superblock)
                 self._hidden.pop(superblock.point, None)
                 changes.forget(superblock)
-                if openers is not None:
-                    openers.forget(superblock)
+                if self._openers is not None:
+                    self._openers.forget(superblock)
             for superblock in (*changed.moved, *changed.appeared):
                 if (before := self.book.superblock(superblock.device)) is not None:
                     changes.forget(before)
@@ -132,8 +155,8 @@ class FileTracker:
                 self.book.follow(superblock)
                 # First watched and then listed: what comes in between is seen at least once.
                 changes.watch(superblock)
-                if openers is not None:
-                    await openers.watch(superblock)
+                if self._openers is not None:
+                    await self._openers.watch(superblock)
                 await self._look_at_all(superblock)
             if changed.appeared:
                 # Who opened files before they were watched.

@@ -7,7 +7,6 @@ may be gone before anybody has seen what it mapped.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -19,8 +18,15 @@ from hugetlb_quota.accounting.charge_list import FileKey
 from hugetlb_quota.accounting.ranges import PageRange
 from hugetlb_quota.agent.file_book import FileBook
 from hugetlb_quota.agent.waiting import wait_at_most
+from hugetlb_quota.backoff import Backoff
 from hugetlb_quota.node.cgroup import CgroupError, write_limit
-from hugetlb_quota.node.charged_ranges import ChargedRanges, MayReserve, NotAsked, Question
+from hugetlb_quota.node.charged_ranges import (
+    ChargedRanges,
+    MayReserve,
+    NotAsked,
+    NotStarted,
+    Question,
+)
 from hugetlb_quota.page_size import PageSize
 
 #: Files and pages asked about at once, before others get a turn that is as long.
@@ -28,14 +34,11 @@ _BATCH: Final = 64
 _PAGES: Final = 1 << 16
 #: After less than a batch, in seconds: a file may be opened and closed a thousand times in one.
 _PAUSE: Final = 0.05
-#: Until it is tried again where it could not be asked at all, in seconds.
-_RETRY: Final = 30.0
-#: Of a file that is not to be asked about: how long until it is tried again, in seconds.
+#: After a failure until the next attempt, in seconds, doubled up to the last.
 _AGAIN: Final = 1.0
+_AGAIN_LONGEST: Final = 300.0
 #: Processes that asked, remembered because events of theirs may be on their way.
 _PIDS: Final = 16
-
-logger = logging.getLogger(__name__)
 
 
 class FileVerifier:
@@ -62,6 +65,9 @@ class FileVerifier:
         self._asked: deque[int] = deque(maxlen=_PIDS)
         self._at_once = _BATCH
         self._works, self._in_flight = True, False
+        self._backoff = Backoff(_AGAIN, _AGAIN_LONGEST)
+        #: Files that no answer came to.
+        self._unanswered: dict[FileKey, Backoff] = {}
         book.on_doubt = self._doubt.set
 
     def is_asking(self, pid: int) -> bool:
@@ -80,12 +86,11 @@ class FileVerifier:
             while True:
                 try:
                     await self._verify_for_ever()
-                except (CgroupError, MayReserve, OSError) as error:
+                except (CgroupError, MayReserve, NotStarted, OSError) as error:
                     why = f"Which pages of files are charged can't be asked: {error}"
                     self._hide("ranges", why)
-                    self._works = False
-                    self._sure.set()
-                await asyncio.sleep(_RETRY)
+                    self._give_up()
+                await asyncio.sleep(self._backoff.next())
         finally:
             with suppress(OSError):
                 self._cgroup.rmdir()
@@ -95,6 +100,8 @@ class FileVerifier:
         for size in self._sizes:
             write_limit(self._cgroup, size, "rsvd.max", 0)
         async with ChargedRanges(self._cgroup) as ranges:
+            self._works = True
+            self._tell_if_all_are_answered()
             while True:
                 await self._doubt.wait()
                 self._doubt.clear()
@@ -135,20 +142,48 @@ class FileVerifier:
         try:
             answers = await ranges.answers(questions)
         except BaseException as error:
-            loop = asyncio.get_running_loop()
-            for file in files:
-                loop.call_later(_AGAIN, self._book.doubt, file)
+            self._ask_again(files)
             if not isinstance(error, NotAsked):
                 raise
-            logger.warning("%s", error)
+            self._hide("ranges", str(error))
             # One by one, so that one that takes too long keeps no other from being asked.
             self._at_once = 1
+            self._give_up()
+            await asyncio.sleep(self._backoff.next())
             return
         finally:
             self._in_flight = False
         self._at_once = min(_BATCH, 2 * self._at_once)
         self._works = True
-        self._hide("ranges", "")
+        self._backoff.reset()
+        for file in files:
+            self._unanswered.pop(file, None)
+        self._tell_if_all_are_answered()
         for file, runs in zip(files, answers, strict=True):
             if runs is not None:
                 self._book.verified(file, [PageRange(*run) for run in runs])
+
+    def _ask_again(self, files: Iterable[FileKey]) -> None:
+        """Doubt these files later, each the later the more often no answer came to it."""
+
+        def again(file: FileKey) -> None:
+            known = self._book.file(file)
+            if known is not None and known.linked and known.path:
+                self._book.doubt(file)
+            else:
+                self._unanswered.pop(file, None)
+                self._tell_if_all_are_answered()
+
+        loop = asyncio.get_running_loop()
+        for file in files:
+            backoff = self._unanswered.setdefault(file, Backoff(_AGAIN, _AGAIN_LONGEST))
+            loop.call_later(backoff.next(), again, file)
+
+    def _give_up(self) -> None:
+        """Nobody is to wait for answers, for now."""
+        self._works = self._in_flight = False
+        self._sure.set()
+
+    def _tell_if_all_are_answered(self) -> None:
+        if not self._unanswered and self._works:
+            self._hide("ranges", "")

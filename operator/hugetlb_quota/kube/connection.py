@@ -1,26 +1,26 @@
 """One connection to the API server: raw JSON in and out, a time limit on everything.
 
-The configuration, TLS and tokens are those of kubernetes.aio, and its HTTP session does
-the work. Its models are left out: a decoded pod costs about 54 KiB, its raw JSON a
+Models of Kubernetes' objects are left out: a decoded pod costs about 54 KiB, its raw JSON a
 passing few.
 """
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 import json
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import aiohttp
-from kubernetes.aio.client import ApiClient, Configuration
-from kubernetes.aio.config import load_incluster_config, load_kube_config, refresh_token
 
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.resources import Resource
+from hugetlb_quota.kube.transport import ByKubeconfig, InPod, Transport
+
+if TYPE_CHECKING:
+    from kubernetes.aio.client import ApiClient
 
 #: How long a request may take unless its caller says otherwise, in seconds.
 REQUEST_TIMEOUT: Final = 10.0
@@ -44,8 +44,8 @@ class NotConfigured(RuntimeError):
 class Connection:
     """Requests to one API server; made by :meth:`open`."""
 
-    def __init__(self, client: ApiClient) -> None:
-        self._client = client
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
 
     @classmethod
     @asynccontextmanager
@@ -55,41 +55,31 @@ class Connection:
         :param program: named to the server as the User-Agent.
         :raises NotConfigured: when neither is there or can be read.
         """
-        configuration = Configuration()
-        refreshing: asyncio.Task[None] | None = None
+        agent = f"{program}/{importlib.metadata.version('hugetlb-quota')}"
+        transport: Transport
         try:
             if path := os.environ.get("KUBECONFIG"):
-                loader = await load_kube_config(  # type: ignore[no-untyped-call]
-                    config_file=path, client_configuration=configuration, persist_config=False
-                )
-                refresh = refresh_token(loader, configuration)  # type: ignore[no-untyped-call]
-                refreshing = asyncio.create_task(refresh)
+                transport = await ByKubeconfig.load(path, agent)
             else:
-                load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+                transport = InPod(agent)
         except Exception as error:  # the loaders raise whatever they meet in the files
             raise NotConfigured(
                 f"No Kubernetes API server to talk to: {str(error).removesuffix('.')}."
                 " Set KUBECONFIG, or run in a pod with a ServiceAccount."
             ) from error
-        client = ApiClient(configuration)
-        client.user_agent = f"{program}/{importlib.metadata.version('hugetlb-quota')}"
         try:
-            yield cls(client)
+            yield cls(transport)
         finally:
-            if refreshing is not None:
-                refreshing.cancel()
-                await asyncio.gather(refreshing, return_exceptions=True)
-            await client.close()  # type: ignore[no-untyped-call]
+            await transport.close()
 
-    @property
-    def client(self) -> ApiClient:
-        """The library's own client, for what it does by itself (Leases)."""
-        return self._client
+    async def client(self) -> ApiClient:
+        """The kubernetes package's own client, for what it does by itself (Leases)."""
+        return await self._transport.client()
 
     @property
     def server(self) -> str:
         """The API server's address: scheme, host and port."""
-        return str(self._client.configuration.host)
+        return self._transport.server
 
     async def get(
         self,
@@ -223,20 +213,9 @@ class Connection:
         body: Any = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The server's answer, a good one; every other is raised as an ApiError."""
-        headers = {"Accept": "application/json"}
+        asked = {key: str(value) for key, value in (query or {}).items() if value}
         try:
-            # The body goes past param_serialize, which would copy it through its models.
-            method, url, headers, *_ = await self._client.param_serialize(
-                method,
-                path,
-                query_params=[(key, value) for key, value in (query or {}).items() if value],
-                header_params=headers,
-                auth_settings=["BearerToken"],
-            )
-            raw = await self._client.call_api(
-                method, url, headers, body=body, _request_timeout=limit
-            )
-            answer: aiohttp.ClientResponse = raw.response
+            answer = await self._transport.send(method, path, asked, body, limit)
             try:
                 if answer.status >= 400:
                     raise errors.from_status(answer.status, _status(await answer.read()))

@@ -103,10 +103,11 @@ async def lead(
     async def stopped() -> None:
         """The election has nothing left to do; what follows is below."""
 
+    client = await connection.client()
     election = asyncio.create_task(
         LeaderElection(
             Config(
-                _TimedLeaseLock(name, namespace, identity, connection.client),
+                _TimedLeaseLock(name, namespace, identity, client),
                 lease_duration=LEASE_DURATION,
                 renew_deadline=RENEW_DEADLINE,
                 retry_period=RETRY_PERIOD,

@@ -35,6 +35,8 @@ from hugetlb_quota.page_size import PageSize
 #: Asking 2^20 pages one by one takes a few seconds.
 _ANSWER_SECONDS: Final = 30.0
 _LONGEST_ANSWER: Final = 1 << 26
+#: What the process that asks says when it is where it is to be.
+_STARTED: Final = b"started\n"
 #: Files named in a message; the others are counted.
 _NAMED: Final = 3
 _PR_SET_PDEATHSIG: Final = 1
@@ -63,6 +65,15 @@ class MayReserve(Exception):
 
 class NotAsked(Exception):
     """The process that asks gave no answer."""
+
+
+class NotStarted(Exception):
+    """The process that asks can't be started."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"the process that asks (python -m {__name__}) ended as it was started: {why}."
+        )
 
 
 def charged_runs(
@@ -134,6 +145,10 @@ class ChargedRanges:
         self._asking = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
+        """Start the process that asks.
+
+        :raises NotStarted: when it ends at once, with its own words.
+        """
         await self._start()
         return self
 
@@ -163,6 +178,7 @@ class ChargedRanges:
 
         :raises MayReserve: when asking would charge.
         :raises NotAsked: when the process ended or is slow; it is started anew.
+        :raises NotStarted: when it can't be started anew.
         """
         for size in {each.superblock.size for each in questions}:
             if read_limit(self._cgroup, size, "rsvd.max") != 0:
@@ -206,6 +222,19 @@ class ChargedRanges:
             stdout=asyncio.subprocess.PIPE,
             limit=_LONGEST_ANSWER,
         )
+        assert self._process.stdout
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                said = await self._process.stdout.readline()
+        except BaseException as error:
+            await self._end()
+            if isinstance(error, TimeoutError):
+                raise NotStarted(f"it did not begin within {_ANSWER_SECONDS:g} s") from error
+            raise
+        if said != _STARTED:
+            status = await self._process.wait()
+            self._process = None
+            raise NotStarted(said.decode(errors="replace").strip() or f"status {status}")
 
     async def _end(self) -> None:
         process, self._process = self._process, None
@@ -253,9 +282,16 @@ def main() -> None:
     if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0 or os.getppid() != options.parent:
         sys.exit("the agent is gone")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    file = os.open(f"{options.cgroup}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-    os.write(file, b"0")
-    os.close(file)
+    procs = f"{options.cgroup}/cgroup.procs"
+    try:
+        file = os.open(procs, os.O_WRONLY | os.O_CLOEXEC)
+        os.write(file, b"0")
+        os.close(file)
+    except OSError as error:
+        sys.stdout.write(f"it can't enter its cgroup by {procs} ({error.strerror})\n")
+        sys.exit(1)
+    sys.stdout.write(_STARTED.decode())
+    sys.stdout.flush()
     for line in sys.stdin:
         sys.stdout.write(json.dumps([_answer(each) for each in json.loads(line)]) + "\n")
         sys.stdout.flush()

@@ -6,7 +6,8 @@ agent does or fails to do makes a program on the node wait. What is bounded, and
 - The agent is slow, stopped or stuck: openers are answered as ever; the pipe to the agent
   fills, and what does not fit is one :class:`Overflow`.
 - The agent ends, however: the kernel kills the responder with it (PR_SET_PDEATHSIG).
-- The responder ends: the kernel lets everybody through. It is started again, and
+- The responder ends: the kernel lets everybody through. It is started again, ever more
+  slowly where it ends soon, and
   :class:`Overflow` is told once all file systems are watched as before.
 - The responder hangs: its alarm kills it after a second; stopped (SIGSTOP), the agent does.
 - More openers wait than fs.fanotify.max_queued_events: the kernel lets the others through
@@ -28,11 +29,12 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
+from hugetlb_quota.backoff import Backoff
 from hugetlb_quota.node import responder as protocol
 from hugetlb_quota.node.fanotify import NoFanotify
 from hugetlb_quota.node.host import HostRoot, UnusableHost
@@ -57,7 +59,11 @@ _READ_BYTES: Final = 1 << 16
 #: Looks at the responder's beat that may find it unchanged before it is killed.
 _LOOKS: Final = round(protocol.TURN_SECONDS / protocol.POLL_SECONDS)
 _REPLY_SECONDS: Final = 10.0
+#: Waits before a responder that failed is started again, doubled up to the last.
 _AGAIN_SECONDS: Final = 1.0
+_AGAIN_LONGEST: Final = 300.0
+#: One that lived for so long is started again at once.
+_LIVED_SECONDS: Final = 60.0
 #: Ended responders of which the pipe is still to be read.
 _STREAMS: Final = 3
 
@@ -117,14 +123,21 @@ class Openers:
     :param permission: whether openers wait until they are seen. Without, one that is gone
         before its turn is told of with no cgroup.
     :param ignore: processes whose opens are not told of, beside this one and the responder.
+    :param tell: told why openers go unseen, a sentence; "" when they are seen again.
     """
 
     def __init__(
-        self, host: HostRoot, *, permission: bool = True, ignore: Iterable[int] = ()
+        self,
+        host: HostRoot,
+        *,
+        permission: bool = True,
+        ignore: Iterable[int] = (),
+        tell: Callable[[str], None] = lambda why: None,
     ) -> None:
         self._host = host
         self._permission = permission
         self._ignore = (os.getpid(), *ignore)
+        self._tell = tell
         self._watched: dict[int, Superblock] = {}
         self._responder: _Responder | None = None
         self._streams: deque[_Stream] = deque()
@@ -220,19 +233,28 @@ class Openers:
             self._changed.release()
 
     async def _supervise(self) -> None:
+        loop = asyncio.get_running_loop()
+        backoff = Backoff(_AGAIN_SECONDS, _AGAIN_LONGEST)
         while True:
             assert self._responder is not None
-            ended = self._responder
-            logger.warning("%s; openers go unseen until it is back.", await ended.ended())
+            ended, started = self._responder, loop.time()
+            why = await ended.ended()
+            logger.warning("%s; openers go unseen until it is back.", why)
+            self._tell(f"Who opens files is not seen: {why}.")
             async with self._changed:
                 self._responder = None
             await ended.end()
+            if loop.time() - started >= _LIVED_SECONDS:
+                backoff.reset()
+            else:
+                await asyncio.sleep(backoff.next())
             while self._responder is None:
                 try:
                     await self._start()
                 except (UnusableHost, OSError) as error:
-                    logger.warning("The responder can't be started: %s", error)
-                    await asyncio.sleep(_AGAIN_SECONDS)
+                    self._tell(f"Who opens files is not seen: {error}")
+                    await asyncio.sleep(backoff.next())
+            self._tell("")
 
 
 def _happening(record: protocol.Record) -> Happening:

@@ -13,9 +13,8 @@ import pytest
 import trustme
 import yaml
 from aiohttp import web
-from kubernetes.aio.config import incluster_config
 
-from hugetlb_quota.kube import errors
+from hugetlb_quota.kube import errors, transport
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.events import Regarding, publish
 from hugetlb_quota.kube.resources import EVENTS, HUGETLB_QUOTAS, NODES, PODS
@@ -197,12 +196,13 @@ async def test_without_configuration_it_says_so(
             pass
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 async def test_in_a_pod_it_is_the_service_account(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ca = trustme.CA()
     trust = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    ca.issue_cert("127.0.0.1").configure_cert(trust)
+    ca.issue_cert(host).configure_cert(trust)
     ca.cert_pem.write_to_path(tmp_path / "ca.crt")
     (tmp_path / "token").write_text("secret")
     server = Server()
@@ -211,16 +211,39 @@ async def test_in_a_pod_it_is_the_service_account(
     application.router.add_route("*", "/{path:.*}", server.handle)
     runner = web.AppRunner(application)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=trust).start()
+    await web.TCPSite(runner, host, 0, ssl_context=trust).start()
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(runner.addresses[0][1]))
+    monkeypatch.setattr(transport, "ACCOUNT", tmp_path)
+    body: dict[str, Any] = {"status": {"null": None}}
+    async with Connection.open("hugetlb-quota-test") as connection:
+        assert await connection.get(NODES, "a") == {"kind": "Node"}
+        # Kubelet renews it.
+        (tmp_path / "token").write_text("renewed\n")
+        await connection.list_page(PODS, field_selector="spec.nodeName=a", limit=5)
+        connection._transport._read_again_at = 0.0  # type: ignore[attr-defined]
+        await connection.replace(NODES, "a", body)
+        client = await connection.client()
+        assert client.configuration.host == connection.server
+    await runner.cleanup()
+    tokens = [request.headers["Authorization"] for request in server.seen]
+    assert tokens == ["Bearer secret", "Bearer secret", "Bearer renewed"]
+    assert server.seen[0].headers["User-Agent"].startswith("hugetlb-quota-test/")
+    assert dict(server.seen[1].query) == {"fieldSelector": "spec.nodeName=a", "limit": "5"}
+    assert json.loads(server.bodies[2]) == body
+
+
+async def test_a_service_account_without_a_token_is_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
-    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(runner.addresses[0][1]))
-    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
-    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
-    async with Connection.open() as connection:
-        assert await connection.get(NODES, "a") == {"kind": "Node"}
-    await runner.cleanup()
-    assert server.seen[0].headers["Authorization"] == "bearer secret"
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    monkeypatch.setattr(transport, "ACCOUNT", tmp_path)
+    with pytest.raises(NotConfigured, match=f"The ServiceAccount in {tmp_path} can't be used"):
+        async with Connection.open():
+            pass
 
 
 def streaming(*chunks: bytes, until: asyncio.Event | None = None) -> Handler:

@@ -1,0 +1,198 @@
+"""How requests reach the API server: by $KUBECONFIG, or by a pod's ServiceAccount.
+
+In a pod the kubernetes package is left out: importing it is a third of a program's start and
+12 MiB of its memory, and a pod needs a token, a CA and an address of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import ssl
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import aiohttp
+
+if TYPE_CHECKING:
+    from kubernetes.aio.client import ApiClient
+
+#: Where kubelet puts what a pod's ServiceAccount has.
+ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+#: How long a token is used before its file is read again, in seconds: kubelet renews it.
+TOKEN_PERIOD: Final = 60.0
+#: Connections to the server at a time; watches are among them.
+_CONNECTIONS: Final = 100
+
+
+class Transport(Protocol):
+    """Sends requests to one API server."""
+
+    @property
+    def server(self) -> str:
+        """Scheme, host and port."""
+        ...
+
+    async def client(self) -> ApiClient:
+        """The kubernetes package's own client, for what that does by itself (Leases)."""
+        ...
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Any,
+        limit: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        """The answer, whatever its status; its body is still to be read.
+
+        :raises aiohttp.ClientError: when there is none; OSError and TimeoutError too.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End all connections."""
+        ...
+
+
+class InPod:
+    """By the pod's ServiceAccount.
+
+    :param agent: the User-Agent.
+    :raises ValueError: when this is no pod, or it has no ServiceAccount.
+    """
+
+    def __init__(self, agent: str, account: Path | None = None) -> None:
+        self._account = account or ACCOUNT
+        self.server = _server()
+        try:
+            context = ssl.create_default_context(cafile=str(self._account / "ca.crt"))
+            self._read_token()
+        except (OSError, ssl.SSLError) as error:
+            raise ValueError(
+                f"The ServiceAccount in {self._account} can't be used: {error}"
+            ) from error
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=context, limit=_CONNECTIONS),
+            headers={"Accept": "application/json", "User-Agent": agent},
+        )
+        self._agent = agent
+        self._client: ApiClient | None = None
+
+    async def client(self) -> ApiClient:
+        """The kubernetes package's own client."""
+        if self._client is None:
+            from kubernetes.aio.client import ApiClient, Configuration
+            from kubernetes.aio.config.incluster_config import InClusterConfigLoader
+
+            configuration = Configuration()
+            InClusterConfigLoader(  # type: ignore[no-untyped-call]
+                token_filename=str(self._account / "token"),
+                cert_filename=str(self._account / "ca.crt"),
+            ).load_and_set(configuration)
+            self._client = ApiClient(configuration)
+            self._client.user_agent = self._agent
+        return self._client
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Any,
+        limit: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        """The answer, as :class:`Transport` has it."""
+        if time.monotonic() >= self._read_again_at:
+            self._read_token()
+        headers = {"Authorization": f"Bearer {self._token}"}
+        data = None
+        if body is not None:
+            data = json.dumps(body).encode()
+            headers["Content-Type"] = "application/json"
+        return await self._session.request(
+            method, self.server + path, params=query, data=data, headers=headers, timeout=limit
+        )
+
+    async def close(self) -> None:
+        """End all connections."""
+        await self._session.close()
+        if self._client is not None:
+            await self._client.close()  # type: ignore[no-untyped-call]
+
+    def _read_token(self) -> None:
+        self._token = (self._account / "token").read_text().strip()
+        self._read_again_at = time.monotonic() + TOKEN_PERIOD
+
+
+class ByKubeconfig:
+    """By a kubeconfig, with all that the kubernetes package knows of those; see :meth:`load`."""
+
+    def __init__(self, client: ApiClient, refreshing: asyncio.Task[None]) -> None:
+        self._client = client
+        self._refreshing = refreshing
+
+    @classmethod
+    async def load(cls, path: str, agent: str) -> ByKubeconfig:
+        """Read the file at ``path``.
+
+        :raises Exception: whatever the package meets in it.
+        """
+        from kubernetes.aio.client import ApiClient, Configuration
+        from kubernetes.aio.config import load_kube_config, refresh_token
+
+        configuration = Configuration()
+        loader = await load_kube_config(  # type: ignore[no-untyped-call]
+            config_file=path, client_configuration=configuration, persist_config=False
+        )
+        refresh = refresh_token(loader, configuration)  # type: ignore[no-untyped-call]
+        client = ApiClient(configuration)
+        client.user_agent = agent
+        return cls(client, asyncio.create_task(refresh))
+
+    @property
+    def server(self) -> str:
+        """Scheme, host and port."""
+        return str(self._client.configuration.host)
+
+    async def client(self) -> ApiClient:
+        """The kubernetes package's own client."""
+        return self._client
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Any,
+        limit: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        """The answer, as :class:`Transport` has it."""
+        # The body goes past param_serialize, which would copy it through its models.
+        method, url, headers, *_ = await self._client.param_serialize(
+            method,
+            path,
+            query_params=list(query.items()),
+            header_params={"Accept": "application/json"},
+            auth_settings=["BearerToken"],
+        )
+        raw = await self._client.call_api(method, url, headers, body=body, _request_timeout=limit)
+        answer: aiohttp.ClientResponse = raw.response
+        return answer
+
+    async def close(self) -> None:
+        """End all connections."""
+        self._refreshing.cancel()
+        await asyncio.gather(self._refreshing, return_exceptions=True)
+        await self._client.close()  # type: ignore[no-untyped-call]
+
+
+def _server() -> str:
+    host, port = (os.environ.get(f"KUBERNETES_SERVICE_{name}") for name in ("HOST", "PORT"))
+    if not host or not port:
+        raise ValueError("KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set")
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
