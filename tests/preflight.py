@@ -1,8 +1,9 @@
 """What the tests and the demo need of the machine, checked before anything is started.
 
 Standard library alone: it runs before anything is installed. ``--require`` ends with
-status 1 when something is missing that the demo needs; ``--layers`` prints 1 when every layer
-can run here.
+status 1 when something is missing that the demo needs, ``--require-vm`` when the virtual machines
+of tests/vm can't be made; ``--layers`` prints 1 when every layer can run here, ``--packages``
+the Debian packages that are missing.
 """
 
 from __future__ import annotations
@@ -70,23 +71,62 @@ def _pages() -> str | None:
 
 def _reader(include: Path = Path("/usr/include")) -> str | None:
     """What the build of the charge list's reader lacks."""
-    # bpftool is in /usr/sbin, which is on the PATH of root alone.
-    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
-    packages = {
-        "clang": shutil.which("clang"),
-        "bpftool": shutil.which("bpftool", path=path),
-        "gcc": shutil.which("cc"),
-        "make": shutil.which("make"),
-        "libbpf-dev": (include / "bpf" / "libbpf.h").is_file(),
-        "libc6-dev": (include / "stdio.h").is_file(),
-    }
-    lacking = [name for name, found in packages.items() if not found]
+    lacking = _lacking_reader_packages(include)
     if not lacking:
         return None
     return (
         "The reader of the kernel's charge list can't be built: install"
         f" {', '.join(lacking)} (apt-get install {' '.join(lacking)})."
     )
+
+
+def _lacking_reader_packages(include: Path = Path("/usr/include")) -> list[str]:
+    packages = {
+        "clang": _which("clang"),
+        "bpftool": _which("bpftool"),
+        "gcc": _which("cc"),
+        "make": _which("make"),
+        "libbpf-dev": (include / "bpf" / "libbpf.h").is_file(),
+        "libc6-dev": (include / "stdio.h").is_file(),
+    }
+    return [name for name, found in packages.items() if not found]
+
+
+#: Programs that make and run a node in a virtual machine, by the Debian package that has them.
+MACHINE_PACKAGES = {
+    "qemu-system-x86": "qemu-system-x86_64",
+    "debootstrap": "debootstrap",
+    "buildah": "buildah",
+    "busybox-static": "busybox",
+    "cpio": "cpio",
+    "zstd": "zstd",
+    "xz-utils": "xz",
+    "e2fsprogs": "mke2fs",
+    "openssh-client": "ssh",
+    "iproute2": "ip",
+    "git": "git",
+    "gcc": "cc",
+}
+
+
+def _machines() -> str | None:
+    """What tests/vm lacks."""
+    lacking = _lacking_machine_packages()
+    if not lacking:
+        return None
+    return (
+        f"Nodes in virtual machines (make e2e-vm) can't be made: install {', '.join(lacking)}"
+        f" (apt-get install {' '.join(lacking)})."
+    )
+
+
+def _lacking_machine_packages() -> list[str]:
+    return [name for name, program in MACHINE_PACKAGES.items() if not _which(program)]
+
+
+def _which(program: str) -> str | None:
+    # Some are in /usr/sbin, which is on the PATH of root alone.
+    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 
 
 def _programs() -> str | None:
@@ -115,13 +155,18 @@ def _programs() -> str | None:
 
 def main() -> None:
     """Print what is missing."""
+    if "--packages" in sys.argv:
+        print(*sorted({*_lacking_reader_packages(), *_lacking_machine_packages()}))
+        return
     sentences = missing(demo="--require" in sys.argv)
+    if "--require-vm" in sys.argv:
+        sentences = [each for each in (_root(), _programs(), _machines()) if each]
     if "--layers" in sys.argv:
         print(int(not sentences))
         return
     for sentence in sentences:
         print(f"missing: {sentence}", file=sys.stderr)
-    if sentences and "--require" in sys.argv:
+    if sentences and {"--require", "--require-vm"} & set(sys.argv):
         sys.exit(1)
 
 

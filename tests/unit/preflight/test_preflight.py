@@ -75,6 +75,16 @@ def test_packages_that_the_reader_is_built_with_are_named(path: Path, tmp_path: 
     assert preflight._reader(include) is None
 
 
+def test_packages_that_virtual_machines_take_are_named(path: Path) -> None:
+    # Others, such as debootstrap, are in /usr/sbin, where they are found on any PATH.
+    told = preflight._machines() or ""
+    assert "install qemu-system-x86, " in told
+    assert "busybox-static" in told
+    for name in preflight.MACHINE_PACKAGES.values():
+        program(path / name, "")
+    assert preflight._machines() is None
+
+
 def test_go_is_missing_or_too_old(path: Path) -> None:
     assert "There is no Go to build a control plane" in (preflight._programs() or "")
     program(path / "go", "go version go1.22.1 linux/amd64")
