@@ -58,6 +58,8 @@ def _environment(
     if before is not None:
         release = {"E2E_PREVIOUS_CHART": str(before.chart), "E2E_PREVIOUS_IMAGE": before.image.name}
     return {
+        # An emulated node takes some seconds of both processors for each start.
+        "E2E_STARTS": "20",
         **os.environ,
         **release,
         "PATH": f"{cluster.control_plane.assets}:{os.environ['PATH']}",
