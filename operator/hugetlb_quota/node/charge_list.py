@@ -141,7 +141,8 @@ class ChargeList:
     charged to just that cgroup. ``at_rest`` says that the root's counters stood still while it
     was read, and that each cgroup's equals what is listed. ``unlisted`` is by how much the
     root's counters passed the list: charges that came meanwhile, or that are in nothing the
-    reader looks at.
+    reader looks at. ``mappings_left_out``: there are more mappings than the reader looks at (a
+    million), so private ones may be missing; all else is whole.
     """
 
     files: tuple[File, ...]
@@ -150,6 +151,7 @@ class ChargeList:
     own: Mapping[int, Mapping[PageSize, int]]
     unlisted: Mapping[PageSize, int]
     at_rest: bool
+    mappings_left_out: bool = False
     reads: int = 1
     seconds: float = 0.0
 
@@ -217,16 +219,14 @@ class _Rows:
         return os.fsdecode(self.names[at : at + length])
 
 
-def decode(
-    payload: bytes, *, at_rest: bool, reads: int, seconds: float, largest: int | None = None
-) -> ChargeList:
+def decode(payload: bytes, *, at_rest: bool, largest: int | None = None) -> ChargeList:
     """What an answer of the reader says, with so many of the ``largest`` files; None: with all.
 
     :raises MalformedAnswer: when it is none: cut off, at odds with itself, out of bounds.
     """
     try:
         rows = _rows(payload)
-        return _related(rows, at_rest, reads, seconds, largest)
+        return _related(rows, at_rest, largest)
     except (struct.error, UnknownPageSize) as error:
         raise MalformedAnswer(str(error)) from error
     except KeyError as error:
@@ -269,9 +269,7 @@ def _sections(payload: bytes) -> Iterator[memoryview]:
         at += length
 
 
-def _related(
-    rows: _Rows, at_rest: bool, reads: int, seconds: float, largest: int | None
-) -> ChargeList:
+def _related(rows: _Rows, at_rest: bool, largest: int | None) -> ChargeList:
     own, held = _sums(rows)
     cgroups = _cgroups(rows)
     totals: Counter[PageSize] = Counter()
@@ -297,8 +295,6 @@ def _related(
         own=own,
         unlisted={size: used - listed for size, used, listed in rows.sizes.values()},
         at_rest=at_rest and agree,
-        reads=reads,
-        seconds=seconds,
     )
 
 
