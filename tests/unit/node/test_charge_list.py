@@ -129,6 +129,8 @@ def test_what_the_rows_say() -> None:
 def test_charges_are_added_up_by_cgroup_and_by_pod() -> None:
     charges = decoded(*whole())
     assert charges.own == {30: {SMALL: 4}, 40: {SMALL: 1}, 20: {SMALL: 7}}
+    # Less five of a private mapping and one of private memory without a reservation.
+    assert charges.in_files == {30: {SMALL: 4}, 40: {SMALL: 1}, 20: {SMALL: 1}}
     assert charges.below(1) == {SMALL: 12}
     assert charges.below(10) == {SMALL: 11}
     assert charges.below(99) == {}
