@@ -80,7 +80,7 @@ def measure_decoder(files: int, largest: int | None) -> None:
     """Print a row."""
     payload = synthetic(files)
     begun = time.perf_counter()
-    charges = decode(payload, at_rest=True, reads=1, seconds=0, largest=largest)
+    charges = decode(payload, at_rest=True, largest=largest)
     took = time.perf_counter() - begun
     assert len(charges.files) == (largest or files)
     kept = f"the {largest} largest kept" if largest else "all kept"

@@ -233,6 +233,39 @@ async def test_a_private_mapping_is_charged_while_it_is_mapped(
     assert listed(await equal(reader, cgroup_subtree), id_) == 0
 
 
+async def test_a_pod_that_maps_a_file_a_million_times_hides_nothing_but_private_mappings(
+    reader: ChargeReader, cgroup: Cgroups, cgroup_subtree: Path, hugetlbfs: Path
+) -> None:
+    """A read that walked them all would take so long that it had to give up."""
+    path, last = hugetlbfs / "mapped", hugetlbfs / "last"
+    # As many as a process may have, less what it needs itself; 17 of them are more than 2^20.
+    most = int(Path("/proc/sys/vm/max_map_count").read_text()) - 500
+    with Actor(cgroup("many")) as actor, Actor(cgroup("one")) as one:
+        actor.do(
+            f"fd = create({str(path)!r}); map_pages(2, SHARED, fd)\n"
+            "pids = []\n"
+            f"for _ in range({(1 << 20) // most + 1}):\n"
+            "    read, write = os.pipe()\n"
+            "    pids.append(os.fork())\n"
+            "    if pids[-1] == 0:\n"
+            f"        for n in range({most}):\n"
+            "            map_pages(1, SHARED | NORESERVE, fd, protection=1 + 2 * (n & 1))\n"
+            "        os.write(write, b'x')\n"
+            "        signal.pause()\n"
+            "    os.read(read, 1)"
+        )
+        one.do(f"map_pages(3, SHARED, create({str(last)!r}))")
+        try:
+            charges = await equal(reader, cgroup_subtree)
+        finally:
+            actor.do("for pid in pids: os.kill(pid, 9); os.waitpid(pid, 0)")
+        assert charges.mappings_left_out
+        assert charges.reads == 1
+        assert regions(file_of(charges, path)) == [(0, 2, "many")]
+        assert regions(file_of(charges, last)) == [(0, 3, "one")]
+        assert not (await equal(reader, cgroup_subtree)).mappings_left_out
+
+
 async def test_pages_without_reservation_are_told_with_their_file(
     reader: ChargeReader, cgroup: Cgroups, cgroup_subtree: Path, hugetlbfs: Path
 ) -> None:

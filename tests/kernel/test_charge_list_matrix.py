@@ -95,10 +95,18 @@ async def walk(
             name: pages for name, pages in counters(cgroups, size).items() if name in shown
         }
 
+    # What of it is in files is what stays, but where processes alone hold the file.
+    stays = {
+        name: charges.in_files.get(id_, {}).get(size.page, 0)
+        for name, id_ in ids.items()
+        if not name.startswith(("anonymous", "memfd"))
+    }
+
     # Their processes have ended.
     charges = await equal(reader, subtree, size.page)
     left = amounts(charges, ids, size)
     assert left == counters(cgroups, size)
+    assert {name: left[name] for name in stays} == stays
 
     for path in cgroups.values():
         path.rmdir()

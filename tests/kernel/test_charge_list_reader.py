@@ -24,7 +24,7 @@ from tests.tracking import Actor
 
 CAP_PERFMON, CAP_BPF = 38, 39
 ONLY = 1 << CAP_PERFMON | 1 << CAP_BPF
-HEAD = struct.Struct("=IHHQI4xQ")
+HEAD = struct.Struct("=IHHQIIQ")
 READY, REST, MOVED, ERROR = 1, 2, 3, 4
 
 

@@ -138,18 +138,22 @@ class ChargeList:
     """All that is charged for huge pages on the host.
 
     ``files`` are those that hold most, the largest first. ``own`` is by cgroup ID what is
-    charged to just that cgroup. ``at_rest`` says that the root's counters stood still while it
+    charged to just that cgroup, ``in_files`` the part of it that no process need hold: all but
+    private memory. ``at_rest`` says that the root's counters stood still while it
     was read, and that each cgroup's equals what is listed. ``unlisted`` is by how much the
     root's counters passed the list: charges that came meanwhile, or that are in nothing the
-    reader looks at.
+    reader looks at. ``mappings_left_out``: there are more mappings than the reader looks at (a
+    million), so private ones may be missing; all else is whole.
     """
 
     files: tuple[File, ...]
     unreserved: tuple[Unreserved, ...]
     cgroups: Mapping[int, Cgroup]
     own: Mapping[int, Mapping[PageSize, int]]
+    in_files: Mapping[int, Mapping[PageSize, int]]
     unlisted: Mapping[PageSize, int]
     at_rest: bool
+    mappings_left_out: bool = False
     reads: int = 1
     seconds: float = 0.0
 
@@ -217,16 +221,14 @@ class _Rows:
         return os.fsdecode(self.names[at : at + length])
 
 
-def decode(
-    payload: bytes, *, at_rest: bool, reads: int, seconds: float, largest: int | None = None
-) -> ChargeList:
+def decode(payload: bytes, *, at_rest: bool, largest: int | None = None) -> ChargeList:
     """What an answer of the reader says, with so many of the ``largest`` files; None: with all.
 
     :raises MalformedAnswer: when it is none: cut off, at odds with itself, out of bounds.
     """
     try:
         rows = _rows(payload)
-        return _related(rows, at_rest, reads, seconds, largest)
+        return _related(rows, at_rest, largest)
     except (struct.error, UnknownPageSize) as error:
         raise MalformedAnswer(str(error)) from error
     except KeyError as error:
@@ -269,10 +271,8 @@ def _sections(payload: bytes) -> Iterator[memoryview]:
         at += length
 
 
-def _related(
-    rows: _Rows, at_rest: bool, reads: int, seconds: float, largest: int | None
-) -> ChargeList:
-    own, held = _sums(rows)
+def _related(rows: _Rows, at_rest: bool, largest: int | None) -> ChargeList:
+    own, in_files, held = _sums(rows)
     cgroups = _cgroups(rows)
     totals: Counter[PageSize] = Counter()
     hierarchical: Counter[tuple[int, PageSize]] = Counter()
@@ -295,33 +295,41 @@ def _related(
         unreserved=tuple(_unreserved(rows, cgroups)),
         cgroups=cgroups,
         own=own,
+        in_files=in_files,
         unlisted={size: used - listed for size, used, listed in rows.sizes.values()},
         at_rest=at_rest and agree,
-        reads=reads,
-        seconds=seconds,
     )
 
 
-def _sums(rows: _Rows) -> tuple[dict[int, Counter[PageSize]], Counter[int]]:
-    """Pages by cgroup, and by node what stays in its file when nobody maps it."""
-    by_super: Counter[tuple[int, int]] = Counter()
+_Sums = dict[int, Counter[PageSize]]
+
+
+def _sums(rows: _Rows) -> tuple[_Sums, _Sums, Counter[int]]:
+    """Pages by cgroup, those in files, and by node what is in its file."""
+    reserved: Counter[tuple[int, int]] = Counter()
+    private: Counter[tuple[int, int]] = Counter()
     held: Counter[int] = Counter()
     for superblock, node, start, end, cgroup in rows.regions:
         if not 0 <= start < end:
             raise MalformedAnswer(f"a region is [{start}, {end})")
-        by_super[superblock, cgroup] += end - start
+        reserved[superblock, cgroup] += end - start
         held[node] += end - start
     for superblock, _, start, pages, cgroup in rows.private:
         if start < 0 or pages <= 0:
             raise MalformedAnswer(f"a private mapping has {pages} pages from page {start}")
-        by_super[superblock, cgroup] += pages
-    own: dict[int, Counter[PageSize]] = defaultdict(Counter)
-    for (superblock, cgroup), pages in by_super.items():
+        private[superblock, cgroup] += pages
+    in_files: _Sums = defaultdict(Counter)
+    for (superblock, cgroup), pages in reserved.items():
+        in_files[cgroup][rows.sizes[rows.supers[superblock][1]][0]] += pages
+    own: _Sums = defaultdict(Counter)
+    for (size, inode, cgroup, _), pages in rows.folios.items():
+        (in_files if inode else own)[cgroup][rows.sizes[size][0]] += pages
+    for (superblock, cgroup), pages in private.items():
         own[cgroup][rows.sizes[rows.supers[superblock][1]][0]] += pages
-    for (size, _, cgroup, _), pages in rows.folios.items():
-        own[cgroup][rows.sizes[size][0]] += pages
+    for cgroup, amounts in in_files.items():
+        own[cgroup].update(amounts)
     _add_unreserved(rows, held)
-    return dict(own), held
+    return dict(own), dict(in_files), held
 
 
 def _add_unreserved(rows: _Rows, held: Counter[int]) -> None:

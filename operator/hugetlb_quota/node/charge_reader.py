@@ -11,8 +11,9 @@ import contextlib
 import logging
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from hugetlb_quota.node.charge_list import ChargeList, MalformedAnswer, decode
 
@@ -26,7 +27,7 @@ FIRST_PAUSE_SECONDS: Final = 0.25
 LONGEST_PAUSE_SECONDS: Final = 60.0
 
 #: As in reader/rows.h.
-_ANSWER: Final = struct.Struct("=IHHQI4xQ")
+_ANSWER: Final = struct.Struct("=IHHQIIQ")
 _MAGIC: Final = 0x4C435148
 _PROTOCOL: Final = 1
 _REQUEST: Final = b"r"
@@ -36,6 +37,18 @@ _MOST_BYTES: Final = 1 << 31
 _MOST_SENTENCE: Final = 4096
 
 _log = logging.getLogger(__name__)
+
+
+class _Head(NamedTuple):
+    """What an answer begins with."""
+
+    magic: int
+    protocol: int
+    status: int
+    length: int
+    reads: int
+    left_out: int
+    nanoseconds: int
 
 
 class ChargeListUnreadable(Exception):
@@ -114,17 +127,16 @@ class ChargeReader:
         assert process.stdin
         process.stdin.write(_REQUEST)
         await process.stdin.drain()
-        status, payload, reads, nanoseconds = await self._answer(process)
-        if status == _ERROR:
+        head, payload = await self._answer(process)
+        if head.status == _ERROR:
             raise ChargeListUnreadable(_sentence(payload))
-        if status not in (_REST, _MOVED):
-            raise MalformedAnswer(f"its status is {status}")
-        return decode(
-            payload,
-            at_rest=status == _REST,
-            reads=reads,
-            seconds=nanoseconds / 1e9,
-            largest=largest,
+        if head.status not in (_REST, _MOVED):
+            raise MalformedAnswer(f"its status is {head.status}")
+        return replace(
+            decode(payload, at_rest=head.status == _REST, largest=largest),
+            mappings_left_out=bool(head.left_out),
+            reads=head.reads,
+            seconds=head.nanoseconds / 1e9,
         )
 
     async def _start(self) -> asyncio.subprocess.Process:
@@ -141,23 +153,22 @@ class ChargeReader:
                 " `make reader`."
             ) from error
         self._process = process
-        status, payload, *_ = await self._answer(process)
-        if status == _ERROR:
+        head, payload = await self._answer(process)
+        if head.status == _ERROR:
             raise _ReaderFailed(_sentence(payload))
-        if status != _READY:
-            raise MalformedAnswer(f"its first status is {status}")
+        if head.status != _READY:
+            raise MalformedAnswer(f"its first status is {head.status}")
         return process
 
-    async def _answer(self, process: asyncio.subprocess.Process) -> tuple[int, bytes, int, int]:
+    async def _answer(self, process: asyncio.subprocess.Process) -> tuple[_Head, bytes]:
         assert process.stdout
-        head = await process.stdout.readexactly(_ANSWER.size)
-        magic, protocol, status, length, reads, nanoseconds = _ANSWER.unpack(head)
-        if magic != _MAGIC or protocol != _PROTOCOL:
-            raise MalformedAnswer(f"it begins with {head[:6].hex()}, which is another protocol")
-        if length > (_MOST_SENTENCE if status == _ERROR else _MOST_BYTES):
-            raise MalformedAnswer(f"it announces {length} bytes")
-        payload = await process.stdout.readexactly(length)
-        return status, payload, reads, nanoseconds
+        packed = await process.stdout.readexactly(_ANSWER.size)
+        head = _Head(*_ANSWER.unpack(packed))
+        if head.magic != _MAGIC or head.protocol != _PROTOCOL:
+            raise MalformedAnswer(f"it begins with {packed[:6].hex()}, which is another protocol")
+        if head.length > (_MOST_SENTENCE if head.status == _ERROR else _MOST_BYTES):
+            raise MalformedAnswer(f"it announces {head.length} bytes")
+        return head, await process.stdout.readexactly(head.length)
 
     async def _ended(self) -> str:
         if self._process is None:

@@ -14,7 +14,7 @@ from hugetlb_quota.node.charge_reader import ChargeListUnreadable, ChargeReader
 STAGE = f"""#!{sys.executable} -S
 import os, struct, sys
 def head(status, length=0, magic=0x4C435148, protocol=1):
-    os.write(1, struct.pack("=IHHQI4xQ", magic, protocol, status, length, 1, 0))
+    os.write(1, struct.pack("=IHHQIIQ", magic, protocol, status, length, 3, 1, 5))
 def empty(status):
     head(status, 72); os.write(1, bytes(72))
 def request():
@@ -57,6 +57,7 @@ async def test_an_empty_list_is_one(child: Callable[[str], ChargeReader]) -> Non
     reader = child(READY + "while request(): empty(2)")
     first = await reader.read()
     assert (first.files, first.at_rest) == ((), True)
+    assert (first.mappings_left_out, first.reads, first.seconds) == (True, 3, 5e-9)
     pid = reader.pid
     await reader.read()
     assert reader.pid == pid

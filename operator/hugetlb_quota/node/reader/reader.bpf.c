@@ -339,7 +339,7 @@ static long one_area(__u64 step, void *unused)
 	right = BPF_CORE_READ(node, rb_right);
 	parent = (void *)(BPF_CORE_READ(node, __rb_parent_color) & ~3UL);
 	if (area_from == parent) {
-		if (private_mapping(node))
+		if (++run.areas > MOST_AREAS || private_mapping(node))
 			return 1;
 		area_position = left ? left : right ? right : parent;
 	} else if (area_from == left) {
@@ -368,7 +368,8 @@ static __always_inline long one_file(void)
 	}
 	area_position = BPF_CORE_READ(inode, i_data.i_mmap.rb_root.rb_node);
 	area_from = 0;
-	if (area_position && bpf_loop(MOST_STEPS, one_area, 0, 0) >= MOST_STEPS)
+	if (area_position && run.areas <= MOST_AREAS &&
+	    bpf_loop(3 * MOST_AREAS, one_area, 0, 0) >= 3 * MOST_AREAS)
 		return torn(TOO_LONG);
 	/* Pages without reservation, which the folios tell, are in some file. */
 	if (!run.torn && BPF_CORE_READ(inode, i_data.nrpages))
@@ -618,7 +619,7 @@ int read_charges(void *unused)
 	deadline = bpf_ktime_get_ns() + MOST_NANOSECONDS;
 	number++;
 	run.torn = run.sizes = 0;
-	run.rows = run.inodes = 0;
+	run.rows = run.inodes = run.areas = 0;
 	__builtin_memset(run.listed, 0, sizeof run.listed);
 	sizes = 0;
 

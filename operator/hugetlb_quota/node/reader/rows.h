@@ -119,11 +119,13 @@ enum missing {
 
 /* A program that runs in the kernel can't be killed, so it ends by itself. */
 #define MOST_NANOSECONDS 1000000000ULL
+/* A pod can map one file a million times; what lies beyond is left out, and the rest stays exact. */
+#define MOST_AREAS (1 << 20)
 
 /* What a run says beside its rows. `before`, `after`, `listed`: huge pages by page size. */
 struct run {
 	__u32 anchor; /* in: a descriptor of some hugetlbfs file */
-	__u32 missing, torn, sizes;
+	__u32 missing, torn, sizes, areas, unused;
 	__u64 rows, inodes;
 	__s64 before[SIZES], after[SIZES], listed[SIZES];
 };
@@ -147,7 +149,8 @@ struct answer {
 	__u32 magic;
 	__u16 protocol, status;
 	__u64 bytes;
-	__u32 reads, unused; /* how often the kernel was read for it */
+	__u32 reads;	/* how often the kernel was read for it */
+	__u32 left_out; /* whether there are more than MOST_AREAS mappings */
 	__u64 nanoseconds;
 };
 
