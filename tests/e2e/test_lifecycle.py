@@ -94,7 +94,8 @@ def test_a_reboot_of_the_node(installed: Host, namespace: str, seen: Seen) -> No
     wait_log(namespace, "stays", "touched 8 MiB")
     wait_used(namespace, "q", "16Mi")
     before = boot_id(installed.node)
-    installed.run("systemctl --no-block reboot")
+    # A moment later, so that this shell ends before the node does.
+    installed.run("systemd-run --on-active=2s systemctl reboot")
     wait("the node to boot anew", lambda: boot_id(installed.node) != before, patience=REBOOT)
     wait("the node's shell", lambda: answers(installed), patience=REBOOT)
     # The file went with the kernel that held it; the pod that kubelet started anew is charged.
