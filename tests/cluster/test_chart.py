@@ -29,9 +29,9 @@ def rendered(helm: Path) -> chart.Chart:
 def test_the_programs_have_these_rights_and_no_others(rendered: chart.Chart) -> None:
     """A right more is a deliberate change: of this table too."""
     assert rights_of(rendered, "hugetlb-quota-admission") == {
-        "hugetlb.dev/hugetlbquotas": {"get", "list"},
+        "hugetlb.dev/hugetlbquotas": READ,
         "hugetlb.dev/hugetlbquotas/status": {"update"},
-        "namespaces": {"get", "list"},
+        "namespaces": READ,
     }
     assert rights_of(rendered, "hugetlb-quota-controller") == {
         "hugetlb.dev/hugetlbquotas": READ | {"patch"},
@@ -230,7 +230,7 @@ def test_an_upgrade_keeps_the_certificate(
 
     data, bundles = certificates()
     assert set(data) == {"ca.crt", "tls.crt", "tls.key"}
-    assert bundles == [data["ca.crt"]] * 2
+    assert bundles == [data["ca.crt"]] * 3
     assert "WARNING: admission.failurePolicy is Ignore" in release(
         "--set=admission.failurePolicy=Ignore"
     )
