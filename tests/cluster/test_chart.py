@@ -264,7 +264,7 @@ def test_an_upgrade_keeps_the_certificate(
 
     data, bundles = certificates()
     assert set(data) == {"ca.crt", "tls.crt", "tls.key"}
-    assert bundles == [data["ca.crt"]] * 2
+    assert bundles == [data["ca.crt"]] * 3
     assert "WARNING: admission.failurePolicy is Ignore" in release(
         "--set=admission.failurePolicy=Ignore"
     )

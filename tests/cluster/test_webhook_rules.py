@@ -189,6 +189,33 @@ def test_labels_of_a_pod_without_huge_pages_change_freely(
     assert asked(PODS) == []
 
 
+def test_who_claims_to_mirror_a_static_pod_is_asked_about_unless_a_kubelet(
+    control_plane: ControlPlane, namespace: str, asked: Asked, node: str
+) -> None:
+    raw = pod(nodeName=node)
+    raw["metadata"]["annotations"] = {"kubernetes.io/config.mirror": "hash"}
+    control_plane.api.create("v1/pods", copy.deepcopy(raw), namespace=namespace)
+    assert [each["operation"] for each in asked(PODS)] == ["CREATE"]
+    kubelet = control_plane.api_for(
+        control_plane.user_kubeconfig(f"system:node:{node}", "system:nodes")
+    )
+    owner = control_plane.api.get("v1/nodes", node)["metadata"]
+    raw["metadata"] |= {
+        "name": "mirror",
+        "ownerReferences": [
+            {
+                "apiVersion": "v1",
+                "kind": "Node",
+                "name": node,
+                "uid": owner["uid"],
+                "controller": True,
+            }
+        ],
+    }
+    kubelet.create("v1/pods", raw, namespace=namespace)
+    assert asked(PODS) == []
+
+
 def test_a_quota_is_asked_about_when_its_spec_changes(
     control_plane: ControlPlane, namespace: str, asked: Asked
 ) -> None:

@@ -89,3 +89,16 @@ periodSeconds: 2
 timeoutSeconds: 5
 failureThreshold: {{ div (add1 (int .Values.startupSeconds)) 2 }}
 {{- end }}
+
+{{/*
+CEL: whether a pod names huge pages in all that counts towards its effective request, and in nothing
+else; a limit alone sets the request too. Ephemeral containers cannot ask for huge pages.
+*/}}
+{{- define "hugetlb-quota.namesHugepages" -}}
+(object.spec.containers + object.spec.?initContainers.orValue([])).exists(c,
+  [c.?resources.?requests, c.?resources.?limits].exists(list,
+    list.orValue({}).exists(name, name.startsWith('hugepages-'))))
+|| [object.spec.?resources.?requests, object.spec.?resources.?limits,
+  object.spec.?overhead].exists(list,
+    list.orValue({}).exists(name, name.startsWith('hugepages-')))
+{{- end }}

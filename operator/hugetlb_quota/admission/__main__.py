@@ -10,6 +10,8 @@ import ssl
 import sys
 from pathlib import Path
 
+import uvloop
+
 from hugetlb_quota.admission.server import Certificate, serve
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.listening import EVERYWHERE
@@ -24,7 +26,7 @@ def main() -> None:
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
     try:
-        asyncio.run(_run(arguments))
+        uvloop.run(_run(arguments))
     except NotConfigured as error:
         sys.exit(str(error))
 

@@ -212,8 +212,15 @@ class QuotaCache:
 
     def _project(self, raw: dict[str, Any]) -> Known:
         metadata = raw["metadata"]
-        key = QuotaKey(metadata["namespace"], metadata["name"])
-        return _project(raw, self._known.get(key))
+        known = self._known.get(QuotaKey(metadata["namespace"], metadata["name"]))
+        if (
+            isinstance(known, QuotaObject)
+            and known.uid == metadata["uid"]
+            and known.resource_version == metadata["resourceVersion"]
+            and known.spec == raw.get("spec")
+        ):
+            return known  # what this program wrote itself comes back
+        return _project(raw, known)
 
     def _changed(self, old: Known | None, new: Known | None, version: int) -> None:
         if new is not None:

@@ -52,7 +52,8 @@ logger = logging.getLogger(__name__)
 class _Subject:
     """What a decision needs to know of the pod, and which request asks.
 
-    ``since``: the resourceVersion of the pod that is changed, 0 for a new one.
+    ``since``: the resourceVersion of the pod that is changed, 0 for a new one. ``finished``:
+    before the request. ``mirror``: it claims to show what a kubelet runs from elsewhere.
     """
 
     uid: str
@@ -60,7 +61,7 @@ class _Subject:
     name: str
     labels: Mapping[str, str]
     old_labels: Mapping[str, str] | None
-    settled: bool
+    finished: bool
     mirror: bool
     request: str
     since: int
@@ -72,7 +73,6 @@ class _Subject:
         :raises MalformedReview: for what no API server sends.
         """
         metadata = mapping(request.new, "metadata", "request.object")
-        status = mapping(request.new, "status", "request.object")
         changes = request.operation == "UPDATE"
         old = mapping(request.old, "metadata", "request.oldObject") if changes else {}
         name = text(metadata, "name") or text(metadata, "generateName") or request.name
@@ -89,9 +89,9 @@ class _Subject:
             name=name,
             labels=strings(metadata, "labels", "request.object.metadata"),
             old_labels=strings(old, "labels", "request.oldObject.metadata") if changes else None,
-            settled=status.get("phase") in FINISHED_PHASES or "deletionTimestamp" in metadata,
-            mirror=CONFIG_MIRROR in mapping(metadata, "annotations", "request.object.metadata")
-            and _NODES_GROUP in request.user_info.groups,
+            finished=changes
+            and mapping(request.old, "status", "request.oldObject").get("phase") in FINISHED_PHASES,
+            mirror=CONFIG_MIRROR in mapping(metadata, "annotations", "request.object.metadata"),
             request=request.uid,
             since=_version(text(old, "resourceVersion")),
         )
@@ -135,10 +135,14 @@ class PodAdmission:
         if request.operation not in ("CREATE", "UPDATE"):
             return ALLOW
         pod = _Subject.of(request)
-        # A finished or leaving pod takes no new pages. A mirror pod shows what kubelet
-        # runs already from a file: refusing it would hide it, and the recount counts it.
-        if pod.settled or pod.mirror:
+        # A finished pod takes no new pages; one that leaves holds what it has until it has left.
+        if pod.finished:
             return ALLOW
+        if pod.mirror and request.operation == "CREATE":
+            # It shows what kubelet runs already from a file: refusing it would hide it, and
+            # the recount counts it. Agents believe which cgroup it names, so nobody else may.
+            kubelet = _NODES_GROUP in request.user_info.groups
+            return ALLOW if kubelet else deny(refusal.forged_mirror(str(pod), CONFIG_MIRROR))
         try:
             wanted = _demand(request.new)
             if not wanted:

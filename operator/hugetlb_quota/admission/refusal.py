@@ -107,6 +107,14 @@ def malformed_demand(pod: str, why: object) -> str:
     return _bounded(f"pod {pod} is refused: {why}")
 
 
+def forged_mirror(pod: str, annotation: str) -> str:
+    """A pod that claims to be a mirror, and that no kubelet makes."""
+    return (
+        f"pod {pod} has the annotation {annotation}, by which a kubelet shows what it runs from a"
+        " file, and no kubelet asks for it; leave the annotation out."
+    )
+
+
 def no_uid(pod: str) -> str:
     """A pod without the identity that a reservation needs."""
     return (

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+
+import orjson
 
 API_VERSION: Final = "admission.k8s.io/v1"
 KIND: Final = "AdmissionReview"
@@ -81,8 +82,8 @@ def parse(body: bytes) -> AdmissionRequest:
     :raises MalformedReview: when it is none, saying what is wrong with it.
     """
     try:
-        review = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        review = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
         raise MalformedReview(f"Invalid JSON: {error}.") from error
     if not isinstance(review, dict):
         raise MalformedReview("it is no JSON object.")

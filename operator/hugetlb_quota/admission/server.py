@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+import orjson
 from aiohttp import web
 
 from hugetlb_quota.admission import chains, refusal
@@ -168,7 +169,9 @@ class Admission:
             return web.Response(status=400, text=f"{error}\n")
         if not decision.allowed:
             logger.info("%s of %s: %s", asked.operation, asked.user_info.username, decision.message)
-        return web.json_response(decision.review(asked.uid))
+        return web.Response(
+            body=orjson.dumps(decision.review(asked.uid)), content_type="application/json"
+        )
 
     async def _healthz(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")

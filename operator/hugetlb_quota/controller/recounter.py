@@ -45,6 +45,9 @@ from hugetlb_quota.kube.status import compare_and_swap
 
 #: Seconds from a change to the recount, so that a burst makes one.
 SETTLE: Final = 0.1
+#: Seconds between recounts at the least, so that a quota is written twice a second at most:
+#: each of these writes is a conflict for whoever admits just then.
+SHORTEST_PERIOD: Final = 0.5
 #: Seconds between recounts when nothing changes: reservations expire, agents go silent.
 PERIOD: Final = 5.0
 #: Seconds from a write that failed to the next recount.
@@ -122,11 +125,13 @@ class Recounter:
                 await informer.synced.wait()
             while True:
                 self._wake.clear()
+                began = time.monotonic()
                 await self._recount()
                 try:
                     async with asyncio.timeout(PERIOD):
                         await self._wake.wait()
-                        await asyncio.sleep(SETTLE)
+                        rest = began + SHORTEST_PERIOD - time.monotonic()
+                        await asyncio.sleep(max(SETTLE, rest))
                 except TimeoutError:
                     pass
 
@@ -193,7 +198,7 @@ class Recounter:
             change = self._change(known, total, gone, picture)
             if not change(known).is_stored:
                 before = known.conditions
-                written = await compare_and_swap(self._connection, known.key, change)
+                written = await compare_and_swap(self._connection, known.key, change, known=known)
                 await self._tell(written, conditions.turned(before, written.conditions))
         except _Superseded as newer:
             await self._meet(newer)

@@ -7,13 +7,13 @@ passing few.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import aiohttp
+import orjson
 
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.resources import Resource
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 REQUEST_TIMEOUT: Final = 10.0
 #: How long it may take to connect, TLS included, in seconds.
 CONNECT_TIMEOUT: Final = 5.0
+#: Connections to the API server at the same time, kept alive between requests.
+CONNECTIONS: Final = 100
 #: How long the server is asked to keep a watch open, in seconds.
 WATCH_TIMEOUT: Final = 300
 #: How long a watch may be silent, in seconds: the server sends a bookmark each minute
@@ -182,7 +184,7 @@ class Connection:
         path = resource.path(namespace)
         async with self._answer("GET", path, limit, query=query) as answer:
             async for line in _lines(answer.content):
-                event: Json = json.loads(line)
+                event: Json = orjson.loads(line)
                 if event.get("type") == "ERROR":
                     status = event.get("object") or {}
                     raise errors.from_status(int(status.get("code") or 500), status)
@@ -199,7 +201,7 @@ class Connection:
     ) -> Json:
         limit = aiohttp.ClientTimeout(total=timeout, connect=min(CONNECT_TIMEOUT, timeout))
         async with self._answer(method, path, limit, query=query, body=body) as answer:
-            decoded: Json = json.loads(await answer.read())
+            decoded: Json = orjson.loads(await answer.read())
             return decoded
 
     @asynccontextmanager
@@ -228,7 +230,7 @@ class Connection:
             raise errors.ApiUnreachable(
                 f"The API server did not answer {method} {path} within {seconds:g} s."
             ) from error
-        except (aiohttp.ClientError, OSError, json.JSONDecodeError) as error:
+        except (aiohttp.ClientError, OSError, orjson.JSONDecodeError) as error:
             raise errors.ApiUnreachable(
                 f"The API server can't be reached for {method} {path}:"
                 f" {error or type(error).__name__}."
@@ -238,7 +240,7 @@ class Connection:
 def _status(body: bytes) -> Mapping[str, Any]:
     """The ``metav1.Status`` in ``body``; a proxy in between may answer anything else."""
     try:
-        status = json.loads(body)
+        status = orjson.loads(body)
     except ValueError:
         status = None
     if isinstance(status, dict):

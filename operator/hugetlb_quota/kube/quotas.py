@@ -88,7 +88,7 @@ class QuotaObject:
     invalid: str = ""
     spec: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
     stored: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    _as_read: _AsRead = field(default=_NOTHING_READ, compare=False, repr=False)
+    as_read: _AsRead = field(default=_NOTHING_READ, compare=False, repr=False)
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], known: QuotaObject | None = None) -> Self:
@@ -100,7 +100,8 @@ class QuotaObject:
         """
         metadata = raw.get("metadata") or {}
         key = QuotaKey(metadata.get("namespace") or "", metadata.get("name") or "")
-        return cls._of(raw, metadata, _read_spec(key, metadata, raw.get("spec"), known))
+        quota = _read_spec(key, metadata, raw.get("spec"), known)
+        return cls._of(raw, metadata, quota, known)
 
     @classmethod
     def to_count(cls, raw: Mapping[str, Any], known: QuotaObject | None = None) -> Self:
@@ -118,20 +119,20 @@ class QuotaObject:
                 quota = replace(known.quota, terminating=gone)
             else:
                 quota = _what_can_be_read(error.key, metadata, raw.get("spec"))
-            return replace(cls._of(raw, metadata, quota), invalid=error.why)
+            return replace(cls._of(raw, metadata, quota, known), invalid=error.why)
 
     @classmethod
-    def _of(cls, raw: Mapping[str, Any], metadata: Mapping[str, Any], quota: Quota) -> Self:
+    def _of(
+        cls,
+        raw: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+        quota: Quota,
+        known: QuotaObject | None,
+    ) -> Self:
         key = quota.key
         status = raw.get("status")
         stored: Mapping[str, Any] = status if isinstance(status, dict) else {}
-        read = _AsRead(
-            pods=_read_charge(stored.get("pods")),
-            retained=_read_charge(stored.get("retained")),
-            retained_files=_each(stored.get("retainedFiles"), _read_file),
-            unreported=_each(stored.get("unreported"), _read_unreported),
-            conditions=_each(stored.get("conditions"), _read_condition),
-        )
+        read = _read_status(stored, known)
         reservations, unreadable = reservation.parse_all(stored.get("reservations"))
         counter = Counter(
             quota=key,
@@ -155,7 +156,7 @@ class QuotaObject:
             counted_under=_integer(stored.get("countedUnder")),
             spec=raw.get("spec"),
             stored=stored,
-            _as_read=read,
+            as_read=read,
         )
 
     def with_counter(self, counter: Counter) -> Self:
@@ -167,7 +168,7 @@ class QuotaObject:
 
         What did not change is left as it was stored, fields of newer releases among it.
         """
-        counter, read = self.counter, self._as_read
+        counter, read = self.counter, self.as_read
         status: Json = {
             **self.stored,
             "hard": counter.hard.to_resources(),
@@ -194,7 +195,7 @@ class QuotaObject:
     @property
     def is_readable(self) -> bool:
         """Whether what is charged can be read from its status."""
-        read = self._as_read
+        read = self.as_read
         return read.pods is not None and read.retained is not None and not self.counter.unreadable
 
     @property
@@ -330,6 +331,20 @@ def _what_can_be_read(key: QuotaKey, metadata: Mapping[str, Any], spec: Any) -> 
         uid=metadata.get("uid") or "",
         generation=_integer(metadata.get("generation")) or 1,
         terminating=metadata.get("deletionTimestamp") is not None,
+    )
+
+
+def _read_status(stored: Mapping[str, Any], known: QuotaObject | None) -> _AsRead:
+    """The fields that only the controller writes: mostly the same as before."""
+    fields = ("pods", "retained", "retainedFiles", "unreported", "conditions")
+    if known is not None and all(stored.get(name) == known.stored.get(name) for name in fields):
+        return known.as_read
+    return _AsRead(
+        pods=_read_charge(stored.get("pods")),
+        retained=_read_charge(stored.get("retained")),
+        retained_files=_each(stored.get("retainedFiles"), _read_file),
+        unreported=_each(stored.get("unreported"), _read_unreported),
+        conditions=_each(stored.get("conditions"), _read_condition),
     )
 
 

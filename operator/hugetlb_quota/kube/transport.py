@@ -7,18 +7,20 @@ In a pod the kubernetes package is left out: importing it is a third of a progra
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import ssl
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+import orjson
 
 if TYPE_CHECKING:
-    from kubernetes.aio.client import ApiClient
+    from kubernetes.aio.client import ApiClient, Configuration
 
 #: Where kubelet puts what a pod's ServiceAccount has.
 ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -26,6 +28,8 @@ ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TOKEN_PERIOD: Final = 60.0
 #: Connections to the server at a time; watches are among them.
 _CONNECTIONS: Final = 100
+#: Bytes of an answer read at a time; a page of quotas is some megabytes.
+_READ_BUFFER: Final = 2**21
 
 
 class Transport(Protocol):
@@ -59,6 +63,54 @@ class Transport(Protocol):
         ...
 
 
+class _Session:
+    """Connections to one server, kept alive between requests.
+
+    The kubernetes package's own way through its models and its session takes longer than the
+    API server does for a small write.
+    """
+
+    def __init__(
+        self, server: str, agent: str, context: ssl.SSLContext, proxy: Mapping[str, Any]
+    ) -> None:
+        self.server = server
+        self._proxy = proxy
+        # trust_env would read the environment and .netrc for every request.
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=context, limit=_CONNECTIONS),
+            headers={"Accept": "application/json", "User-Agent": agent},
+            read_bufsize=_READ_BUFFER,
+        )
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Any,
+        limit: aiohttp.ClientTimeout,
+        authorization: str | None,
+    ) -> aiohttp.ClientResponse:
+        headers = {} if authorization is None else {"Authorization": authorization}
+        data = None
+        if body is not None:
+            data = orjson.dumps(body)
+            headers["Content-Type"] = "application/json"
+        return await self._session.request(
+            method,
+            self.server + path,
+            params=query,
+            data=data,
+            headers=headers,
+            timeout=limit,
+            allow_redirects=False,
+            **self._proxy,
+        )
+
+    async def close(self) -> None:
+        await self._session.close()
+
+
 class InPod:
     """By the pod's ServiceAccount.
 
@@ -76,10 +128,7 @@ class InPod:
             raise ValueError(
                 f"The ServiceAccount in {self._account} can't be used: {error}"
             ) from error
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=context, limit=_CONNECTIONS),
-            headers={"Accept": "application/json", "User-Agent": agent},
-        )
+        self._session = _Session(self.server, agent, context, {})
         self._agent = agent
         self._client: ApiClient | None = None
 
@@ -109,14 +158,7 @@ class InPod:
         """The answer, as :class:`Transport` has it."""
         if time.monotonic() >= self._read_again_at:
             self._read_token()
-        headers = {"Authorization": f"Bearer {self._token}"}
-        data = None
-        if body is not None:
-            data = json.dumps(body).encode()
-            headers["Content-Type"] = "application/json"
-        return await self._session.request(
-            method, self.server + path, params=query, data=data, headers=headers, timeout=limit
-        )
+        return await self._session.send(method, path, query, body, limit, f"Bearer {self._token}")
 
     async def close(self) -> None:
         """End all connections."""
@@ -130,11 +172,17 @@ class InPod:
 
 
 class ByKubeconfig:
-    """By a kubeconfig, with all that the kubernetes package knows of those; see :meth:`load`."""
+    """By a kubeconfig, read by the kubernetes package; see :meth:`load`."""
 
     def __init__(self, client: ApiClient, refreshing: asyncio.Task[None]) -> None:
         self._client = client
         self._refreshing = refreshing
+        configuration = client.configuration
+        self.server = str(configuration.host)
+        context = client.rest_client.ssl_context
+        self._session = _Session(
+            self.server, client.user_agent, context, _proxy(configuration, self.server)
+        )
 
     @classmethod
     async def load(cls, path: str, agent: str) -> ByKubeconfig:
@@ -154,11 +202,6 @@ class ByKubeconfig:
         client.user_agent = agent
         return cls(client, asyncio.create_task(refresh))
 
-    @property
-    def server(self) -> str:
-        """Scheme, host and port."""
-        return str(self._client.configuration.host)
-
     async def client(self) -> ApiClient:
         """The kubernetes package's own client."""
         return self._client
@@ -172,23 +215,25 @@ class ByKubeconfig:
         limit: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
         """The answer, as :class:`Transport` has it."""
-        # The body goes past param_serialize, which would copy it through its models.
-        method, url, headers, *_ = await self._client.param_serialize(
-            method,
-            path,
-            query_params=list(query.items()),
-            header_params={"Accept": "application/json"},
-            auth_settings=["BearerToken"],
-        )
-        raw = await self._client.call_api(method, url, headers, body=body, _request_timeout=limit)
-        answer: aiohttp.ClientResponse = raw.response
-        return answer
+        configuration = self._client.configuration
+        token = await configuration.get_api_key_with_prefix("BearerToken", "authorization")
+        return await self._session.send(method, path, query, body, limit, token)
 
     async def close(self) -> None:
         """End all connections."""
         self._refreshing.cancel()
         await asyncio.gather(self._refreshing, return_exceptions=True)
+        await self._session.close()
         await self._client.close()  # type: ignore[no-untyped-call]
+
+
+def _proxy(configuration: Configuration, host: str) -> dict[str, Any]:
+    """The proxy to ``host``, if one is configured or in the environment."""
+    address = urlsplit(host)
+    proxy = configuration.proxy or getproxies().get(address.scheme)
+    if not proxy or (not configuration.proxy and proxy_bypass(address.netloc)):
+        return {}
+    return {"proxy": proxy, "proxy_headers": configuration.proxy_headers}
 
 
 def _server() -> str:

@@ -193,10 +193,8 @@ async def test_a_dry_run_decides_and_writes_nothing(api: FakeApi) -> None:
         pod(request={"cpu": "1"}),
         pod(request={"hugepages-2Mi": "0"}),
         pod(request={"hugepages-1Gi": "1Gi"}, namespace="elsewhere"),
-        pod(deletionTimestamp="2026-11-22T12:00:00Z"),
-        {**pod(), "status": {"phase": "Succeeded"}},
     ],
-    ids=["no huge pages", "zero", "no quota there", "leaving", "finished"],
+    ids=["no huge pages", "zero", "no quota there"],
 )
 async def test_what_charges_nothing_is_allowed(api: FakeApi, raw: dict[str, Any]) -> None:
     assert (await decide(api, create(raw))).allowed
@@ -234,7 +232,10 @@ async def test_only_a_node_may_show_a_mirror_pod(api: FakeApi) -> None:
     raw = pod(request={"hugepages-2Mi": "1Ti"}, annotations=MIRROR)
     nodes = UserInfo("system:node:a", ("system:nodes",))
     assert (await decide(api, create(raw, user_info=nodes))).allowed
-    assert not (await decide(api, create(raw, user_info=UserInfo("tenant")))).allowed
+    for request in (raw, pod(request={"cpu": "1"}, annotations=MIRROR)):
+        forged = await decide(api, create(request, user_info=UserInfo("tenant")))
+        assert "no kubelet asks for it" in forged.message
+    assert api.writes == []
 
 
 async def test_a_missing_parent_refuses(api: FakeApi) -> None:
@@ -334,6 +335,26 @@ async def test_a_relabelled_pod_needs_room_where_it_goes(api: FakeApi) -> None:
     api.put(quota("db/gold", {"hugepages-2Mi": 0}, selector={"matchLabels": {"app": "gold"}}))
     decision = await decide(api, relabelled(app="gold"))
     assert "HugeTLBQuota db/gold has no room" in decision.message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "moves"),
+    [
+        ({}, {"deletionTimestamp": "2026-11-22T12:00:00Z"}, False),
+        ({"phase": "Running"}, {"phase": "Succeeded"}, False),
+        ({"phase": "Succeeded"}, {"phase": "Succeeded"}, True),
+    ],
+    ids=["leaving", "finishing with the same request", "finished"],
+)
+async def test_only_a_finished_pod_moves_for_free(
+    api: FakeApi, old: dict[str, str], new: dict[str, str], moves: bool
+) -> None:
+    api.put(quota("db/gold", {"hugepages-2Mi": 0}, selector={"matchLabels": {"app": "gold"}}))
+    before, after = pod(labels={"app": "old"}), pod(labels={"app": "gold"})
+    before["status"], after["status"] = old, new
+    if "deletionTimestamp" in new:
+        after["metadata"] |= new
+    assert (await decide(api, update(before, after))).allowed == moves
 
 
 async def test_a_relabelled_pod_that_stays_where_it_is_writes_nothing(api: FakeApi) -> None:
