@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,8 @@ AGAIN = "reboot or qos or static or sidecars"
 
 def main() -> int:
     """Return pytest's status, or 1 when the cluster could not be made."""
+    # As Ctrl-C: what was made goes.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with tempfile.TemporaryDirectory(prefix="hugetlb-quota-vm-") as scratch:
             return _run(Path(scratch))
