@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from tests.e2e import operator
 from tests.e2e.host import Host
-from tests.e2e.kubectl import apply, delete, items, wait
+from tests.e2e.kubectl import apply, delete, items
 from tests.e2e.pods import condition, quota, wait_used
+from tests.e2e.test_limits import wait_limits
 
 Seen = Callable[[str], None]
 
@@ -29,13 +30,8 @@ def test_a_quota_over_the_agents_own_namespace_is_enforced(installed: Host, seen
     try:
         wait_used(operator.NAMESPACE, name, "0")
         (agent,) = operator.pods("agent")
-
-        def limited() -> str:
-            groups = installed.groups(agent["metadata"]["uid"])
-            limits = {group.limits() for group in groups}
-            return f"{len(groups)} cgroups of the agent's pod: 0" if limits == {("0", "0")} else ""
-
-        seen(wait("the limits of the agent's own cgroups to be 0", limited))
+        groups = wait_limits(installed, agent["metadata"]["uid"], 0)
+        seen(f"{len(groups)} cgroups of the agent's own pod are held to 0")
         status, reason, message = condition(operator.node_report(installed.node), "Ready")
         assert status == "True", f"{reason}: {message}"
     finally:
