@@ -1,9 +1,17 @@
 # One image for all programs: the chart's commands choose, `python -m hugetlb_quota.<program>`.
 # `make image` builds it with docker, podman or buildah, and labels it with version and revision.
 
-# All platforms of the official image; with another BASE, a `python` of 3.11 or newer and its `pip`
-# are needed in it.
+# All platforms of the official image; with another BASE, a `python` of 3.11 or newer, its `pip`, and
+# Debian's apt are needed in it.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm@sha256:0bee7276f83efd4a1ee05bbbf4281d95ed28e079220a9457f25a93e3f1e3c31b
+
+# The reader of the kernel's charge list: a static program, with its BPF program in it.
+FROM ${BASE} AS reader
+RUN apt-get -qq update \
+    && apt-get -qq install --no-install-recommends bpftool clang gcc libbpf-dev libc6-dev make \
+        < /dev/null > /dev/null
+COPY operator/hugetlb_quota/node/reader /src/reader
+RUN make -C /src/reader
 
 FROM ${BASE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
@@ -21,6 +29,7 @@ RUN --mount=type=secret,id=ca \
 COPY image/prune.py /src/image/
 COPY pyproject.toml README.md LICENSE /src/
 COPY operator /src/operator
+COPY --from=reader /src/reader/charge-reader /src/operator/hugetlb_quota/node/reader/
 # The root file system is read-only: what Python would compile at each start is compiled here.
 RUN pip --python /opt/build wheel --no-build-isolation --no-deps --wheel-dir /wheels /src \
     && pip --python /opt/hugetlb-quota install --no-compile --no-index --no-deps /wheels/*.whl \
@@ -43,6 +52,7 @@ RUN set -eu; \
     for program in admission controller agent; do \
         /opt/hugetlb-quota/bin/python -m "hugetlb_quota.$program" --help > /dev/null; \
     done; \
+    test -x /opt/hugetlb-quota/lib/python3*/site-packages/hugetlb_quota/node/reader/charge-reader; \
     find / -xdev -xtype l -delete
 # User 65532 is in no /etc/passwd, and libraries ask for a home.
 ENV PATH=/opt/hugetlb-quota/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/

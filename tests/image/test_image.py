@@ -119,6 +119,24 @@ def test_nothing_can_be_written_and_nothing_needs_to_be(root: Path, built: image
     assert missing == []
 
 
+def test_the_reader_of_the_charge_list_runs_and_its_source_stays_out(
+    root: Path, built: image.Image
+) -> None:
+    [folder] = root.glob("opt/hugetlb-quota/lib/python3*/site-packages/hugetlb_quota/node/reader")
+    assert [path.name for path in folder.iterdir()] == ["charge-reader"]
+    program = folder / "charge-reader"
+    done = subprocess.run(
+        ["chroot", root, f"/{program.relative_to(root)}"],
+        input=b"",
+        capture_output=True,
+        timeout=60,
+    )
+    # No BTF of the kernel in this root: it is told so, in its protocol, and that is all.
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert done.stdout.startswith(b"HQCL")
+    assert b"has no BTF at /sys/kernel/btf/vmlinux" in done.stdout
+
+
 def test_a_lease_is_made_read_and_renewed_with_what_is_kept_of_the_client(
     root: Path, built: image.Image
 ) -> None:

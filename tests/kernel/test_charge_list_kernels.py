@@ -24,7 +24,7 @@ from tests.tracking import PAGE, SMALL
 HERE = Path(__file__).resolve().parent
 SUITES = {"bookworm": "6.1.", "trixie": "6.12."}
 HEAD = struct.Struct("=IHHQIIQ")
-REST = 2
+REST, ERROR = 2, 4
 PAGES = SIZES["2Mi"].pages
 
 
@@ -61,6 +61,13 @@ def _kind_of(program: Path) -> bytes:
     return b"" if b"ld-linux" in program.read_bytes()[:4096] else b"statically"
 
 
+def debians(suite: str) -> Path:
+    try:
+        return debian_kernel.kernel(suite)
+    except debian_kernel.NoKernel as error:
+        pytest.skip(f"kernel matrix: {error}")
+
+
 @pytest.fixture(scope="module", params=SUITES)
 def walked(
     request: pytest.FixtureRequest,
@@ -68,10 +75,7 @@ def walked(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[dict[str, int], dict[str, Step]]:
     """IDs by way, and the steps by name."""
-    try:
-        kernel = debian_kernel.kernel(request.param)
-    except debian_kernel.NoKernel as error:
-        pytest.skip(f"kernel matrix: {error}")
+    kernel = debians(request.param)
     most = PAGES * len(WAYS) + 8
     lines = machine.boot(kernel, programs, most, tmp_path_factory.mktemp("machine"))
     ids: dict[str, int] = {}
@@ -140,3 +144,15 @@ def test_a_removed_cgroup_is_known_by_its_name(
     files = {file.path for file in charges.files if not file.superblock.internal}
     assert "/file-shared-neither-reserve" in files
     assert {f.path for f in charges.files if f.superblock.internal} == {"SYSV00000000"}
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_kernel_that_lets_nobody_read_its_memory_is_named(
+    suite: str, programs: dict[str, bytes], tmp_path: Path
+) -> None:
+    kernel = debians(suite)
+    lines = machine.boot(kernel, programs, 1, tmp_path, "once lockdown=confidentiality")
+    [answers] = [line.split()[1] for line in lines if line.startswith("answer ")]
+    [(status, sentence)] = _split(base64.b64decode(answers))
+    assert status == ERROR
+    assert b"locked down for confidentiality" in sentence

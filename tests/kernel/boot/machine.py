@@ -44,8 +44,12 @@ def _padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % 4)
 
 
-def boot(kernel: Path, files: Mapping[str, bytes], pages: int, scratch: Path) -> list[str]:
+def boot(
+    kernel: Path, files: Mapping[str, bytes], pages: int, scratch: Path, words: str = ""
+) -> list[str]:
     """Boot ``kernel`` with ``pages`` of 2 MiB; the lines that it sent to its second serial port.
+
+    ``words`` are more of its command line.
 
     :raises NoOutput: when it did not power off within SECONDS.
     """
@@ -56,7 +60,7 @@ def boot(kernel: Path, files: Mapping[str, bytes], pages: int, scratch: Path) ->
         *("-nodefaults", "-no-reboot", "-display", "none", "-nic", "none"),
         *("-serial", f"file:{console}", "-serial", f"file:{sent}"),
         *("-kernel", str(kernel), "-initrd", str(archive)),
-        *("-append", f"console=ttyS0 hugepages={pages} panic=-1 quiet"),
+        *("-append", f"console=ttyS0 hugepages={pages} panic=-1 quiet {words}"),
     ]
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)

@@ -29,8 +29,8 @@
 
 #define NOBODY 65534
 #define KEPT (1ULL << CAP_BPF | 1ULL << CAP_PERFMON)
+#define VERDICT (1 << 20)
 #define BTF "/sys/kernel/btf/vmlinux"
-#define LOCKDOWN "/sys/kernel/security/lockdown"
 
 /* Of the buffer for rows; a list of a million ranges takes 48 MiB. */
 #define LEAST_BUFFER (1U << 22)
@@ -241,30 +241,51 @@ static int on_print(enum libbpf_print_level priority, const char *format, va_lis
 	return 0;
 }
 
-static int is_locked_down(void)
+/* What the verifier says of a load that failed, told again: it is some hundred kilobytes. */
+static char *verdict(void)
 {
-	char mode[128] = "";
-	FILE *file = fopen(LOCKDOWN, "r");
+	LIBBPF_OPTS(bpf_object_open_opts, options, .kernel_log_size = VERDICT);
+	char *log = options.kernel_log_buf = calloc(1, VERDICT);
+	struct reader_bpf *again = log ? reader_bpf__open_opts(&options) : NULL;
 
-	if (file) {
-		if (!fgets(mode, sizeof mode, file))
-			mode[0] = 0;
-		fclose(file);
-	}
-	return strstr(mode, "[confidentiality]") != NULL;
+	if (again)
+		reader_bpf__load(again);
+	reader_bpf__destroy(again);
+	return log;
+}
+
+/* Whether the verifier knows no such function here: in the words of older kernels, or of newer. */
+static int lacks(const char *log, const char *helper)
+{
+	char phrase[64];
+
+	snprintf(phrase, sizeof phrase, "unknown func %s", helper);
+	if (strstr(log, phrase))
+		return 1;
+	snprintf(phrase, sizeof phrase, "cannot use helper %s", helper);
+	return strstr(log, phrase) != NULL;
 }
 
 static int why_not_loaded(int error)
 {
-	if (is_locked_down())
-		return say("This kernel is locked down for confidentiality (%s), so no program may read"
-			   " its memory.", LOCKDOWN);
-	if (libbpf_probe_bpf_helper(BPF_PROG_TYPE_SYSCALL, BPF_FUNC_loop, NULL) == 0)
-		return say("This kernel has no bpf_loop, which came with Linux 5.17.");
+	char *log;
+
 	if (error == -EPERM || error == -EACCES)
 		return say("The kernel refuses to load the reader (%s): it needs CAP_BPF and CAP_PERFMON,"
 			   " and a seccomp profile that lets bpf(2) pass with them.", strerror(-error));
-	return say("The kernel does not take the reader (%s): %s", strerror(-error), told);
+	log = verdict();
+	if (log && (lacks(log, "bpf_loop") || strstr(log, "invalid func unknown#181")))
+		say("This kernel has no bpf_loop, which came with Linux 5.17.");
+	else if (log && lacks(log, "bpf_probe_read"))
+		/* libbpf puts the older bpf_probe_read where there is no bpf_probe_read_kernel. Of
+		 * /sys/kernel/security containers see nothing.
+		 */
+		say("This kernel lets no program read its memory: it is locked down for confidentiality"
+		    " (see /sys/kernel/security/lockdown).");
+	else
+		say("The kernel does not take the reader (%s): %s", strerror(-error), told);
+	free(log);
+	return -1;
 }
 
 static void unload(void)
