@@ -7,16 +7,18 @@ import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from hugetlb_quota.admission import chains, refusal
 from hugetlb_quota.admission.cache import QuotaCache
 from hugetlb_quota.admission.commit import Committer
+from hugetlb_quota.admission.connections import HANDSHAKE_TIMEOUT, Connections
 from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.admission.pods import PodAdmission
 from hugetlb_quota.admission.quotas import QuotaAdmission
@@ -107,9 +109,9 @@ class Admission:
         self._ready_until = 0.0
         self._not_ready = ""
 
-    def application(self) -> web.Application:
+    def application(self, *middlewares: Middleware) -> web.Application:
         """The aiohttp application."""
-        application = web.Application(client_max_size=BODY_LIMIT)
+        application = web.Application(client_max_size=BODY_LIMIT, middlewares=middlewares)
         application.add_routes(
             [
                 web.post("/validate-pods", self._validate_pods),
@@ -220,7 +222,11 @@ def _resource_name(resource: _Resource) -> str:
 
 @asynccontextmanager
 async def serve(
-    api: chains.Api, certificate: Certificate, bind: str, port: int
+    api: chains.Api,
+    certificate: Certificate,
+    bind: str,
+    port: int,
+    connections: Connections | None = None,
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve until the context ends; gives the first address that was bound.
 
@@ -228,21 +234,38 @@ async def serve(
     were refused.
     """
     admission = Admission(api)
+    connections = Connections() if connections is None else connections
     runner = web.AppRunner(
-        admission.application(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT
+        admission.application(connections.middleware),
+        access_log=None,
+        shutdown_timeout=SHUTDOWN_TIMEOUT,
     )
     await runner.setup()
-    fresh = asyncio.create_task(certificate.keep_fresh(), name="certificate")
+    assert runner.server is not None
+    keeping = [
+        asyncio.create_task(certificate.keep_fresh(), name="certificate"),
+        asyncio.create_task(connections.sweep(), name="connections"),
+    ]
     try:
-        for listening in listen(bind, port):
-            await web.SockSite(runner, listening, ssl_context=certificate.context).start()
-        host, bound, *_ = runner.addresses[0]
+        loop = asyncio.get_running_loop()
+        listeners = [
+            await loop.create_server(
+                connections.bound(runner.server),
+                sock=listening,
+                ssl=certificate.context,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
+            )
+            for listening in listen(bind, port)
+        ]
+        host, bound, *_ = listeners[0].sockets[0].getsockname()
         async with admission.running():
             yield host, bound
             # Whoever asked already is answered while the quotas are followed.
+            for listener in listeners:
+                listener.close()
             await runner.cleanup()
     finally:
-        fresh.cancel()
-        with suppress(asyncio.CancelledError):
-            await fresh
+        for task in keeping:
+            task.cancel()
+        await asyncio.gather(*keeping, return_exceptions=True)
         await runner.cleanup()

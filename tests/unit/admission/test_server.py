@@ -6,6 +6,7 @@ import asyncio
 import json
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import aiohttp
 import pytest
 import trustme
 
+from hugetlb_quota.admission.connections import Connections
 from hugetlb_quota.admission.server import BODY_LIMIT, Certificate, serve
 from hugetlb_quota.kube import errors
 from tests.unit.admission.fake_api import FakeApi, Fate, Json, namespace, pod, quota
@@ -24,6 +26,7 @@ class Server:
         self.api = api
         self.trust = ssl.create_default_context()
         ca.configure_trust(self.trust)
+        self.kept: list[asyncio.StreamWriter] = []
 
     async def post(self, path: str, body: Any) -> tuple[int, str]:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -153,7 +156,7 @@ async def test_a_body_of_two_large_objects_is_taken(server: Server) -> None:
 
 async def test_when_time_is_short_it_refuses_in_time(server: Server) -> None:
     assert isinstance(server.api, Api)
-    server.api.delay = 30.0
+    server.api.delay = 5.0
     async with asyncio.timeout(5):
         answer = await server.review("/validate-pods?timeout=1s", review(pod()))
     assert "within 0.5 s" in answer["status"]["message"]
@@ -212,3 +215,53 @@ async def test_a_rotated_certificate_is_taken_up_and_a_torn_one_is_not(tmp_path:
         assert (await after.get("/healthz"))[0] == 200
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
             await before.get("/healthz")
+
+
+async def connect(server: Server, *, send: bytes = b"") -> asyncio.StreamReader:
+    host, _, port = server.address.removeprefix("https://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=server.trust)
+    writer.write(send)
+    await writer.drain()
+    server.kept.append(writer)
+    return reader
+
+
+HALF = b"POST /validate-pods HTTP/1.1\r\nHost: x\r\nContent-Le"
+WHOLE = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"", HALF, WHOLE], ids=["nothing", "half of a head", "no second"])
+async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, sent: bytes) -> None:
+    ca = trustme.CA()
+    certificate = Certificate(*issue(ca, tmp_path))
+    bounds = Connections(first_request=0.2, idle=0.2)
+    async with serve(FakeApi(), certificate, "127.0.0.1", 0, bounds) as (host, port):
+        server = Server(f"https://{host}:{port}", FakeApi(), ca)
+        reader = await connect(server, send=sent)
+        async with asyncio.timeout(10):
+            with suppress(ConnectionResetError):
+                answer = await reader.read()
+                assert (b"200 OK" in answer) == (sent == WHOLE)
+        assert len(bounds) == 0
+
+
+async def test_of_too_many_connections_the_longest_idle_goes(tmp_path: Path) -> None:
+    api, ca = Api(), trustme.CA()
+    api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}))
+    certificate = Certificate(*issue(ca, tmp_path))
+    bounds = Connections(most=8)
+    async with serve(api, certificate, "127.0.0.1", 0, bounds) as (host, port):
+        server = Server(f"https://{host}:{port}", api, ca)
+        first = await connect(server)
+        api.delay = 0.5
+        asking = asyncio.create_task(server.review(PODS, review(pod())))
+        while not any(each.busy for each in bounds._open.values()):
+            assert not asking.done(), asking.result()
+            await asyncio.sleep(0.01)
+        for _ in range(20):
+            await connect(server)
+        with suppress(ConnectionResetError):
+            assert await first.read() == b""
+        assert len(bounds) == 8
+        # Who waits for an answer gets it.
+        assert (await asking)["allowed"]
