@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 import ssl
 import time
@@ -64,12 +65,6 @@ class Certificate:
         self._loaded = self._stamp()
         self._load()
 
-    async def keep_fresh(self, period: float = CERTIFICATE_PERIOD) -> None:
-        """Look for changed files every ``period`` seconds, for ever."""
-        while True:
-            await asyncio.sleep(period)
-            self.refresh()
-
     def refresh(self) -> None:
         """Take up changed files; while they do not fit each other, keep what there is."""
         try:
@@ -96,11 +91,47 @@ class Certificate:
         return tuple((each.st_mtime_ns, each.st_ino, each.st_size) for each in stats)
 
 
+class PathSecret:
+    """What the paths of the webhooks begin with; only the API server is told it.
+
+    Taken up anew when its file changes. The one before is taken too, since the webhook
+    configuration changes at another moment than the file.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._known: tuple[bytes, ...] = (self._read(),)
+
+    def matches(self, told: str) -> bool:
+        """Whether ``told`` is the secret; takes the same time whatever it is."""
+        sent = told.encode(errors="replace")
+        matching = [hmac.compare_digest(sent, known) for known in self._known]
+        return any(matching)
+
+    def refresh(self) -> None:
+        """Take up a changed file; while it can't be read, keep what there is."""
+        try:
+            secret = self._read()
+        except (OSError, ValueError) as error:
+            logger.warning("The changed secret of the path can't be read yet: %s", error)
+            return
+        if secret != self._known[0]:
+            self._known = (secret, self._known[0])
+            logger.info("The changed secret of the path is in use.")
+
+    def _read(self) -> bytes:
+        secret = self._file.read_bytes().strip()
+        if not secret:
+            raise ValueError(f"{self._file} is empty.")
+        return secret
+
+
 class Admission:
     """The routes and what stands behind them."""
 
-    def __init__(self, api: chains.Api) -> None:
+    def __init__(self, api: chains.Api, path: PathSecret) -> None:
         self._api = api
+        self._path = path
         self._cache = QuotaCache(api)
         self._committer = Committer(api, self._cache)
         self._pods = PodAdmission(self._cache, self._committer)
@@ -114,8 +145,8 @@ class Admission:
         application = web.Application(client_max_size=BODY_LIMIT, middlewares=middlewares)
         application.add_routes(
             [
-                web.post("/validate-pods", self._validate_pods),
-                web.post("/validate-quotas", self._validate_quotas),
+                web.post("/{secret}/validate-pods", self._validate_pods),
+                web.post("/{secret}/validate-quotas", self._validate_quotas),
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
             ]
@@ -142,6 +173,9 @@ class Admission:
     async def _answer(
         self, request: web.Request, resources: set[_Resource], noun: str, decide: Decide
     ) -> web.Response:
+        if not self._path.matches(request.match_info["secret"]):
+            # As for any path that is none; and nowhere is it told what was tried.
+            return web.Response(status=404, text="404: Not Found")
         deadline = Deadline.of_request(request.query.get("timeout"))
         try:
             async with asyncio.timeout_at(deadline.at):
@@ -162,7 +196,7 @@ class Admission:
             if about not in resources:
                 answered = ", ".join(sorted(map(_resource_name, resources)))
                 raise MalformedReview(
-                    f"it is about {_resource_name(about)}, and {request.path} is asked about"
+                    f"it is about {_resource_name(about)}, and this path is asked about"
                     f" {answered} only."
                 )
             what = f"{noun} {asked.namespace}/{asked.name}".rstrip("/")
@@ -220,10 +254,19 @@ def _resource_name(resource: _Resource) -> str:
     return f"{plural}{'/' if subresource else ''}{subresource}{'.' if group else ''}{group}"
 
 
+async def _keep_fresh(*files: Certificate | PathSecret) -> None:
+    """Look for changed files now and then, for ever."""
+    while True:
+        await asyncio.sleep(CERTIFICATE_PERIOD)
+        for each in files:
+            each.refresh()
+
+
 @asynccontextmanager
 async def serve(
     api: chains.Api,
     certificate: Certificate,
+    path: PathSecret,
     bind: str,
     port: int,
     connections: Connections | None = None,
@@ -233,7 +276,7 @@ async def serve(
     At the end running requests are answered, and what they took is taken back if they
     were refused.
     """
-    admission = Admission(api)
+    admission = Admission(api, path)
     connections = Connections() if connections is None else connections
     runner = web.AppRunner(
         admission.application(connections.middleware),
@@ -243,7 +286,7 @@ async def serve(
     await runner.setup()
     assert runner.server is not None
     keeping = [
-        asyncio.create_task(certificate.keep_fresh(), name="certificate"),
+        asyncio.create_task(_keep_fresh(certificate, path), name="certificate"),
         asyncio.create_task(connections.sweep(), name="connections"),
     ]
     try:
