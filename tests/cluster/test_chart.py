@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,9 +127,9 @@ def test_ones_own_certificate_is_used(helm: Path) -> None:
     pem = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"
     values = {"admission": {"tls": {"existingSecret": "mine", "caBundle": pem}}}
     own = chart.render(helm, values=values)
-    assert not own.of_kind("Secret")
+    assert [each["type"] for each in own.of_kind("Secret")] == ["Opaque"]  # the path's
     (deployment,) = [d for d in own.of_kind("Deployment") if "admission" in d["metadata"]["name"]]
-    (volume,) = deployment["spec"]["template"]["spec"]["volumes"]
+    volume, _ = deployment["spec"]["template"]["spec"]["volumes"]
     assert volume["secret"]["secretName"] == "mine"
     (configuration,) = own.of_kind(chart.WEBHOOKS)
     bundles = {webhook["clientConfig"]["caBundle"] for webhook in configuration["webhooks"]}
@@ -246,11 +247,11 @@ def test_an_upgrade_keeps_the_certificate(
     assert "Set a first quota" in release()
 
     def certificates() -> tuple[Object, list[str]]:
-        (secret,) = [
-            found
+        secrets = {
+            found["type"]: found
             for found in control_plane.api.list("v1/secrets", labels="app.kubernetes.io/component")
             if found["metadata"]["namespace"].startswith("release-")
-        ]
+        }
         configurations = control_plane.api.list(
             "admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
         )
@@ -260,11 +261,20 @@ def test_an_upgrade_keeps_the_certificate(
             if configuration["metadata"]["name"].startswith("release-")
             for webhook in configuration["webhooks"]
         ]
-        return secret["data"], bundles
+        path = base64.b64decode(secrets["Opaque"]["data"]["path"]).decode()
+        paths = [
+            webhook["clientConfig"]["service"]["path"]
+            for configuration in configurations
+            if configuration["metadata"]["name"].startswith("release-")
+            for webhook in configuration["webhooks"]
+        ]
+        assert len(path) == 40
+        assert all(each.startswith(f"/{path}/validate-") for each in paths)
+        return secrets["kubernetes.io/tls"]["data"], [*bundles, path]
 
     data, bundles = certificates()
     assert set(data) == {"ca.crt", "tls.crt", "tls.key"}
-    assert bundles == [data["ca.crt"]] * 3
+    assert bundles[:-1] == [data["ca.crt"]] * 3
     assert "WARNING: admission.failurePolicy is Ignore" in release(
         "--set=admission.failurePolicy=Ignore"
     )

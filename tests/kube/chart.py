@@ -65,6 +65,16 @@ class Chart:
         """All objects of a kind."""
         return [found for found in self.objects if found["kind"] == kind]
 
+    @property
+    def path_secret(self) -> str:
+        """What the webhooks' paths begin with."""
+        (secret,) = [
+            found
+            for found in self.of_kind("Secret")
+            if found["metadata"]["name"].endswith("-admission-path")
+        ]
+        return base64.b64decode(secret["data"]["path"]).decode()
+
     def container(self, program: str) -> Container:
         """Find the container of "admission", "controller" or "agent"."""
         for workload in self.of_kind("Deployment") + self.of_kind("DaemonSet"):

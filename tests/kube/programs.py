@@ -34,6 +34,8 @@ class Program:
         """A controller's, in the Lease."""
         self.address = address
         """Scheme, host and port that it serves."""
+        self.webhooks = ""
+        """Admission's: what the URLs of its webhooks begin with."""
         self.kubeconfig = kubeconfig
         """Its ServiceAccount's, to try what it may do."""
         self.child = child
@@ -77,8 +79,17 @@ class Programs:
         """Start one replica; not yet ready. The webhooks still have to be pointed at it."""
         port = port or free_ports(1)[0]
         cert, key = self._control_plane.serving_certificate("admission")
-        flags = {"--tls-cert": str(cert), "--tls-key": str(key), "--port": str(port)}
-        return self._start("admission", f"https://127.0.0.1:{port}", flags)
+        secret = self._control_plane.directory / "admission-path"
+        secret.write_text(self._chart.path_secret)
+        flags = {
+            "--tls-cert": str(cert),
+            "--tls-key": str(key),
+            "--path-secret": str(secret),
+            "--port": str(port),
+        }
+        program = self._start("admission", f"https://127.0.0.1:{port}", flags)
+        program.webhooks = f"{program.address}/{self._chart.path_secret}"
+        return program
 
     def start_controller(self, *, identity: str | None = None) -> Program:
         """Start one replica; not yet ready. `identity` is its pod's name."""

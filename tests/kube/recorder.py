@@ -26,7 +26,9 @@ class Recorder:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 request = json.loads(body)["request"]
-                recorder._asked.append((self.path.partition("?")[0], request))
+                # Without the secret that the path begins with.
+                path = "/" + self.path.partition("?")[0].rpartition("/")[2]
+                recorder._asked.append((path, request))
                 review = {
                     "apiVersion": "admission.k8s.io/v1",
                     "kind": "AdmissionReview",

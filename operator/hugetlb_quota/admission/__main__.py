@@ -12,7 +12,7 @@ from pathlib import Path
 
 import uvloop
 
-from hugetlb_quota.admission.server import Certificate, serve
+from hugetlb_quota.admission.server import Certificate, PathSecret, serve
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.listening import EVERYWHERE
 
@@ -42,9 +42,14 @@ async def _run(arguments: argparse.Namespace) -> None:
             f"The certificate {arguments.tls_cert} with the key {arguments.tls_key}"
             f" can't be loaded: {error}"
         )
+    try:
+        path = PathSecret(arguments.path_secret)
+    except (OSError, ValueError) as error:
+        sys.exit(f"The secret of the path, {arguments.path_secret}, can't be read: {error}")
     async with Connection.open("hugetlb-quota-admission") as connection:
         try:
-            async with serve(connection, certificate, arguments.bind, arguments.port) as bound:
+            serving = serve(connection, certificate, path, arguments.bind, arguments.port)
+            async with serving as bound:
                 logger.info("Serving admission on %s port %d.", *bound)
                 await stop.wait()
                 logger.info("Ending: answering what was asked already.")
@@ -59,6 +64,12 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--tls-cert", type=Path, required=True, help="certificate chain, PEM")
     parser.add_argument("--tls-key", type=Path, required=True, help="its private key, PEM")
+    parser.add_argument(
+        "--path-secret",
+        type=Path,
+        required=True,
+        help="holds what the webhooks' paths begin with, known to the API server alone",
+    )
     parser.add_argument(
         "--bind",
         default=EVERYWHERE,

@@ -14,6 +14,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -184,11 +185,12 @@ class Committer:
 
     async def close(self) -> None:
         """Wait until all is answered and taken back."""
-        tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
-        if tasks:
-            await asyncio.wait(tasks, timeout=BACK_OUT_TIMEOUT)
-        if self._backing_out:
-            await asyncio.wait(self._backing_out, timeout=BACK_OUT_TIMEOUT)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(BACK_OUT_TIMEOUT):
+                while tasks := self._backing_out.union(
+                    lane.task for lane in self._lanes.values() if lane.task is not None
+                ):
+                    await asyncio.wait(tasks)
 
     async def _serve(self, root: QuotaKey, lane: _Lane) -> None:
         loop = asyncio.get_running_loop()

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from hugetlb_quota.admission import chains, refusal
 from hugetlb_quota.admission.cache import QuotaCache
 from hugetlb_quota.admission.commit import Committer
+from hugetlb_quota.admission.connections import HANDSHAKE_TIMEOUT, Connections
 from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.admission.pods import PodAdmission
 from hugetlb_quota.admission.quotas import QuotaAdmission
@@ -62,12 +65,6 @@ class Certificate:
         self._loaded = self._stamp()
         self._load()
 
-    async def keep_fresh(self, period: float = CERTIFICATE_PERIOD) -> None:
-        """Look for changed files every ``period`` seconds, for ever."""
-        while True:
-            await asyncio.sleep(period)
-            self.refresh()
-
     def refresh(self) -> None:
         """Take up changed files; while they do not fit each other, keep what there is."""
         try:
@@ -94,11 +91,47 @@ class Certificate:
         return tuple((each.st_mtime_ns, each.st_ino, each.st_size) for each in stats)
 
 
+class PathSecret:
+    """What the paths of the webhooks begin with; only the API server is told it.
+
+    Taken up anew when its file changes. The one before is taken too, since the webhook
+    configuration changes at another moment than the file.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._known: tuple[bytes, ...] = (self._read(),)
+
+    def matches(self, told: str) -> bool:
+        """Whether ``told`` is the secret; takes the same time whatever it is."""
+        sent = told.encode(errors="replace")
+        matching = [hmac.compare_digest(sent, known) for known in self._known]
+        return any(matching)
+
+    def refresh(self) -> None:
+        """Take up a changed file; while it can't be read, keep what there is."""
+        try:
+            secret = self._read()
+        except (OSError, ValueError) as error:
+            logger.warning("The changed secret of the path can't be read yet: %s", error)
+            return
+        if secret != self._known[0]:
+            self._known = (secret, self._known[0])
+            logger.info("The changed secret of the path is in use.")
+
+    def _read(self) -> bytes:
+        secret = self._file.read_bytes().strip()
+        if not secret:
+            raise ValueError(f"{self._file} is empty.")
+        return secret
+
+
 class Admission:
     """The routes and what stands behind them."""
 
-    def __init__(self, api: chains.Api) -> None:
+    def __init__(self, api: chains.Api, path: PathSecret) -> None:
         self._api = api
+        self._path = path
         self._cache = QuotaCache(api)
         self._committer = Committer(api, self._cache)
         self._pods = PodAdmission(self._cache, self._committer)
@@ -107,13 +140,13 @@ class Admission:
         self._ready_until = 0.0
         self._not_ready = ""
 
-    def application(self) -> web.Application:
+    def application(self, *middlewares: Middleware) -> web.Application:
         """The aiohttp application."""
-        application = web.Application(client_max_size=BODY_LIMIT)
+        application = web.Application(client_max_size=BODY_LIMIT, middlewares=middlewares)
         application.add_routes(
             [
-                web.post("/validate-pods", self._validate_pods),
-                web.post("/validate-quotas", self._validate_quotas),
+                web.post("/{secret}/validate-pods", self._validate_pods),
+                web.post("/{secret}/validate-quotas", self._validate_quotas),
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
             ]
@@ -140,6 +173,9 @@ class Admission:
     async def _answer(
         self, request: web.Request, resources: set[_Resource], noun: str, decide: Decide
     ) -> web.Response:
+        if not self._path.matches(request.match_info["secret"]):
+            # As for any path that is none; and nowhere is it told what was tried.
+            return web.Response(status=404, text="404: Not Found")
         deadline = Deadline.of_request(request.query.get("timeout"))
         try:
             async with asyncio.timeout_at(deadline.at):
@@ -160,7 +196,7 @@ class Admission:
             if about not in resources:
                 answered = ", ".join(sorted(map(_resource_name, resources)))
                 raise MalformedReview(
-                    f"it is about {_resource_name(about)}, and {request.path} is asked about"
+                    f"it is about {_resource_name(about)}, and this path is asked about"
                     f" {answered} only."
                 )
             what = f"{noun} {asked.namespace}/{asked.name}".rstrip("/")
@@ -218,31 +254,61 @@ def _resource_name(resource: _Resource) -> str:
     return f"{plural}{'/' if subresource else ''}{subresource}{'.' if group else ''}{group}"
 
 
+async def _keep_fresh(*files: Certificate | PathSecret) -> None:
+    """Look for changed files now and then, for ever."""
+    while True:
+        await asyncio.sleep(CERTIFICATE_PERIOD)
+        for each in files:
+            each.refresh()
+
+
 @asynccontextmanager
 async def serve(
-    api: chains.Api, certificate: Certificate, bind: str, port: int
+    api: chains.Api,
+    certificate: Certificate,
+    path: PathSecret,
+    bind: str,
+    port: int,
+    connections: Connections | None = None,
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve until the context ends; gives the first address that was bound.
 
     At the end running requests are answered, and what they took is taken back if they
     were refused.
     """
-    admission = Admission(api)
+    admission = Admission(api, path)
+    connections = Connections() if connections is None else connections
     runner = web.AppRunner(
-        admission.application(), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT
+        admission.application(connections.middleware),
+        access_log=None,
+        shutdown_timeout=SHUTDOWN_TIMEOUT,
     )
     await runner.setup()
-    fresh = asyncio.create_task(certificate.keep_fresh(), name="certificate")
+    assert runner.server is not None
+    keeping = [
+        asyncio.create_task(_keep_fresh(certificate, path), name="certificate"),
+        asyncio.create_task(connections.sweep(), name="connections"),
+    ]
     try:
-        for listening in listen(bind, port):
-            await web.SockSite(runner, listening, ssl_context=certificate.context).start()
-        host, bound, *_ = runner.addresses[0]
+        loop = asyncio.get_running_loop()
+        listeners = [
+            await loop.create_server(
+                connections.bound(runner.server),
+                sock=listening,
+                ssl=certificate.context,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
+            )
+            for listening in listen(bind, port)
+        ]
+        host, bound, *_ = listeners[0].sockets[0].getsockname()
         async with admission.running():
             yield host, bound
             # Whoever asked already is answered while the quotas are followed.
+            for listener in listeners:
+                listener.close()
             await runner.cleanup()
     finally:
-        fresh.cancel()
-        with suppress(asyncio.CancelledError):
-            await fresh
+        for task in keeping:
+            task.cancel()
+        await asyncio.gather(*keeping, return_exceptions=True)
         await runner.cleanup()

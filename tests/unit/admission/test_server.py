@@ -6,6 +6,7 @@ import asyncio
 import json
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import aiohttp
 import pytest
 import trustme
 
-from hugetlb_quota.admission.server import BODY_LIMIT, Certificate, serve
+from hugetlb_quota.admission.connections import Connections
+from hugetlb_quota.admission.server import BODY_LIMIT, Certificate, PathSecret, serve
 from hugetlb_quota.kube import errors
 from tests.unit.admission.fake_api import FakeApi, Fate, Json, namespace, pod, quota
 
@@ -24,6 +26,7 @@ class Server:
         self.api = api
         self.trust = ssl.create_default_context()
         ca.configure_trust(self.trust)
+        self.kept: list[asyncio.StreamWriter] = []
 
     async def post(self, path: str, body: Any) -> tuple[int, str]:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -69,6 +72,11 @@ def issue(ca: trustme.CA, directory: Path) -> tuple[Path, Path]:
     return paths
 
 
+def secret(directory: Path, text: str = "secret\n") -> PathSecret:
+    (directory / "path").write_text(text)
+    return PathSecret(directory / "path")
+
+
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[Server]:
     api = Api()
@@ -76,7 +84,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}))
     ca = trustme.CA()
     certificate = Certificate(*issue(ca, tmp_path))
-    async with serve(api, certificate, "127.0.0.1", 0) as (host, port):
+    async with serve(api, certificate, secret(tmp_path), "127.0.0.1", 0) as (host, port):
         yield Server(f"https://{host}:{port}", api, ca)
 
 
@@ -96,7 +104,7 @@ def review(raw: Json, **fields: Any) -> Json:
     }
 
 
-PODS = "/validate-pods?timeout=10s"
+PODS = "/secret/validate-pods?timeout=10s"
 
 
 async def test_a_decision_answers_the_uid_of_its_request(server: Server) -> None:
@@ -112,7 +120,7 @@ async def test_a_decision_answers_the_uid_of_its_request(server: Server) -> None
 async def test_quotas_have_a_path_of_their_own(server: Server) -> None:
     resource = {"group": "hugetlb.dev", "version": "v1alpha1", "resource": "hugetlbquotas"}
     bad = quota("db/bad", {"hugepages-2Mi": "3Mi"})
-    answer = await server.review("/validate-quotas", review(bad, resource=resource))
+    answer = await server.review("/secret/validate-quotas", review(bad, resource=resource))
     assert "use 2Mi or 4Mi" in answer["status"]["message"]
 
 
@@ -123,7 +131,7 @@ async def test_quotas_have_a_path_of_their_own(server: Server) -> None:
         ({"kind": "AdmissionReview"}, "apiVersion is not admission.k8s.io/v1"),
         (review(pod(), object=None), "request.object is missing"),
         (review(pod(), resource={"group": "apps", "resource": "deployments"}), "deployments.apps"),
-        (review(pod(), subResource="binding"), "it is about pods/binding, and /validate-pods"),
+        (review(pod(), subResource="binding"), "it is about pods/binding, and this path"),
     ],
 )
 async def test_what_is_no_review_is_a_bad_request(server: Server, body: Any, said: str) -> None:
@@ -153,9 +161,9 @@ async def test_a_body_of_two_large_objects_is_taken(server: Server) -> None:
 
 async def test_when_time_is_short_it_refuses_in_time(server: Server) -> None:
     assert isinstance(server.api, Api)
-    server.api.delay = 30.0
+    server.api.delay = 5.0
     async with asyncio.timeout(5):
-        answer = await server.review("/validate-pods?timeout=1s", review(pod()))
+        answer = await server.review("/secret/validate-pods?timeout=1s", review(pod()))
     assert "within 0.5 s" in answer["status"]["message"]
 
 
@@ -175,7 +183,7 @@ class Unreachable(FakeApi):
 async def test_without_the_api_it_refuses_and_is_not_ready(tmp_path: Path) -> None:
     ca = trustme.CA()
     certificate = Certificate(*issue(ca, tmp_path))
-    async with serve(Unreachable(), certificate, "127.0.0.1", 0) as (host, port):
+    async with serve(Unreachable(), certificate, secret(tmp_path), "127.0.0.1", 0) as (host, port):
         server = Server(f"https://{host}:{port}", Unreachable(), ca)
         answer = await server.review(PODS, review(pod()))
         assert "can't be reached" in answer["status"]["message"]
@@ -200,7 +208,7 @@ async def test_old_tls_is_refused(server: Server) -> None:
 async def test_a_rotated_certificate_is_taken_up_and_a_torn_one_is_not(tmp_path: Path) -> None:
     old, new = trustme.CA(), trustme.CA()
     certificate = Certificate(*issue(old, tmp_path))
-    async with serve(FakeApi(), certificate, "127.0.0.1", 0) as (host, port):
+    async with serve(FakeApi(), certificate, secret(tmp_path), "127.0.0.1", 0) as (host, port):
         before = Server(f"https://{host}:{port}", FakeApi(), old)
         after = Server(f"https://{host}:{port}", FakeApi(), new)
         torn = new.issue_cert("127.0.0.1").cert_chain_pems[0]
@@ -212,3 +220,82 @@ async def test_a_rotated_certificate_is_taken_up_and_a_torn_one_is_not(tmp_path:
         assert (await after.get("/healthz"))[0] == 200
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
             await before.get("/healthz")
+
+
+async def connect(server: Server, *, send: bytes = b"") -> asyncio.StreamReader:
+    host, _, port = server.address.removeprefix("https://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=server.trust)
+    writer.write(send)
+    await writer.drain()
+    server.kept.append(writer)
+    return reader
+
+
+@pytest.mark.parametrize(
+    "path", ["/validate-pods", "/guess/validate-pods", "/s%C3%A9/validate-pods"]
+)
+async def test_who_does_not_know_the_path_asks_nothing(
+    server: Server, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    status, text = await server.post(path, review(pod()))
+    assert (status, text) == (404, "404: Not Found")
+    assert server.api.writes == []
+    assert "guess" not in caplog.text
+
+
+def test_a_changed_secret_is_taken_up_and_the_one_before_holds(tmp_path: Path) -> None:
+    known = secret(tmp_path, "first")
+    (tmp_path / "path").write_text("")
+    known.refresh()
+    assert known.matches("first")
+    (tmp_path / "path").write_text("second")
+    known.refresh()
+    assert known.matches("first")
+    assert known.matches("second")
+    assert not known.matches("")
+    with pytest.raises(ValueError, match="is empty"):
+        secret(tmp_path, " ")
+
+
+HALF = b"POST /validate-pods HTTP/1.1\r\nHost: x\r\nContent-Le"
+WHOLE = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"", HALF, WHOLE], ids=["nothing", "half of a head", "no second"])
+async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, sent: bytes) -> None:
+    ca = trustme.CA()
+    certificate = Certificate(*issue(ca, tmp_path))
+    bounds = Connections(first_request=0.2, idle=0.2)
+    async with serve(FakeApi(), certificate, secret(tmp_path), "127.0.0.1", 0, bounds) as (
+        host,
+        port,
+    ):
+        server = Server(f"https://{host}:{port}", FakeApi(), ca)
+        reader = await connect(server, send=sent)
+        async with asyncio.timeout(10):
+            with suppress(ConnectionResetError):
+                answer = await reader.read()
+                assert (b"200 OK" in answer) == (sent == WHOLE)
+        assert len(bounds) == 0
+
+
+async def test_of_too_many_connections_the_longest_idle_goes(tmp_path: Path) -> None:
+    api, ca = Api(), trustme.CA()
+    api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}))
+    certificate = Certificate(*issue(ca, tmp_path))
+    bounds = Connections(most=8)
+    async with serve(api, certificate, secret(tmp_path), "127.0.0.1", 0, bounds) as (host, port):
+        server = Server(f"https://{host}:{port}", api, ca)
+        first = await connect(server)
+        api.delay = 0.5
+        asking = asyncio.create_task(server.review(PODS, review(pod())))
+        while not any(each.busy for each in bounds._open.values()):
+            assert not asking.done(), asking.result()
+            await asyncio.sleep(0.01)
+        for _ in range(20):
+            await connect(server)
+        with suppress(ConnectionResetError):
+            assert await first.read() == b""
+        assert len(bounds) == 8
+        # Who waits for an answer gets it.
+        assert (await asking)["allowed"]
