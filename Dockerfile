@@ -5,11 +5,15 @@
 # Debian's apt are needed in it.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm@sha256:0bee7276f83efd4a1ee05bbbf4281d95ed28e079220a9457f25a93e3f1e3c31b
 
+# Where the reader is built: the same, or an image that has the compilers already.
+ARG READER_BASE=${BASE}
+
 # The reader of the kernel's charge list: a static program, with its BPF program in it.
-FROM ${BASE} AS reader
-RUN apt-get -qq update \
+FROM ${READER_BASE} AS reader
+RUN command -v clang > /dev/null \
+    || { apt-get -qq update \
     && apt-get -qq install --no-install-recommends bpftool clang gcc libbpf-dev libc6-dev make \
-        < /dev/null > /dev/null
+        < /dev/null > /dev/null; }
 COPY operator/hugetlb_quota/node/reader /src/reader
 RUN make -C /src/reader
 

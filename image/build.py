@@ -5,6 +5,7 @@ Read from the environment, all optional, and on make's command line too:
 ENGINE    docker, podman or buildah; otherwise the first of them that is there and answers.
 IMAGE     the image's name and tag; hugetlb-quota:<version of pyproject.toml> otherwise.
 BASE      the base image; the Dockerfile's own, by digest, otherwise.
+READER_BASE  where the reader is built; BASE with compilers from apt otherwise.
 PLATFORM  such as linux/arm64; this machine's otherwise.
 CA        a file of certificates for pip to trust, where a proxy stands between; PIP_CERT or
           SSL_CERT_FILE otherwise. It is there while the image is built, and never in it.
@@ -75,8 +76,9 @@ def command(chosen: str, environment: Mapping[str, str]) -> list[str]:
     words = [chosen, "build", "--file", str(TREE / "Dockerfile"), "--tag", image_name(environment)]
     for name, value in _labels(environment).items():
         words += ["--label", f"{LABEL}.{name}={value}"]
-    if base := environment.get("BASE"):
-        words += ["--build-arg", f"BASE={base}"]
+    for argument in ("BASE", "READER_BASE"):
+        if base := environment.get(argument):
+            words += ["--build-arg", f"{argument}={base}"]
     if platform := environment.get("PLATFORM"):
         words += ["--platform", platform]
     if authorities := _first(environment, "CA", "PIP_CERT", "SSL_CERT_FILE"):

@@ -57,6 +57,9 @@ INPUTS = (
 )
 """What the image is made of, besides its base."""
 
+COMPILERS = "bpftool clang gcc libbpf-dev libc6-dev make"
+"""As the Dockerfile's first stage has them."""
+
 PREFIX = "operator-"
 """Of the archives' names."""
 
@@ -80,6 +83,7 @@ def built(tree: Path = TREE, name: str = f"hugetlb-quota:{version()}") -> Image:
             base = _base()
             # The revision follows from the content: a commit of other files makes no new image.
             chosen = {"ENGINE": "buildah", "IMAGE": name, "BASE": base}
+            chosen["READER_BASE"] = _reader_base(base)
             chosen["REVISION"] = f"content-{digest}"
             with step(f"building {name}"):
                 build = tree / "image" / "build.py"
@@ -155,6 +159,18 @@ def _base() -> str:
         run(["chroot", root, "sh", "-c", RECIPE])
         path = "PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
         buildah.commit(name, root, "--env", path, "--env", "LANG=C.UTF-8")
+    return name
+
+
+def _reader_base(base: str) -> str:
+    """Return the name of `base` with the compilers that the Dockerfile would install each time."""
+    name = base.replace("hugetlb-quota-base", "hugetlb-quota-reader-base")
+    if not buildah.exists(name):
+        script = f"apt-get -qq update && apt-get -qq install --no-install-recommends {COMPILERS}"
+        with step("installing clang for the reader (once)"):
+            container = buildah.buildah("from", "--pull-never", base)
+            buildah.buildah("run", container, "--", "sh", "-c", f"({script}) < /dev/null")
+            buildah.buildah("commit", "--quiet", "--rm", container, name)
     return name
 
 
