@@ -96,9 +96,11 @@ def test_init_containers_sidecars_and_a_restart(
     wait_counted(namespace, "q")
     init = container("map", "-x", "20", name="init", pages="16Mi")
     sidecar = container("map", "4", name="sidecar", pages="4Mi", restartPolicy="Always")
-    script = "map -x 24; sleep 3; exit 1"
-    main = container("sh", "-c", script, pages="8Mi")
-    apply(pod(namespace, "p", main, initContainers=[init, sidecar]))
+    # The second time it stays.
+    script = "[ -e /state/been ] && exec map 24; touch /state/been; map -x 24; exit 1"
+    main = container("sh", "-c", script, pages="8Mi", volumeMounts=[mount("/state", "state")])
+    volumes = [{"name": "state", "emptyDir": {}}]
+    apply(pod(namespace, "p", main, initContainers=[init, sidecar], volumes=volumes))
 
     def restarted() -> Json | None:
         status = get("pod", "p", namespace)["status"]

@@ -111,8 +111,7 @@ class Containers:
         mounts = []
         for target, volume in container.volumes.items():
             if "secret" in volume:
-                cert, key = self._control_plane.serving_certificate("admission")
-                content = {"tls.crt": cert.read_bytes(), "tls.key": key.read_bytes()}
+                content = self._secret(volume["name"])
                 source = str(_readable(directory / volume["name"], content, container))
             elif volume["hostPath"].get("type") == "DirectoryOrCreate":
                 # This machine's own is that of an agent that may run here.
@@ -123,6 +122,12 @@ class Containers:
                 source = volume["hostPath"]["path"]
             mounts.append(Mount(source, target, volume["readOnly"]))
         return mounts
+
+    def _secret(self, volume: str) -> dict[str, bytes]:
+        if volume == "path":
+            return {"path": self._chart.path_secret.encode()}
+        cert, key = self._control_plane.serving_certificate("admission")
+        return {"tls.crt": cert.read_bytes(), "tls.key": key.read_bytes()}
 
 
 def _readable(directory: Path, content: Mapping[str, bytes], container: Container) -> Path:
