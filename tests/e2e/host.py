@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from tests.e2e.kubectl import apply, kubectl, run
+from tests.e2e.kubectl import CommandFailed, apply, kubectl, run, wait
 from tests.e2e.pods import container, pod, wait_phase
 
 NAMESPACE = "e2e-host"
@@ -59,6 +59,30 @@ class Host:
         return kubectl(
             "exec", "--namespace", NAMESPACE, self._pod, "--", *enter, timeout=timeout
         ).strip()
+
+    def answers(self) -> bool:
+        """Whether the shell is there; it is not while kubelet or containerd is away."""
+        try:
+            return self.run("echo here", timeout=30) == "here"
+        except CommandFailed:
+            return False
+
+    def restart(self, *services: str) -> None:
+        """Restart services that the shell itself goes through, and wait until both are back."""
+        names = " ".join(services)
+        ask = f"systemctl show --property MainPID --value {names}"
+        before = self.run(ask).split()
+        self.later(f"systemctl restart {names}")
+
+        def restarted() -> bool:
+            now = self.run(ask, timeout=30).split()
+            return "0" not in now and not set(now) & set(before)
+
+        wait(f"{names} to run anew on {self.node}", restarted)
+
+    def later(self, command: str) -> None:
+        """Let the node's systemd run a command when this shell has ended."""
+        self.run(f"systemd-run --on-active=1s {command}")
 
     def groups(self, pod_uid: str) -> list[Group]:
         """All cgroups of a pod, its own first."""

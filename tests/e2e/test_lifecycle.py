@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e import operator
 from tests.e2e.host import Host
-from tests.e2e.kubectl import CommandFailed, apply, delete, get, wait
+from tests.e2e.kubectl import apply, delete, get, wait
 from tests.e2e.pods import (
     condition,
     container,
@@ -94,10 +94,9 @@ def test_a_reboot_of_the_node(installed: Host, namespace: str, seen: Seen) -> No
     wait_log(namespace, "stays", "touched 8 MiB")
     wait_used(namespace, "q", "16Mi")
     before = boot_id(installed.node)
-    # A moment later, so that this shell ends before the node does.
-    installed.run("systemd-run --on-active=2s systemctl reboot")
+    installed.later("systemctl reboot")
     wait("the node to boot anew", lambda: boot_id(installed.node) != before, patience=REBOOT)
-    wait("the node's shell", lambda: answers(installed), patience=REBOOT)
+    wait("the node's shell", installed.answers, patience=REBOOT)
     # The file went with the kernel that held it; the pod that kubelet started anew is charged.
     wait(
         "the quota to use 8Mi, for the pod alone",
@@ -112,11 +111,3 @@ def test_a_reboot_of_the_node(installed: Host, namespace: str, seen: Seen) -> No
 def boot_id(node: str) -> str:
     """The node's boot, as kubelet says it."""
     return str(get("node", node)["status"]["nodeInfo"]["bootID"])
-
-
-def answers(host: Host) -> bool:
-    """Whether the node's shell is there again."""
-    try:
-        return host.run("echo here", timeout=30) == "here"
-    except CommandFailed:
-        return False

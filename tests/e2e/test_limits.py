@@ -188,12 +188,13 @@ def test_containerd_that_writes_hugetlb_limits_itself(
     if "disable_hugetlb_controller = true" not in before or "crun" not in before:
         pytest.skip(f"{CONFIG} does not say disable_hugetlb_controller = true, or has no crun")
     turn = "s/disable_hugetlb_controller = {}/disable_hugetlb_controller = {}/"
-    installed.run(f"sed -i '{turn.format('true', 'false')}' {CONFIG}; systemctl restart containerd")
+    installed.run(f"sed -i '{turn.format('true', 'false')}' {CONFIG}")
+    installed.restart("containerd")
     try:
         groups = run_both_runtimes(installed, namespace, crun)
     finally:
         installed.run(f"sed -i '{turn.format('false', 'true')}' {CONFIG}")
-        installed.run("systemctl restart containerd")
+        installed.restart("containerd")
     seen(", ".join(f"{name}: {len(each)} cgroups at 16 MiB" for name, each in groups.items()))
 
 

@@ -76,7 +76,7 @@ def test_a_file_stays_charged_through_restarts(
     assert status["retained"] == {"hugepages-2Mi": "8Mi"}
     (file,) = status["retainedFiles"]
     assert (file["pod"], file["charged"]) == (f"{namespace}/leaver", "8Mi")
-    installed.run("systemctl restart kubelet containerd", timeout=120)
+    installed.restart("kubelet", "containerd")
     restart_agent(installed.node)
     wait_used(namespace, "q", "8Mi")
     # What is retained counts: the quota has room for 8Mi more, not for 16Mi.
