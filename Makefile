@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 READER := operator/hugetlb_quota/node/reader
 
-.PHONY: help demo test unit e2e-kind e2e-vm lint format crds image lock clean preflight require require-vm
+.PHONY: help demo test unit e2e-kind e2e-kind-vm e2e-vm lint format crds image lock clean preflight require require-vm
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,6 +21,9 @@ unit: $(READY)  ## run the pure tests alone: no root, seconds
 
 e2e-kind: $(READY)  ## make a cluster with kind and run tests/e2e on it; KEEP=1 leaves it
 	@$(BIN)/python -m tests.kind $(ARGS)
+
+e2e-kind-vm: require-vm $(READY)  ## the same where there is no Docker: it, kind and all images made here, in a virtual machine
+	@$(BIN)/python -m tests.kind.vm $(ARGS)
 
 e2e-vm: require-vm $(READY)  ## install the chart on a real node in a virtual machine, and run tests/e2e; KEEP=1 leaves it
 	@$(BIN)/python -m tests.vm $(ARGS)
@@ -65,7 +68,7 @@ clean:  ## remove the virtual environment and caches in the tree
 preflight:  ## say what this machine lacks for the tests and the demo
 	@$(PYTHON) tests/preflight.py
 
-# Before anything is installed: `make demo` and `make e2e-vm` list it first.
+# Before anything is installed: `make demo`, `make e2e-vm` and `make e2e-kind-vm` list it first.
 require-vm:
 	@$(PYTHON) tests/preflight.py --require-vm
 

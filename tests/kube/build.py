@@ -80,6 +80,14 @@ def kubernetes_version() -> str:
     return found[1]
 
 
+def linker_flags() -> str:
+    """Return go build's -ldflags, which tell Kubernetes' programs their version."""
+    version = kubernetes_version()
+    major, minor = version.removeprefix("v").split(".")[:2]
+    stamp = "k8s.io/component-base/version.git"
+    return f"-s -w -X {stamp}Version={version} -X {stamp}Major={major} -X {stamp}Minor={minor}"
+
+
 def assets(progress: Progress | None = None) -> Path:
     """Return the directory that holds all of `PROGRAMS`, built now if it must be.
 
@@ -182,13 +190,10 @@ def _build(directory: Path, go_version: str, progress: Progress) -> None:
     version = kubernetes_version()
     progress(f"Kubernetes {version}: reading the module graph (downloads it the first time)")
     packages = len(_go("list", "-deps", *PACKAGES).split())
-    major, minor = version.removeprefix("v").split(".")[:2]
-    stamp = "k8s.io/component-base/version.git"
-    linker = f"-s -w -X {stamp}Version={version} -X {stamp}Major={major} -X {stamp}Minor={minor}"
     # The new directory is made beside the final one so that the rename is atomic.
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        command = ["go", "build", "-v", "-trimpath", "-buildvcs=false", "-ldflags", linker]
+        command = ["go", "build", "-v", "-trimpath", "-buildvcs=false", "-ldflags", linker_flags()]
         command += ["-o", f"{staging}/", *PACKAGES]
         started = time.monotonic()
         compiled, peak = _run_build(command, packages, version, progress)

@@ -30,7 +30,13 @@ class Machine:
     """
 
     def __init__(
-        self, name: str, address: Address, disk: Disk, directory: Path, seed: Mapping[str, bytes]
+        self,
+        name: str,
+        address: Address,
+        disk: Disk,
+        directory: Path,
+        seed: Mapping[str, bytes],
+        memory_mib: int = MEMORY_MIB,
     ) -> None:
         self.name = name
         self.address = address
@@ -44,7 +50,7 @@ class Machine:
                 timeout=60,
             )
         self.reseed(seed)
-        self._qemu = Child("qemu", self._command(disk), directory / "qemu.log")
+        self._qemu = Child("qemu", self._command(disk, memory_mib), directory / "qemu.log")
 
     def reseed(self, seed: Mapping[str, bytes]) -> None:
         """Write what the machine unpacks at its next boot."""
@@ -58,12 +64,12 @@ class Machine:
                     tar.addfile(entry, io.BytesIO(content))
             raw.truncate(1 << 20)
 
-    def _command(self, disk: Disk) -> list[str]:
+    def _command(self, disk: Disk, memory_mib: int) -> list[str]:
         drive = "format=raw,if=virtio"
         return [
             "qemu-system-x86_64",
             # Two threads boot a third faster than one.
-            *("-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", str(MEMORY_MIB)),
+            *("-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", str(memory_mib)),
             *("-kernel", str(disk.kernel), "-initrd", str(disk.initrd), "-append", KERNEL_LINE),
             *("-drive", f"file={disk.image},{drive},cache=unsafe,snapshot=on"),
             *("-drive", f"file={self._directory / 'seed.tar'},{drive},readonly=on"),
@@ -118,7 +124,7 @@ class Machine:
         try:
             units = self.shell(
                 "systemctl --failed --no-pager; journalctl --no-pager -n 60 -u node-setup"
-                " -u containerd -u kubelet -u kube-proxy",
+                " -u machine-setup -u docker -u containerd -u kubelet -u kube-proxy",
                 timeout=60,
             )
         except StepFailed as error:

@@ -1,4 +1,4 @@
-"""The node's disk: Debian with systemd, containerd, kubelet and kube-proxy, and the images.
+"""A machine's disk: Debian with systemd, what makes it a node, and the images.
 
 Two things are kept outside the tree, each under a name that follows from what it is made of: the
 root file system, and the disk with images in it. A change of the operator makes a new disk, not a
@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +21,17 @@ from tests.kube import build
 from tests.vm.steps import StepFailed, run, step
 
 HERE = Path(__file__).resolve().parent
-OVERLAY = HERE / "node"
-"""Files that are laid over Debian's, by their path on the node."""
+BASE = HERE / "base"
+"""Files that are laid over Debian's on every machine, by their path there."""
 
 SUITE = "trixie"
 MIRROR = "http://deb.debian.org/debian"
-PACKAGES = (
+NODE_PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "udev", "kmod", "mount", "util-linux", "procps"),
     *("containerd", "runc", "crun", "containernetworking-plugins"),
     *("iptables", "nftables", "conntrack", "iproute2", "openssh-server", "ca-certificates"),
     "linux-image-cloud-amd64",
 )
-ENABLED = ("node-setup", "kubelet", "kube-proxy", "containerd", "ssh")
 SERVICES_MASKED = (
     # Each costs a second or more on an emulated processor, and does nothing here.
     *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer"),
@@ -56,89 +55,132 @@ class Disk:
     initrd: Path
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What the root of a kind of machine is made of."""
+
+    name: str
+    """Of its folder in the cache."""
+    packages: tuple[str, ...]
+    overlay: Path
+    """Files that are laid over Debian's and `BASE`, by their path on the machine."""
+    enabled: tuple[str, ...]
+    """Services of systemd."""
+    programs: Mapping[str, Path]
+    """By their path on the machine."""
+
+    def cache(self) -> Path:
+        """Return the folder of its roots and disks."""
+        folder = build.cache() / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def node() -> Recipe:
+    """Return the recipe of a node that kubelet runs on."""
+    assets = build.assets()
+    return Recipe(
+        "vm",
+        NODE_PACKAGES,
+        HERE / "node",
+        ("node-setup", "kubelet", "kube-proxy", "containerd", "ssh"),
+        {f"usr/bin/{name}": assets / name for name in ("kubelet", "kube-proxy")},
+    )
+
+
 def disk(images: Sequence[Path]) -> Disk:
     """Return a node's disk with these images (docker archives) imported, made now if it must be.
 
     Raises StepFailed.
     """
-    root, initrd = _root()
+    recipe = node()
+    root, initrd = machine_root(recipe)
     digest = hashlib.sha256(root.name.encode())
-    for image in images:
-        with image.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    image = _cache() / f"disk-{digest.hexdigest()[:12]}.img"
-    with _locked("disk"):
+    digest.update(digests(images))
+    image = recipe.cache() / f"disk-{digest.hexdigest()[:12]}.img"
+    with locked(recipe.cache() / "disk.lock"):
         if not image.exists():
-            for stale in _cache().glob("disk-*.img"):
+            for stale in recipe.cache().glob("disk-*.img"):
                 stale.unlink()  # a machine that runs from it keeps it open
             with step("importing the images and writing the node's disk"):
-                _write_disk(root, images, image)
+                work = image.with_suffix(".root")
+                shutil.rmtree(work, ignore_errors=True)
+                run(["cp", "-a", root, work])
+                import_images(work, images)
+                write_image(work, image)
     return Disk(image, root / "boot" / "vmlinux", initrd)
 
 
-def _cache() -> Path:
-    folder = build.cache() / "vm"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 @contextmanager
-def _locked(what: str) -> Iterator[None]:
-    with (_cache() / f"{what}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def locked(lock: Path) -> Iterator[None]:
+    """Hold a lock that other processes wait for."""
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _root() -> tuple[Path, Path]:
-    """Return the root's folder and the initrd."""
-    assets = build.assets()
-    digest = hashlib.sha256(f"{SUITE} {PACKAGES} {ENABLED} {SERVICES_MASKED}".encode())
-    for file in (Path(__file__), *sorted(each for each in OVERLAY.rglob("*") if each.is_file())):
-        digest.update(f"{file.relative_to(HERE)}\0".encode() + file.read_bytes())
-    for program in ("kubelet", "kube-proxy"):
-        with (assets / program).open("rb") as binary:
-            digest.update(hashlib.file_digest(binary, "sha256").digest())
-    root = _cache() / f"root-{digest.hexdigest()[:12]}"
+def digests(files: Iterable[Path]) -> bytes:
+    """Return what tells the files' content from any other."""
+    found = b""
+    for path in files:
+        with path.open("rb") as file:
+            found += hashlib.file_digest(file, "sha256").digest()
+    return found
+
+
+def machine_root(recipe: Recipe) -> tuple[Path, Path]:
+    """Return the root's folder and the initrd, made now if they must be. Raises StepFailed."""
+    made_of = (SUITE, recipe.packages, recipe.enabled, sorted(recipe.programs), SERVICES_MASKED)
+    digest = hashlib.sha256(repr(made_of).encode())
+    for folder in (BASE, recipe.overlay):
+        for file in sorted(each for each in folder.rglob("*") if each.is_file()):
+            digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
+    digest.update(digests([Path(__file__), *(path for _, path in sorted(recipe.programs.items()))]))
+    root = recipe.cache() / f"root-{digest.hexdigest()[:12]}"
     initrd = root.with_suffix(".initrd")
-    with _locked("root"):
+    with locked(recipe.cache() / "root.lock"):
         if not initrd.exists():
-            for stale in _cache().glob("root-*"):
+            for stale in recipe.cache().glob("root-*"):
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-            _make_root(root, assets)
+            _make_root(root, recipe)
             _make_initrd(root, initrd)
     return root, initrd
 
 
-def _debian() -> Path:
-    """Return a fresh root of Debian's packages alone; it is the slow part, and kept."""
-    digest = hashlib.sha256(f"{SUITE} {PACKAGES}".encode()).hexdigest()[:12]
-    debian = _cache() / f"debian-{digest}"
-    if debian.exists():
-        return debian
-    making = debian.with_suffix(".making")
-    shutil.rmtree(making, ignore_errors=True)
-    include = f"--include={','.join(PACKAGES)}"
-    with step(f"debootstrap of Debian {SUITE} for the node (90 s or more, once)"):
-        run(["debootstrap", "--variant=minbase", include, SUITE, making, MIRROR])
-    shutil.rmtree(making / "var/cache/apt", ignore_errors=True)
-    shutil.rmtree(making / "var/lib/apt/lists", ignore_errors=True)
-    making.rename(debian)
-    return debian
+def debian(packages: tuple[str, ...]) -> Path:
+    """Return a root of Debian's packages alone; it is the slow part, and kept."""
+    folder = build.cache() / "vm"
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(f"{SUITE} {packages}".encode()).hexdigest()[:12]
+    kept = folder / f"debian-{digest}"
+    with locked(kept.with_suffix(".lock")):
+        if kept.exists():
+            return kept
+        making = kept.with_suffix(".making")
+        shutil.rmtree(making, ignore_errors=True)
+        include = f"--include={','.join(packages)}"
+        with step(f"debootstrap of Debian {SUITE} for a machine (90 s or more, once)"):
+            run(["debootstrap", "--variant=minbase", include, SUITE, making, MIRROR])
+        shutil.rmtree(making / "var/cache/apt", ignore_errors=True)
+        shutil.rmtree(making / "var/lib/apt/lists", ignore_errors=True)
+        making.rename(kept)
+    return kept
 
 
-def _make_root(root: Path, assets: Path) -> None:
+def _make_root(root: Path, recipe: Recipe) -> None:
     making = root.with_suffix(".making")
     shutil.rmtree(making, ignore_errors=True)
-    debian = _debian()
-    with step("laying kubelet, kube-proxy and their configuration over it"):
-        run(["cp", "-a", debian, making])
-        run(["cp", "-a", "--no-preserve=ownership", f"{OVERLAY}/.", making])
-        for program in ("kubelet", "kube-proxy"):
-            shutil.copy2(assets / program, making / "usr/bin" / program)
+    packages = debian(recipe.packages)
+    with step("laying the machine's programs and configuration over it"):
+        run(["cp", "-a", packages, making])
+        for overlay in (BASE, recipe.overlay):
+            run(["cp", "-a", "--no-preserve=ownership", f"{overlay}/.", making])
+        for at, program in recipe.programs.items():
+            shutil.copy2(program, making / at)
         units = making / "etc/systemd/system"
         wants = units / "multi-user.target.wants"
         wants.mkdir(exist_ok=True)
-        for service in ENABLED:
+        for service in recipe.enabled:
             _link(wants / f"{service}.service", _unit(making, service))
         for masked in SERVICES_MASKED:
             _link(units / masked, "/dev/null")
@@ -240,24 +282,36 @@ for image in "$@"; do
     mount --bind "$image" "run/images/${image##*/}"
     chroot . ctr -n k8s.io images import --digests=false "/run/images/${image##*/}"
 done
+for alias in $ALIASES; do
+    chroot . ctr -n k8s.io images tag --force "${alias%=*}" "${alias#*=}"
+done
 """
 
 
-def _write_disk(root: Path, images: Sequence[Path], image: Path) -> None:
-    work = image.with_suffix(".root")
-    making = image.with_suffix(".making")
-    shutil.rmtree(work, ignore_errors=True)
-    run(["cp", "-a", root, work])
+def import_images(
+    root: Path, images: Sequence[Path], aliases: Mapping[str, str] | None = None
+) -> None:
+    """Import docker archives with the root's containerd, as kubelet will find them.
+
+    `aliases`: further names of images, each with the name that its archive has.
+    """
+    words = " ".join(f"{name}={alias}" for alias, name in (aliases or {}).items())
     # In a mount namespace of its own: what it mounts goes with it, whatever happens.
-    run(["unshare", "--mount", "sh", "-c", IMPORT, "import", work, *images])
+    apart = ("unshare", "--mount", "sh", "-c", IMPORT, "import")
+    run([*apart, root, *images], env={**os.environ, "ALIASES": words})
+
+
+def write_image(root: Path, image: Path, gigabytes: int = 8) -> None:
+    """Write the root as an ext4 image, and remove the root."""
+    making = image.with_suffix(".making")
     making.unlink(missing_ok=True)
     with making.open("wb") as file:
-        os.truncate(file.fileno(), 8 << 30)
+        os.truncate(file.fileno(), gigabytes << 30)
     run(
         [
             *("mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0"),
-            *("-E", "lazy_itable_init=1,nodiscard", "-d", work, making),
+            *("-E", "lazy_itable_init=1,nodiscard", "-d", root, making),
         ]
     )
-    shutil.rmtree(work)
+    shutil.rmtree(root)
     making.rename(image)
