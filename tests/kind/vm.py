@@ -194,13 +194,10 @@ def _settle(environment: Mapping[str, str]) -> None:
 def _environment(
     scratch: Path, kubeconfig: Path, operator: image.Image, before: previous.Release | None
 ) -> dict[str, str]:
-    release = {}
-    if before is not None:
-        release = {"E2E_PREVIOUS_CHART": str(before.chart), "E2E_PREVIOUS_IMAGE": before.image.name}
     return {
         "E2E_PATIENCE": "420",
         **os.environ,
-        **release,
+        **(before.environment() if before else {}),
         "PATH": f"{build.assets()}:{os.environ['PATH']}",
         "KUBECONFIG": str(kubeconfig),
         # Nothing of the user's helm and kubectl.

@@ -57,14 +57,11 @@ def _run(scratch: Path) -> int:
 def _environment(
     cluster: VmCluster, operator: image.Image, before: previous.Release | None
 ) -> dict[str, str]:
-    release = {}
-    if before is not None:
-        release = {"E2E_PREVIOUS_CHART": str(before.chart), "E2E_PREVIOUS_IMAGE": before.image.name}
     return {
         # An emulated node takes some seconds of both processors for each start.
         "E2E_STARTS": "20",
         **os.environ,
-        **release,
+        **(before.environment() if before else {}),
         "PATH": f"{cluster.control_plane.assets}:{os.environ['PATH']}",
         "KUBECONFIG": str(cluster.kubeconfig),
         # Nothing of the user's helm and kubectl.

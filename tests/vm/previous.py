@@ -25,6 +25,10 @@ class Release:
     chart: Path
     image: image.Image
 
+    def environment(self) -> dict[str, str]:
+        """Return what tells tests/e2e of it."""
+        return {"E2E_PREVIOUS_CHART": str(self.chart), "E2E_PREVIOUS_IMAGE": self.image.name}
+
 
 def release(scratch: Path) -> Release | None:
     """Return the previous release, its tree unpacked in `scratch`; None where history ends."""
