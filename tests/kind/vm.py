@@ -155,7 +155,7 @@ def _create(machine: Machine) -> None:
     options = "--config /run/node/kind.json --wait 10m --retain"
     create = f"kind create cluster --name {CLUSTER} {options}"
     for attempt in range(1, TRIES + 1):
-        with step(f"`{create}`, in the machine: three minutes or more"):
+        with step(f"`{create}`, in the machine: five minutes or so"):
             done = subprocess.run(
                 [*machine.ssh_command(), create], timeout=CREATE_TIMEOUT, stdin=subprocess.DEVNULL
             )
