@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -134,11 +135,10 @@ def test_what_does_not_fit_the_node_stays_pending(
 
 
 def test_deletion_removes_the_cgroup_then_the_object(
-    running: TestNode, control_plane: ControlPlane, namespace: str, tmp_path: Path
+    running: TestNode, control_plane: ControlPlane, namespace: str
 ) -> None:
     # It takes a while to end, so that a wrong order shows.
-    trapped = tmp_path / "trapped"
-    slow = f"trap 'sleep 1; exit 0' TERM; : > {trapped}; while :; do sleep 0.05; done"
+    slow = "trap 'sleep 1; exit 0' TERM; while :; do sleep 0.05; done"
     made = control_plane.api.create(
         "v1/pods",
         pod(
@@ -154,7 +154,7 @@ def test_deletion_removes_the_cgroup_then_the_object(
     )
     assert (cgroup / "hugetlb.2MB.max").read_text() == f"{4 * MIB}\n"
     assert volumes.mounts_below(running.state_dir)
-    until(trapped.exists)
+    until(lambda: any(traps_term(pid) for pid in pids(cgroup)))
     control_plane.api.delete("v1/pods", "a", namespace=namespace)
     seen_alive: list[Json | None] = []
 
@@ -230,6 +230,16 @@ def test_a_node_that_ends_takes_all_it_made_with_it(
 def pids(cgroup: Path) -> list[str]:
     found = [path.read_text().split() for path in sorted(cgroup.rglob("cgroup.procs"))]
     return [pid for some in found for pid in some]
+
+
+def traps_term(pid: str) -> bool:
+    """Whether it is a shell that handles SIGTERM."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    return fields["Name"] == "sh" and bool(int(fields["SigCgt"], 16) >> signal.SIGTERM - 1 & 1)
 
 
 def until(holds: Callable[[], bool], timeout: float = 20.0) -> None:

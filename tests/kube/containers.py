@@ -27,7 +27,7 @@ class Containers:
 
     def __init__(self, control_plane: ControlPlane, chart: Chart) -> None:
         self._control_plane = control_plane
-        self._chart = chart
+        self.chart = chart
         self.running: list[Program] = []
 
     def start(
@@ -39,10 +39,10 @@ class Containers:
         `extra`: one more argument.
         """
         plane = self._control_plane
-        container = self._chart.container(name)
+        container = self.chart.container(name)
         (port,) = free_ports(1, plane.address)
         fields = {
-            "metadata.namespace": self._chart.namespace,
+            "metadata.namespace": self.chart.namespace,
             "metadata.name": pod,
             "spec.nodeName": node or "",
         }
@@ -69,7 +69,7 @@ class Containers:
         )
         scheme = "https" if name == "admission" else "http"
         kubeconfig = plane.service_account_kubeconfig(
-            self._chart.namespace, container.service_account, node=node
+            self.chart.namespace, container.service_account, node=node
         )
         address = f"{scheme}://{in_url(plane.address)}:{port}"
         program = Program(name, child, address, kubeconfig, plane.ca_file)
@@ -96,7 +96,7 @@ class Containers:
         }
 
     def _token(self, container: Container, directory: Path, node: str | None) -> Mount:
-        namespace = self._chart.namespace
+        namespace = self.chart.namespace
         token = self._control_plane.service_account_token(
             namespace, container.service_account, node=node
         )
@@ -125,7 +125,7 @@ class Containers:
 
     def _secret(self, volume: str) -> dict[str, bytes]:
         if volume == "path":
-            return {"path": self._chart.path_secret.encode()}
+            return {"path": self.chart.path_secret.encode()}
         cert, key = self._control_plane.serving_certificate("admission")
         return {"tls.crt": cert.read_bytes(), "tls.key": key.read_bytes()}
 
