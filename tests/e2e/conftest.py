@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import collect, operator
-from tests.e2e.host import NAMESPACE as HOST_NAMESPACE
 from tests.e2e.host import Host, nodes_with_pages
 from tests.e2e.kubectl import CommandFailed, apply, kubectl
 
@@ -52,7 +51,7 @@ def host() -> Iterator[Host]:
     node = Host(nodes[0])
     node.start()
     yield node
-    kubectl("delete", "namespace", HOST_NAMESPACE, "--wait=false", "--ignore-not-found")
+    node.stop()
 
 
 @pytest.fixture(scope="session")

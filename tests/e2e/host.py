@@ -53,6 +53,10 @@ class Host:
         )
         wait_phase(NAMESPACE, self._pod)
 
+    def stop(self) -> None:
+        """Remove the pod and its namespace, and wait until both are gone."""
+        kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found")
+
     def run(self, script: str, timeout: float = 240.0) -> str:
         """Run a shell script on the node; its output. Raises CommandFailed."""
         enter = ("nsenter", "-t", "1", "--all", "--", "sh", "-c", script)
@@ -82,7 +86,7 @@ class Host:
 
     def later(self, command: str) -> None:
         """Let the node's systemd run a command when this shell has ended."""
-        self.run(f"systemd-run --on-active=1s {command}")
+        self.run(f"systemd-run --on-active=3s --timer-property=AccuracySec=100ms {command}")
 
     def groups(self, pod_uid: str) -> list[Group]:
         """All cgroups of a pod, its own first."""
