@@ -110,11 +110,17 @@ def test_init_containers_sidecars_and_a_restart(
     wait("the main container to be started again", restarted)
     # The effective request: the init container alone asks for more than the others together.
     wait_used(namespace, "q", "16Mi")
-    wait_limits(installed, uid_of(namespace, "p"), 16, containers=2)
+    uid = uid_of(namespace, "p")
+    wait_limits(installed, uid, 16, containers=0)
+
+    def each_its_own() -> bool:
+        return {both(4), both(8)} <= {group.limits() for group in installed.groups(uid)[1:]}
+
+    wait("sidecar and main container to be held to their own 4 and 8 MiB", each_its_own)
     assert f"mmap 20 MiB: {REFUSED}" in wait_log(namespace, "p", "mmap", container="init")
     assert "touched 4 MiB" in wait_log(namespace, "p", "touched", container="sidecar")
     assert f"mmap 24 MiB: {REFUSED}" in wait_log(namespace, "p", "mmap")
-    seen("16 MiB for init, sidecar and a restarted container; beyond: ENOMEM each time")
+    seen("16 MiB for the pod, 4 for the sidecar, 8 for a container started anew; beyond: ENOMEM")
 
 
 def test_pages_of_1_gib(installed: Host, namespace: str, seen: Seen) -> None:
