@@ -63,7 +63,9 @@ def _run(scratch: Path) -> int:
         "env": f"NAME=docker\nADDRESS={address.ip}\nGATEWAY={network.HOST}\n".encode(),
         "kind.json": json.dumps(configuration(address)).encode(),
     }
-    machine = Machine("docker", address, machine_disk, scratch / "docker", seed, MEMORY_MIB)
+    folder = scratch / "docker"
+    # kind's own time limits are too short for an emulation in one thread.
+    machine = Machine("docker", address, machine_disk, folder, seed, MEMORY_MIB, threads="multi")
     try:
         with step("booting a machine with Docker, emulated"):
             _wait_docker(machine)
