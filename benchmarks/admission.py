@@ -1,11 +1,12 @@
 """Pods created per second, beside what a native ResourceQuota costs on the same pods.
 
 ``python -m benchmarks.admission [--pods N] [--rounds N] [--creators 1,8,32,128]
-[--chains 1,3,6] [--replicas 1,2] [--json FILE]``: on a control plane of its own, with the
-operator as the chart ships it. Each figure is of a namespace of its own, and the native
+[--chains 1,3,6] [--replicas 1,2] [--turns] [--json FILE]``: on a control plane of its own, with
+the operator as the chart ships it. Each figure is of a namespace of its own, and the native
 baseline comes from the same run: compare figures of one run only, for machines are noisy.
-Several replicas are asked in turn, by nftables in a network namespace of this benchmark;
-it needs root. The pods name a scheduler that does not exist, so that admission alone is
+Several replicas stand behind nftables in a network namespace of this benchmark, which needs
+root. As with the chart's Service, an API server stays with one of them (sessionAffinity);
+with ``--turns`` each connection goes to the next, as several API servers' would. The pods name a scheduler that does not exist, so that admission alone is
 measured. Refused are those that did not come through.
 """
 
@@ -81,7 +82,7 @@ def _measure(arguments: argparse.Namespace) -> list[Figure]:
                 while len(programs) < replicas:
                     programs.append(cluster.programs.start_admission())
                     programs[-1].wait_ready()
-                _balance(cluster, programs[:replicas])
+                _balance(cluster, programs[:replicas], turns=arguments.turns)
                 for length in arguments.chains:
                     for creators in arguments.creators:
                         where = f"chain-{length}-{replicas}-{creators}"
@@ -102,6 +103,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--creators", type=numbers, default=[1, 8, 32, 128])
     parser.add_argument("--chains", type=numbers, default=[1, 3, 6])
     parser.add_argument("--replicas", type=numbers, default=[1, 2])
+    parser.add_argument(
+        "--turns", action="store_true", help="replicas take turns, instead of sessionAffinity"
+    )
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
@@ -115,18 +119,19 @@ def _enter_network_namespace() -> None:
     os.execvp("unshare", [*command, sys.executable, "-m", "benchmarks.admission", *sys.argv[1:]])
 
 
-def _balance(cluster: Cluster, programs: list[Program]) -> None:
-    """Point the webhooks at ``programs``, asked in turn for each connection."""
+def _balance(cluster: Cluster, programs: list[Program], *, turns: bool) -> None:
+    """Point the webhooks at ``programs``, as a Service of them would."""
     address = programs[0].address
     if len(programs) > 1:
         ports = [program.address.rpartition(":")[2] for program in programs]
-        turns = ", ".join(f"{place} : {port}" for place, port in enumerate(ports))
+        places = ", ".join(f"{place} : {port}" for place, port in enumerate(ports))
+        choice = "numgen inc" if turns else "jhash ip saddr"
         rules = f"""
             table ip bench {{
                 chain out {{
                     type nat hook output priority -100;
-                    ip daddr 127.0.0.1 tcp dport {BALANCED} redirect to :numgen inc mod \
-                        {len(ports)} map {{ {turns} }}
+                    ip daddr 127.0.0.1 tcp dport {BALANCED} redirect to :{choice} mod \
+                        {len(ports)} map {{ {places} }}
                 }}
             }}"""
         subprocess.run(["nft", "flush", "ruleset"], check=True, timeout=10)
