@@ -6,8 +6,9 @@ the operator as the chart ships it. Each figure is of a namespace of its own, an
 baseline comes from the same run: compare figures of one run only, for machines are noisy.
 Several replicas stand behind nftables in a network namespace of this benchmark, which needs
 root. As with the chart's Service, an API server stays with one of them (sessionAffinity);
-with ``--turns`` each connection goes to the next, as several API servers' would.
-The pods name a scheduler that does not exist, so that admission alone is measured. Refused are those that did not come through.
+with ``--turns`` each connection goes to the next, as several API servers' would. The pods
+name a scheduler that does not exist, so that admission alone is measured. Refused are those
+that did not come through.
 """
 
 from __future__ import annotations
