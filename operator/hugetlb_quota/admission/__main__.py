@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import signal
 import ssl
 import sys
 from pathlib import Path
+from typing import Final
 
 import uvloop
 
 from hugetlb_quota.admission.server import Certificate, PathSecret, serve
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.listening import EVERYWHERE
+
+#: Objects made and not freed before the youngest are collected; Python's own is 700.
+GARBAGE_THRESHOLD: Final = 20_000
 
 logger = logging.getLogger("hugetlb_quota.admission")
 
@@ -25,6 +30,10 @@ def main() -> None:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
+    # What was imported is never garbage, and of what a request makes nearly all goes by its
+    # reference count: with Python's own threshold collections took 6 % of the time.
+    gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD)
     try:
         uvloop.run(_run(arguments))
     except NotConfigured as error:

@@ -12,10 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
 from hugetlb_quota.accounting.charge import NOTHING
@@ -25,14 +24,13 @@ from hugetlb_quota.accounting.recount import RetainedFile
 from hugetlb_quota.accounting.reservation import Reservation, ReservationId
 from hugetlb_quota.admission.cache import QuotaCache
 from hugetlb_quota.admission.deadline import Deadline
+from hugetlb_quota.admission.lane import Lane, Wanted
 from hugetlb_quota.kube import errors, status
 from hugetlb_quota.kube.connection import REQUEST_TIMEOUT
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
 
 #: How long taking back may go on, in seconds, also after the request was answered.
 BACK_OUT_TIMEOUT: Final = 10.0
-#: Requests a batch: as many as one write can carry without becoming slow.
-LARGEST_BATCH: Final = 128
 #: How long a level that others wrote is waited for in the watch, before it is read, in seconds.
 PATIENCE: Final = 0.005
 #: How long requests are gathered after a conflict, in seconds: doubled from the first to the
@@ -77,72 +75,13 @@ class Overloaded(Exception):
         self.seconds = seconds
 
 
-@dataclass(eq=False, slots=True)
-class _Wanted:
-    """A request that waits: what it was decided on, and what it reserves."""
-
-    chain: tuple[QuotaObject, ...]
-    reservation: Reservation
-    deadline: Deadline
-    done: asyncio.Future[int]
-    errors: list[Exception] = field(default_factory=list)
-    held: set[QuotaKey] = field(default_factory=set)
-    written: int = 0
-
-    def decided(self, key: QuotaKey) -> QuotaObject:
-        return next(each for each in self.chain if each.key == key)
-
-
-class _Lane:
-    """Those that wait for one tree, by the namespaces that their pods are in."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[str, deque[_Wanted]] = {}
-        self.task: asyncio.Task[None] | None = None
-        self.gathering = 0.0
-        self.batch_seconds = 0.0
-
-    def __len__(self) -> int:
-        return sum(map(len, self._waiting.values()))
-
-    def add(self, wanted: _Wanted) -> None:
-        namespace = wanted.reservation.pod.partition("/")[0]
-        self._waiting.setdefault(namespace, deque()).append(wanted)
-
-    def wait_for(self, namespace: str) -> float:
-        """Seconds until one more request of ``namespace`` would be answered, as things go."""
-        if self.task is None:
-            return 0.0
-        ahead = len(self._waiting.get(namespace, ()))
-        others = sum(
-            min(len(queue), ahead + 1) for name, queue in self._waiting.items() if name != namespace
-        )
-        return ((ahead + others) // LARGEST_BATCH + 2) * self.batch_seconds
-
-    def take(self) -> list[_Wanted]:
-        """The next batch: one of each namespace in turn, so that none waits for another's burst."""
-        batch: list[_Wanted] = []
-        while self._waiting and len(batch) < LARGEST_BATCH:
-            for namespace in list(self._waiting):
-                queue = self._waiting[namespace]
-                batch.append(queue.popleft())
-                if not queue:
-                    del self._waiting[namespace]
-                if len(batch) == LARGEST_BATCH:
-                    # Who was passed over is first in the next.
-                    if namespace in self._waiting:
-                        self._waiting[namespace] = self._waiting.pop(namespace)
-                    break
-        return [wanted for wanted in batch if not wanted.done.done()]
-
-
 class Committer:
     """Reserves and takes back; owns what is still being taken back."""
 
     def __init__(self, api: status.QuotaApi, cache: QuotaCache) -> None:
         self._api = api
         self._cache = cache
-        self._lanes: dict[QuotaKey, _Lane] = {}
+        self._lanes: dict[QuotaKey, Lane] = {}
         self._backing_out: set[asyncio.Task[None]] = set()
         #: Writes that were tried, and those of them that met a conflict.
         self.writes = self.conflicts = 0
@@ -163,12 +102,12 @@ class Committer:
         :raises ApiError: and InvalidQuota, as the API has it.
         """
         root = chain[-1].key
-        lane = self._lanes.setdefault(root, _Lane())
+        lane = self._lanes.setdefault(root, Lane())
         seconds = lane.wait_for(reservation.pod.partition("/")[0])
         if seconds > deadline.left():
             raise Overloaded(len(lane), seconds)
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        wanted = _Wanted(chain, reservation, deadline, done)
+        wanted = Wanted(chain, reservation, deadline, done)
         lane.add(wanted)
         if lane.task is None:
             lane.task = asyncio.create_task(self._serve(root, lane), name=f"commits to {root}")
@@ -192,12 +131,13 @@ class Committer:
                 ):
                     await asyncio.wait(tasks)
 
-    async def _serve(self, root: QuotaKey, lane: _Lane) -> None:
+    async def _serve(self, root: QuotaKey, lane: Lane) -> None:
         loop = asyncio.get_running_loop()
         try:
             while len(lane):
                 # All that came in this turn of the loop at the least.
                 await asyncio.sleep(lane.gathering * random.uniform(0.5, 1.0))  # noqa: S311
+                await lane.gather()
                 conflicts, began = self.conflicts, loop.time()
                 await self._commit_or_tell(lane.take())
                 took = loop.time() - began
@@ -215,7 +155,7 @@ class Committer:
             if not len(lane):
                 self._lanes.pop(root, None)
 
-    async def _commit_or_tell(self, batch: list[_Wanted]) -> None:
+    async def _commit_or_tell(self, batch: list[Wanted]) -> None:
         try:
             await self._commit(batch)
         except Exception as error:  # a bug must not leave those behind waiting
@@ -225,7 +165,7 @@ class Committer:
                     wanted.done.set_exception(error)
                 self.take_back(wanted.chain, wanted.reservation)
 
-    async def _commit(self, batch: list[_Wanted]) -> None:
+    async def _commit(self, batch: list[Wanted]) -> None:
         levels = self._decide(batch)
         await asyncio.gather(*(self._write(base, wanted) for base, wanted in levels.values()))
         back: dict[QuotaKey, dict[ReservationId, Reservation]] = {}
@@ -243,10 +183,10 @@ class Committer:
             # The next batch is to find the room.
             await asyncio.wait((self._start_taking_back(back),), timeout=1.0)
 
-    def _decide(self, batch: list[_Wanted]) -> dict[QuotaKey, tuple[QuotaObject, list[_Wanted]]]:
+    def _decide(self, batch: list[Wanted]) -> dict[QuotaKey, tuple[QuotaObject, list[Wanted]]]:
         """Who fits everywhere, by what is known: by quota, and what it was when they did."""
         tabs: dict[QuotaKey, tuple[QuotaObject, Tab]] = {}
-        levels: dict[QuotaKey, tuple[QuotaObject, list[_Wanted]]] = {}
+        levels: dict[QuotaKey, tuple[QuotaObject, list[Wanted]]] = {}
         for wanted in batch:
             for quota in wanted.chain:
                 if quota.key not in tabs:
@@ -265,7 +205,7 @@ class Committer:
                 levels.setdefault(now.key, (now, []))[1].append(wanted)
         return levels
 
-    async def _write(self, base: QuotaObject, batch: list[_Wanted]) -> None:
+    async def _write(self, base: QuotaObject, batch: list[Wanted]) -> None:
         """Write one level for all of ``batch``; what prevents it becomes their errors."""
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT):
@@ -279,7 +219,7 @@ class Committer:
             for wanted in batch:
                 wanted.errors.append(told)
 
-    async def _swap(self, now: QuotaObject, batch: list[_Wanted]) -> None:
+    async def _swap(self, now: QuotaObject, batch: list[Wanted]) -> None:
         while True:
             tab = Tab(now.counter)
             fitting = []
@@ -343,7 +283,7 @@ class Committer:
                 )
 
 
-def _refused(wanted: _Wanted, levels: Sequence[tuple[QuotaObject, Tab]]) -> Exception | None:
+def _refused(wanted: Wanted, levels: Sequence[tuple[QuotaObject, Tab]]) -> Exception | None:
     """Why ``wanted`` can't be put on all of ``levels``; None when it can."""
     shortfalls: list[Shortfall] = []
     for now, tab in levels:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hugetlb_quota.admission.commit import LARGEST_BATCH
 from hugetlb_quota.admission.deadline import Deadline
+from hugetlb_quota.admission.lane import LARGEST_BATCH
 from hugetlb_quota.admission.pods import PodAdmission
 from hugetlb_quota.admission.review import (
     AdmissionRequest,
