@@ -77,7 +77,8 @@ def climb(cache: Quotas, start: Iterable[QuotaObject]) -> Snapshot:
     # Each round is one level up: up to one more than the longest chain has, so that
     # the forest sees that there is one more.
     for _ in range(LONGEST_CHAIN):
-        parents = {quota.quota.parent for quota in level} - quotas.keys() - {None}
+        above = {key for quota in level for key in (quota.quota.parent, quota.quota.attached_to)}
+        parents = above - quotas.keys() - {None}
         found = [cache.get(key) for key in parents if key is not None]
         level = []
         for quota in found:

@@ -101,11 +101,8 @@ class QuotaAdmission:
         try:
             after.chain(key)
         except Detached as error:
-            # A link further up that does not hold is not this quota's fault.
-            if isinstance(error, Cycle) or (
-                isinstance(error, ForeignParent) and error.quota == key
-            ):
-                return deny(refusal.broken_chain(key, error))
+            if broken := _own_fault(after, key, error):
+                return deny(refusal.broken_chain(key, broken))
             if old is not None and moved and old.counter.used:
                 return deny(refusal.move_to_nowhere(old.counter, error))
             warnings.append(refusal.waits_for_parent(key, error))
@@ -207,6 +204,19 @@ def _understood(raw: Mapping[str, object]) -> QuotaObject | None:
         return None
 
 
+def _own_fault(forest: Forest, key: QuotaKey, error: Detached) -> Detached | None:
+    """What is wrong with the place of ``key`` itself; a link further up is not its fault."""
+    if isinstance(error, Cycle) or (isinstance(error, ForeignParent) and error.quota == key):
+        return error
+    if error.quota != key:
+        # Where charges go, whether or not they may any more: that must be no circle either.
+        path = [link.key for link in forest.attached(key)]
+        above = forest.parent(forest[path[-1]])
+        if above is not None and above.key == key:
+            return Cycle(key, [*path, key])
+    return None
+
+
 def _excesses(forest: Forest, key: QuotaKey) -> list[_Excess]:
     """Those of ``key`` and of all quotas attached below it."""
     found = []
@@ -222,12 +232,8 @@ def _excesses(forest: Forest, key: QuotaKey) -> list[_Excess]:
 def _at_and_below(forest: Forest, key: QuotaKey) -> Iterable[Quota]:
     children: dict[QuotaKey, list[Quota]] = {}
     for quota in forest:
-        if (
-            quota.parent is not None
-            and quota.parent in forest
-            and forest.admits(forest[quota.parent], quota.key)
-        ):
-            children.setdefault(quota.parent, []).append(quota)
+        if (parent := forest.parent(quota)) is not None:
+            children.setdefault(parent.key, []).append(quota)
     reached: dict[QuotaKey, Quota] = {}
     level = [forest[key]]
     while level:
@@ -278,5 +284,8 @@ def _below_use(new: QuotaObject, old: QuotaObject | None) -> list[str]:
 def _lost_children(before: Forest, after: Forest, key: QuotaKey) -> list[QuotaKey]:
     if key not in before:
         return []
-    kept = {each.key for each in after.children(key)}
-    return [each.key for each in before.children(key) if each.key not in kept]
+    return [
+        each.key
+        for each in before.children(key)
+        if before.admits(before[key], each.key) and not after.admits(after[key], each.key)
+    ]

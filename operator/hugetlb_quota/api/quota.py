@@ -120,6 +120,11 @@ class HugeTLBQuotaStatus(Model):
         description="resourceVersion of the controllers' Lease when the one that counted came to"
         " lead: a count under an earlier one never replaces this.",
     )
+    attached_to: str = Field(
+        default="",
+        description="namespace/name of the quota above that its charges go to. It stays while"
+        " anything is charged, also when that quota does not let this one attach any more.",
+    )
     hard: ResourceList = Field(default_factory=dict, description="The limits in force.")
     used: ResourceList = Field(
         default_factory=dict,

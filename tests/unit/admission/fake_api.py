@@ -219,6 +219,7 @@ def quota(
     counted: bool = True,
     retained: Mapping[str, str] | None = None,
     policy: str | None = None,
+    attached_to: str | None = None,
 ) -> Json:
     """A HugeTLBQuota in JSON; ``hard`` and ``pods`` are by resource name."""
     namespace, name = QuotaKey.parse(key)
@@ -235,12 +236,14 @@ def quota(
     metadata: Json = {"namespace": namespace, "name": name, "generation": 1}
     if terminating:
         metadata["deletionTimestamp"] = "2026-11-22T12:00:00Z"
+    status: Json = {} if attached_to is None else {"attachedTo": attached_to}
     return {
         "apiVersion": "hugetlb.dev/v1alpha1",
         "kind": "HugeTLBQuota",
         "metadata": metadata,
         "spec": spec,
-        "status": {
+        "status": status
+        | {
             "observedGeneration": int(counted),
             "pods": dict(pods or {}),
             "retained": dict(retained or {}),

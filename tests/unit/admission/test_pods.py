@@ -252,6 +252,30 @@ async def test_a_parent_that_does_not_let_the_namespace_attach_refuses(api: Fake
     )
 
 
+async def test_a_charge_is_attached_to_the_parent_that_it_goes_to(api: FakeApi) -> None:
+    assert (await decide(api, create(pod()))).allowed
+    assert api.raw("db/leaf")["status"]["attachedTo"] == "acme/tenant"
+    assert "attachedTo" not in api.raw("acme/tenant")["status"]
+
+
+async def test_a_pod_that_leaves_a_quota_is_charged_already_where_that_is_attached(
+    api: FakeApi,
+) -> None:
+    hard = {"hugepages-2Mi": "128Mi"}
+    api.put(namespace("db"))
+    api.put(namespace("glue", tenant="acme"))
+    leaf = {"matchLabels": {"at": "leaf"}}
+    other = {"matchLabels": {"at": "other"}}
+    tenant = "acme/tenant"
+    api.put(quota("db/leaf", hard, selector=leaf, parent=tenant, attached_to=tenant))
+    api.put(quota("glue/mid", hard, parent=tenant, children={}))
+    api.put(quota("db/other", hard, parent="glue/mid", selector=other))
+    request = update(pod(labels={"at": "leaf"}), pod(labels={"at": "other"}))
+    assert (await decide(api, request)).allowed
+    assert api.reservations("db/other") == api.reservations("glue/mid") == {"pod-1": "64Mi"}
+    assert api.reservations("acme/tenant") == {}
+
+
 async def test_a_cycle_refuses_and_ends(api: FakeApi) -> None:
     api.put(quota("acme/tenant", {}, parent="db/leaf", children={}))
     api.put(quota("db/leaf", {}, parent="acme/tenant", children={}))

@@ -218,9 +218,11 @@ async def test_a_namespace_that_goes_takes_its_quotas_along(api: FakeApi) -> Non
     assert "stays on its nodes, charged to no quota" in told
 
 
-def moving(api: FakeApi, amount: str, room: str, **fields: Any) -> AdmissionRequest:
+def moving(
+    api: FakeApi, amount: str, room: str, attached_to: str | None = None, **fields: Any
+) -> AdmissionRequest:
     """db/leaf, charged with ``amount``, moves from acme/tenant to acme/other below acme/root."""
-    charged: dict[str, Any] = {"pods": {"hugepages-2Mi": amount}}
+    charged: dict[str, Any] = {"pods": {"hugepages-2Mi": amount}, "attached_to": attached_to}
     api.put(quota("acme/root", {"hugepages-2Mi": "1Gi"}))
     api.put(quota("acme/tenant", LIMIT, parent="acme/root", children=OF_ACME))
     api.put(quota("acme/other", {"hugepages-2Mi": room}, parent="acme/root", children=OF_ACME))
@@ -268,6 +270,42 @@ async def test_a_quota_does_not_move_while_pods_are_being_created_under_it(api: 
     told = await refused(api, update(old, quota("db/leaf", LIMIT, **charged)))
     assert "while pods are being created under it" in told
     assert "db/pg-0" in told
+
+
+async def test_a_quota_moves_with_its_charge_from_a_parent_that_admits_it_no_more(
+    api: FakeApi,
+) -> None:
+    request = moving(api, "100Mi", "256Mi", attached_to="acme/tenant")
+    api.put(quota("acme/tenant", LIMIT, parent="acme/root"))  # it selects no namespace now
+    async with admitting_quotas(api) as admission:
+        decision = await admission.decide(request, Deadline.after(9))
+    assert decision.allowed, decision.message
+    assert api.reservations("acme/other") == {"uid-of-leaf": "100Mi"}
+    # It counts what it held still.
+    assert api.reservations("acme/root") == {}
+
+
+async def test_a_parent_keeps_those_that_are_charged_through_it(api: FakeApi) -> None:
+    api.put(namespace("db"))
+    used: dict[str, Any] = {"pods": {"hugepages-2Mi": "100Mi"}, "attached_to": "acme/tenant"}
+    api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant", **used))
+    tenant = quota("acme/tenant", LIMIT, children=OF_ACME, retained=LEFT, policy="Reparent")
+    assert "charged to quotas below it: db/leaf" in await refused(api, delete(api.put(tenant)))
+    lower = quota("acme/tenant", {"hugepages-2Mi": "64Mi"}, children=OF_ACME)
+    assert "leave db/leaf with 128Mi" in await refused(api, update(api.raw("acme/tenant"), lower))
+
+
+async def test_a_quota_is_not_put_below_one_that_is_charged_to_it(api: FakeApi) -> None:
+    api.put(namespace("acme", tenant="acme"))
+    api.put(namespace("db"))
+    used: dict[str, Any] = {"pods": {"hugepages-2Mi": "100Mi"}, "attached_to": "acme/tenant"}
+    leaf = quota(
+        "db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant", children=OF_ACME, **used
+    )
+    api.put(leaf)
+    below = quota("acme/tenant", {}, parent="db/leaf", children=OF_ACME)
+    told = await refused(api, update(api.raw("acme/tenant"), below))
+    assert "acme/tenant -> db/leaf -> acme/tenant" in told
 
 
 async def test_an_uncharged_quota_may_move(api: FakeApi) -> None:
