@@ -172,6 +172,23 @@ def broken_chain(quota: QuotaKey, why: object) -> str:
     return _bounded(f"HugeTLBQuota {quota} is refused: {why}")
 
 
+def others_under_way(quota: QuotaKey, others: Iterable[QuotaKey]) -> str:
+    """A change that depends on others which may be stored at any moment."""
+    return _bounded(
+        f"The change of HugeTLBQuota {quota} is refused because {_names(others)}, above or below"
+        " it, is being changed at the same time. Try again in a moment; a change that another"
+        " program refused counts for a minute and a half."
+    )
+
+
+def can_not_note(quota: QuotaKey, why: object) -> str:
+    """A change that can't be told to the other replicas."""
+    return _bounded(
+        f"The change of HugeTLBQuota {quota} is refused because it can't be kept apart from others"
+        f" made at the same time: {why}"
+    )
+
+
 def above_ancestor(
     quota: QuotaKey, size: PageSize, hard: int, ancestor: QuotaKey, limit: int
 ) -> str:

@@ -18,6 +18,7 @@ from aiohttp.typedefs import Middleware
 
 from hugetlb_quota.admission import chains, refusal
 from hugetlb_quota.admission.cache import QuotaCache
+from hugetlb_quota.admission.changes import ChangeNotes
 from hugetlb_quota.admission.commit import Committer
 from hugetlb_quota.admission.connections import HANDSHAKE_TIMEOUT, Connections
 from hugetlb_quota.admission.deadline import Deadline
@@ -129,13 +130,13 @@ class PathSecret:
 class Admission:
     """The routes and what stands behind them."""
 
-    def __init__(self, api: chains.Api, path: PathSecret) -> None:
+    def __init__(self, api: chains.Api, path: PathSecret, changes: tuple[str, str]) -> None:
         self._api = api
         self._path = path
         self._cache = QuotaCache(api)
         self._committer = Committer(api, self._cache)
         self._pods = PodAdmission(self._cache, self._committer)
-        self._quotas = QuotaAdmission(api, self._committer)
+        self._quotas = QuotaAdmission(api, self._committer, ChangeNotes(api, changes))
         self._ready_lock = asyncio.Lock()
         self._ready_until = 0.0
         self._not_ready = ""
@@ -270,13 +271,17 @@ async def serve(
     bind: str,
     port: int,
     connections: Connections | None = None,
+    *,
+    changes: tuple[str, str],
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve until the context ends; gives the first address that was bound.
+
+    ``changes``: namespace and name of the ConfigMap of :class:`ChangeNotes`.
 
     At the end running requests are answered, and what they took is taken back if they
     were refused.
     """
-    admission = Admission(api, path)
+    admission = Admission(api, path, changes)
     connections = Connections() if connections is None else connections
     runner = web.AppRunner(
         admission.application(connections.middleware),
