@@ -153,6 +153,22 @@ def test_a_parent_that_does_not_exist_is_a_warning_that_kubectl_prints(
     assert f"Warning: HugeTLBQuota {top}/waiting is not attached yet" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("selector", "said"),
+    [
+        ({"topology.kubernetes.io/zone": "a"}, "gets from its node when it is bound"),
+        ({"a": "x y"}, "can match no pod, because 'x y' is no value of a label"),
+    ],
+)
+def test_a_selector_that_selects_no_pod_as_it_is_created(
+    api: Api, tenant: tuple[str, str], selector: dict[str, str], said: str
+) -> None:
+    top, _ = tenant
+    new = quota(top, "new", "2Mi")
+    new["spec"]["podSelector"] = {"matchLabels": selector}
+    assert said in refusal(lambda: api.create(QUOTAS, new))
+
+
 def test_above_its_parent(api: Api, tenant: tuple[str, str]) -> None:
     top, below = tenant
     told = refusal(lambda: api.create(QUOTAS, quota(below, "q", "512Mi", parent=(top, "root"))))

@@ -6,7 +6,7 @@ No requests are made here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from hugetlb_quota.accounting.forest import Cycle, Detached, ForeignParent, Forest, Quota, QuotaKey
 from hugetlb_quota.admission import refusal
@@ -22,6 +22,29 @@ class _Excess(NamedTuple):
     hard: int
     ancestor: QuotaKey
     limit: int
+
+
+#: Labels that come with the binding: from the node since Kubernetes 1.35 (its admission plugin
+#: PodTopologyLabels), or from the scheduler. No webhook on pods is asked about them.
+BOUND_PREFIX: Final = "topology.kubernetes.io/"
+
+
+def selector_fault(old: QuotaObject | None, new: QuotaObject) -> str:
+    """What is wrong with a selector that is new; "" when nothing is.
+
+    One that is stored already stays, so that the rest of its quota can be changed.
+    """
+    pods, children = new.quota.pod_selector, new.quota.child_namespaces
+    if old is None or old.quota.pod_selector != pods:
+        bound = sorted(key for key in pods.keys if key.startswith(BOUND_PREFIX))
+        if bound:
+            return refusal.bound_label(new.key, bound[0])
+        if why := pods.fault():
+            return refusal.wrong_selector(new.key, "podSelector", "pod", why)
+    unchanged = old is not None and old.quota.child_namespaces == children
+    if children is not None and not unchanged and (why := children.fault()):
+        return refusal.wrong_selector(new.key, "childNamespaces", "namespace", why)
+    return ""
 
 
 class Proposal:

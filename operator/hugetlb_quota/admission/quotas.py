@@ -25,7 +25,7 @@ from hugetlb_quota.admission.commit import (
     TooManyReservations,
 )
 from hugetlb_quota.admission.deadline import Deadline
-from hugetlb_quota.admission.proposal import Proposal
+from hugetlb_quota.admission.proposal import Proposal, selector_fault
 from hugetlb_quota.admission.review import (
     ALLOW,
     AdmissionRequest,
@@ -96,6 +96,8 @@ class QuotaAdmission:
             return deny(refusal.invalid_spec(key, error.why))
         if new.quota.parent == key:
             return deny(refusal.own_parent(key))
+        if fault := selector_fault(old, new):
+            return deny(fault)
         # The status in the request is the one that this very write replaces: the API
         # server asks again when it changed meanwhile, so nothing can be charged between.
         if old is not None and old.quota.parent != new.quota.parent and old.counter.reservations:

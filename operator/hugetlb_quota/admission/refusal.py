@@ -159,6 +159,22 @@ def invalid_spec(quota: QuotaKey, why: object) -> str:
     return _bounded(f"HugeTLBQuota {quota} is refused: {why}")
 
 
+def wrong_selector(quota: QuotaKey, field: str, what: str, why: str) -> str:
+    """A quota with a selector that nothing can match."""
+    return _bounded(
+        f"HugeTLBQuota {quota} is refused: spec.{field} can match no {what}, because {why}"
+    )
+
+
+def bound_label(quota: QuotaKey, key: str) -> str:
+    """A quota that selects pods by a label which they get when they are bound."""
+    return _bounded(
+        f"HugeTLBQuota {quota} is refused: spec.podSelector asks about the label {key}, which a pod"
+        " gets from its node when it is bound, after its huge pages were charged. Select by a label"
+        " that the pod is created with."
+    )
+
+
 def own_parent(quota: QuotaKey) -> str:
     """A quota that names itself as its parent."""
     return (

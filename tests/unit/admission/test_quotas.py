@@ -333,6 +333,33 @@ async def test_a_narrower_child_selector_names_who_is_lost(api: FakeApi) -> None
     assert "db/leaf will have no parent" in told
 
 
+BOUND = {"matchExpressions": [{"key": "topology.kubernetes.io/zone", "operator": "Exists"}]}
+NOBODY = {"matchLabels": {"a": "x"}, "matchExpressions": [{"key": "a", "operator": "DoesNotExist"}]}
+
+
+async def test_a_selector_by_what_comes_with_the_binding_is_refused(api: FakeApi) -> None:
+    told = await refused(api, create(quota("db/new", LIMIT, selector=BOUND)))
+    assert "the label topology.kubernetes.io/zone, which a pod gets from its node" in told
+    # A namespace is never bound.
+    assert await allowed(api, create(quota("db/new", LIMIT, children=BOUND))) == ""
+
+
+@pytest.mark.parametrize("field", ["selector", "children"])
+async def test_a_selector_that_nothing_can_match_is_refused(api: FakeApi, field: str) -> None:
+    fields: dict[str, Any] = {field: NOBODY}
+    told = await refused(api, create(quota("db/new", LIMIT, **fields)))
+    assert "because it asks for the label a and for its absence." in told
+
+
+@pytest.mark.parametrize("selector", [BOUND, NOBODY])
+async def test_a_selector_that_is_stored_keeps_nothing_from_being_changed(
+    api: FakeApi, selector: dict[str, Any]
+) -> None:
+    old = api.put(quota("db/old", LIMIT, selector=selector))
+    new = quota("db/old", {"hugepages-2Mi": "64Mi"}, selector=selector)
+    assert await allowed(api, update(old, new)) == ""
+
+
 async def test_an_unchanged_spec_is_allowed_without_asking_anything(api: FakeApi) -> None:
     old = api.put(quota("db/bad", {"hugepages-3Mi": "3Mi"}, parent="db/bad"))
     new = {**old, "metadata": {**old["metadata"], "finalizers": ["x"]}}
