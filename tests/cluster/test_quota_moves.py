@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.kube.api import Api, ApiError, Object
@@ -92,3 +94,30 @@ def test_charges_move_with_the_quota_or_it_stays(api: Api, cluster_namespace: st
         move(api, namespace, "team", "small")
     assert api.get(QUOTAS, "team", namespace=namespace)["spec"]["parentRef"]["name"] == "new"
     assert used(api, namespace)["small"] == "64Mi"
+
+
+def test_a_wider_selector_that_takes_the_root_over_its_limit_is_warned_of_and_said(
+    cluster: Cluster, api: Api, cluster_namespace: str
+) -> None:
+    namespace = cluster_namespace
+    make(api, namespace, "root", "64Mi")
+    run(api, namespace, "a", "64Mi")
+    run(api, namespace, "b", "64Mi")  # nothing governs them
+    make(api, namespace, "leaf", "64Mi")
+    parent = {"spec": {"parentRef": {"namespace": namespace, "name": "root"}}}
+    api.patch(QUOTAS, "leaf", parent, namespace=namespace)
+    change = json.dumps({"spec": {"podSelector": None}})
+    done = cluster.control_plane.kubectl(
+        "patch", "htq", "leaf", f"--namespace={namespace}", "--type=merge", f"--patch={change}"
+    )
+    assert f"{namespace}/root has room for 64Mi of hugepages-2Mi" in done.stderr
+    eventually(lambda: used(api, namespace) == {"root": "128Mi", "leaf": "128Mi"})
+
+    def said() -> bool:
+        return any(
+            each["regarding"]["name"] == "root"
+            and "128Mi of hugepages-2Mi is charged" in each["note"]
+            for each in api.list("events.k8s.io/v1/events", namespace=namespace)
+        )
+
+    eventually(said)

@@ -95,6 +95,10 @@ class Proposal:
                 return _refusal(key, excess)
             self.warnings.append(refusal.attaches_above(*excess))
         self.warnings += _below_use(self._new, old)
+        if old is not None and _may_select_more(old.quota, self._new.quota):
+            known = {**self._known, key: self._new}
+            counters = [known[link.key].counter for link in self._after.attached(key)]
+            self.warnings.append(refusal.selects_more(key, counters))
         if lost := _lost_children(self._before, self._after, key):
             self.warnings.append(refusal.loses_children(key, lost))
         return ""
@@ -188,6 +192,11 @@ def _below_use(new: QuotaObject, old: QuotaObject | None) -> list[str]:
         for size, limit in counter.hard.items()
         if counter.used.of(size) > limit and old.counter.hard.get(size) != limit
     ]
+
+
+def _may_select_more(old: Quota, new: Quota) -> bool:
+    """Whether ``new`` may select a pod that ``old`` does not: it lacks one of its conditions."""
+    return not set(old.pod_selector.requirements) <= set(new.pod_selector.requirements)
 
 
 def _lost_children(before: Forest, after: Forest, key: QuotaKey) -> list[QuotaKey]:

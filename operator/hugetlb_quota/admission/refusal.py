@@ -341,6 +341,27 @@ def below_use(counter: Counter, size: PageSize) -> str:
     )
 
 
+def selects_more(quota: QuotaKey, chain: Iterable[Counter]) -> str:
+    """Warning: pods that run already may come under a quota, and nobody asks whether they fit.
+
+    :param chain: the counters of the quota and of all above it.
+    """
+    rooms = [
+        f"{counter.quota} has room for {render(max(0, limit - counter.used.of(size)))}"
+        f" of {size.resource}"
+        for counter in chain
+        for size, limit in counter.hard.items()
+    ]
+    return _bounded(
+        f"Pods that run already and that the new spec.podSelector of HugeTLBQuota {quota} selects"
+        f" are charged to it and to all above it, also where they do not fit: {_listed(rooms)}."
+        " The condition WithinLimits of each tells in a moment whether they do."
+        if rooms
+        else f"Pods that run already and that the new spec.podSelector of HugeTLBQuota {quota}"
+        " selects are charged to it."
+    )
+
+
 def loses_children(quota: QuotaKey, children: Iterable[QuotaKey]) -> str:
     """Warning: quotas that are attached to this one and will not be any more."""
     return _bounded(

@@ -333,6 +333,27 @@ async def test_a_narrower_child_selector_names_who_is_lost(api: FakeApi) -> None
     assert "db/leaf will have no parent" in told
 
 
+async def test_a_selector_that_may_select_more_is_a_warning_with_the_room_there_is(
+    api: FakeApi,
+) -> None:
+    narrow, narrower = {"a": "x"}, {"a": "x", "b": "y"}
+    api.put(quota("acme/tenant", LIMIT, children=OF_ACME, pods={"hugepages-2Mi": "224Mi"}))
+    hard, used = {"hugepages-2Mi": "128Mi"}, {"hugepages-2Mi": "64Mi"}
+
+    def leaf(labels: dict[str, str]) -> dict[str, Any]:
+        selector = {"matchLabels": labels}
+        return quota("db/leaf", hard, parent="acme/tenant", selector=selector, pods=used)
+
+    old = api.put(leaf(narrow))
+    assert await allowed(api, update(old, leaf(narrower))) == ""
+    told = await allowed(api, update(old, leaf({})))
+    assert "db/leaf has room for 64Mi of hugepages-2Mi, acme/tenant has room for 32Mi" in told
+    assert await allowed(api, update(old, leaf({"a": "z"}))) == told
+    assert "charged to it." in await allowed(
+        api, update(api.put(quota("db/all", {}, selector=OF_ACME)), quota("db/all", {}))
+    )
+
+
 BOUND = {"matchExpressions": [{"key": "topology.kubernetes.io/zone", "operator": "Exists"}]}
 NOBODY = {"matchLabels": {"a": "x"}, "matchExpressions": [{"key": "a", "operator": "DoesNotExist"}]}
 
