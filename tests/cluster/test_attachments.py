@@ -31,7 +31,8 @@ def spaces(cluster: Cluster, unique: Callable[[str], str]) -> Iterator[tuple[str
     make(plane.api, first, "leaf", parent=(first, "mid"))
     yield top, first, second
     for name in (first, second, top):
-        plane.api.delete("v1/namespaces", name)
+        if plane.api.list("v1/namespaces", fields=f"metadata.name={name}"):
+            plane.api.delete("v1/namespaces", name)
 
 
 def make(
@@ -112,3 +113,24 @@ def test_a_link_that_flaps_loses_no_charge_and_admits_no_pod(
     eventually(lambda: ready(api, first, "leaf") == "Attached")
     run(api, first, "d", "128Mi")
     assert status(api, top, "root")["used"] == {"hugepages-2Mi": "128Mi"}
+
+
+def test_the_namespace_of_a_parent_goes_when_the_pods_below_have_gone(
+    api: Api, spaces: tuple[str, str, str]
+) -> None:
+    top, first, second = spaces
+    run(api, first, "a", "2Mi")
+    eventually(lambda: counted(api, top, "root") == "2Mi")
+    api.delete("v1/namespaces", top)
+    eventually(lambda: ready(api, first, "leaf") == "Terminating", timeout=60)
+    for below in (first, second):
+        with pytest.raises(ApiError, match=f"HugeTLBQuota {top}/root is being deleted"):
+            run(api, below, "b", "2Mi")
+    assert status(api, top, "root")["used"] == {"hugepages-2Mi": "2Mi"}
+    api.delete("v1/pods", "a", namespace=first)
+
+    def gone() -> bool:
+        return not api.list("v1/namespaces", fields=f"metadata.name={top}")
+
+    eventually(gone, timeout=60)
+    assert ready(api, first, "leaf") in ("Terminating", "ParentNotFound")

@@ -35,6 +35,7 @@ from hugetlb_quota.admission.review import (
     mapping,
     text,
 )
+from hugetlb_quota.api.quota import FINALIZER
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
 
@@ -224,22 +225,27 @@ class QuotaAdmission:
                 lambda each: each.quota == old.key and not each.since, deadline
             )
         counter = old.counter
-        if counter.pods or counter.reservations:
+        # A namespace that goes takes its quotas along.
+        leaving = bool(counter.used) and await chains.is_leaving(
+            self._api, old.key.namespace, deadline
+        )
+        if (counter.pods or counter.reservations) and not leaving:
             return deny(refusal.charged_delete(counter, old.retained_files))
         quotas, namespaces = await chains.read_all(self._api, deadline)
         forest = Forest(
             [*(each.quota for each in quotas if each.key != old.key), old.quota], namespaces
         )
         children = {each.key for each in forest.children(old.key)}
+        charged = [each.counter for each in quotas if each.key in children and each.counter.used]
         warnings = [refusal.loses_children(old.key, sorted(children))] if children else []
+        if leaving and (charged or counter.pods or counter.reservations):
+            if FINALIZER not in (request.old["metadata"].get("finalizers") or ()):
+                return deny(refusal.unguarded_delete(counter))
+            # It takes no more pods from now on, and stays until nothing is charged.
+            return allow(refusal.goes_when_uncharged(counter), *warnings)
         if counter.retained:
-            charged = [
-                each.counter for each in quotas if each.key in children and each.counter.used
-            ]
             if charged:
                 return deny(refusal.charged_children(old.key, charged))
-            # A namespace that goes takes its quotas along: what they retain is not lost.
-            leaving = await chains.is_leaving(self._api, old.key.namespace, deadline)
             if not leaving and not old.quota.reparents:
                 return deny(refusal.charged_delete(counter, old.retained_files))
             above = forest.attached(old.key)[1:2]

@@ -12,6 +12,8 @@ from hugetlb_quota.page_size import PageSize
 
 KIND: Final = "HugeTLBQuota"
 PLURAL: Final = "hugetlbquotas"
+#: Keeps a quota that is deleted until nothing is charged to it; the controller's.
+FINALIZER: Final = "hugetlb.dev/charged"
 
 #: Amounts by resource name, as in ResourceQuota: {"hugepages-2Mi": "4Gi"}.
 ResourceList = dict[str, str]

@@ -107,6 +107,15 @@ def _ready(quota: Quota, forest: Forest) -> Finding:
         )
         sentence = f"{broken} Until then its pods are refused.{stays}"
         return Finding(READY, False, broken.reason, sentence)
+    going = next((link for link in chain if link.terminating), None)
+    if going is not None:
+        return Finding(
+            READY,
+            False,
+            "Terminating",
+            f"HugeTLBQuota {going.key}, above {quota.key}, is being deleted, and no pods are"
+            " admitted below it; change spec.parentRef.",
+        )
     path = " -> ".join(str(link.key) for link in chain)
     if len(chain) == 1:
         return Finding(READY, True, "Root", f"HugeTLBQuota {quota.key} is a root.")

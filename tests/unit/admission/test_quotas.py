@@ -218,6 +218,32 @@ async def test_a_namespace_that_goes_takes_its_quotas_along(api: FakeApi) -> Non
     assert "stays on its nodes, charged to no quota" in told
 
 
+def leaving(api: FakeApi, name: str) -> None:
+    gone = namespace(name, tenant="acme")
+    gone["metadata"]["deletionTimestamp"] = "2026-11-22T12:00:00Z"
+    api.put(gone)
+
+
+async def test_a_namespace_that_goes_takes_along_a_quota_that_pods_below_keep_until_they_go(
+    api: FakeApi,
+) -> None:
+    used = {"hugepages-2Mi": "64Mi"}
+    held = [reservation("u", "db/pg-0", "2Mi")]
+    api.put(quota("db/leaf", LIMIT, parent="acme/tenant", pods=used))
+    for charged in ({"pods": used}, {"reservations": held}, {"retained": used}):
+        fields: dict[str, Any] = charged
+        tenant = api.put(quota("acme/tenant", LIMIT, children=OF_ACME, **fields))
+        tenant["metadata"]["finalizers"] = ["hugetlb.dev/charged"]
+        api.put(namespace("acme"))
+        assert "can't be deleted" in await refused(api, delete(tenant))
+        leaving(api, "acme")
+        told = await allowed(api, delete(tenant))
+        assert "takes no more pods, nor do the quotas below it, and goes with its namespace" in told
+        # Without the finalizer it would go at once, and its charge with it.
+        tenant["metadata"]["finalizers"] = ["other"]
+        assert "has not put its finalizer on it" in await refused(api, delete(tenant))
+
+
 def moving(
     api: FakeApi, amount: str, room: str, attached_to: str | None = None, **fields: Any
 ) -> AdmissionRequest:
