@@ -19,7 +19,7 @@ from hugetlb_quota.admission.quotas import QuotaAdmission
 from hugetlb_quota.admission.review import AdmissionRequest, GroupResource
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.quotas import QuotaObject
-from hugetlb_quota.kube.resources import CONFIG_MAPS, HUGETLB_QUOTAS, NAMESPACES, Resource
+from hugetlb_quota.kube.resources import CONFIG_MAPS, EVENTS, HUGETLB_QUOTAS, NAMESPACES, Resource
 from hugetlb_quota.page_size import PageSize
 from hugetlb_quota.quantity import render
 
@@ -31,6 +31,7 @@ PLURALS: Final = {
     "Namespace": NAMESPACES.plural,
     "HugeTLBQuota": HUGETLB_QUOTAS.plural,
     "ConfigMap": CONFIG_MAPS.plural,
+    "Event": EVENTS.plural,
 }
 
 #: What becomes of a request: answered, lost on its way, or its answer lost.
@@ -187,12 +188,39 @@ class FakeApi:
             stored["metadata"]["uid"],
         ):
             raise errors.Conflict(409, "Conflict", "the object has been modified")
-        changed = "data" if resource == CONFIG_MAPS else "status"
-        written = self.put({**stored, changed: copy.deepcopy(body[changed])})
+        changed = {"status": body["status"]} if subresource == "status" else body
+        written = self.put({**stored, **copy.deepcopy(changed)})
         self.wrote(f"{namespace}/{name}")
         if fate == "answer lost":
             raise errors.ApiUnreachable("The API server did not answer PUT.")
         return copy.deepcopy(written)
+
+    async def create(
+        self,
+        resource: Resource,
+        body: Json,
+        namespace: str | None = None,
+        *,
+        timeout: float = 1.0,
+    ) -> Json:
+        name = body["metadata"]["name"]
+        if await self.turn(f"POST {resource.plural} {namespace or ''}/{name}") != "answered":
+            raise errors.ApiUnreachable("The API server did not answer POST.")
+        if (resource.plural, namespace or "", name) in self.objects:
+            raise errors.AlreadyExists(409, "AlreadyExists", f"{resource} {name!r} already exists")
+        return copy.deepcopy(self.put(body))
+
+    @property
+    def event_counts(self) -> list[tuple[str, int]]:
+        """The Events: about which quota, and how often that happened."""
+        return [
+            (
+                f"{raw['regarding']['namespace']}/{raw['regarding']['name']}",
+                raw.get("series", {}).get("count", 1),
+            )
+            for (plural, _, _), raw in self.objects.items()
+            if plural == EVENTS.plural
+        ]
 
     def wrote(self, key: str) -> None:
         """Called after each status write."""

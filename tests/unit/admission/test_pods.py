@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.admission.commit import LARGEST_BATCH
 from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.admission.pods import PodAdmission
@@ -236,6 +237,18 @@ async def test_only_a_node_may_show_a_mirror_pod(api: FakeApi) -> None:
         forged = await decide(api, create(request, user_info=UserInfo("tenant")))
         assert "no kubelet asks for it" in forged.message
     assert api.writes == []
+
+
+async def test_a_refusal_names_who_refuses(api: FakeApi) -> None:
+    leaf, tenant = QuotaKey("db", "leaf"), QuotaKey("acme", "tenant")
+    small, large = {"hugepages-2Mi": "200Mi"}, {"hugepages-2Mi": "512Mi"}
+    assert (await decide(api, create(pod(request=small)))).by == (leaf,)
+    assert set((await decide(api, create(pod(request=large)))).by) == {leaf, tenant}
+    api.put(namespace("db"))
+    assert (await decide(api, create(pod()))).by == (leaf,)
+    api.put(namespace("db", tenant="acme"))
+    api.put(quota("acme/tenant", small, children={}, terminating=True))
+    assert (await decide(api, create(pod()))).by == (tenant,)
 
 
 async def test_a_missing_parent_refuses(api: FakeApi) -> None:

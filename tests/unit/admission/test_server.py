@@ -110,6 +110,19 @@ def review(raw: Json, **fields: Any) -> Json:
 PODS = "/secret/validate-pods?timeout=10s"
 
 
+async def test_refusals_are_told_of_by_an_event_and_dry_runs_are_not(tmp_path: Path) -> None:
+    api, ca = FakeApi(), trustme.CA()
+    api.put(namespace("db"))
+    api.put(quota("db/leaf", {"hugepages-2Mi": "2Mi"}))
+    certificate = Certificate(*issue(ca, tmp_path))
+    serving = serve(api, certificate, secret(tmp_path), "127.0.0.1", 0, changes=CHANGES)
+    async with serving as (host, port):
+        server = Server(f"https://{host}:{port}", api, ca)
+        for fields in ({}, {}, {"dryRun": True}):
+            assert not (await server.review(PODS, review(pod(), **fields)))["allowed"]
+    assert api.event_counts == [("db/leaf", 2)]
+
+
 async def test_a_decision_answers_the_uid_of_its_request(server: Server) -> None:
     assert await server.review(PODS, review(pod())) == {"uid": "request-1", "allowed": True}
     refused = await server.review(PODS, review(pod("two", {"hugepages-2Mi": "1Gi"})))
