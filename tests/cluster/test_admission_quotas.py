@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from tests.kube.programs import Programs
 
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
 SIZE = "hugepages-2Mi"
+#: Before changes were kept apart, 40 of 40 cycles were accepted.
+RACES = 40
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +153,22 @@ def test_a_parent_that_does_not_exist_is_a_warning_that_kubectl_prints(
     assert f"Warning: HugeTLBQuota {top}/waiting is not attached yet" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("selector", "said"),
+    [
+        ({"topology.kubernetes.io/zone": "a"}, "gets from its node when it is bound"),
+        ({"a": "x y"}, "can match no pod, because 'x y' is no value of a label"),
+    ],
+)
+def test_a_selector_that_selects_no_pod_as_it_is_created(
+    api: Api, tenant: tuple[str, str], selector: dict[str, str], said: str
+) -> None:
+    top, _ = tenant
+    new = quota(top, "new", "2Mi")
+    new["spec"]["podSelector"] = {"matchLabels": selector}
+    assert said in refusal(lambda: api.create(QUOTAS, new))
+
+
 def test_above_its_parent(api: Api, tenant: tuple[str, str]) -> None:
     top, below = tenant
     told = refusal(lambda: api.create(QUOTAS, quota(below, "q", "512Mi", parent=(top, "root"))))
@@ -184,3 +205,66 @@ def test_finalizers_do_not_wait_for_a_decision(api: Api, tenant: tuple[str, str]
     mark = {"metadata": {"annotations": {"a": "b"}}}
     assert api.patch(QUOTAS, "leaf", mark, namespace=below)["metadata"]["annotations"] == {"a": "b"}
     charge(api, below, "leaf", "0")
+
+
+def race(*changes: Callable[[], object]) -> list[bool]:
+    """Make all at the same time; which were accepted."""
+    together = threading.Barrier(len(changes))
+
+    def accepted(change: Callable[[], object]) -> bool:
+        together.wait(10)
+        try:
+            change()
+        except ApiError as error:
+            if error.code not in (403, 409, 429):
+                raise
+            return False
+        return True
+
+    with ThreadPoolExecutor(len(changes)) as pool:
+        return list(pool.map(accepted, changes))
+
+
+def test_two_that_are_put_below_each_other(api: Api, tenant: tuple[str, str]) -> None:
+    top, _ = tenant
+    for name in ("a", "b"):
+        api.create(QUOTAS, quota(top, name, "64Mi"))
+
+    def put(name: str, parent: str | None) -> Callable[[], object]:
+        above = None if parent is None else {"namespace": top, "name": parent}
+        change = {"spec": {"parentRef": above}}
+        return lambda: api.patch(QUOTAS, name, change, namespace=top)
+
+    for _ in range(RACES):
+        assert sorted(race(put("a", "b"), put("b", "a"))) == [False, True]
+        assert sorted(race(put("a", None), put("b", None))) == [True, True]
+
+
+def test_a_child_raised_while_its_parent_is_lowered(api: Api, tenant: tuple[str, str]) -> None:
+    top, below = tenant
+
+    def limit(namespace: str, name: str, amount: str) -> Callable[[], object]:
+        change = {"spec": {"hard": {SIZE: amount}}}
+        return lambda: api.patch(QUOTAS, name, change, namespace=namespace)
+
+    for _ in range(RACES):
+        both = race(limit(below, "leaf", "256Mi"), limit(top, "root", "128Mi"))
+        assert sorted(both) == [False, True]
+        limit(top, "root", "256Mi")()
+        limit(below, "leaf", "128Mi")()
+
+
+def test_a_child_made_while_its_parent_is_lowered(api: Api, tenant: tuple[str, str]) -> None:
+    top, below = tenant
+    lower = {"spec": {"hard": {SIZE: "128Mi"}}}
+    for number in range(RACES):
+        new = quota(below, f"new-{number}", "256Mi", parent=(top, "root"))
+        both = race(
+            partial(api.create, QUOTAS, new),
+            partial(api.patch, QUOTAS, "root", lower, namespace=top),
+        )
+        assert sorted(both) == [False, True]
+        if both[0]:
+            api.delete(QUOTAS, f"new-{number}", namespace=below)
+        else:
+            api.patch(QUOTAS, "root", {"spec": {"hard": {SIZE: "256Mi"}}}, namespace=top)

@@ -33,6 +33,8 @@ def test_the_programs_have_these_rights_and_no_others(rendered: chart.Chart) -> 
         "hugetlb.dev/hugetlbquotas": READ,
         "hugetlb.dev/hugetlbquotas/status": {"update"},
         "namespaces": READ,
+        "events.k8s.io/events": {"get", "create", "update"},
+        "configmaps in hugetlb-system named hugetlb-quota-changes": {"get", "update"},
     }
     assert rights_of(rendered, "hugetlb-quota-controller") == {
         "hugetlb.dev/hugetlbquotas": READ | {"patch"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.kube.api import Api, ApiError, Object
@@ -92,3 +94,62 @@ def test_charges_move_with_the_quota_or_it_stays(api: Api, cluster_namespace: st
         move(api, namespace, "team", "small")
     assert api.get(QUOTAS, "team", namespace=namespace)["spec"]["parentRef"]["name"] == "new"
     assert used(api, namespace)["small"] == "64Mi"
+
+
+def test_a_wider_selector_that_takes_the_root_over_its_limit_is_warned_of_and_said(
+    cluster: Cluster, api: Api, cluster_namespace: str
+) -> None:
+    namespace = cluster_namespace
+    make(api, namespace, "root", "64Mi")
+    run(api, namespace, "a", "64Mi")
+    run(api, namespace, "b", "64Mi")  # nothing governs them
+    make(api, namespace, "leaf", "64Mi")
+    parent = {"spec": {"parentRef": {"namespace": namespace, "name": "root"}}}
+    api.patch(QUOTAS, "leaf", parent, namespace=namespace)
+    change = json.dumps({"spec": {"podSelector": None}})
+    done = cluster.control_plane.kubectl(
+        "patch", "htq", "leaf", f"--namespace={namespace}", "--type=merge", f"--patch={change}"
+    )
+    assert f"{namespace}/root has room for 64Mi of hugepages-2Mi" in done.stderr
+    eventually(lambda: used(api, namespace) == {"root": "128Mi", "leaf": "128Mi"})
+
+    def said() -> bool:
+        return any(
+            each["regarding"]["name"] == "root"
+            and "128Mi of hugepages-2Mi is charged" in each["note"]
+            for each in api.list("events.k8s.io/v1/events", namespace=namespace)
+        )
+
+    eventually(said)
+
+
+def test_pods_that_are_refused_make_one_event(
+    cluster: Cluster, api: Api, cluster_namespace: str
+) -> None:
+    namespace = cluster_namespace
+    make(api, namespace, "root", "64Mi")
+    make(api, namespace, "leaf", "64Mi", parent="root")
+    eventually(lambda: used(api, namespace) == {"root": "0", "leaf": "0"})
+
+    def refuse(times: int) -> None:
+        for number in range(times):
+            with pytest.raises(ApiError, match="has room for 64Mi"):
+                run(api, namespace, f"p-{number}", "66Mi")
+
+    def told() -> list[tuple[str, int]]:
+        events = api.list("events.k8s.io/v1/events", namespace=namespace)
+        return sorted(
+            (each["regarding"]["name"], each.get("series", {}).get("count", 1))
+            for each in events
+            if each["reason"] == "PodRefused"
+        )
+
+    refuse(5)
+    # Ten minutes may end just now.
+    eventually(lambda: sum(count for _, count in told()) == 10)
+    refuse(5)
+    eventually(lambda: sum(count for _, count in told()) == 20)
+    assert {name for name, _ in told()} == {"root", "leaf"}
+    assert len(told()) <= 4
+    described = cluster.control_plane.kubectl("describe", "htq", "leaf", f"--namespace={namespace}")
+    assert "PodRefused" in described.stdout

@@ -40,6 +40,8 @@ class Quota:
     ``reclaim_after``: how long a pod must be gone before its files are reclaimed; None
     keeps them. ``reparents``: whether what is retained goes to its parent when it is deleted.
     ``uid``: tells it from another of the same name. ``generation``: of the spec.
+    ``attached_to``: the parent that its charges went to last; they stay there when that
+    parent admits it no more.
     """
 
     key: QuotaKey
@@ -52,6 +54,7 @@ class Quota:
     terminating: bool = False
     uid: str = ""
     generation: int = 1
+    attached_to: QuotaKey | None = None
 
 
 class Detached(ValueError):
@@ -158,17 +161,38 @@ class Forest:
         return tuple(walked)
 
     def attached(self, key: QuotaKey) -> tuple[Quota, ...]:
-        """The chain as far as it holds: what a detached quota's use counts against."""
+        """The chain as far as charges go up: what a detached quota's use counts against.
+
+        An attachment once made holds while anything is charged through it, whatever became
+        of the labels and selectors that it was made by.
+        """
         walked = [self._quotas[key]]
-        while (link := walked[-1]).parent is not None and len(walked) < LONGEST_CHAIN:
-            try:
-                parent = self._parent(link, link.parent)
-            except Detached:
-                break
-            if parent in walked:
+        while len(walked) < LONGEST_CHAIN:
+            parent = self.parent(walked[-1])
+            if parent is None or parent in walked:
                 break
             walked.append(parent)
         return tuple(walked)
+
+    def parent(self, quota: Quota) -> Quota | None:
+        """Where the charges of ``quota`` go: the parent it names, else the one it had."""
+        if quota.parent is None:
+            return None
+        try:
+            return self._parent(quota, quota.parent)
+        except Detached:
+            return None if quota.attached_to is None else self._quotas.get(quota.attached_to)
+
+    def attachment(self, quota: Quota, *, charged: bool) -> QuotaKey | None:
+        """What ``quota`` is to remember as ``attached_to``.
+
+        :param charged: whether anything is charged to it; else a link that does not hold
+            any more is forgotten.
+        """
+        parent = self.parent(quota)
+        if parent is None or not (charged or self._may_attach(quota)):
+            return None
+        return parent.key
 
     def union_of_chains(self, keys: Iterable[QuotaKey]) -> tuple[Quota, ...]:
         """Every quota on the chains of ``keys``, once, each before its ancestors.
@@ -185,10 +209,13 @@ class Forest:
         return tuple(union.values())
 
     def children(self, key: QuotaKey) -> tuple[Quota, ...]:
-        """The quotas that name ``key`` as their parent and may."""
-        parent = self._quotas[key]
+        """The quotas whose charges go to ``key``."""
         return tuple(
-            quota for quota in self if quota.parent == key and self.admits(parent, quota.key)
+            quota
+            for quota in self
+            if key in (quota.parent, quota.attached_to)
+            and (parent := self.parent(quota)) is not None
+            and parent.key == key
         )
 
     def admits(self, parent: Quota, child: QuotaKey) -> bool:
@@ -197,6 +224,10 @@ class Forest:
             return True
         labels = self._namespaces.get(child.namespace, {})
         return parent.child_namespaces is not None and parent.child_namespaces.matches(labels)
+
+    def _may_attach(self, quota: Quota) -> bool:
+        parent = None if quota.parent is None else self._quotas.get(quota.parent)
+        return parent is not None and self.admits(parent, quota.key)
 
     def _parent(self, quota: Quota, parent: QuotaKey) -> Quota:
         if parent not in self._quotas:

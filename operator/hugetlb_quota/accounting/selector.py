@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
+
+#: What a label's name and value are (apimachinery/pkg/util/validation), and a name's prefix.
+_LABEL: Final = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+_DOMAIN: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?")
+_LONGEST_PREFIX: Final = 253
 
 Operator = Literal["In", "NotIn", "Exists", "DoesNotExist"]
 
@@ -50,6 +56,60 @@ class Selector:
             )
         )
 
+    @property
+    def keys(self) -> frozenset[str]:
+        """The labels that it asks about."""
+        return frozenset(requirement.key for requirement in self.requirements)
+
+    def fault(self) -> str:
+        """Why no API server would take it, or no labels can match it; "" when some can."""
+        for requirement in self.requirements:
+            if why := _fault(requirement):
+                return why
+        return next(filter(None, map(self._contradiction, sorted(self.keys))), "")
+
+    def _contradiction(self, key: str) -> str:
+        """Why no label ``key``, nor its absence, meets all requirements; "" when one does.
+
+        Requirements on different labels are always met together.
+        """
+        mine = [each for each in self.requirements if each.key == key]
+        needed = [each for each in mine if each.operator in ("In", "Exists")]
+        if not needed:
+            return ""  # a pod without the label matches
+        if any(each.operator == "DoesNotExist" for each in mine):
+            return f"it asks for the label {key} and for its absence."
+        wanted = [each.values for each in mine if each.operator == "In"]
+        if not wanted:
+            return ""  # of all values, some are not excluded
+        common = frozenset.intersection(*wanted)
+        if not common:
+            return f"it asks that the label {key} have two values at once."
+        excluded = [each.values for each in mine if each.operator == "NotIn"]
+        if common <= frozenset[str]().union(*excluded):
+            return f"it excludes every value of the label {key} that it asks for."
+        return ""
+
     def matches(self, labels: Mapping[str, str]) -> bool:
         """Whether ``labels`` meet every requirement."""
         return all(requirement.matches(labels) for requirement in self.requirements)
+
+
+def _fault(requirement: Requirement) -> str:
+    key, values = requirement.key, requirement.values
+    if not _is_key(key):
+        return f"{key!r} is no name of a label."
+    if requirement.operator in ("In", "NotIn"):
+        if not values:
+            return f"{requirement.operator} of the label {key} has no values."
+        wrong = sorted(value for value in values if value and not _LABEL.fullmatch(value))
+        return f"{wrong[0]!r} is no value of a label, as {key} is asked to have." if wrong else ""
+    return f"{requirement.operator} of the label {key} takes no values." if values else ""
+
+
+def _is_key(text: str) -> bool:
+    prefix, slash, name = text.rpartition("/")
+    domains = prefix.split(".") if slash and len(prefix) <= _LONGEST_PREFIX else [""]
+    if slash and not all(map(_DOMAIN.fullmatch, domains)):
+        return False
+    return _LABEL.fullmatch(name) is not None

@@ -57,7 +57,14 @@ async def _run(arguments: argparse.Namespace) -> None:
         sys.exit(f"The secret of the path, {arguments.path_secret}, can't be read: {error}")
     async with Connection.open("hugetlb-quota-admission") as connection:
         try:
-            serving = serve(connection, certificate, path, arguments.bind, arguments.port)
+            serving = serve(
+                connection,
+                certificate,
+                path,
+                arguments.bind,
+                arguments.port,
+                changes=arguments.changes,
+            )
             async with serving as bound:
                 logger.info("Serving admission on %s port %d.", *bound)
                 await stop.wait()
@@ -80,12 +87,26 @@ def _arguments() -> argparse.Namespace:
         help="holds what the webhooks' paths begin with, known to the API server alone",
     )
     parser.add_argument(
+        "--changes",
+        type=_namespace_and_name,
+        required=True,
+        metavar="NAMESPACE/NAME",
+        help="the ConfigMap in which all replicas note the changes of quotas that are under way",
+    )
+    parser.add_argument(
         "--bind",
         default=EVERYWHERE,
         help="address to listen on (default: %(default)s, all of IPv4 and IPv6)",
     )
     parser.add_argument("--port", type=int, default=8443, help="port to listen on")
     return parser.parse_args()
+
+
+def _namespace_and_name(text: str) -> tuple[str, str]:
+    namespace, _, name = text.partition("/")
+    if not (namespace and name):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAMESPACE/NAME")
+    return namespace, name
 
 
 if __name__ == "__main__":

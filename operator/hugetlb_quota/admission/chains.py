@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 from hugetlb_quota.accounting.forest import LONGEST_CHAIN, Forest, QuotaKey
 from hugetlb_quota.admission.deadline import Deadline
-from hugetlb_quota.kube import errors, status
+from hugetlb_quota.kube import errors, events, status
 from hugetlb_quota.kube.connection import REQUEST_TIMEOUT
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject, project_quota
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, NAMESPACES, Resource
@@ -16,7 +16,7 @@ from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, NAMESPACES, Resource
 _PAGE: Final = 500
 
 
-class Api(status.QuotaApi, Protocol):
+class Api(status.QuotaApi, events.SeriesApi, Protocol):
     """The part of a Connection that admission needs."""
 
     async def list_page(
@@ -77,7 +77,8 @@ def climb(cache: Quotas, start: Iterable[QuotaObject]) -> Snapshot:
     # Each round is one level up: up to one more than the longest chain has, so that
     # the forest sees that there is one more.
     for _ in range(LONGEST_CHAIN):
-        parents = {quota.quota.parent for quota in level} - quotas.keys() - {None}
+        above = {key for quota in level for key in (quota.quota.parent, quota.quota.attached_to)}
+        parents = above - quotas.keys() - {None}
         found = [cache.get(key) for key in parents if key is not None]
         level = []
         for quota in found:

@@ -235,7 +235,8 @@ class Committer:
             if tab.counter is not now.counter:
                 self.writes += 1
                 try:
-                    raw = await status.write(self._api, now.with_counter(tab.counter))
+                    charged = now.with_counter(tab.counter).attached(now.quota.parent)
+                    raw = await status.write(self._api, charged)
                 except errors.Conflict:
                     self.conflicts += 1
                     now = await self._cache.newer(now, PATIENCE)
@@ -323,5 +324,5 @@ def _newest(decided: QuotaObject, known: QuotaObject | InvalidQuota | None) -> Q
 
 
 def _place(quota: QuotaObject) -> tuple[str, Quota]:
-    """All but the limit, which is compared when charging."""
-    return quota.uid, replace(quota.quota, hard=NOTHING, generation=0)
+    """All but the limit, which is compared when charging, and what the charge itself writes."""
+    return quota.uid, replace(quota.quota, hard=NOTHING, generation=0, attached_to=None)

@@ -102,11 +102,15 @@ class _Subject:
 
 @dataclass(frozen=True, slots=True)
 class _Refusal(Exception):
-    """Why the pod is refused by what is known: ``keys`` and ``namespaces`` are what that is."""
+    """Why the pod is refused by what is known: ``keys`` and ``namespaces`` are what that is.
+
+    ``by``: the quotas that refuse; all of ``keys`` when empty.
+    """
 
     message: str
     keys: frozenset[QuotaKey]
     namespaces: frozenset[str] = frozenset()
+    by: tuple[QuotaKey, ...] = ()
 
 
 class PodAdmission:
@@ -152,9 +156,10 @@ class PodAdmission:
         except MalformedDemand as error:
             return deny(refusal.malformed_demand(str(pod), error))
         except _Refusal as refused:
-            return deny(refused.message)
+            return deny(refused.message, by=refused.by or tuple(refused.keys))
         except TooManyReservations as error:
-            return deny(refusal.too_many_reservations(str(pod), error.counter), again=5)
+            message = refusal.too_many_reservations(str(pod), error.counter)
+            return deny(message, again=5, by=(error.counter.quota,))
         except Overloaded as error:
             message = refusal.overloaded(f"pod {pod}", error.waiting, error.seconds)
             return deny(message, again=1)
@@ -290,6 +295,7 @@ class PodAdmission:
                 refusal.detached(str(pod), error),
                 frozenset([*snapshot.quotas, error.parent]),
                 frozenset([error.quota.namespace]),
+                by=(error.quota,),
             ) from error
         charged = _attached(snapshot, before)
         return tuple(snapshot.quotas[each.key] for each in union if each.key not in charged)

@@ -6,14 +6,17 @@ it again here, for whatever CEL can't.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import asyncio
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import Final
 
+from hugetlb_quota.accounting.changes import Change, in_the_way
 from hugetlb_quota.accounting.counter import shortfalls
-from hugetlb_quota.accounting.forest import Cycle, Detached, ForeignParent, Forest, Quota, QuotaKey
+from hugetlb_quota.accounting.forest import Forest, QuotaKey
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, Reservation
 from hugetlb_quota.admission import chains, refusal
+from hugetlb_quota.admission.changes import CanNotNote, ChangeNotes
 from hugetlb_quota.admission.commit import (
     Committer,
     NoRoom,
@@ -22,6 +25,7 @@ from hugetlb_quota.admission.commit import (
     TooManyReservations,
 )
 from hugetlb_quota.admission.deadline import Deadline
+from hugetlb_quota.admission.proposal import Proposal, selector_fault
 from hugetlb_quota.admission.review import (
     ALLOW,
     AdmissionRequest,
@@ -31,18 +35,22 @@ from hugetlb_quota.admission.review import (
     mapping,
     text,
 )
+from hugetlb_quota.api.quota import FINALIZER
+from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
-from hugetlb_quota.page_size import PageSize
+
+#: How long a change waits for others to be stored, and how often it looks, in seconds.
+LONGEST_WAIT: Final = 2.0
+WAIT_PERIOD: Final = 0.05
 
 
-class _Excess(NamedTuple):
-    """A quota whose limit of a size is above that of the nearest ancestor that has one."""
+class _Refused(Exception):
+    """The sentence that refuses, and after how many seconds it may go otherwise."""
 
-    quota: QuotaKey
-    size: PageSize
-    hard: int
-    ancestor: QuotaKey
-    limit: int
+    def __init__(self, message: str, *, again: int) -> None:
+        super().__init__(message)
+        self.message = message
+        self.again = again
 
 
 class QuotaAdmission:
@@ -52,10 +60,12 @@ class QuotaAdmission:
         self,
         api: chains.Api,
         committer: Committer,
+        notes: ChangeNotes,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._api = api
         self._committer = committer
+        self._notes = notes
         self._now = now
 
     async def decide(self, request: AdmissionRequest, deadline: Deadline) -> Decision:
@@ -87,53 +97,95 @@ class QuotaAdmission:
             return deny(refusal.invalid_spec(key, error.why))
         if new.quota.parent == key:
             return deny(refusal.own_parent(key))
+        if fault := selector_fault(old, new):
+            return deny(fault)
         # The status in the request is the one that this very write replaces: the API
         # server asks again when it changed meanwhile, so nothing can be charged between.
-        moved = old is not None and old.quota.parent != new.quota.parent
-        if old is not None and moved and old.counter.reservations:
+        if old is not None and old.quota.parent != new.quota.parent and old.counter.reservations:
             # Where these count is not settled until their pods are seen.
             return deny(refusal.unsettled_move(old.counter))
-        quotas, namespaces = await chains.read_all(self._api, deadline)
-        others = [each.quota for each in quotas if each.key != key]
-        before = Forest([*others, *([] if old is None else [old.quota])], namespaces)
-        after = Forest([*others, new.quota], namespaces)
-        warnings: list[str] = []
         try:
-            after.chain(key)
-        except Detached as error:
-            # A link further up that does not hold is not this quota's fault.
-            if isinstance(error, Cycle) or (
-                isinstance(error, ForeignParent) and error.quota == key
-            ):
-                return deny(refusal.broken_chain(key, error))
-            if old is not None and moved and old.counter.used:
-                return deny(refusal.move_to_nowhere(old.counter, error))
-            warnings.append(refusal.waits_for_parent(key, error))
-        for excess in _excesses(after, key):
-            if _is_news(excess, before, new.quota, old):
-                return deny(_refusal(key, excess))
-            warnings.append(refusal.attaches_above(*excess))
-        if old is not None and moved and old.counter.used:
-            charged = {link.key for link in before.attached(key)}
-            known = {quota.key: quota for quota in quotas}
-            joined = tuple(known[link.key] for link in after.chain(key) if link.key not in charged)
+            proposal = await self._settle(request, old, new, deadline)
+        except _Refused as refused:
+            return deny(refused.message, again=refused.again)
+        if old is None or not proposal.charge_moves:
+            return allow(*proposal.warnings)
+        try:
+            await self._bring_along(request, old, proposal.joined(), deadline)
+        except PlaceChanged:
+            return await self._change(request, old, deadline)
+        except NoRoom as error:
+            denied = deny(refusal.no_room_to_move(old.counter, error.shortfalls))
+        except TooManyReservations as error:
+            denied = deny(refusal.no_place_to_move(old.counter, error.counter))
+        except Overloaded as error:
+            what = f"The move of HugeTLBQuota {key}"
+            denied = deny(refusal.overloaded(what, error.waiting, error.seconds), again=1)
+        else:
+            return allow(*proposal.warnings)
+        await self._notes.withdraw(lambda each: each.request == request.uid, deadline)
+        return denied
+
+    async def _settle(
+        self,
+        request: AdmissionRequest,
+        old: QuotaObject | None,
+        new: QuotaObject,
+        deadline: Deadline,
+    ) -> Proposal:
+        """The change in the forest that there is, noted for those that come after it.
+
+        :raises _Refused: when it can't be, or others are under way that it depends on.
+        """
+        until = deadline.left() - min(LONGEST_WAIT, deadline.seconds / 2)
+        while True:
+            # Nothing is stored after a dry run, and nothing but the place matters to others.
+            if request.dry_run or not _may_clash(request, old, new):
+                quotas, namespaces = await chains.read_all(self._api, deadline)
+                return _judged(Proposal(old, new, quotas, namespaces))
             try:
-                await self._bring_along(request, old, joined, deadline)
-            except PlaceChanged:
-                return await self._change(request, old, deadline)
-            except NoRoom as error:
-                return deny(refusal.no_room_to_move(old.counter, error.shortfalls))
-            except TooManyReservations as error:
-                return deny(refusal.no_place_to_move(old.counter, error.counter))
-            except Overloaded as error:
-                message = refusal.overloaded(
-                    f"The move of HugeTLBQuota {key}", error.waiting, error.seconds
-                )
-                return deny(message, again=1)
-        warnings += _below_use(new, old)
-        if lost := _lost_children(before, after, key):
-            warnings.append(refusal.loses_children(key, lost))
-        return allow(*warnings)
+                async with self._notes.lock:
+                    proposal, waits_for = await self._note(request, old, new, deadline)
+            except errors.Conflict:
+                continue
+            except CanNotNote as error:
+                raise _Refused(refusal.can_not_note(new.key, error), again=0) from error
+            if not waits_for:
+                return proposal
+            if deadline.left() <= until:
+                raise _Refused(refusal.others_under_way(new.key, waits_for), again=1)
+            await asyncio.sleep(WAIT_PERIOD)
+
+    async def _note(
+        self,
+        request: AdmissionRequest,
+        old: QuotaObject | None,
+        new: QuotaObject,
+        deadline: Deadline,
+    ) -> tuple[Proposal, tuple[QuotaKey, ...]]:
+        """Judge the change, and note it, unless others are in its way: then which.
+
+        :raises Conflict: when another replica came between.
+        """
+        noted = await self._notes.read(deadline)
+        quotas, namespaces = await chains.read_all(self._api, deadline)
+        proposal = _judged(Proposal(old, new, quotas, namespaces))
+        versions = {each.key: int(each.resource_version) for each in quotas}
+        change = Change(
+            quota=new.key,
+            parent=new.quota.parent,
+            since=0 if request.operation == "CREATE" else _version(request.old),
+            request=request.uid,
+            expires=self._notes.expires(deadline),
+        )
+        pending = [each for each in noted.changes if each.may_come(versions, self._notes.now())]
+        if waits_for := in_the_way(change, pending, proposal.forest()):
+            return proposal, waits_for
+        # What is there already is not made, whatever is answered.
+        if request.operation != "CREATE" or new.key not in versions:
+            others = [each for each in pending if each.request != request.uid]
+            await self._notes.write(noted, [*others, change], deadline)
+        return proposal, ()
 
     async def _bring_along(
         self,
@@ -167,23 +219,33 @@ class QuotaAdmission:
         # One that can't be understood can't be admitted to either: let it be removed.
         if old is None:
             return ALLOW
+        if not request.dry_run:
+            # It was made, and nobody is to wait for that any more.
+            await self._notes.withdraw(
+                lambda each: each.quota == old.key and not each.since, deadline
+            )
         counter = old.counter
-        if counter.pods or counter.reservations:
+        # A namespace that goes takes its quotas along.
+        leaving = bool(counter.used) and await chains.is_leaving(
+            self._api, old.key.namespace, deadline
+        )
+        if (counter.pods or counter.reservations) and not leaving:
             return deny(refusal.charged_delete(counter, old.retained_files))
         quotas, namespaces = await chains.read_all(self._api, deadline)
         forest = Forest(
             [*(each.quota for each in quotas if each.key != old.key), old.quota], namespaces
         )
         children = {each.key for each in forest.children(old.key)}
+        charged = [each.counter for each in quotas if each.key in children and each.counter.used]
         warnings = [refusal.loses_children(old.key, sorted(children))] if children else []
+        if leaving and (charged or counter.pods or counter.reservations):
+            if FINALIZER not in (request.old["metadata"].get("finalizers") or ()):
+                return deny(refusal.unguarded_delete(counter))
+            # It takes no more pods from now on, and stays until nothing is charged.
+            return allow(refusal.goes_when_uncharged(counter), *warnings)
         if counter.retained:
-            charged = [
-                each.counter for each in quotas if each.key in children and each.counter.used
-            ]
             if charged:
                 return deny(refusal.charged_children(old.key, charged))
-            # A namespace that goes takes its quotas along: what they retain is not lost.
-            leaving = await chains.is_leaving(self._api, old.key.namespace, deadline)
             if not leaving and not old.quota.reparents:
                 return deny(refusal.charged_delete(counter, old.retained_files))
             above = forest.attached(old.key)[1:2]
@@ -207,76 +269,24 @@ def _understood(raw: Mapping[str, object]) -> QuotaObject | None:
         return None
 
 
-def _excesses(forest: Forest, key: QuotaKey) -> list[_Excess]:
-    """Those of ``key`` and of all quotas attached below it."""
-    found = []
-    for quota in _at_and_below(forest, key):
-        ancestors = forest.attached(quota.key)[1:]
-        for size, hard in quota.hard.items():
-            nearest = next((each for each in ancestors if size in each.hard), None)
-            if nearest is not None and hard > nearest.hard[size]:
-                found.append(_Excess(quota.key, size, hard, nearest.key, nearest.hard[size]))
-    return found
-
-
-def _at_and_below(forest: Forest, key: QuotaKey) -> Iterable[Quota]:
-    children: dict[QuotaKey, list[Quota]] = {}
-    for quota in forest:
-        if (
-            quota.parent is not None
-            and quota.parent in forest
-            and forest.admits(forest[quota.parent], quota.key)
-        ):
-            children.setdefault(quota.parent, []).append(quota)
-    reached: dict[QuotaKey, Quota] = {}
-    level = [forest[key]]
-    while level:
-        reached |= {quota.key: quota for quota in level}
-        below = [child for quota in level for child in children.get(quota.key, ())]
-        level = [child for child in below if child.key not in reached]
-    return reached.values()
-
-
-def _is_news(excess: _Excess, before: Forest, new: Quota, old: QuotaObject | None) -> bool:
-    """Whether this very change makes ``excess``, rather than finds it.
-
-    It finds it when the quota below was not attached here before (it waited for its
-    parent to appear), or had as much too much already.
-    """
-    if excess.quota == new.key:
-        if old is None or old.quota.parent != new.parent:
-            return True
-        known = {(each.quota, each.size): each for each in _excesses(before, new.key)}
-        same = known.get((excess.quota, excess.size))
-        return same is None or excess.hard > same.hard
+def _may_clash(request: AdmissionRequest, old: QuotaObject | None, new: QuotaObject) -> bool:
+    """Whether this change and another can each be right, and both together wrong."""
     if old is None:
-        return False
-    known = {(each.quota, each.size): each for each in _excesses(before, new.key)}
-    same = known.get((excess.quota, excess.size))
-    attached = excess.quota in {each.key for each in _at_and_below(before, new.key)}
-    return attached and (same is None or excess.limit < same.limit)
+        # Below a root that is to be made nothing is attached yet.
+        return request.operation != "CREATE" or new.quota.parent is not None
+    return any(
+        getattr(old.quota, name) != getattr(new.quota, name)
+        for name in ("parent", "hard", "child_namespaces")
+    )
 
 
-def _refusal(key: QuotaKey, excess: _Excess) -> str:
-    quota, size, hard, ancestor, limit = excess
-    if quota == key:
-        return refusal.above_ancestor(key, size, hard, ancestor, limit)
-    return refusal.below_descendant(key, size, limit, ancestor, quota, hard)
+def _version(raw: Mapping[str, object]) -> int:
+    version = text(mapping(raw, "metadata", "request.oldObject"), "resourceVersion")
+    return int(version) if version.isascii() and version.isdigit() else 0
 
 
-def _below_use(new: QuotaObject, old: QuotaObject | None) -> list[str]:
-    if old is None:
-        return []
-    counter = new.counter
-    return [
-        refusal.below_use(counter, size)
-        for size, limit in counter.hard.items()
-        if counter.used.of(size) > limit and old.counter.hard.get(size) != limit
-    ]
-
-
-def _lost_children(before: Forest, after: Forest, key: QuotaKey) -> list[QuotaKey]:
-    if key not in before:
-        return []
-    kept = {each.key for each in after.children(key)}
-    return [each.key for each in before.children(key) if each.key not in kept]
+def _judged(proposal: Proposal) -> Proposal:
+    """:raises _Refused: when it is wrong by what is stored."""
+    if why := proposal.refusal():
+        raise _Refused(why, again=0)
+    return proposal

@@ -159,6 +159,22 @@ def invalid_spec(quota: QuotaKey, why: object) -> str:
     return _bounded(f"HugeTLBQuota {quota} is refused: {why}")
 
 
+def wrong_selector(quota: QuotaKey, field: str, what: str, why: str) -> str:
+    """A quota with a selector that nothing can match."""
+    return _bounded(
+        f"HugeTLBQuota {quota} is refused: spec.{field} can match no {what}, because {why}"
+    )
+
+
+def bound_label(quota: QuotaKey, key: str) -> str:
+    """A quota that selects pods by a label which they get when they are bound."""
+    return _bounded(
+        f"HugeTLBQuota {quota} is refused: spec.podSelector asks about the label {key}, which a pod"
+        " gets from its node when it is bound, after its huge pages were charged. Select by a label"
+        " that the pod is created with."
+    )
+
+
 def own_parent(quota: QuotaKey) -> str:
     """A quota that names itself as its parent."""
     return (
@@ -170,6 +186,23 @@ def own_parent(quota: QuotaKey) -> str:
 def broken_chain(quota: QuotaKey, why: object) -> str:
     """A quota whose parent may not be its parent."""
     return _bounded(f"HugeTLBQuota {quota} is refused: {why}")
+
+
+def others_under_way(quota: QuotaKey, others: Iterable[QuotaKey]) -> str:
+    """A change that depends on others which may be stored at any moment."""
+    return _bounded(
+        f"The change of HugeTLBQuota {quota} is refused because {_names(others)}, above or below"
+        " it, is being changed at the same time. Try again in a moment; a change that another"
+        " program refused counts for a minute and a half."
+    )
+
+
+def can_not_note(quota: QuotaKey, why: object) -> str:
+    """A change that can't be told to the other replicas."""
+    return _bounded(
+        f"The change of HugeTLBQuota {quota} is refused because it can't be kept apart from others"
+        f" made at the same time: {why}"
+    )
 
 
 def above_ancestor(
@@ -253,6 +286,24 @@ def charged_delete(counter: Counter, files: Sequence[RetainedFile] = ()) -> str:
     )
 
 
+def unguarded_delete(counter: Counter) -> str:
+    """A charged quota in a namespace that goes, and nothing keeps it until its pods have gone."""
+    return _bounded(
+        f"HugeTLBQuota {counter.quota} can't be deleted with its namespace yet:"
+        f" {_charged(counter)}, and the controller of hugetlb-quota has not put its finalizer on"
+        " it. The namespace controller tries again by itself; if it stays so, see whether the"
+        " controller of hugetlb-quota runs."
+    )
+
+
+def goes_when_uncharged(counter: Counter) -> str:
+    """Warning: a charged quota that goes with its namespace."""
+    return _bounded(
+        f"HugeTLBQuota {counter.quota} takes no more pods, nor do the quotas below it, and goes"
+        f" with its namespace when nothing is charged any more: {_charged(counter)}."
+    )
+
+
 def charged_children(quota: QuotaKey, charged: Sequence[Counter]) -> str:
     """A quota that is to go while something is charged to quotas below it."""
     below = ", ".join(f"{each.quota} ({_amounts(each.used)})" for each in charged[:_DETAILED])
@@ -305,6 +356,27 @@ def below_use(counter: Counter, size: PageSize) -> str:
         f"HugeTLBQuota {counter.quota} now limits {size.resource} to"
         f" {render(counter.hard.of(size))}, below the {render(counter.used.of(size))} charged;"
         " running pods keep theirs, and no pod is admitted until enough of them have gone."
+    )
+
+
+def selects_more(quota: QuotaKey, chain: Iterable[Counter]) -> str:
+    """Warning: pods that run already may come under a quota, and nobody asks whether they fit.
+
+    :param chain: the counters of the quota and of all above it.
+    """
+    rooms = [
+        f"{counter.quota} has room for {render(max(0, limit - counter.used.of(size)))}"
+        f" of {size.resource}"
+        for counter in chain
+        for size, limit in counter.hard.items()
+    ]
+    return _bounded(
+        f"Pods that run already and that the new spec.podSelector of HugeTLBQuota {quota} selects"
+        f" are charged to it and to all above it, also where they do not fit: {_listed(rooms)}."
+        " The condition WithinLimits of each tells in a moment whether they do."
+        if rooms
+        else f"Pods that run already and that the new spec.podSelector of HugeTLBQuota {quota}"
+        " selects are charged to it."
     )
 
 

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import orjson
 
+from hugetlb_quota.accounting.forest import QuotaKey
+
 API_VERSION: Final = "admission.k8s.io/v1"
 KIND: Final = "AdmissionReview"
 OPERATIONS: Final = ("CREATE", "UPDATE", "DELETE", "CONNECT")
@@ -166,12 +168,14 @@ class Decision:
     """The answer: ``message`` is for the person refused, ``warnings`` for one allowed.
 
     ``again``: after how many seconds it may go otherwise; clients try again by themselves.
+    ``by``: the quotas that refuse.
     """
 
     allowed: bool
     message: str = ""
     warnings: tuple[str, ...] = ()
     again: int = 0
+    by: tuple[QuotaKey, ...] = ()
 
     def review(self, uid: str) -> dict[str, Any]:
         """As the AdmissionReview that answers request ``uid``."""
@@ -203,6 +207,6 @@ def allow(*warnings: str) -> Decision:
     return Decision(allowed=True, warnings=warnings)
 
 
-def deny(message: str, *, again: int = 0) -> Decision:
+def deny(message: str, *, again: int = 0, by: tuple[QuotaKey, ...] = ()) -> Decision:
     """Refuse, with the sentence that says why and what to do."""
-    return Decision(allowed=False, message=message, again=again)
+    return Decision(allowed=False, message=message, again=again, by=by)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,13 +17,16 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.admission import chains, refusal
 from hugetlb_quota.admission.cache import QuotaCache
+from hugetlb_quota.admission.changes import ChangeNotes
 from hugetlb_quota.admission.commit import Committer
 from hugetlb_quota.admission.connections import HANDSHAKE_TIMEOUT, Connections
 from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.admission.pods import PodAdmission
 from hugetlb_quota.admission.quotas import QuotaAdmission
+from hugetlb_quota.admission.refusal_events import RefusalEvents
 from hugetlb_quota.admission.review import (
     AdmissionRequest,
     Decision,
@@ -34,6 +38,7 @@ from hugetlb_quota.api import GROUP
 from hugetlb_quota.api.quota import KIND, PLURAL
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.listening import listen
+from hugetlb_quota.kube.quotas import QuotaObject
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS
 
 #: The largest request body, in bytes: an UPDATE carries the object twice, and etcd holds
@@ -129,13 +134,14 @@ class PathSecret:
 class Admission:
     """The routes and what stands behind them."""
 
-    def __init__(self, api: chains.Api, path: PathSecret) -> None:
+    def __init__(self, api: chains.Api, path: PathSecret, changes: tuple[str, str]) -> None:
         self._api = api
         self._path = path
         self._cache = QuotaCache(api)
         self._committer = Committer(api, self._cache)
         self._pods = PodAdmission(self._cache, self._committer)
-        self._quotas = QuotaAdmission(api, self._committer)
+        self._quotas = QuotaAdmission(api, self._committer, ChangeNotes(api, changes))
+        self._refusals = RefusalEvents(api, self._uid_of, socket.gethostname())
         self._ready_lock = asyncio.Lock()
         self._ready_until = 0.0
         self._not_ready = ""
@@ -157,10 +163,18 @@ class Admission:
     async def running(self) -> AsyncIterator[None]:
         """Follow the quotas; at the end wait until nothing is being taken back any more."""
         async with self._cache.running():
+            telling = asyncio.create_task(self._refusals.run(), name="events of refusals")
             try:
                 yield
             finally:
+                telling.cancel()
+                await asyncio.gather(telling, return_exceptions=True)
                 await self._committer.close()
+                await self._refusals.finish()
+
+    def _uid_of(self, key: QuotaKey) -> str:
+        known = self._cache.get(key)
+        return known.uid if isinstance(known, QuotaObject) else ""
 
     async def _validate_pods(self, request: web.Request) -> web.Response:
         # The status too: its writer may change the labels with it.
@@ -205,6 +219,8 @@ class Admission:
             return web.Response(status=400, text=f"{error}\n")
         if not decision.allowed:
             logger.info("%s of %s: %s", asked.operation, asked.user_info.username, decision.message)
+            if not asked.dry_run:
+                self._refusals.note(decision.by, decision.message)
         return web.Response(
             body=orjson.dumps(decision.review(asked.uid)), content_type="application/json"
         )
@@ -270,13 +286,17 @@ async def serve(
     bind: str,
     port: int,
     connections: Connections | None = None,
+    *,
+    changes: tuple[str, str],
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve until the context ends; gives the first address that was bound.
+
+    ``changes``: namespace and name of the ConfigMap of :class:`ChangeNotes`.
 
     At the end running requests are answered, and what they took is taken back if they
     were refused.
     """
-    admission = Admission(api, path)
+    admission = Admission(api, path, changes)
     connections = Connections() if connections is None else connections
     runner = web.AppRunner(
         admission.application(connections.middleware),

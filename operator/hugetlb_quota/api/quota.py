@@ -12,6 +12,8 @@ from hugetlb_quota.page_size import PageSize
 
 KIND: Final = "HugeTLBQuota"
 PLURAL: Final = "hugetlbquotas"
+#: Keeps a quota that is deleted until nothing is charged to it; the controller's.
+FINALIZER: Final = "hugetlb.dev/charged"
 
 #: Amounts by resource name, as in ResourceQuota: {"hugepages-2Mi": "4Gi"}.
 ResourceList = dict[str, str]
@@ -119,6 +121,11 @@ class HugeTLBQuotaStatus(Model):
         default="",
         description="resourceVersion of the controllers' Lease when the one that counted came to"
         " lead: a count under an earlier one never replaces this.",
+    )
+    attached_to: str = Field(
+        default="",
+        description="namespace/name of the quota above that its charges go to. It stays while"
+        " anything is charged, also when that quota does not let this one attach any more.",
     )
     hard: ResourceList = Field(default_factory=dict, description="The limits in force.")
     used: ResourceList = Field(

@@ -99,7 +99,23 @@ def _ready(quota: Quota, forest: Forest) -> Finding:
     try:
         chain = forest.chain(quota.key)
     except Detached as broken:
-        return Finding(READY, False, broken.reason, f"{broken} Until then its pods are refused.")
+        held = forest.parent(quota)
+        stays = (
+            f" What is charged to it stays charged to {held.key}."
+            if held is not None and broken.quota == quota.key and held.key == quota.attached_to
+            else ""
+        )
+        sentence = f"{broken} Until then its pods are refused.{stays}"
+        return Finding(READY, False, broken.reason, sentence)
+    going = next((link for link in chain if link.terminating), None)
+    if going is not None:
+        return Finding(
+            READY,
+            False,
+            "Terminating",
+            f"HugeTLBQuota {going.key}, above {quota.key}, is being deleted, and no pods are"
+            " admitted below it; change spec.parentRef.",
+        )
     path = " -> ".join(str(link.key) for link in chain)
     if len(chain) == 1:
         return Finding(READY, True, "Root", f"HugeTLBQuota {quota.key} is a root.")

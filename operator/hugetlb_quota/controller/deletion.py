@@ -14,12 +14,11 @@ import kopf
 
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.api import GROUP, VERSION
-from hugetlb_quota.api.quota import PLURAL
+from hugetlb_quota.api.quota import FINALIZER, PLURAL
 from hugetlb_quota.kube import errors, status
 from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.quotas import InvalidQuota, summary
 
-FINALIZER: Final = "hugetlb.dev/charged"
 #: Seconds between looks at a quota that is to go and is charged still.
 AGAIN: Final = 2.0
 

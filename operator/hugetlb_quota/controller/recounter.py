@@ -232,6 +232,9 @@ class Recounter:
                 counted=known,
                 now=datetime.now(UTC),
             )
+            if (quota.uid, quota.generation) == (known.uid, known.generation):
+                attached_to = picture.forest.attachment(quota.quota, charged=bool(counter.used))
+                counted = counted.attached(attached_to)
             # The same count is not written anew for having another counter.
             return counted if counted.is_stored else replace(counted, counted_under=self._term)
 

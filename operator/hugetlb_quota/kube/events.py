@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, Protocol
 
-from hugetlb_quota.kube.errors import ApiError
+from hugetlb_quota.kube.errors import AlreadyExists, ApiError, Conflict, NotFound
 from hugetlb_quota.kube.resources import EVENTS, Resource
 
 #: Longer notes are refused by the API server (pkg/apis/core/validation/events.go).
@@ -16,6 +16,11 @@ LONGEST_NOTE: Final = 1024
 #: An Event about a cluster-scoped object lives here.
 _CLUSTER_EVENTS: Final = "default"
 _TIMEOUT: Final = 5.0
+#: Of any object (a DNS subdomain).
+_LONGEST_NAME: Final = 253
+_ATTEMPTS: Final = 5
+
+Json = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +51,35 @@ class Regarding:
     uid: str = ""
 
 
-async def publish(
-    connection: EventApi,
+class SeriesApi(EventApi, Protocol):
+    """The same, for Events that are counted."""
+
+    async def get(
+        self,
+        resource: Resource,
+        name: str,
+        namespace: str | None = None,
+        *,
+        timeout: float = _TIMEOUT,  # noqa: ASYNC109
+    ) -> dict[str, Any]:
+        """One object by quorum read."""
+        ...
+
+    async def replace(
+        self,
+        resource: Resource,
+        name: str,
+        body: dict[str, Any],
+        namespace: str | None = None,
+        *,
+        subresource: str | None = None,
+        timeout: float = _TIMEOUT,  # noqa: ASYNC109
+    ) -> dict[str, Any]:
+        """PUT one object."""
+        ...
+
+
+def event(
     regarding: Regarding,
     *,
     kind: Literal["Normal", "Warning"],
@@ -55,21 +87,26 @@ async def publish(
     note: str,
     program: str,
     instance: str,
-    action: str = "Reconcile",
-) -> None:
-    """Tell of something that happened to ``regarding``; a failure is only logged.
+    action: str,
+    suffix: str = "",
+) -> Json:
+    """An Event of something that happened to ``regarding`` now.
 
     :param reason: one word in CamelCase; ``note`` is the sentence.
     :param program: the reporting program, ``instance`` which of it.
+    :param suffix: tells it from other Events of the object; one of its own when empty.
     """
-    namespace = regarding.namespace or _CLUSTER_EVENTS
     if len(note) > LONGEST_NOTE:
         note = note[: LONGEST_NOTE - 3] + "..."
-    body = {
+    suffix = suffix or uuid.uuid4().hex[:16]
+    return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
-        "metadata": {"namespace": namespace, "name": f"{regarding.name}.{uuid.uuid4().hex[:16]}"},
-        "eventTime": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "metadata": {
+            "namespace": regarding.namespace or _CLUSTER_EVENTS,
+            "name": f"{regarding.name[: _LONGEST_NAME - len(suffix) - 1].rstrip('-.')}.{suffix}",
+        },
+        "eventTime": _now(),
         "type": kind,
         "reason": reason,
         "note": note,
@@ -84,7 +121,66 @@ async def publish(
             "uid": regarding.uid,
         },
     }
+
+
+async def publish(
+    connection: EventApi,
+    regarding: Regarding,
+    *,
+    kind: Literal["Normal", "Warning"],
+    reason: str,
+    note: str,
+    program: str,
+    instance: str,
+    action: str = "Reconcile",
+) -> None:
+    """Tell of something that happened to ``regarding``, as :func:`event`; a failure is logged."""
+    body = event(
+        regarding,
+        kind=kind,
+        reason=reason,
+        note=note,
+        program=program,
+        instance=instance,
+        action=action,
+    )
     try:
-        await connection.create(EVENTS, body, namespace, timeout=_TIMEOUT)
+        await connection.create(EVENTS, body, body["metadata"]["namespace"], timeout=_TIMEOUT)
     except ApiError as error:
         logger.warning("Event %s about %s was not published: %s", reason, regarding.name, error)
+
+
+async def count(connection: SeriesApi, body: Json, times: int) -> None:
+    """Tell that ``body`` happened ``times`` times: add to the Event of its name, or make it.
+
+    Others may add to it at the same time. What it says stays what it said first.
+
+    :raises ApiError: when it can't be told; Conflict when others were always quicker.
+    """
+    namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            found = await connection.get(EVENTS, name, namespace, timeout=_TIMEOUT)
+        except NotFound:
+            found = None
+        try:
+            if found is None:
+                new = body if times == 1 else {**body, "series": _series(times)}
+                await connection.create(EVENTS, new, namespace, timeout=_TIMEOUT)
+            else:
+                before = (found.get("series") or {}).get("count", 1)
+                more = {**found, "series": _series(before + times)}
+                await connection.replace(EVENTS, name, more, namespace, timeout=_TIMEOUT)
+        except (AlreadyExists, Conflict):
+            if attempt == _ATTEMPTS:
+                raise
+        else:
+            return
+
+
+def _series(times: int) -> Json:
+    return {"count": times, "lastObservedTime": _now()}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

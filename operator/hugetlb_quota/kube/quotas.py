@@ -134,6 +134,8 @@ class QuotaObject:
         stored: Mapping[str, Any] = status if isinstance(status, dict) else {}
         read = _read_status(stored, known)
         reservations, unreadable = reservation.parse_all(stored.get("reservations"))
+        if quota.attached_to != (attached_to := _read_attached_to(stored)):
+            quota = replace(quota, attached_to=attached_to)
         counter = Counter(
             quota=key,
             hard=quota.hard,
@@ -163,6 +165,12 @@ class QuotaObject:
         """The same with another counter."""
         return replace(self, counter=counter)
 
+    def attached(self, to: QuotaKey | None) -> Self:
+        """The same, with its charges going up to ``to``."""
+        if to == self.quota.attached_to:
+            return self
+        return replace(self, quota=replace(self.quota, attached_to=to))
+
     def status(self) -> Json:
         """The status in JSON that says what this object holds.
 
@@ -186,6 +194,8 @@ class QuotaObject:
         write("retainedFiles", self.retained_files, read.retained_files, _file_statuses)
         write("unreported", self.unreported, read.unreported, _unreported_statuses)
         write("conditions", self.conditions, read.conditions, _to_json)
+        if self.quota.attached_to != _read_attached_to(self.stored):
+            status["attachedTo"] = str(self.quota.attached_to or "")
         if self.observed_generation != _integer(self.stored.get("observedGeneration")):
             status["observedGeneration"] = self.observed_generation
         if self.counted_under != _integer(self.stored.get("countedUnder")):
@@ -346,6 +356,11 @@ def _read_status(stored: Mapping[str, Any], known: QuotaObject | None) -> _AsRea
         unreported=_each(stored.get("unreported"), _read_unreported),
         conditions=_each(stored.get("conditions"), _read_condition),
     )
+
+
+def _read_attached_to(stored: Mapping[str, Any]) -> QuotaKey | None:
+    text = stored.get("attachedTo")
+    return QuotaKey.parse(text) if isinstance(text, str) and text else None
 
 
 def _read_charge(resources: Any) -> Charge | None:

@@ -46,5 +46,6 @@ HUGETLB_NODES: Final = Resource(api.GROUP, api.VERSION, node.PLURAL, namespaced=
 PODS: Final = Resource("", "v1", "pods", namespaced=True)
 NODES: Final = Resource("", "v1", "nodes", namespaced=False)
 NAMESPACES: Final = Resource("", "v1", "namespaces", namespaced=False)
+CONFIG_MAPS: Final = Resource("", "v1", "configmaps", namespaced=True)
 EVENTS: Final = Resource("events.k8s.io", "v1", "events", namespaced=True)
 LEASES: Final = Resource("coordination.k8s.io", "v1", "leases", namespaced=True)

@@ -1,5 +1,7 @@
 """Chains, and the links that do not hold."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,6 +56,49 @@ def test_a_quota_that_is_its_own_parent_is_a_cycle() -> None:
     forest = Forest([quota("a", "a")], {})
     with pytest.raises(Cycle, match="ns/a -> ns/a"):
         forest.chain(key("a"))
+
+
+def held(attached_to: str | None, *, selects: bool = False, parent: str = "top/a") -> Forest:
+    """db/leaf below a middle quota whose namespace top/a selects no more, or still does."""
+    selector = Selector.from_json({"matchLabels": {"tenant": "acme"}})
+    middle = replace(
+        quota("mid/m", parent), attached_to=None if attached_to is None else key(attached_to)
+    )
+    forest = [quota("top/a", None, selector), quota("top/b", None, Selector()), middle]
+    labels = {"mid": {"tenant": "acme"}} if selects else {}
+    return Forest([*forest, quota("mid/leaf", "mid/m")], labels)
+
+
+def test_what_was_attached_stays_below_its_parent_when_it_may_attach_no_more() -> None:
+    forest = held("top/a")
+    assert names(forest.attached(key("mid/leaf"))) == ["leaf", "m", "a"]
+    assert names(forest.children(key("top/a"))) == ["m"]
+    with pytest.raises(ForeignParent, match="top/a does not let quotas of namespace mid"):
+        forest.chain(key("mid/leaf"))
+    assert names(held(None).attached(key("mid/leaf"))) == ["leaf", "m"]
+
+
+def test_a_new_parent_that_may_not_be_one_takes_nothing_from_the_one_before() -> None:
+    forest = held("top/b", parent="top/a")
+    assert names(forest.attached(key("mid/leaf"))) == ["leaf", "m", "b"]
+    assert names(held("top/b", parent="top/a", selects=True).attached(key("mid/m"))) == ["m", "a"]
+    assert names(held("top/a", parent="top/b").attached(key("mid/m"))) == ["m", "b"]
+
+
+def test_an_attachment_is_forgotten_when_nothing_is_charged_through_it() -> None:
+    middle = key("mid/m")
+    for charged, attached_to, selects, remembered in (
+        (True, "top/a", False, "top/a"),
+        (False, "top/a", False, None),
+        (False, None, True, "top/a"),
+        (True, "top/gone", False, None),
+        (True, None, False, None),
+    ):
+        forest = held(attached_to, selects=selects)
+        told = forest.attachment(forest[middle], charged=charged)
+        assert told == (None if remembered is None else key(remembered))
+    root = replace(quota("mid/m"), attached_to=key("top/a"))
+    assert Forest([root, quota("top/a")], {}).attachment(root, charged=True) is None
 
 
 def test_a_chain_may_have_only_so_many_levels() -> None:

@@ -1,6 +1,10 @@
 """Selectors mean what they mean in Kubernetes."""
 
+import itertools
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hugetlb_quota.accounting.selector import Selector
 
@@ -24,6 +28,67 @@ def test_each_operator(
 ) -> None:
     selector = Selector.from_json({"matchExpressions": [{"key": "k", **expression}]})
     assert selector.matches(labels) is matches
+
+
+def of(*expressions: tuple[str, str, list[str]], **labels: str) -> Selector:
+    return Selector.from_json(
+        {
+            "matchLabels": labels,
+            "matchExpressions": [
+                {"key": key, "operator": operator, "values": values}
+                for key, operator, values in expressions
+            ],
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("selector", "said"),
+    [
+        (of(("a", "In", [])), "In of the label a has no values"),
+        (of(("a", "NotIn", [])), "NotIn of the label a has no values"),
+        (of(("a", "Exists", ["x"])), "Exists of the label a takes no values"),
+        (of(("a", "DoesNotExist", ["x"])), "DoesNotExist of the label a takes no values"),
+        (of(("a", "In", ["x"]), ("a", "NotIn", ["x", "y"])), "excludes every value of the label a"),
+        (of(("a", "In", ["x", "y"]), ("a", "In", ["z"])), "label a have two values at once"),
+        (of(("a", "In", ["y"]), a="x"), "label a have two values at once"),
+        (of(("a", "NotIn", ["x"]), a="x"), "excludes every value of the label a"),
+        (of(("a", "Exists", []), ("a", "DoesNotExist", [])), "label a and for its absence"),
+        (of(("a", "DoesNotExist", []), a="x"), "label a and for its absence"),
+        (of(("a b", "Exists", [])), "'a b' is no name of a label"),
+        (of(("/a", "Exists", [])), "'/a' is no name of a label"),
+        (of(("Example.com/a", "Exists", [])), "no name of a label"),
+        (of((f"{'a' * 254}/a", "Exists", [])), "no name of a label"),
+        (of(("a" * 64, "Exists", [])), "no name of a label"),
+        (of(("", "Exists", [])), "no name of a label"),
+        (of(a="x y"), "'x y' is no value of a label"),
+        (of(a="x" * 64), "no value of a label"),
+        (of(("a", "NotIn", ["-"])), "'-' is no value of a label"),
+    ],
+)
+def test_what_nothing_can_match_is_said(selector: Selector, said: str) -> None:
+    assert said in selector.fault()
+
+
+OPERATORS = st.sampled_from(["In", "NotIn", "Exists", "DoesNotExist"])
+EXPRESSIONS = st.lists(
+    st.tuples(st.sampled_from("ab"), OPERATORS, st.lists(st.sampled_from("xyz"), min_size=1)),
+    max_size=5,
+)
+#: "w" stands for every value that is not named.
+LABELS = [
+    {key: value for key, value in (("a", first), ("b", second)) if value is not None}
+    for first, second in itertools.product([None, *"wxyz"], repeat=2)
+]
+
+
+@given(EXPRESSIONS)
+def test_a_selector_without_fault_matches_something(
+    drawn: list[tuple[str, str, list[str]]],
+) -> None:
+    named = [(key, op, values if op in ("In", "NotIn") else []) for key, op, values in drawn]
+    selector = of(*named)
+    assert (selector.fault() == "") is any(map(selector.matches, LABELS))
 
 
 def test_all_requirements_must_hold_and_none_matches_everything() -> None:

@@ -7,22 +7,32 @@ import copy
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.reservation import parse_all
 from hugetlb_quota.admission.cache import QuotaCache
+from hugetlb_quota.admission.changes import ChangeNotes
 from hugetlb_quota.admission.commit import Committer
 from hugetlb_quota.admission.pods import PodAdmission
 from hugetlb_quota.admission.quotas import QuotaAdmission
 from hugetlb_quota.admission.review import AdmissionRequest, GroupResource
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.quotas import QuotaObject
-from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, NAMESPACES, Resource
+from hugetlb_quota.kube.resources import CONFIG_MAPS, EVENTS, HUGETLB_QUOTAS, NAMESPACES, Resource
 from hugetlb_quota.page_size import PageSize
 from hugetlb_quota.quantity import render
 
 Json = dict[str, Any]
+
+#: The ConfigMap of the changes that are under way.
+CHANGES: Final = ("hugetlb-system", "hugetlb-quota-changes")
+PLURALS: Final = {
+    "Namespace": NAMESPACES.plural,
+    "HugeTLBQuota": HUGETLB_QUOTAS.plural,
+    "ConfigMap": CONFIG_MAPS.plural,
+    "Event": EVENTS.plural,
+}
 
 #: What becomes of a request: answered, lost on its way, or its answer lost.
 Fate = Literal["answered", "lost", "answer lost"]
@@ -37,6 +47,8 @@ class FakeApi:
         self.requests: list[str] = []
         self.events: list[tuple[int, str, Json]] = []
         self._news = asyncio.Event()
+        namespace, name = CHANGES
+        self.put({"kind": "ConfigMap", "metadata": {"namespace": namespace, "name": name}})
 
     async def turn(self, request: str) -> Fate:
         """Called before each request; what it waits for, the request waits for."""
@@ -46,7 +58,14 @@ class FakeApi:
 
     @property
     def writes(self) -> list[str]:
-        return [each for each in self.requests if each.startswith("PUT")]
+        """Of quotas."""
+        return [each for each in self.requests if each.startswith("PUT hugetlbquotas")]
+
+    @property
+    def noted(self) -> list[str]:
+        """The changes of quotas that are under way: which quota, and which parent."""
+        data = self.objects[CONFIG_MAPS.plural, *CHANGES].get("data", {})
+        return [line.rsplit(" ", 3)[0] for line in data.get("changes", "").splitlines()]
 
     def put(self, raw: Json) -> Json:
         """Store as an administrator would: a new version of whatever is there."""
@@ -55,7 +74,7 @@ class FakeApi:
         kept = copy.deepcopy(raw)
         kept["metadata"] |= {"resourceVersion": str(self.version)}
         kept["metadata"].setdefault("uid", f"uid-{self.version}")
-        plural = NAMESPACES.plural if raw["kind"] == "Namespace" else HUGETLB_QUOTAS.plural
+        plural = PLURALS[raw["kind"]]
         self.objects[plural, metadata.get("namespace", ""), metadata["name"]] = kept
         self._tell(plural, "MODIFIED", kept)
         return kept
@@ -155,8 +174,9 @@ class FakeApi:
         subresource: str | None = None,
         timeout: float = 1.0,
     ) -> Json:
-        assert subresource == "status"
-        fate = await self.turn(f"PUT {resource.plural}/status {namespace or ''}/{name}")
+        assert subresource == ("status" if resource == HUGETLB_QUOTAS else None)
+        suffix = "" if subresource is None else f"/{subresource}"
+        fate = await self.turn(f"PUT {resource.plural}{suffix} {namespace or ''}/{name}")
         if fate == "lost":
             raise errors.ApiUnreachable("The API server did not answer PUT.")
         stored = self.objects.get((resource.plural, namespace or "", name))
@@ -168,11 +188,39 @@ class FakeApi:
             stored["metadata"]["uid"],
         ):
             raise errors.Conflict(409, "Conflict", "the object has been modified")
-        written = self.put({**stored, "status": copy.deepcopy(body["status"])})
+        changed = {"status": body["status"]} if subresource == "status" else body
+        written = self.put({**stored, **copy.deepcopy(changed)})
         self.wrote(f"{namespace}/{name}")
         if fate == "answer lost":
             raise errors.ApiUnreachable("The API server did not answer PUT.")
         return copy.deepcopy(written)
+
+    async def create(
+        self,
+        resource: Resource,
+        body: Json,
+        namespace: str | None = None,
+        *,
+        timeout: float = 1.0,
+    ) -> Json:
+        name = body["metadata"]["name"]
+        if await self.turn(f"POST {resource.plural} {namespace or ''}/{name}") != "answered":
+            raise errors.ApiUnreachable("The API server did not answer POST.")
+        if (resource.plural, namespace or "", name) in self.objects:
+            raise errors.AlreadyExists(409, "AlreadyExists", f"{resource} {name!r} already exists")
+        return copy.deepcopy(self.put(body))
+
+    @property
+    def event_counts(self) -> list[tuple[str, int]]:
+        """The Events: about which quota, and how often that happened."""
+        return [
+            (
+                f"{raw['regarding']['namespace']}/{raw['regarding']['name']}",
+                raw.get("series", {}).get("count", 1),
+            )
+            for (plural, _, _), raw in self.objects.items()
+            if plural == EVENTS.plural
+        ]
 
     def wrote(self, key: str) -> None:
         """Called after each status write."""
@@ -201,7 +249,7 @@ async def admitting_quotas(api: FakeApi) -> AsyncIterator[QuotaAdmission]:
     """Admission of quotas; its cache knows nothing, for its decisions are read."""
     committer = Committer(api, QuotaCache(api))
     try:
-        yield QuotaAdmission(api, committer)
+        yield QuotaAdmission(api, committer, ChangeNotes(api, CHANGES))
     finally:
         await committer.close()
 
@@ -219,6 +267,7 @@ def quota(
     counted: bool = True,
     retained: Mapping[str, str] | None = None,
     policy: str | None = None,
+    attached_to: str | None = None,
 ) -> Json:
     """A HugeTLBQuota in JSON; ``hard`` and ``pods`` are by resource name."""
     namespace, name = QuotaKey.parse(key)
@@ -235,12 +284,14 @@ def quota(
     metadata: Json = {"namespace": namespace, "name": name, "generation": 1}
     if terminating:
         metadata["deletionTimestamp"] = "2026-11-22T12:00:00Z"
+    status: Json = {} if attached_to is None else {"attachedTo": attached_to}
     return {
         "apiVersion": "hugetlb.dev/v1alpha1",
         "kind": "HugeTLBQuota",
         "metadata": metadata,
         "spec": spec,
-        "status": {
+        "status": status
+        | {
             "observedGeneration": int(counted),
             "pods": dict(pods or {}),
             "retained": dict(retained or {}),

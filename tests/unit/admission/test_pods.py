@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.admission.lane import LARGEST_BATCH
 from hugetlb_quota.admission.pods import PodAdmission
@@ -238,6 +239,18 @@ async def test_only_a_node_may_show_a_mirror_pod(api: FakeApi) -> None:
     assert api.writes == []
 
 
+async def test_a_refusal_names_who_refuses(api: FakeApi) -> None:
+    leaf, tenant = QuotaKey("db", "leaf"), QuotaKey("acme", "tenant")
+    small, large = {"hugepages-2Mi": "200Mi"}, {"hugepages-2Mi": "512Mi"}
+    assert (await decide(api, create(pod(request=small)))).by == (leaf,)
+    assert set((await decide(api, create(pod(request=large)))).by) == {leaf, tenant}
+    api.put(namespace("db"))
+    assert (await decide(api, create(pod()))).by == (leaf,)
+    api.put(namespace("db", tenant="acme"))
+    api.put(quota("acme/tenant", small, children={}, terminating=True))
+    assert (await decide(api, create(pod()))).by == (tenant,)
+
+
 async def test_a_missing_parent_refuses(api: FakeApi) -> None:
     del api.objects["hugetlbquotas", "acme", "tenant"]
     decision = await decide(api, create(pod()))
@@ -250,6 +263,30 @@ async def test_a_parent_that_does_not_let_the_namespace_attach_refuses(api: Fake
     assert "does not let quotas of namespace db attach" in (
         (await decide(api, create(pod()))).message
     )
+
+
+async def test_a_charge_is_attached_to_the_parent_that_it_goes_to(api: FakeApi) -> None:
+    assert (await decide(api, create(pod()))).allowed
+    assert api.raw("db/leaf")["status"]["attachedTo"] == "acme/tenant"
+    assert "attachedTo" not in api.raw("acme/tenant")["status"]
+
+
+async def test_a_pod_that_leaves_a_quota_is_charged_already_where_that_is_attached(
+    api: FakeApi,
+) -> None:
+    hard = {"hugepages-2Mi": "128Mi"}
+    api.put(namespace("db"))
+    api.put(namespace("glue", tenant="acme"))
+    leaf = {"matchLabels": {"at": "leaf"}}
+    other = {"matchLabels": {"at": "other"}}
+    tenant = "acme/tenant"
+    api.put(quota("db/leaf", hard, selector=leaf, parent=tenant, attached_to=tenant))
+    api.put(quota("glue/mid", hard, parent=tenant, children={}))
+    api.put(quota("db/other", hard, parent="glue/mid", selector=other))
+    request = update(pod(labels={"at": "leaf"}), pod(labels={"at": "other"}))
+    assert (await decide(api, request)).allowed
+    assert api.reservations("db/other") == api.reservations("glue/mid") == {"pod-1": "64Mi"}
+    assert api.reservations("acme/tenant") == {}
 
 
 async def test_a_cycle_refuses_and_ends(api: FakeApi) -> None:

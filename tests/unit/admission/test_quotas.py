@@ -218,9 +218,37 @@ async def test_a_namespace_that_goes_takes_its_quotas_along(api: FakeApi) -> Non
     assert "stays on its nodes, charged to no quota" in told
 
 
-def moving(api: FakeApi, amount: str, room: str, **fields: Any) -> AdmissionRequest:
+def leaving(api: FakeApi, name: str) -> None:
+    gone = namespace(name, tenant="acme")
+    gone["metadata"]["deletionTimestamp"] = "2026-11-22T12:00:00Z"
+    api.put(gone)
+
+
+async def test_a_namespace_that_goes_takes_along_a_quota_that_pods_below_keep_until_they_go(
+    api: FakeApi,
+) -> None:
+    used = {"hugepages-2Mi": "64Mi"}
+    held = [reservation("u", "db/pg-0", "2Mi")]
+    api.put(quota("db/leaf", LIMIT, parent="acme/tenant", pods=used))
+    for charged in ({"pods": used}, {"reservations": held}, {"retained": used}):
+        fields: dict[str, Any] = charged
+        tenant = api.put(quota("acme/tenant", LIMIT, children=OF_ACME, **fields))
+        tenant["metadata"]["finalizers"] = ["hugetlb.dev/charged"]
+        api.put(namespace("acme"))
+        assert "can't be deleted" in await refused(api, delete(tenant))
+        leaving(api, "acme")
+        told = await allowed(api, delete(tenant))
+        assert "takes no more pods, nor do the quotas below it, and goes with its namespace" in told
+        # Without the finalizer it would go at once, and its charge with it.
+        tenant["metadata"]["finalizers"] = ["other"]
+        assert "has not put its finalizer on it" in await refused(api, delete(tenant))
+
+
+def moving(
+    api: FakeApi, amount: str, room: str, attached_to: str | None = None, **fields: Any
+) -> AdmissionRequest:
     """db/leaf, charged with ``amount``, moves from acme/tenant to acme/other below acme/root."""
-    charged: dict[str, Any] = {"pods": {"hugepages-2Mi": amount}}
+    charged: dict[str, Any] = {"pods": {"hugepages-2Mi": amount}, "attached_to": attached_to}
     api.put(quota("acme/root", {"hugepages-2Mi": "1Gi"}))
     api.put(quota("acme/tenant", LIMIT, parent="acme/root", children=OF_ACME))
     api.put(quota("acme/other", {"hugepages-2Mi": room}, parent="acme/root", children=OF_ACME))
@@ -270,6 +298,42 @@ async def test_a_quota_does_not_move_while_pods_are_being_created_under_it(api: 
     assert "db/pg-0" in told
 
 
+async def test_a_quota_moves_with_its_charge_from_a_parent_that_admits_it_no_more(
+    api: FakeApi,
+) -> None:
+    request = moving(api, "100Mi", "256Mi", attached_to="acme/tenant")
+    api.put(quota("acme/tenant", LIMIT, parent="acme/root"))  # it selects no namespace now
+    async with admitting_quotas(api) as admission:
+        decision = await admission.decide(request, Deadline.after(9))
+    assert decision.allowed, decision.message
+    assert api.reservations("acme/other") == {"uid-of-leaf": "100Mi"}
+    # It counts what it held still.
+    assert api.reservations("acme/root") == {}
+
+
+async def test_a_parent_keeps_those_that_are_charged_through_it(api: FakeApi) -> None:
+    api.put(namespace("db"))
+    used: dict[str, Any] = {"pods": {"hugepages-2Mi": "100Mi"}, "attached_to": "acme/tenant"}
+    api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant", **used))
+    tenant = quota("acme/tenant", LIMIT, children=OF_ACME, retained=LEFT, policy="Reparent")
+    assert "charged to quotas below it: db/leaf" in await refused(api, delete(api.put(tenant)))
+    lower = quota("acme/tenant", {"hugepages-2Mi": "64Mi"}, children=OF_ACME)
+    assert "leave db/leaf with 128Mi" in await refused(api, update(api.raw("acme/tenant"), lower))
+
+
+async def test_a_quota_is_not_put_below_one_that_is_charged_to_it(api: FakeApi) -> None:
+    api.put(namespace("acme", tenant="acme"))
+    api.put(namespace("db"))
+    used: dict[str, Any] = {"pods": {"hugepages-2Mi": "100Mi"}, "attached_to": "acme/tenant"}
+    leaf = quota(
+        "db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant", children=OF_ACME, **used
+    )
+    api.put(leaf)
+    below = quota("acme/tenant", {}, parent="db/leaf", children=OF_ACME)
+    told = await refused(api, update(api.raw("acme/tenant"), below))
+    assert "acme/tenant -> db/leaf -> acme/tenant" in told
+
+
 async def test_an_uncharged_quota_may_move(api: FakeApi) -> None:
     assert await allowed(api, update(api.raw("db/leaf"), quota("db/leaf", LIMIT))) == ""
 
@@ -293,6 +357,54 @@ async def test_an_unreadable_quota_can_be_deleted(api: FakeApi) -> None:
 async def test_a_narrower_child_selector_names_who_is_lost(api: FakeApi) -> None:
     told = await allowed(api, update(api.raw("acme/tenant"), quota("acme/tenant", LIMIT)))
     assert "db/leaf will have no parent" in told
+
+
+async def test_a_selector_that_may_select_more_is_a_warning_with_the_room_there_is(
+    api: FakeApi,
+) -> None:
+    narrow, narrower = {"a": "x"}, {"a": "x", "b": "y"}
+    api.put(quota("acme/tenant", LIMIT, children=OF_ACME, pods={"hugepages-2Mi": "224Mi"}))
+    hard, used = {"hugepages-2Mi": "128Mi"}, {"hugepages-2Mi": "64Mi"}
+
+    def leaf(labels: dict[str, str]) -> dict[str, Any]:
+        selector = {"matchLabels": labels}
+        return quota("db/leaf", hard, parent="acme/tenant", selector=selector, pods=used)
+
+    old = api.put(leaf(narrow))
+    assert await allowed(api, update(old, leaf(narrower))) == ""
+    told = await allowed(api, update(old, leaf({})))
+    assert "db/leaf has room for 64Mi of hugepages-2Mi, acme/tenant has room for 32Mi" in told
+    assert await allowed(api, update(old, leaf({"a": "z"}))) == told
+    assert "charged to it." in await allowed(
+        api, update(api.put(quota("db/all", {}, selector=OF_ACME)), quota("db/all", {}))
+    )
+
+
+BOUND = {"matchExpressions": [{"key": "topology.kubernetes.io/zone", "operator": "Exists"}]}
+NOBODY = {"matchLabels": {"a": "x"}, "matchExpressions": [{"key": "a", "operator": "DoesNotExist"}]}
+
+
+async def test_a_selector_by_what_comes_with_the_binding_is_refused(api: FakeApi) -> None:
+    told = await refused(api, create(quota("db/new", LIMIT, selector=BOUND)))
+    assert "the label topology.kubernetes.io/zone, which a pod gets from its node" in told
+    # A namespace is never bound.
+    assert await allowed(api, create(quota("db/new", LIMIT, children=BOUND))) == ""
+
+
+@pytest.mark.parametrize("field", ["selector", "children"])
+async def test_a_selector_that_nothing_can_match_is_refused(api: FakeApi, field: str) -> None:
+    fields: dict[str, Any] = {field: NOBODY}
+    told = await refused(api, create(quota("db/new", LIMIT, **fields)))
+    assert "because it asks for the label a and for its absence." in told
+
+
+@pytest.mark.parametrize("selector", [BOUND, NOBODY])
+async def test_a_selector_that_is_stored_keeps_nothing_from_being_changed(
+    api: FakeApi, selector: dict[str, Any]
+) -> None:
+    old = api.put(quota("db/old", LIMIT, selector=selector))
+    new = quota("db/old", {"hugepages-2Mi": "64Mi"}, selector=selector)
+    assert await allowed(api, update(old, new)) == ""
 
 
 async def test_an_unchanged_spec_is_allowed_without_asking_anything(api: FakeApi) -> None:

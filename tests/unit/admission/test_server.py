@@ -17,7 +17,7 @@ import trustme
 from hugetlb_quota.admission.connections import Connections
 from hugetlb_quota.admission.server import BODY_LIMIT, Certificate, PathSecret, serve
 from hugetlb_quota.kube import errors
-from tests.unit.admission.fake_api import FakeApi, Fate, Json, namespace, pod, quota
+from tests.unit.admission.fake_api import CHANGES, FakeApi, Fate, Json, namespace, pod, quota
 
 
 class Server:
@@ -84,7 +84,10 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}))
     ca = trustme.CA()
     certificate = Certificate(*issue(ca, tmp_path))
-    async with serve(api, certificate, secret(tmp_path), "127.0.0.1", 0) as (host, port):
+    async with serve(api, certificate, secret(tmp_path), "127.0.0.1", 0, changes=CHANGES) as (
+        host,
+        port,
+    ):
         yield Server(f"https://{host}:{port}", api, ca)
 
 
@@ -105,6 +108,19 @@ def review(raw: Json, **fields: Any) -> Json:
 
 
 PODS = "/secret/validate-pods?timeout=10s"
+
+
+async def test_refusals_are_told_of_by_an_event_and_dry_runs_are_not(tmp_path: Path) -> None:
+    api, ca = FakeApi(), trustme.CA()
+    api.put(namespace("db"))
+    api.put(quota("db/leaf", {"hugepages-2Mi": "2Mi"}))
+    certificate = Certificate(*issue(ca, tmp_path))
+    serving = serve(api, certificate, secret(tmp_path), "127.0.0.1", 0, changes=CHANGES)
+    async with serving as (host, port):
+        server = Server(f"https://{host}:{port}", api, ca)
+        for fields in ({}, {}, {"dryRun": True}):
+            assert not (await server.review(PODS, review(pod(), **fields)))["allowed"]
+    assert api.event_counts == [("db/leaf", 2)]
 
 
 async def test_a_decision_answers_the_uid_of_its_request(server: Server) -> None:
@@ -183,7 +199,9 @@ class Unreachable(FakeApi):
 async def test_without_the_api_it_refuses_and_is_not_ready(tmp_path: Path) -> None:
     ca = trustme.CA()
     certificate = Certificate(*issue(ca, tmp_path))
-    async with serve(Unreachable(), certificate, secret(tmp_path), "127.0.0.1", 0) as (host, port):
+    async with serve(
+        Unreachable(), certificate, secret(tmp_path), "127.0.0.1", 0, changes=CHANGES
+    ) as (host, port):
         server = Server(f"https://{host}:{port}", Unreachable(), ca)
         answer = await server.review(PODS, review(pod()))
         assert "can't be reached" in answer["status"]["message"]
@@ -208,7 +226,10 @@ async def test_old_tls_is_refused(server: Server) -> None:
 async def test_a_rotated_certificate_is_taken_up_and_a_torn_one_is_not(tmp_path: Path) -> None:
     old, new = trustme.CA(), trustme.CA()
     certificate = Certificate(*issue(old, tmp_path))
-    async with serve(FakeApi(), certificate, secret(tmp_path), "127.0.0.1", 0) as (host, port):
+    async with serve(FakeApi(), certificate, secret(tmp_path), "127.0.0.1", 0, changes=CHANGES) as (
+        host,
+        port,
+    ):
         before = Server(f"https://{host}:{port}", FakeApi(), old)
         after = Server(f"https://{host}:{port}", FakeApi(), new)
         torn = new.issue_cert("127.0.0.1").cert_chain_pems[0]
@@ -266,7 +287,9 @@ async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, sent: by
     ca = trustme.CA()
     certificate = Certificate(*issue(ca, tmp_path))
     bounds = Connections(first_request=0.2, idle=0.2)
-    async with serve(FakeApi(), certificate, secret(tmp_path), "127.0.0.1", 0, bounds) as (
+    async with serve(
+        FakeApi(), certificate, secret(tmp_path), "127.0.0.1", 0, bounds, changes=CHANGES
+    ) as (
         host,
         port,
     ):
@@ -284,7 +307,9 @@ async def test_of_too_many_connections_the_longest_idle_goes(tmp_path: Path) -> 
     api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}))
     certificate = Certificate(*issue(ca, tmp_path))
     bounds = Connections(most=8)
-    async with serve(api, certificate, secret(tmp_path), "127.0.0.1", 0, bounds) as (host, port):
+    async with serve(
+        api, certificate, secret(tmp_path), "127.0.0.1", 0, bounds, changes=CHANGES
+    ) as (host, port):
         server = Server(f"https://{host}:{port}", api, ca)
         first = await connect(server)
         api.delay = 0.5

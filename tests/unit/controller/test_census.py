@@ -138,6 +138,15 @@ def test_a_silent_node_is_named_with_what_it_holds() -> None:
     assert all(each.good for each in conditions.findings(quota, _counter(), FOREST, held, set()))
 
 
+def test_a_quota_below_one_that_goes_says_that_its_pods_are_refused() -> None:
+    root = Quota(QuotaKey("ns", "root"), terminating=True)
+    leaf = Quota(QuotaKey("ns", "leaf"), parent=root.key)
+    counter = Counter(leaf.key, Charge())
+    ready, *_ = conditions.findings(leaf, counter, Forest([root, leaf], {}), [], set())
+    assert (ready.good, ready.reason) == (False, "Terminating")
+    assert "HugeTLBQuota ns/root, above ns/leaf, is being deleted" in ready.message
+
+
 MISSED = Unreported("uid", "ns/pod", "worker", DEMAND, frozenset({TENANT, TEAM}), "uid")
 LIVE = ChargedPod("uid", DEMAND, frozenset({TENANT, TEAM}))
 #: As an agent lists the cgroup of a pod that it knows nothing of.

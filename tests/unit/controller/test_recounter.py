@@ -24,7 +24,7 @@ from hugetlb_quota.kube.informer import Informer
 from hugetlb_quota.kube.lease import LeadershipLost
 from hugetlb_quota.kube.pods import project_demanding_pod
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, PODS, Resource
-from tests.unit.admission.fake_api import FakeApi, Json, pod, quota
+from tests.unit.admission.fake_api import FakeApi, Json, namespace, pod, quota
 
 QUOTA = {
     "metadata": {"namespace": "ns", "name": "q", "uid": "u", "resourceVersion": "7"},
@@ -147,6 +147,44 @@ async def test_whoever_leads_later_writes_and_says_so() -> None:
     await run_for(recounter_of(api, term_of(9)), 0.5)
     assert api.raw("db/leaf")["status"]["pods"] == {"hugepages-2Mi": "64Mi"}
     assert api.raw("db/leaf")["status"]["countedUnder"] == "9"
+
+
+def flapping(api: FakeApi, **labels: str) -> None:
+    """acme/tenant, and db/leaf that was attached to it while its namespace had the label."""
+    tenant = {"matchLabels": {"tenant": "acme"}}
+    nobody = {"matchLabels": {"no": "pod"}}
+    api.put(namespace("db", **labels))
+    api.put(quota("acme/tenant", {"hugepages-2Mi": "1Gi"}, children=tenant, selector=nobody))
+    api.put(
+        quota("db/leaf", {}, parent="acme/tenant", attached_to=None if labels else "acme/tenant")
+    )
+
+
+async def test_what_is_charged_stays_with_the_parent_when_the_label_goes() -> None:
+    api = Counting(running("a"))
+    flapping(api)
+    await run_for(recounter_of(api), 0.5)
+    leaf = api.raw("db/leaf")["status"]
+    assert api.raw("acme/tenant")["status"]["pods"] == {"hugepages-2Mi": "64Mi"}
+    assert leaf["attachedTo"] == "acme/tenant"
+    (ready,) = [each for each in leaf["conditions"] if each["type"] == "Ready"]
+    assert (ready["status"], ready["reason"]) == ("False", "ForeignParent")
+    assert "What is charged to it stays charged to acme/tenant." in ready["message"]
+
+
+async def test_an_attachment_without_a_charge_goes_with_the_label() -> None:
+    api = Counting()
+    flapping(api)
+    await run_for(recounter_of(api), 0.5)
+    assert api.raw("db/leaf")["status"]["attachedTo"] == ""
+
+
+async def test_an_attachment_is_remembered_by_the_count() -> None:
+    api = Counting(running("a"))
+    flapping(api, tenant="acme")
+    await run_for(recounter_of(api), 0.5)
+    assert api.raw("db/leaf")["status"]["attachedTo"] == "acme/tenant"
+    assert "attachedTo" not in api.raw("acme/tenant")["status"]
 
 
 async def test_a_history_that_went_back_hangs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,71 @@
+"""Labels that a trusted binder gives to a pod: nobody is asked, and the count has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.cluster.test_quota_moves import QUOTAS, used
+from tests.kube.api import Api, Object
+from tests.kube.cluster import Cluster
+from tests.waiting import eventually
+
+
+@pytest.fixture
+def api(cluster: Cluster) -> Api:
+    return cluster.control_plane.api
+
+
+def make(api: Api, namespace: str, team: str) -> None:
+    spec = {"hard": {"hugepages-2Mi": "64Mi"}, "podSelector": {"matchLabels": {"team": team}}}
+    body = {
+        "apiVersion": "hugetlb.dev/v1alpha1",
+        "kind": "HugeTLBQuota",
+        "metadata": {"namespace": namespace, "name": team},
+        "spec": spec,
+    }
+    api.create(QUOTAS, body)
+
+
+def run(api: Api, namespace: str, name: str, team: str) -> None:
+    resources = {"hugepages-2Mi": "64Mi", "cpu": "1m", "memory": "1Mi"}
+    container = {
+        "name": "main",
+        "image": "none",
+        "resources": {"requests": resources, "limits": resources},
+    }
+    body = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"namespace": namespace, "name": name, "labels": {"team": team}},
+        "spec": {"containers": [container], "nodeSelector": {"nowhere": "at-all"}},
+    }
+    api.create("v1/pods", body)
+
+
+def within_limits(api: Api, namespace: str, name: str) -> str:
+    conditions = api.get(QUOTAS, name, namespace=namespace)["status"]["conditions"]
+    return str(next(each["status"] for each in conditions if each["type"] == "WithinLimits"))
+
+
+def test_what_a_binder_moves_is_counted_and_said(
+    api: Api, cluster_namespace: str, unique: Callable[[str], str]
+) -> None:
+    namespace, node = cluster_namespace, unique("node")
+    api.create("v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}})
+    for team in ("a", "b"):
+        make(api, namespace, team)
+        run(api, namespace, f"of-{team}", team)
+    eventually(lambda: used(api, namespace) == {"a": "64Mi", "b": "64Mi"})
+    binding: Object = {
+        "apiVersion": "v1",
+        "kind": "Binding",
+        "metadata": {"name": "of-a", "namespace": namespace, "labels": {"team": "b"}},
+        "target": {"apiVersion": "v1", "kind": "Node", "name": node},
+    }
+    api.create("v1/pods", binding, name="of-a", subresource="binding")
+    eventually(lambda: used(api, namespace) == {"a": "0", "b": "128Mi"})
+    eventually(lambda: within_limits(api, namespace, "b") == "False")
+    api.delete("v1/pods", "of-a", namespace=namespace, grace_seconds=0)
+    api.delete("v1/nodes", node)

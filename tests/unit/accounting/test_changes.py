@@ -1,0 +1,79 @@
+"""Changes that are under way: how they are written, and which bear on which."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from hugetlb_quota.accounting.changes import Change, MalformedChange, in_the_way
+from hugetlb_quota.accounting.forest import Quota, QuotaKey
+
+NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+
+
+def key(name: str) -> QuotaKey:
+    return QuotaKey("ns", name)
+
+
+def change(name: str, parent: str | None = None, since: int = 0) -> Change:
+    return Change(key(name), key(parent) if parent else None, since, "request", NOW)
+
+
+def quotas(*links: str) -> list[Quota]:
+    """From ``child>parent``."""
+    found = []
+    for link in links:
+        child, _, parent = link.partition(">")
+        found.append(Quota(key(child), parent=key(parent) if parent else None))
+    return found
+
+
+@pytest.mark.parametrize("each", [change("a", "b", 7), change("a"), change("a", "b")])
+def test_it_is_read_as_it_was_written(each: Change) -> None:
+    assert Change.parse(each.line) == each
+    assert Change.parse(f"{each.line} of a newer release") == each
+
+
+@pytest.mark.parametrize("line", ["", "a b", "ns/a - many request 2026-11-22T12:00:00Z", "\0 " * 9])
+def test_what_is_no_change_is_said_so(line: str) -> None:
+    with pytest.raises(MalformedChange):
+        Change.parse(line)
+
+
+def test_it_may_come_until_its_object_is_another_or_its_time_is_over() -> None:
+    before, made = NOW - timedelta(seconds=1), change("a", "b")
+    assert made.may_come({}, before)
+    assert not made.may_come({key("a"): 3}, before)
+    assert not made.may_come({}, NOW)
+    changed = change("a", "b", since=3)
+    assert changed.may_come({key("a"): 3}, before)
+    assert not changed.may_come({key("a"): 4}, before)
+    assert not changed.may_come({}, before)
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "bears"),
+    [
+        (change("x", "y"), change("y", "x"), True),
+        (change("x", "y"), change("z", "w"), True),  # x > y > z > w > x
+        (change("x", "y"), change("free"), False),
+        (change("w"), change("x", "y"), True),  # x is below w
+        (change("w"), change("new", "x"), True),  # and so is what is made below x
+        (change("y"), change("x"), False),
+        (change("x", "y"), change("x", "w"), False),  # the API server keeps these apart
+    ],
+)
+def test_who_is_above_or_below_bears_on_a_change(mine: Change, other: Change, bears: bool) -> None:
+    forest = quotas("y>z", "x>w", "w", "z", "free") if not mine.parent else quotas("y>z", "w>x")
+    assert in_the_way(mine, [other], forest) == ((other.quota,) if bears else ())
+
+
+def test_siblings_are_made_at_the_same_time() -> None:
+    others = [change(f"c{number}", "root") for number in range(9)]
+    assert in_the_way(change("c", "root"), others, quotas("root")) == ()
+
+
+def test_an_attachment_that_holds_without_its_label_bears_too() -> None:
+    held = Quota(key("x"), parent=key("other"), attached_to=key("root"))
+    assert in_the_way(change("root"), [change("x", "other")], [held]) == (key("x"),)

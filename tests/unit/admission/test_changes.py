@@ -1,0 +1,255 @@
+"""Changes of quotas at the same time: of two that must not both be, one is refused.
+
+The API server is played as it is: it asks admission about the object as it is stored, stores
+only over that very object, and asks again where another came between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from hugetlb_quota.accounting.forest import Forest, QuotaKey
+from hugetlb_quota.admission import quotas as quotas_module
+from hugetlb_quota.admission.cache import QuotaCache
+from hugetlb_quota.admission.changes import ChangeNotes
+from hugetlb_quota.admission.commit import Committer
+from hugetlb_quota.admission.deadline import Deadline
+from hugetlb_quota.admission.quotas import QuotaAdmission
+from hugetlb_quota.admission.review import Decision
+from hugetlb_quota.kube.resources import HUGETLB_QUOTAS
+from tests.unit.admission.fake_api import (
+    CHANGES,
+    FakeApi,
+    Fate,
+    Json,
+    admitting_quotas,
+    create,
+    delete,
+    namespace,
+    quota,
+    update,
+)
+
+SEEDS = range(50)
+ALL: Json = {}
+
+
+class Busy(FakeApi):
+    """Each request takes a random number of turns of the loop."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.random = random.Random(seed)
+
+    async def turn(self, request: str) -> Fate:
+        await self.wait()
+        fate = await super().turn(request)
+        await self.wait()
+        return fate
+
+    async def wait(self, longest: int = 9) -> None:
+        for _ in range(self.random.randrange(longest)):
+            await asyncio.sleep(0)
+
+    async def store(self, admission: QuotaAdmission, key: str, **spec: Any) -> Decision:
+        """Merge ``spec`` into the quota, or make it, as the API server does."""
+        while True:
+            old = self.stored(key)
+            if old is None:
+                new = quota(key, {}, counted=False)
+            else:
+                new = {**old, "metadata": {**old["metadata"]}}
+            new = {**new, "spec": {**new["spec"], **spec}}
+            asked = create(new) if old is None else update(old, new)
+            decision = await admission.decide(asked, Deadline.after(60))
+            if not decision.allowed:
+                return decision
+            await self.wait(200)
+            if self.stored(key) is old:
+                self.put(new)
+                return decision
+
+    def stored(self, key: str) -> Json | None:
+        return self.objects.get((HUGETLB_QUOTAS.plural, *QuotaKey.parse(key)))
+
+    def forest(self) -> Forest:
+        names = [
+            f"{raw['metadata']['namespace']}/{raw['metadata']['name']}"
+            for (plural, _, _), raw in self.objects.items()
+            if plural == "hugetlbquotas"
+        ]
+        labels = {
+            name: raw["metadata"].get("labels", {})
+            for (plural, _, name), raw in self.objects.items()
+            if plural == "namespaces"
+        }
+        return Forest((self.quota(name).quota for name in names), labels)
+
+
+def below(name: str) -> Json:
+    return {"namespace": "ns", "name": name}
+
+
+def hard(amount: str) -> Json:
+    return {"hugepages-2Mi": amount}
+
+
+@pytest.fixture(params=SEEDS)
+def api(request: pytest.FixtureRequest) -> Busy:
+    api = Busy(request.param)
+    api.put(namespace("ns"))
+    return api
+
+
+async def race(api: Busy, *changes: tuple[str, Json]) -> list[Decision]:
+    """Each change on a replica of its own."""
+    replicas = [
+        QuotaAdmission(api, Committer(api, QuotaCache(api)), ChangeNotes(api, CHANGES))
+        for _ in changes
+    ]
+    return await asyncio.gather(
+        *(
+            api.store(replica, key, **spec)
+            for replica, (key, spec) in zip(replicas, changes, strict=True)
+        )
+    )
+
+
+async def test_no_two_changes_close_a_cycle(api: Busy) -> None:
+    for name in "abc":
+        api.put(quota(f"ns/{name}", hard("64Mi")))
+    told = await race(
+        api,
+        ("ns/a", {"parentRef": below("b")}),
+        ("ns/b", {"parentRef": below("c")}),
+        ("ns/c", {"parentRef": below("a")}),
+    )
+    assert sorted(each.allowed for each in told) == [False, True, True]
+    (refused,) = [each.message for each in told if not each.allowed]
+    assert "lead in a cycle" in refused
+    for each in api.forest():
+        api.forest().chain(each.key)
+
+
+async def test_no_two_quotas_are_made_below_each_other(api: Busy) -> None:
+    told = await race(api, ("ns/a", {"parentRef": below("b")}), ("ns/b", {"parentRef": below("a")}))
+    assert sorted(each.allowed for each in told) == [False, True]
+
+
+async def test_a_child_is_not_raised_above_a_parent_that_is_lowered(api: Busy) -> None:
+    api.put(quota("ns/root", hard("256Mi")))
+    api.put(quota("ns/mid", {}, parent="ns/root"))
+    api.put(quota("ns/leaf", hard("64Mi"), parent="ns/mid"))
+    told = await race(
+        api, ("ns/leaf", {"hard": hard("192Mi")}), ("ns/root", {"hard": hard("128Mi")})
+    )
+    assert sorted(each.allowed for each in told) == [False, True]
+
+
+async def test_a_quota_is_not_made_above_a_parent_that_is_lowered(api: Busy) -> None:
+    api.put(quota("ns/root", hard("256Mi")))
+    new = {"hard": hard("192Mi"), "parentRef": below("root")}
+    told = await race(api, ("ns/leaf", new), ("ns/root", {"hard": hard("128Mi")}))
+    assert sorted(each.allowed for each in told) == [False, True]
+
+
+async def test_a_selector_that_is_widened_closes_no_cycle(api: Busy) -> None:
+    api.put(namespace("far"))
+    api.put(quota("far/a", hard("64Mi"), parent="ns/b"))  # and ns/b does not select it
+    api.put(quota("ns/b", hard("64Mi"), parent="ns/c"))
+    api.put(quota("ns/c", hard("64Mi")))
+    api.put(quota("far/a", hard("64Mi"), parent="ns/b", children=ALL))
+    over = {"namespace": "far", "name": "a"}
+    told = await race(api, ("ns/c", {"parentRef": over}), ("ns/b", {"childNamespaces": ALL}))
+    assert sorted(each.allowed for each in told) == [False, True]
+
+
+async def test_siblings_do_not_wait_for_each_other(api: Busy) -> None:
+    api.put(quota("ns/root", hard("256Mi")))
+    new = {"parentRef": below("root")}
+    told = await race(api, *((f"ns/leaf-{number}", new) for number in range(4)))
+    assert all(each.allowed for each in told)
+
+
+@pytest.fixture
+def quiet() -> FakeApi:
+    """ns/root, and ns/leaf that may be changed below it."""
+    api = FakeApi()
+    api.put(namespace("ns"))
+    api.put(quota("ns/root", hard("256Mi")))
+    return api
+
+
+NEW = quota("ns/leaf", hard("192Mi"), parent="ns/root")
+LOWER = quota("ns/root", hard("128Mi"))
+
+
+async def test_a_change_that_is_never_stored_is_waited_for_until_it_can_not_be(
+    quiet: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quotas_module, "LONGEST_WAIT", 0.1)
+    now = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+    notes = ChangeNotes(quiet, CHANGES, lambda: now)
+    admission = QuotaAdmission(quiet, Committer(quiet, QuotaCache(quiet)), notes)
+    assert (await admission.decide(create(NEW), Deadline.after(9))).allowed
+    assert quiet.noted == ["ns/leaf ns/root"]
+    lower = update(quiet.raw("ns/root"), LOWER, uid="another")
+    refused = await admission.decide(lower, Deadline.after(9))
+    assert (refused.allowed, refused.again) == (False, 1)
+    assert "ns/leaf, above or below it, is being changed at the same time" in refused.message
+    now += timedelta(seconds=100)
+    assert (await admission.decide(lower, Deadline.after(9))).allowed
+    assert quiet.noted == ["ns/root -"]
+
+
+async def test_what_was_made_and_deleted_is_not_waited_for(quiet: FakeApi) -> None:
+    async with admitting_quotas(quiet) as admission:
+        assert (await admission.decide(create(NEW), Deadline.after(9))).allowed
+        assert (await admission.decide(delete(quiet.put(NEW)), Deadline.after(9))).allowed
+        quiet.remove("ns/leaf")
+        assert quiet.noted == []
+
+
+async def test_a_dry_run_and_what_can_not_be_stored_are_not_noted(quiet: FakeApi) -> None:
+    async with admitting_quotas(quiet) as admission:
+        assert (await admission.decide(create(NEW, dry_run=True), Deadline.after(9))).allowed
+        wrong = quota("ns/leaf", hard("512Mi"), parent="ns/root")
+        assert not (await admission.decide(create(wrong), Deadline.after(9))).allowed
+        quiet.put(NEW)
+        assert (await admission.decide(create(NEW), Deadline.after(9))).allowed
+    assert quiet.noted == []
+
+
+async def test_a_move_that_finds_no_room_is_not_noted(quiet: FakeApi) -> None:
+    used = {"hugepages-2Mi": "64Mi"}
+    quiet.put(quota("ns/root", hard("256Mi"), pods={"hugepages-2Mi": "224Mi"}))
+    old = quiet.put(quota("ns/leaf", hard("64Mi"), pods=used))
+    new = {**old, "spec": {**old["spec"], "parentRef": below("root")}}
+    async with admitting_quotas(quiet) as admission:
+        refused = await admission.decide(update(old, new), Deadline.after(9))
+    assert "can't be moved with what is charged to it" in refused.message
+    assert quiet.noted == []
+
+
+@pytest.mark.parametrize(
+    ("data", "said"), [("what is this", "Delete that line."), (None, "is missing")]
+)
+async def test_what_can_not_be_kept_apart_is_refused(
+    quiet: FakeApi, data: str | None, said: str
+) -> None:
+    where = ("configmaps", *CHANGES)
+    if data is None:
+        del quiet.objects[where]
+    else:
+        quiet.objects[where]["data"] = {"changes": data}
+    async with admitting_quotas(quiet) as admission:
+        refused = await admission.decide(create(NEW), Deadline.after(9))
+        root = quota("ns/other", hard("64Mi"))
+        assert (await admission.decide(create(root), Deadline.after(9))).allowed
+    assert not refused.allowed
+    assert said in refused.message
