@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.agent_process import SOON, Agent, Api, Json, Pod, until
-from tests.kernel.test_tracking_accounting import hand_over
-from tests.tracking import Actor
+from tests.tracking import Actor, hand_over
 
 A, B = "ns-a/q", "ns-b/q"
 

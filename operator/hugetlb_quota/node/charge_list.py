@@ -63,20 +63,31 @@ class Cgroup:
 
     ``path`` is below the root of cgroup2, as /proc/PID/cgroup prints it. ``lineage`` are the
     IDs from the root down to its own; the ID is the inode number of its directory, as long
-    as there is one. ``pod`` is the UID in the name of the pod's cgroup that it is or is below.
+    as there is one.
     ``reserved`` and ``faulted`` count it and all below it (rsvd.current and current).
     """
 
     id: int
     path: str
     lineage: tuple[int, ...]
-    pod: str | None
     reserved: Mapping[PageSize, int]
     faulted: Mapping[PageSize, int]
 
     def is_below(self, ancestor: int) -> bool:
         """Whether it is the cgroup of that ID, or below it."""
         return ancestor in self.lineage
+
+    def pod(self, parents: frozenset[int]) -> str | None:
+        """The UID in the name of the pod's cgroup that it is, or is below; None: of no pod.
+
+        ``parents`` are the IDs of the directories that kubepods is in: a tree elsewhere that is
+        named like kubelet's is another's.
+        """
+        names = self.path.split("/")[1:]
+        for depth, id_ in enumerate(self.lineage):
+            if id_ in parents and (uid := kubepods.pod_of(names[depth:])) is not None:
+                return uid
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +150,8 @@ class ChargeList:
 
     ``files`` are those that hold most, the largest first. ``own`` is by cgroup ID what is
     charged to just that cgroup, ``in_files`` the part of it that no process need hold: all but
-    private memory. ``at_rest`` says that the root's counters stood still while it
+    private memory. ``held`` is by device what is reserved or allocated on each file system.
+    ``at_rest`` says that the root's counters stood still while it
     was read, and that each cgroup's equals what is listed. ``unlisted`` is by how much the
     root's counters passed the list: charges that came meanwhile, or that are in nothing the
     reader looks at. ``mappings_left_out``: there are more mappings than the reader looks at (a
@@ -151,6 +163,7 @@ class ChargeList:
     cgroups: Mapping[int, Cgroup]
     own: Mapping[int, Mapping[PageSize, int]]
     in_files: Mapping[int, Mapping[PageSize, int]]
+    held: Mapping[int, int]
     unlisted: Mapping[PageSize, int]
     at_rest: bool
     mappings_left_out: bool = False
@@ -165,13 +178,14 @@ class ChargeList:
                 sums.update(amounts)
         return dict(sums)
 
-    def pods(self, roots: frozenset[int]) -> dict[str, dict[PageSize, int]]:
-        """By UID what is charged to pods below the kubepods with these IDs, live or gone."""
-        sums: dict[str, Counter[PageSize]] = defaultdict(Counter)
+    def pods(self, parents: frozenset[int]) -> dict[str | None, dict[PageSize, int]]:
+        """By UID what is charged to pods, live or gone; under None what is to no pod.
+
+        ``parents`` are the IDs of the directories that kubepods is in.
+        """
+        sums: dict[str | None, Counter[PageSize]] = defaultdict(Counter)
         for id_, amounts in self.own.items():
-            cgroup = self.cgroups[id_]
-            if cgroup.pod is not None and not roots.isdisjoint(cgroup.lineage):
-                sums[cgroup.pod].update(amounts)
+            sums[self.cgroups[id_].pod(parents)].update(amounts)
         return {uid: dict(amounts) for uid, amounts in sums.items()}
 
 
@@ -296,6 +310,7 @@ def _related(rows: _Rows, at_rest: bool, largest: int | None) -> ChargeList:
         cgroups=cgroups,
         own=own,
         in_files=in_files,
+        held=_held(rows),
         unlisted={size: used - listed for size, used, listed in rows.sizes.values()},
         at_rest=at_rest and agree,
     )
@@ -330,6 +345,22 @@ def _sums(rows: _Rows) -> tuple[_Sums, _Sums, Counter[int]]:
         own[cgroup].update(amounts)
     _add_unreserved(rows, held)
     return dict(own), dict(in_files), held
+
+
+def _held(rows: _Rows) -> Counter[int]:
+    """Pages by device: reserved, by files and private mappings, or touched without."""
+    by_super: Counter[int] = Counter()
+    for superblock, _, start, end, _ in rows.regions:
+        by_super[superblock] += end - start
+    for superblock, _, _, pages, _ in rows.private:
+        by_super[superblock] += pages
+    devices: Counter[int] = Counter()
+    for superblock, pages in by_super.items():
+        devices[_device(rows.supers[superblock][0])] += pages
+    for (_, inode, _, device), pages in rows.folios.items():
+        if inode:
+            devices[_device(device)] += pages
+    return devices
 
 
 def _add_unreserved(rows: _Rows, held: Counter[int]) -> None:
@@ -374,12 +405,10 @@ def _cgroup(rows: _Rows, id_: int, found: Mapping[int, Cgroup]) -> Cgroup:
         size = rows.sizes[index][0]
         reserved[size], faulted[size] = promised, touched
     if not parent:
-        return Cgroup(id_, "/", (id_,), None, reserved, faulted)
+        return Cgroup(id_, "/", (id_,), reserved, faulted)
     above = found[parent]
     path = f"{above.path.rstrip('/')}/{name}"
-    # Any cgroup below a pod's is that pod's, however deep.
-    pod = above.pod or ((at := kubepods.place(path)) and at.pod) or None
-    return Cgroup(id_, path, (*above.lineage, id_), pod, reserved, faulted)
+    return Cgroup(id_, path, (*above.lineage, id_), reserved, faulted)
 
 
 def _files(

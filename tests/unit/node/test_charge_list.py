@@ -134,8 +134,10 @@ def test_charges_are_added_up_by_cgroup_and_by_pod() -> None:
     assert charges.below(1) == {SMALL: 12}
     assert charges.below(10) == {SMALL: 11}
     assert charges.below(99) == {}
-    assert charges.pods(frozenset({10})) == {"1-2": {SMALL: 11}}
-    assert charges.pods(frozenset({40})) == {}
+    assert charges.pods(frozenset({1})) == {"1-2": {SMALL: 11}, None: {SMALL: 1}}
+    # A tree that is named like kubelet's, elsewhere than where kubelet's is.
+    assert charges.pods(frozenset({40})) == {None: {SMALL: 12}}
+    assert charges.held == {os.makedev(21, 7): 11}
 
 
 def test_it_is_at_rest_when_every_cgroup_agrees() -> None:
