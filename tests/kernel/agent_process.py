@@ -21,6 +21,7 @@ import aiohttp
 from aiohttp import web
 
 from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.node.host import HostRoot
 from hugetlb_quota.page_size import PageSize
 from tests.kube.process import free_ports
 from tests.testnode import cgroup_tree, naming
@@ -202,6 +203,7 @@ class Agent:
 
     def __init__(self, api: Api, subtree: Path, log: Path) -> None:
         self.api, self.subtree, self.log = api, subtree, log
+        self.cgroup_root: str | None = subtree.name
         self.process: Process | None = None
         self.port = 0
 
@@ -220,8 +222,8 @@ class Agent:
             self.process = await asyncio.create_subprocess_exec(
                 *(() if container is None else ("unshare", "--cgroup")),
                 *(sys.executable, "-m", "hugetlb_quota.agent", "--node-name=n"),
-                *(f"--cgroup-root={self.subtree.name}", "--bind=127.0.0.1"),
-                f"--health-port={self.port}",
+                *(f"--health-port={self.port}", "--bind=127.0.0.1"),
+                *([f"--cgroup-root={self.cgroup_root}"] if self.cgroup_root else []),
                 *more,
                 env={"KUBECONFIG": str(self.api.kubeconfig), "HOME": str(self.log.parent)},
                 stderr=log,
@@ -248,6 +250,23 @@ class Agent:
                 assert self.process
                 assert self.process.returncode is None, self.log.read_text()
                 await asyncio.sleep(0.02)
+
+
+def host_with(cgroup2: Path, root: Path) -> Path:
+    """The root of a host as a container has it: nothing but /proc and /sys.
+
+    Its cgroup2 begins at ``cgroup2``; all else is this machine's.
+    """
+    for directory in ("proc/1", "proc/sys/kernel/random", "sys/fs", "sys/devices/system"):
+        (root / directory).mkdir(parents=True)
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    kept = [line for line in mounts if " - hugetlbfs " in line]
+    kept.append("41 31 0:38 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw")
+    (root / "proc/1/mountinfo").write_text("\n".join(kept))
+    (root / "proc/sys/kernel/random/boot_id").write_text(HostRoot().boot_id())
+    (root / "sys/fs/cgroup").symlink_to(cgroup2)
+    (root / "sys/kernel").symlink_to("/sys/kernel")
+    return root
 
 
 def make_cgroup(

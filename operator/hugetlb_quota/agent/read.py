@@ -214,16 +214,12 @@ def _files(
     owners: dict[int, str] = {
         id_: each.pod(parents) or SYSTEM for id_, each in charges.cgroups.items()
     }
-    unreserved: defaultdict[tuple[int, int], Counter[str]] = defaultdict(Counter)
-    for each in charges.unreserved:
-        if each.file is not None:
-            unreserved[each.file][owners[each.cgroup.id]] += each.pages
     for file in charges.files:
         pages = Counter[str]()
         for region in file.regions:
             pages[owners[region.cgroup.id]] += region.end - region.start
-        if not file.superblock.internal:
-            pages.update(unreserved.get((file.superblock.device, file.inode), {}))
+        for owner, count in file.unreserved:
+            pages[owners[owner.id]] += count
         if pages:
             yield _file(file, pages, mounts)
 
@@ -237,5 +233,6 @@ def _file(file: File, pages: Mapping[str, int], mounts: Mapping[int, Superblock]
         device=file.superblock.device,
         inode=file.inode,
         charged={owner: count * size.bytes for owner, count in pages.items()},
-        linked=file.linked,
+        # The kernel's own have names in no directory.
+        linked=file.linked or file.superblock.internal,
     )

@@ -119,7 +119,8 @@ class File:
     a bare name in an internal one (``memfd:NAME``, ``SYSV00000000``, ``anon_hugepage``).
     ``linked`` is whether it still has a name; a file without one lives as long as it is open
     or mapped. ``bytes`` is its length. ``inode`` is unique in file systems that are mounted; that
-    of a System V segment is its ID.
+    of a System V segment is its ID. ``unreserved`` are pages that were charged when they were
+    touched, as no reservation was made for them.
     """
 
     superblock: Superblock
@@ -129,6 +130,7 @@ class File:
     bytes: int
     regions: tuple[Region, ...]
     private: tuple[PrivateMapping, ...]
+    unreserved: tuple[tuple[Cgroup, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,12 +289,15 @@ def _sections(payload: bytes) -> Iterator[memoryview]:
 
 def _related(rows: _Rows, at_rest: bool, largest: int | None) -> ChargeList:
     own, in_files, held = _sums(rows)
+    unreserved = _unreserved_in(rows)
+    for node, amounts in unreserved.items():
+        held[node] += amounts.total()
     cgroups = _cgroups(rows)
     totals: Counter[PageSize] = Counter()
     hierarchical: Counter[tuple[int, PageSize]] = Counter()
-    for id_, amounts in own.items():
-        totals.update(amounts)
-        for size, pages in amounts.items():
+    for id_, by_size in own.items():
+        totals.update(by_size)
+        for size, pages in by_size.items():
             for each in cgroups[id_].lineage:
                 hierarchical[each, size] += pages
     for size, _, listed in rows.sizes.values():
@@ -305,7 +310,7 @@ def _related(rows: _Rows, at_rest: bool, largest: int | None) -> ChargeList:
         for size, pages in cgroup.reserved.items()
     )
     return ChargeList(
-        files=_files(rows, cgroups, held, largest),
+        files=_files(rows, cgroups, held, unreserved, largest),
         unreserved=tuple(_unreserved(rows, cgroups)),
         cgroups=cgroups,
         own=own,
@@ -320,7 +325,7 @@ _Sums = dict[int, Counter[PageSize]]
 
 
 def _sums(rows: _Rows) -> tuple[_Sums, _Sums, Counter[int]]:
-    """Pages by cgroup, those in files, and by node what is in its file."""
+    """Pages by cgroup, those in files, and by node what is reserved in its file."""
     reserved: Counter[tuple[int, int]] = Counter()
     private: Counter[tuple[int, int]] = Counter()
     held: Counter[int] = Counter()
@@ -343,7 +348,6 @@ def _sums(rows: _Rows) -> tuple[_Sums, _Sums, Counter[int]]:
         own[cgroup][rows.sizes[rows.supers[superblock][1]][0]] += pages
     for cgroup, amounts in in_files.items():
         own[cgroup].update(amounts)
-    _add_unreserved(rows, held)
     return dict(own), dict(in_files), held
 
 
@@ -363,19 +367,22 @@ def _held(rows: _Rows) -> Counter[int]:
     return devices
 
 
-def _add_unreserved(rows: _Rows, held: Counter[int]) -> None:
-    """Add to ``held`` pages without reservation; in internal ones no inode number is a key."""
-    devices = {
-        device: index for index, (device, _, internal) in rows.supers.items() if not internal
-    }
-    pages: Counter[tuple[int, int]] = Counter()
-    for (_, inode, _, device), count in rows.folios.items():
-        if device in devices:
-            pages[devices[device], inode] += count
-    if pages:
-        for number, node in rows.files.items():
-            if count := pages[node[0], node[2]]:
-                held[number] += count
+def _unreserved_in(rows: _Rows) -> dict[int, Counter[int]]:
+    """By node what is in its file without a reservation: pages by cgroup.
+
+    In the kernel's own file systems two files may have one inode number: that of a System V
+    segment is its ID. Which of the two has the pages can't be told then.
+    """
+    devices = {device: index for index, (device, _, _) in rows.supers.items()}
+    pages: defaultdict[tuple[int, int], Counter[int]] = defaultdict(Counter)
+    for (_, inode, cgroup, device), count in rows.folios.items():
+        if inode and device in devices:
+            pages[devices[device], inode][cgroup] += count
+    found: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for number, node in rows.files.items() if pages else ():
+        if (key := (node[0], node[2])) in pages:
+            found[key].append(number)
+    return {numbers[0]: pages[key] for key, numbers in found.items() if len(numbers) == 1}
 
 
 def _unreserved(rows: _Rows, cgroups: Mapping[int, Cgroup]) -> Iterator[Unreserved]:
@@ -412,7 +419,11 @@ def _cgroup(rows: _Rows, id_: int, found: Mapping[int, Cgroup]) -> Cgroup:
 
 
 def _files(
-    rows: _Rows, cgroups: Mapping[int, Cgroup], held: Counter[int], largest: int | None
+    rows: _Rows,
+    cgroups: Mapping[int, Cgroup],
+    held: Counter[int],
+    unreserved: Mapping[int, Mapping[int, int]],
+    largest: int | None,
 ) -> tuple[File, ...]:
     charged = held.keys() | {row[1] for row in rows.private}
     if unknown := charged - rows.files.keys():
@@ -441,6 +452,7 @@ def _files(
             node.bytes,
             tuple(regions[node.number]),
             tuple(private[node.number]),
+            tuple((cgroups[id_], pages) for id_, pages in unreserved.get(node.number, {}).items()),
         )
         for node in (_Node(*rows.files[number]) for number in order)
     )

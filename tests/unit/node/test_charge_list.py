@@ -117,6 +117,7 @@ def test_what_the_rows_say() -> None:
         (6, 7, "/host"),
     ]
     assert [(m.start, m.pages, m.cgroup.id) for m in file.private] == [(2, 5, 20)]
+    assert [(owner.id, pages) for owner, pages in file.unreserved] == [(20, 1)]
     assert {(u.file, u.pages) for u in charges.unreserved} == {
         ((os.makedev(21, 7), 103), 1),
         (None, 1),
@@ -201,6 +202,9 @@ def test_the_largest_files_come_first() -> None:
     rows += [node(7, 106, 100, b"unreserved"), *[folio(0, 106, 40, 21 << 20 | 7)] * 10]
     rows[0] = size(0, SMALL.bytes, 32, 32)
     assert [f.path for f in decoded(*rows, largest=1).files] == ["/unreserved"]
+    # Of two with one inode number it can't be told whose they are.
+    rows += [node(8, 106, 100, b"segment")]
+    assert [f.path for f in decoded(*rows, largest=1).files] == ["/large"]
 
 
 def test_circles_end() -> None:
