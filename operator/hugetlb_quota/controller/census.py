@@ -21,6 +21,7 @@ from hugetlb_quota.accounting.recount import (
 from hugetlb_quota.accounting.release import (
     EndedPod,
     NodeEvidence,
+    has_booted,
     holds,
     is_lost,
     is_released,
@@ -54,6 +55,26 @@ class World:
     def holding(self) -> Iterator[NodeReport]:
         """The reports that are true still."""
         return (report for name, report in self.reports.items() if holds(self.evidence.get(name)))
+
+    def lines(self) -> Mapping[str, Line]:
+        """Who may be somewhere though no report says so, by UID.
+
+        What the quotas' reservations say; and the pods that were live on a node when its agent
+        last reported before it booted: they may have been started anew.
+        """
+        lines = dict(self.attribution.lines)
+        for name, report in self.reports.items():
+            evidence = self.evidence[name]
+            if not is_lost(evidence) and has_booted(evidence):
+                for pod in report.pods:
+                    if pod.live and pod.uid not in lines:
+                        lines[pod.uid] = self._line(name, pod)
+        return lines
+
+    def _line(self, node: str, pod: ReportedPod) -> Line:
+        payers = self.attribution.who_pays(pod.uid, pod.namespace, pod.labels)
+        charge = pod.demand.peak(pod.charged)
+        return Line(pod.uid, f"{pod.namespace}/{pod.name}", charge, payers, counted=node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +119,9 @@ class Census:
             if not new.finished:
                 self._released.pop(new.uid, None)
         elif old is not None:
-            if missed and old.node is None:
-                return  # it may have been bound meanwhile: its line holds it
-            self._gone[old.uid] = (old, EndedPod(old.uid, old.node, resource_version))
+            # It may have been bound meanwhile.
+            node = UNBOUND if missed and old.node is None else old.node
+            self._gone[old.uid] = (old, EndedPod(old.uid, node, resource_version))
 
     def was_released(self, uid: str) -> bool:
         """Whether the pod ``uid`` was seen and is charged no more."""
@@ -123,15 +144,15 @@ class Census:
             self._end_recalled(counting, line, missing_at)
         for uid in counting.charge_reported():
             self._released.pop(uid, None)
-        return counting.result(in_api)
+        return counting.result()
 
     def _recall(self, world: World, in_api: Collection[str]) -> None:
-        """Take the pods from their lines of which nothing else is known.
+        """Take up the pods of which nothing but a line is known.
 
         The resourceVersion kept with each is one at which it was not in the API, and since
         when it would have been seen if it came.
         """
-        lines = world.attribution.lines
+        lines = world.lines()
         for uid in list(self._recalled):
             # One of which the line is dropped for want of room is charged all the same.
             if uid in in_api or uid in self._gone or not (uid in lines or self._is_held(uid)):
@@ -149,25 +170,20 @@ class Census:
             # Once let go it stays so, whatever is written to it later, unless its node
             # shows a cgroup: there was no agent before, or no Node.
             ended = replace(ended, resource_version=0)
-        evidence = counting.world.evidence.get(ended.node or "")
-        if ended.node is None or is_released(ended, evidence):
+        if unproved := counting.unproved(ended):
+            self._released.pop(pod.uid, None)
+            counting.hold_pod(pod, unproved)
+        else:
             self._gone.pop(pod.uid, None)
             self._release(pod.uid)
-        else:
-            self._released.pop(pod.uid, None)
-            counting.hold_pod(pod, ended.node)
 
     def _end_recalled(self, counting: _Counting, line: Line, missing_at: int) -> None:
         """Decide on a pod of which only its line is known.
 
         Until all nodes where it can have run prove that it is gone, it is charged, if it was.
         """
-        if line.counted in ("", UNBOUND, SOMEWHERE):
-            unproved = counting.unproved(missing_at)
-        else:
-            evidence = counting.world.evidence.get(line.counted)
-            ended = EndedPod(line.uid, line.counted, missing_at)
-            unproved = frozenset() if is_released(ended, evidence) else frozenset({line.counted})
+        ended = EndedPod(line.uid, line.counted or SOMEWHERE, missing_at)
+        unproved = counting.unproved(ended)
         if unproved:
             counting.hold_line(line, unproved)
         elif line.counted:
@@ -209,11 +225,21 @@ class _Counting:
                 told = pod if other is None else _together(pod, other)
                 self.reported[pod.uid] = (report.node, told)
 
-    def unproved(self, resource_version: int) -> frozenset[str]:
-        """The nodes that have not proved yet what had ended at ``resource_version``."""
-        if self._least_proved is None or resource_version <= self._least_proved:
+    def unproved(self, ended: EndedPod) -> frozenset[str]:
+        """The nodes that may still hold the cgroup of a pod that ended; none: it is released.
+
+        Where nobody knows its node, all that have not proved that what had ended then is gone.
+        """
+        if ended.node in (UNBOUND, SOMEWHERE):
+            if self._least_proved is None or ended.resource_version <= self._least_proved:
+                return frozenset()
+            return frozenset(
+                name for name, proved in self.proved.items() if proved < ended.resource_version
+            )
+        evidence = self.world.evidence.get(ended.node or "")
+        if ended.node is None or is_released(ended, evidence):
             return frozenset()
-        return frozenset(name for name, proved in self.proved.items() if proved < resource_version)
+        return frozenset({ended.node})
 
     def charge_pod(self, pod: Pod) -> None:
         """Charge one that is in the API and has not ended."""
@@ -223,15 +249,15 @@ class _Counting:
         self.pods[pod.uid] = charged
         self._keep_identity(charged, pod.node, in_api=True)
 
-    def hold_pod(self, pod: Pod, node: str) -> None:
-        """Charge one that ended, and of which its node may yet tell."""
+    def hold_pod(self, pod: Pod, nodes: frozenset[str]) -> None:
+        """Charge one that ended, and of which ``nodes`` may yet tell."""
         self.known[pod.uid] = pod
         charged = ChargedPod(
             pod.uid, self._charge(pod.uid, pod.demand), self._payers(pod), pod.resource_version
         )
         self.pods[pod.uid] = charged
-        self.held.append(Held(charged, frozenset({node})))
-        self._keep_identity(charged, node, in_api=False)
+        self.held.append(Held(charged, nodes))
+        self._keep_identity(charged, pod.node, in_api=False)
 
     def hold_line(self, line: Line, nodes: frozenset[str]) -> None:
         """Keep who ``line`` names, and charge it if it was counted before."""
@@ -255,7 +281,9 @@ class _Counting:
                 self.orphans.add((node, uid))
             if reported.live:
                 # Gone before this controller began, or let go before its node had an agent.
-                charge = self._charge(uid, reported.demand)
+                line = self.world.attribution.lines.get(uid)
+                asked = NOTHING if line is None else line.charge
+                charge = self._charge(uid, reported.demand.peak(asked))
                 if charge:
                     self.pods[uid] = ChargedPod(uid, charge, payers)
                     self.held.append(Held(self.pods[uid], frozenset({node})))
@@ -263,7 +291,7 @@ class _Counting:
             elif reported.charged:
                 self.retained.append(Retained(uid, reported.charged, payers))
 
-    def result(self, in_api: Collection[str]) -> Count:
+    def result(self) -> Count:
         """All that was counted."""
         retained = {each.uid: each.quotas for each in self.retained}
         files = tuple(

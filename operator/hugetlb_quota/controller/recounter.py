@@ -165,10 +165,10 @@ class Recounter:
             async with limit:
                 await self._write_wishes(report, wanted)
 
-        await asyncio.gather(
-            *(write(quota) for quota in self._quotas.store.values() if not quota.invalid),
-            *(wish(report, wanted) for report, wanted in picture.wishes),
-        )
+        # From the leaves up: a reservation must not end above before its identity stands below.
+        for quotas in from_the_leaves(self._quotas.store.values(), picture.forest):
+            await asyncio.gather(*(write(quota) for quota in quotas if not quota.invalid))
+        await asyncio.gather(*(wish(report, wanted) for report, wanted in picture.wishes))
 
     def _picture(self) -> _Picture:
         quotas = tuple(self._quotas.store.values())
@@ -349,6 +349,20 @@ class Recounter:
                 program="controller",
                 instance=self._identity,
             )
+
+
+def from_the_leaves(
+    quotas: Iterable[QuotaObject], forest: Forest
+) -> tuple[tuple[QuotaObject, ...], ...]:
+    """``quotas`` by how many are above them, the lowest first.
+
+    One that came after ``forest`` was made is left out.
+    """
+    levels: dict[int, list[QuotaObject]] = {}
+    for quota in quotas:
+        if quota.key in forest:
+            levels.setdefault(len(forest.attached(quota.key)), []).append(quota)
+    return tuple(tuple(levels[depth]) for depth in sorted(levels, reverse=True))
 
 
 def restate(

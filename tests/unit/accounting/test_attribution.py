@@ -116,6 +116,8 @@ def test_of_an_identity_every_quota_says_who_pays() -> None:
 
 def test_an_identity_says_more_than_a_reservation_of_the_same_pod() -> None:
     assert lines(root=held(), team=held("worker")).quotas == {TEAM}
+    # The write to the other was cut off.
+    assert lines(other=held(), team=held("worker")).quotas == {OTHER, TEAM}
     assert lines(team=(held("worker"), held())).counted == "worker"
     assert lines(team=(held(), held("worker"))).counted == "worker"
 
