@@ -101,7 +101,8 @@ class QuotaAdmission:
             return deny(fault)
         # The status in the request is the one that this very write replaces: the API
         # server asks again when it changed meanwhile, so nothing can be charged between.
-        if old is not None and old.quota.parent != new.quota.parent and old.counter.reservations:
+        moved = old is not None and old.quota.parent != new.quota.parent
+        if old is not None and moved and old.counter.pending:
             # Where these count is not settled until their pods are seen.
             return deny(refusal.unsettled_move(old.counter))
         try:
@@ -229,7 +230,7 @@ class QuotaAdmission:
         leaving = bool(counter.used) and await chains.is_leaving(
             self._api, old.key.namespace, deadline
         )
-        if (counter.pods or counter.reservations) and not leaving:
+        if (counter.pods or counter.pending) and not leaving:
             return deny(refusal.charged_delete(counter, old.retained_files))
         quotas, namespaces = await chains.read_all(self._api, deadline)
         forest = Forest(

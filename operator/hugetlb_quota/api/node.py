@@ -1,4 +1,4 @@
-"""HugeTLBNode: what a node's agent sees there; the agent alone writes it."""
+"""HugeTLBNode: the agent's report of its node (status), the controller's wishes (spec)."""
 
 from __future__ import annotations
 
@@ -28,42 +28,50 @@ class PoolStatus(Model):
 
 
 class NodePodStatus(Model):
-    """A governed pod bound to the node whose cgroup is there or may yet come."""
+    """A pod of the node that asks for huge pages, or that the kernel charges for some.
 
-    uid: str
-    namespace: str
-    name: str
-    quotas: list[str] = Field(description="namespace/name of the quotas that select it.")
-    charge: ResourceList = Field(description="What it asks for, and is charged.")
-    in_use: ResourceList = Field(
-        default_factory=dict, description="What its cgroup has reserved or faulted, the larger."
+    There is one entry for each pod's cgroup, also when that is gone and something is charged
+    to it still.
+    """
+
+    uid: str = Field(description="UID of the pod; of one that nobody names, that of its cgroup.")
+    namespace: str = Field(default="", description="Empty: no agent ever saw the pod in the API.")
+    name: str = ""
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="As the agent saw them last: they say who pays."
+    )
+    cgroup: str = Field(
+        default="",
+        description="The UID in the name of its cgroup where that is another: of a static pod.",
+    )
+    live: bool = Field(description="Whether its cgroup is there or may yet come.")
+    demand: ResourceList = Field(
+        default_factory=dict,
+        description="Bytes that it asks for, as the agent saw it last: it may yet use them while"
+        " it is live.",
+    )
+    charged: ResourceList = Field(
+        default_factory=dict,
+        description="Bytes that the kernel charges to its cgroup and all below it, reserved or"
+        " faulted.",
+    )
+    ended_at: datetime | None = Field(
+        default=None, description="When it was first seen that it is not live any more."
     )
 
 
-class RetainedStatus(Model):
-    """What pods left that are gone or under other quotas now, by the quotas that are charged."""
-
-    quotas: list[str] = Field(description="namespace/name of the quotas charged directly, sorted.")
-    charge: ResourceList
-
-
 class FileStatus(Model):
-    """A hugetlbfs file that pages are charged for."""
+    """A hugetlbfs file that pages are charged for; one entry for each pod that is charged."""
 
-    path: str = Field(description="Below the mount; without one, what else it can be.")
-    mount: str = Field(description="Where it is mounted on the host; empty for the kernel's own.")
+    path: str = Field(description="Below the mount; of an internal file its name.")
+    mount: str = Field(description="Where it is mounted on the host; empty: nowhere.")
     volume: str = Field(
         default="",
         description="Volume of that pod through which it is reached; empty: it can't be told.",
     )
     page_size: str = Field(description="hugepages-2Mi, as Kubernetes names it.")
     charged: str = Field(description="Bytes of it charged to the pod, as a quantity.")
-    pod: str = Field(description="namespace/name of the pod that is charged; empty: the system.")
-    uid: str = Field(default="", description="UID of that pod.")
-    quotas: list[str] = Field(default_factory=list)
-    retained: bool = Field(
-        description="Whether that pod is gone, or under other quotas than when it filled this."
-    )
+    uid: str = Field(default="", description="That pod's, as in pods; empty: the system.")
     since: datetime = Field(description="When it was first seen charged.")
 
 
@@ -77,33 +85,43 @@ class MountStatus(Model):
     used: str = Field(description="What its files hold, as statfs tells it.")
 
 
+class ReclaimSpec(Model):
+    """A pod whose files are to be truncated and removed once it is gone for so long."""
+
+    uid: str = Field(description="As in status.pods.")
+    after: str = Field(description="From its end, as 10m; a duration.")
+
+
+class HeirSpec(Model):
+    """Who pays for a gone pod whose own quota was deleted."""
+
+    uid: str = Field(description="As in status.pods.")
+    quotas: list[str] = Field(description="namespace/name of the quotas, sorted.")
+
+
+class HugeTLBNodeSpec(Model):
+    """What the controller wants of the node, and what it must not forget of the node's pods."""
+
+    reclaim: list[ReclaimSpec] = Field(default_factory=list)
+    heirs: list[HeirSpec] = Field(default_factory=list)
+
+
 class HugeTLBNodeStatus(Model):
-    """The agent's report."""
+    """The agent's report, and its only memory."""
 
     boot_id: str = Field(default="", alias="bootID", description="The kernel that this tells of.")
     pods_resource_version: str = Field(
         default="", description="Up to where the agent has seen the pods bound to its node."
     )
-    pods_since: str = Field(
-        default="",
-        description="From where on the agent has seen them without a gap: every pod that was"
-        " there then, or came later.",
-    )
-    settled: list[str] = Field(
-        default_factory=list,
-        description="UIDs of pods that quotas tell as unreported and that are gone from here: what"
-        " they left is in retained.",
-    )
     reported_at: datetime | None = None
     pools: list[PoolStatus] = Field(default_factory=list)
     pods: list[NodePodStatus] = Field(default_factory=list)
-    retained: list[RetainedStatus] = Field(
-        default_factory=list,
-        description="Still charged for pods that are gone or under other quotas now, by quota.",
-    )
     system: ResourceList = Field(
+        default_factory=dict, description="Charged to cgroups of no pod: the host's processes."
+    )
+    unlisted: ResourceList = Field(
         default_factory=dict,
-        description="Held by hugetlbfs files that the host's own processes made; charged to none.",
+        description="Counted by the kernel, and in nothing that its charge list shows.",
     )
     files: list[FileStatus] = Field(
         default_factory=list, description="The largest hugetlbfs files; not all of them."
@@ -118,4 +136,5 @@ class HugeTLBNode(Model):
     api_version: str = ""
     kind: str = KIND
     metadata: ObjectMeta
+    spec: HugeTLBNodeSpec = Field(default_factory=HugeTLBNodeSpec)
     status: HugeTLBNodeStatus = Field(default_factory=HugeTLBNodeStatus)
