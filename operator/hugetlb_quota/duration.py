@@ -31,3 +31,15 @@ def parse(text: str) -> timedelta:
         raise MalformedDuration(text)
     parts = ((_UNITS[unit], int(number)) for number, unit in _PART.findall(text))
     return sum((timedelta(**{unit: number}) for unit, number in parts), timedelta())
+
+
+def render(length: timedelta) -> str:
+    """``length`` in whole seconds, as :func:`parse` reads it.
+
+    >>> render(timedelta(seconds=5400))
+    '1h30m'
+    """
+    left, seconds = divmod(int(length.total_seconds()), 60)
+    hours, minutes = divmod(left, 60)
+    parts = ((hours, "h"), (minutes, "m"), (seconds, "s"))
+    return "".join(f"{number}{unit}" for number, unit in parts if number) or "0s"

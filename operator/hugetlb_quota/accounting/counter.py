@@ -48,9 +48,10 @@ class Counter:
     """What is charged to one quota, descendants included.
 
     ``pods``: of pods that the controller has seen. ``retained``: left in shared files by
-    pods that are gone. ``reservations``: admitted, not yet seen. ``hard``: the limits; a
-    size that is not named is not limited. ``unreadable``: lines among the reservations that
-    are none; nobody knows what they hold, so nothing is admitted while there are any.
+    pods that are gone. ``reservations``: admitted, not yet seen, and the identities of pods
+    that are counted already. ``hard``: the limits; a size that is not named is not limited.
+    ``unreadable``: lines among the reservations that are none; nobody knows what they hold, so
+    nothing is admitted while there are any.
     """
 
     quota: QuotaKey
@@ -59,6 +60,11 @@ class Counter:
     retained: Charge = NOTHING
     reservations: tuple[Reservation, ...] = ()
     unreadable: tuple[str, ...] = ()
+
+    @property
+    def pending(self) -> tuple[Reservation, ...]:
+        """The reservations whose charge counts here: all but the identities."""
+        return tuple(each for each in self.reservations if not each.counted)
 
     @property
     def reserved(self) -> Charge:
@@ -178,9 +184,14 @@ class Tab:
 
 
 def reserved_by_pod(reservations: Iterable[Reservation]) -> Mapping[str, Charge]:
-    """What is reserved by the UID it is for: a pod is charged to a quota once at most."""
+    """What is reserved by the UID it is for: a pod is charged to a quota once at most.
+
+    An identity reserves nothing: its pod is counted already.
+    """
     held: dict[str, Charge] = {}
     for each in reservations:
+        if each.counted:
+            continue
         known = held.get(each.uid)
         held[each.uid] = each.charge if known is None else known.peak(each.charge)
     return held

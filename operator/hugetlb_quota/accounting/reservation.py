@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -25,6 +25,10 @@ RESERVATION_LIFETIME: Final = timedelta(seconds=60)
 #: 1.5 MiB (--max-request-bytes); the rest is for annotations, managedFields and the
 #: remaining status.
 LARGEST_RESERVATIONS: Final = 1024**2
+#: The seventh word of an identity, in place of a node's name: the pod is bound to none.
+UNBOUND: Final = "-"
+#: The same: the pod was never seen, and an agent that is away may yet tell of it.
+SOMEWHERE: Final = "?"
 _TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
 _WORD: Final = re.compile(r"[!-~]{1,128}")
 _PLAIN: Final = "/-._~:"
@@ -53,6 +57,9 @@ class Reservation:
     the API request that creates the pod may still be under way. ``request``: the UID of
     the admission request that reserved. ``since``: the resourceVersion of the pod that the
     request changes, 0 when it creates one; the generation of a quota that moves.
+    ``counted``: a node's name, :data:`UNBOUND` or :data:`SOMEWHERE` when the line is a mere
+    identity: the pod's charge is counted elsewhere, and here it is kept who is to pay for
+    what the node may yet tell of it. "" while the charge counts here.
     ``text``: the line it was read from, with what a newer release may have added.
     """
 
@@ -62,6 +69,7 @@ class Reservation:
     expires: datetime
     request: str = ""
     since: int = 0
+    counted: str = ""
     text: str = field(default="", compare=False, repr=False)
 
     @property
@@ -80,8 +88,15 @@ class Reservation:
                 _render_time(self.expires),
                 self.request or "-",
                 str(self.since),
+                *filter(None, (self.counted,)),
             )
         )
+
+    def as_identity(self, counted: str) -> Reservation:
+        """The same as an identity on the node ``counted``; what a newer release added goes."""
+        if counted == self.counted:
+            return self
+        return replace(self, counted=counted, text="")
 
 
 def is_word(text: str) -> bool:
@@ -97,7 +112,7 @@ def parse(line: str) -> Reservation:
     """
     words = line.split(" ")
     try:
-        uid, pod, charge, expires, request, since, *_ = words
+        uid, pod, charge, expires, request, since, *further = words
         return Reservation(
             uid=uid,
             pod=unquote(pod),
@@ -105,6 +120,7 @@ def parse(line: str) -> Reservation:
             expires=datetime.strptime(expires, _TIME).replace(tzinfo=UTC),
             request="" if request == "-" else request,
             since=int(since),
+            counted=further[0] if further else "",
             text=line,
         )
     except ValueError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -19,6 +19,20 @@ class Model(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """As JSON for the API server; what is not set is left out."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+_M = TypeVar("_M", bound=Model)
+
+
+def read_leniently(model: type[_M], raw: Any) -> _M:
+    """The model without the fields of newer releases, on its own level.
+
+    :raises ValueError: when what is left is not what the model says.
+    """
+    if not isinstance(raw, dict):
+        raise ValueError(f"{raw!r} is no object.")
+    names = {field.alias or name for name, field in model.model_fields.items()}
+    return model.model_validate({name: raw[name] for name in names & raw.keys()})
 
 
 class LabelSelectorRequirement(Model):

@@ -45,6 +45,11 @@ class NodePodStatus(Model):
         description="The UID in the name of its cgroup where that is another: of a static pod.",
     )
     live: bool = Field(description="Whether its cgroup is there or may yet come.")
+    demand: ResourceList = Field(
+        default_factory=dict,
+        description="Bytes that it asks for, as the agent saw it last: it may yet use them while"
+        " it is live.",
+    )
     charged: ResourceList = Field(
         default_factory=dict,
         description="Bytes that the kernel charges to its cgroup and all below it, reserved or"
