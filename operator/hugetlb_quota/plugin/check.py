@@ -114,8 +114,7 @@ def findings(facts: Facts) -> list[Finding]:
 
 
 def _unseen(topic: str, what: str) -> Finding:
-    remedy = "Let an administrator run kubectl hugetlb check."
-    return Finding(Level.UNSEEN, topic, f"Not looked at: {what}.", remedy)
+    return Finding(Level.UNSEEN, topic, f"Not looked at: {what}.")
 
 
 def worst(found: Iterable[Finding]) -> Level:
@@ -160,7 +159,8 @@ def picture(found: Sequence[Finding], screen: Screen) -> str:
     ]
     if unseen := sum(each.level == Level.UNSEEN for each in found):
         sums.append(f"{unseen} not looked at")
-    return "\n".join([*lines, "", f"{', '.join(sums) or 'All is well'}."])
+    ask = " Let an administrator run this, who may read all of it." if unseen else ""
+    return "\n".join([*lines, "", f"{', '.join(sums) or 'All is well'}.{ask}"])
 
 
 def _crds(facts: Facts) -> Iterator[Finding]:

@@ -176,5 +176,10 @@ def _common() -> argparse.ArgumentParser:
     group.add_argument("-A", "--all-namespaces", action="store_true", help="of all; the default")
     group.add_argument("--context", metavar="NAME", help="a context of the kubeconfig")
     group.add_argument("--kubeconfig", metavar="FILE", help="in the place of $KUBECONFIG")
-    group.add_argument("-o", "--output", choices=FORMATS, help="how to show it; table by default")
+    group.add_argument(
+        *("-o", "--output"),
+        choices=FORMATS,
+        metavar="FORMAT",
+        help="table (the default), wide, json or yaml",
+    )
     return common

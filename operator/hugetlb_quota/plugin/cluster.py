@@ -28,7 +28,7 @@ _SHORTEST_PERIOD: Final = 0.5
 #: The webhook of the chart that decides about pods; its refusals are told apart by this name.
 POD_WEBHOOK: Final = "pods.hugetlb.dev"
 _DENIED: Final = f'admission webhook "{POD_WEBHOOK}" denied the request: '
-_ROLE: Final = "ask an administrator for the ClusterRole hugetlb-quota-view"
+_ROLE: Final = "ask an administrator to bind the ClusterRole hugetlb-quota-view to you"
 
 
 class Cluster:
@@ -42,6 +42,7 @@ class Cluster:
         self._connection = connection
         self.namespace = namespace
         self.unseen: list[str] = []
+        self._sees_all_quotas = True
 
     @classmethod
     @asynccontextmanager
@@ -54,20 +55,16 @@ class Cluster:
         """
         files = kubeconfig or os.environ.get("KUBECONFIG") or _default_kubeconfig()
         try:
-            found = namespace or _namespace(files, context)
+            own = _namespace(files, context)
             async with Connection.open(
                 "kubectl-hugetlb", kubeconfig=files, context=context
             ) as connection:
                 try:
-                    yield cls(connection, found)
+                    yield cls(connection, namespace or own)
                 except errors.ApiError as error:
                     raise _problem(error, connection.server) from error
         except NotConfigured as error:
-            raise Problem(
-                Exit.UNREACHABLE,
-                f"No cluster to talk to: {str(error.__cause__).rstrip('.')}; name one with"
-                " --kubeconfig, --context or $KUBECONFIG.",
-            ) from error
+            raise _no_cluster(str(error.__cause__)) from error
 
     @property
     def server(self) -> str:
@@ -82,7 +79,7 @@ class Cluster:
             self._pods() if pods else _nothing(),
             self.reports() if reports else _nothing(),
         )
-        return _world(quotas, namespaces, found_pods, found_reports)
+        return _world(quotas, namespaces, found_pods, found_reports, whole=self._sees_all_quotas)
 
     async def reports(self) -> tuple[NodeReport, ...] | None:
         """The nodes' reports; None when they may not be read."""
@@ -92,13 +89,6 @@ class Cluster:
             self._unseen(f"what nodes report (hugetlbnodes may not be listed; {_ROLE})")
             return None
         return tuple(map(read_report, found))
-
-    async def pod(self, name: str, namespace: str) -> Json:
-        """A pod as it is stored.
-
-        :raises Problem: when there is none; it says near names.
-        """
-        return await self.workload(resources.PODS, "pod", name, namespace)
 
     async def workload(self, resource: Resource, kind: str, name: str, namespace: str) -> Json:
         """An object with pods, as it is stored.
@@ -113,7 +103,8 @@ class Cluster:
             except errors.ApiError:
                 near = []
             names = [f"{namespace}/{each['metadata']['name']}" for each in near]
-            raise not_found(kind, f"{namespace}/{name}", names) from None
+            where = f" in namespace {namespace}"
+            raise not_found(kind, f"{namespace}/{name}", names, where) from None
 
     async def try_pod(self, pod: Json, namespace: str) -> tuple[bool | None, str]:
         """Whether the API server would take ``pod``, by a dry run, and its words if not.
@@ -169,7 +160,7 @@ class Cluster:
         """The quotas now and after every change, for ever; what may change is watched."""
         changed = asyncio.Event()
         await self._quotas()  # for the sentence, should it not be possible
-        scope = self.namespace if self.unseen else None
+        scope = None if self._sees_all_quotas else self.namespace
         quotas: Informer[Json] = Informer(
             self._connection, resources.HUGETLB_QUOTAS, lambda raw: raw, namespace=scope
         )
@@ -184,7 +175,8 @@ class Cluster:
                     running.result()
             while True:
                 changed.clear()
-                yield _world(_read(quotas.store.values()), await self._namespace_labels())
+                found = _read(quotas.store.values())
+                yield _world(found, await self._namespace_labels(), whole=scope is None)
                 await asyncio.sleep(_SHORTEST_PERIOD)
                 await changed.wait()
         finally:
@@ -201,6 +193,7 @@ class Cluster:
                 found = await self.every(resources.HUGETLB_QUOTAS)
             except errors.Forbidden:
                 found = await self.every(resources.HUGETLB_QUOTAS, self.namespace)
+                self._sees_all_quotas = False
                 self._unseen(
                     f"quotas of other namespaces than {self.namespace} (hugetlbquotas may be listed"
                     f" there alone; {_ROLE})"
@@ -247,12 +240,41 @@ class Cluster:
 
 
 def contexts(kubeconfig: str | None) -> list[str]:
-    """The names of all contexts."""
-    from kubernetes.aio.config import list_kube_config_contexts
+    """The names of all contexts.
 
+    :raises Problem: when the kubeconfig can't be read.
+    """
     files = kubeconfig or os.environ.get("KUBECONFIG") or _default_kubeconfig()
-    found, _ = list_kube_config_contexts(files)  # type: ignore[no-untyped-call]
-    return [str(each["name"]) for each in found]
+    return [] if files is None else sorted(_contexts(files)[0])
+
+
+def _contexts(files: str) -> tuple[dict[str, str], str]:
+    """The namespace of each context, and which is the current one.
+
+    :raises Problem: when the kubeconfig can't be read.
+    """
+    # The library would tell of a missing key.
+    if not any(Path(each).exists() for each in files.split(os.pathsep) if each):
+        raise _no_cluster(f"there is no file {files}")
+    from kubernetes.aio.config import ConfigException, list_kube_config_contexts
+
+    try:
+        found, current = list_kube_config_contexts(files)  # type: ignore[no-untyped-call]
+        by_name = {
+            str(each["name"]): str((each.get("context") or {}).get("namespace") or "default")
+            for each in found
+        }
+        return by_name, str((current or {}).get("name") or "")
+    except (ConfigException, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _no_cluster(f"{files}: {' '.join(str(error).split())}") from error
+
+
+def _no_cluster(why: str) -> Problem:
+    return Problem(
+        Exit.UNREACHABLE,
+        f"No cluster to talk to: {why.rstrip('.')}; name one with --kubeconfig, --context or"
+        " $KUBECONFIG.",
+    )
 
 
 def _default_kubeconfig() -> str | None:
@@ -261,23 +283,22 @@ def _default_kubeconfig() -> str | None:
 
 
 def _namespace(files: str | None, context: str | None) -> str:
-    """The namespace of the context, as kubectl takes it; in a pod that of the pod."""
+    """The namespace of the context, as kubectl takes it; in a pod that of the pod.
+
+    :raises Problem: when the files can't be read, or have no such context.
+    """
     if files is None:
         from hugetlb_quota.kube.transport import ACCOUNT
 
         inside = ACCOUNT / "namespace"
-        return inside.read_text().strip() if inside.exists() else "default"
-    from kubernetes.aio.config import ConfigException, list_kube_config_contexts
-
-    try:
-        found, current = list_kube_config_contexts(files)  # type: ignore[no-untyped-call]
-    except (ConfigException, OSError):
-        return "default"  # what is wrong with the files is told when they are used
-    wanted = context or (current or {}).get("name")
-    for each in found:
-        if each["name"] == wanted:
-            return str((each.get("context") or {}).get("namespace") or "default")
-    return "default"
+        if not inside.exists():
+            raise _no_cluster("there is no ~/.kube/config, and $KUBECONFIG is not set")
+        return inside.read_text().strip()
+    found, current = _contexts(files)
+    wanted = context or current
+    if wanted not in found:
+        raise not_found("context", wanted, found, f" in {files}", Exit.UNREACHABLE)
+    return found[wanted]
 
 
 async def _nothing() -> None:
@@ -293,9 +314,12 @@ def _world(
     namespaces: Mapping[str, Mapping[str, str]] | None,
     pods: tuple[Pod, ...] | None = None,
     reports: tuple[NodeReport, ...] | None = None,
+    *,
+    whole: bool,
 ) -> World:
     by_key: dict[QuotaKey, QuotaObject] = {each.key: each for each in quotas}
-    return World(by_key, forest_of(by_key.values(), namespaces), pods, reports)
+    forest = forest_of(by_key.values(), namespaces, whole=whole)
+    return World(by_key, forest, pods, reports)
 
 
 def _problem(error: errors.ApiError, server: str) -> Problem:

@@ -82,7 +82,8 @@ async def _top(cluster: Cluster, options: argparse.Namespace) -> Exit:
         found = top.pods(world, options.namespace)
         if not _show_data(options, {"items": top.pods_document(found)}):
             table = top.pods_table(found, screen(), wide=wide)
-            _show(table if found else f"No pod{_where(options)} asks for huge pages.")
+            seen = " that you may see" if cluster.unseen else ""
+            _show(table if found else f"No pod{seen}{_where(options)} asks for huge pages.")
         return Exit.DONE
     reports = await cluster.reports()
     if reports is None:
@@ -143,7 +144,8 @@ async def _candidates(cluster: Cluster, options: argparse.Namespace) -> list[man
             )
             return manifest.candidates(yaml.safe_load_all(text))
         except (OSError, UnicodeError, yaml.YAMLError, manifest.NoPods) as error:
-            told = " ".join(str(error).split())
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            told = " ".join(str(reason).split())
             raise Problem(
                 Exit.USAGE, f"The manifest {options.filename} can't be used: {told}."
             ) from error

@@ -9,7 +9,7 @@ from typing import Any, Final
 from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.counter import Counter, Shortfall, shortfalls
 from hugetlb_quota.accounting.demand import MalformedDemand, demand
-from hugetlb_quota.accounting.forest import Detached
+from hugetlb_quota.accounting.forest import Detached, QuotaKey
 from hugetlb_quota.kube.quotas import QuotaObject
 from hugetlb_quota.page_size import PageSize
 from hugetlb_quota.plugin.manifest import Candidate
@@ -35,11 +35,28 @@ _NAMED: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
+class Remedy:
+    """How one quota that refuses could have room: a higher limit, or ``short`` bytes freed.
+
+    ``raised``: the limit that is enough, in bytes. ``above``: ancestors whose limit is below
+    that. ``holders``: what could go.
+    """
+
+    quota: QuotaKey
+    size: PageSize
+    raised: int
+    short: int
+    above: tuple[str, ...] = ()
+    holders: tuple[Holder, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """What the quotas say of a pod, and the API server if it was asked.
 
     ``accepted``: by its dry run; None when that told nothing, and ``words`` then says why.
     ``broken``: what keeps the quotas from admitting anything at all, a sentence each.
+    ``hidden``: quotas above that may refuse too, and that may not be seen.
     ``fitting``: how many such pods fit as far as the quotas go; None: without limit.
     """
 
@@ -50,7 +67,8 @@ class Explanation:
     short: tuple[Shortfall, ...] = ()
     broken: tuple[str, ...] = ()
     fitting: int | None = None
-    remedies: tuple[str, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
+    hidden: tuple[str, ...] = ()
     accepted: bool | None = None
     words: str = ""
 
@@ -81,7 +99,7 @@ def evaluate(world: World, candidate: Candidate, namespace: str) -> Explanation:
     chain = tuple(world.quotas[link.key] for link in union)
     counters = [quota.counter for quota in chain]
     short = shortfalls(counters, asks)
-    found = Explanation(
+    return Explanation(
         candidate=candidate,
         namespace=namespace,
         asks=asks,
@@ -89,8 +107,9 @@ def evaluate(world: World, candidate: Candidate, namespace: str) -> Explanation:
         short=short,
         broken=(*detached, *_broken(chain)),
         fitting=_fitting(counters, asks),
+        remedies=_remedies(world, short),
+        hidden=_hidden(world, chain),
     )
-    return _with_remedies(found, world)
 
 
 def tried(found: Explanation, accepted: bool | None, words: str) -> Explanation:
@@ -112,6 +131,7 @@ def document(found: Explanation) -> dict[str, Any]:
         "refused": found.refused,
         "decidedBy": "quotas" if found.accepted is None else "dry run",
         "message": found.words,
+        "hidden": list(found.hidden),
         "broken": list(found.broken),
         "quotas": [
             {
@@ -123,7 +143,18 @@ def document(found: Explanation) -> dict[str, Any]:
             }
             for quota, size in _limits(found)
         ],
-        "remedies": list(found.remedies),
+        "fitsAt": {size.resource: render(room) for size, room in _least(found).items()},
+        "remedies": [
+            {
+                "quota": str(each.quota),
+                "pageSize": each.size.resource,
+                "raiseTo": render(each.raised),
+                "raiseFirst": list(each.above),
+                "free": render(each.short),
+                "holders": [{"kind": held.kind, "pod": held.pod} for held in each.holders],
+            }
+            for each in found.remedies
+        ],
     }
 
 
@@ -148,9 +179,10 @@ def picture(found: Explanation, screen: Screen) -> str:
                 ]
             )
         parts.append(table(["QUOTA", "SIZE", "USED", "HARD", "ROOM", "THIS POD"], rows, screen))
-    parts.append(_verdict(found, screen))
+    if found.asks or found.broken:
+        parts.append(_verdict(found, screen))
     if found.remedies:
-        parts.append("\n".join(["To make it fit:", *(f"- {each}" for each in found.remedies)]))
+        parts.append(_advice(found))
     return "\n\n".join(parts)
 
 
@@ -167,7 +199,9 @@ def _heading(found: Explanation) -> str:
         return f"{who} asks for no huge pages, so no quota is asked."
     told = f"{who} {asks} {amounts(found.asks.to_resources())}."
     if not found.chain and not found.broken:
-        return f"{told} No quota governs it, so none limits it."
+        told += " No quota governs it, so none limits it."
+    if found.candidate.stored:
+        told += " It is admitted; whether another like it would be:"
     return told
 
 
@@ -177,6 +211,8 @@ def _verdict(found: Explanation, screen: Screen) -> str:
         by = f"by the quotas as they stand{reason}"
     else:
         by = "by a dry run of the API server"
+    if found.accepted is None and found.hidden:
+        by += f", and of {listed(found.hidden)} and what is above, nothing may be seen"
     if not found.refused:
         fits = screen.paint("It would be admitted", GREEN, BOLD)
         return f"{fits}, {by}.{_how_many(found)}"
@@ -189,7 +225,30 @@ def _verdict(found: Explanation, screen: Screen) -> str:
 def _how_many(found: Explanation) -> str:
     if found.fitting is None or not found.asks or found.broken:
         return ""
-    return f" There is room for {count(found.fitting, 'such pod')}."
+    replicas = found.candidate.replicas
+    fitting = count(found.fitting, "such pod") if found.fitting else "none"
+    few = replicas is not None and 0 < found.fitting < replicas
+    return f" There is room for {fitting}{f', not for {replicas}' if few else ''}."
+
+
+def _advice(found: Explanation) -> str:
+    least = {size: room for size, room in _least(found).items() if room}
+    less = " and ".join(f"{render(room)} of {size.resource}" for size, room in least.items())
+    heading = "make room in each quota that refuses:"
+    if len(least) == len(_least(found)):
+        heading = f"ask for {less} or less, or {heading}"
+    return "\n".join(
+        [f"To make it fit, {heading}", *(f"- {_in_words(each)}" for each in found.remedies)]
+    )
+
+
+def _least(found: Explanation) -> dict[PageSize, int]:
+    """What the pod might ask for of each size that is short, in bytes: whole pages."""
+    rooms: dict[PageSize, int] = {}
+    for each in found.short:
+        room = max(0, each.hard - each.used) // each.size.bytes * each.size.bytes
+        rooms[each.size] = min(room, rooms.get(each.size, room))
+    return rooms
 
 
 def _limits(found: Explanation) -> list[tuple[QuotaObject, PageSize]]:
@@ -223,6 +282,17 @@ def _broken(chain: Sequence[QuotaObject]) -> list[str]:
     return found
 
 
+def _hidden(world: World, chain: Sequence[QuotaObject]) -> tuple[str, ...]:
+    """The parents that the forest leaves out because they may not be seen."""
+    return tuple(
+        str(quota.quota.parent)
+        for quota in chain
+        if quota.quota.parent is not None
+        and quota.quota.parent not in world.quotas
+        and world.forest[quota.key].parent is None
+    )
+
+
 def _fitting(counters: Sequence[Counter], asks: Charge) -> int | None:
     """How many pods that ask for ``asks`` have room; None when nothing limits them."""
     fits = [
@@ -234,54 +304,59 @@ def _fitting(counters: Sequence[Counter], asks: Charge) -> int | None:
     return min(fits) if fits else None
 
 
-def _with_remedies(found: Explanation, world: World) -> Explanation:
-    remedies: list[str] = []
-    for size in dict.fromkeys(each.size for each in found.short):
-        short = [each for each in found.short if each.size == size]
-        least = min(max(0, each.hard - each.used) for each in short)
-        if least >= size.bytes:
-            whole = least // size.bytes * size.bytes
-            remedies.append(f"ask for {render(whole)} of {size.resource} or less;")
-        for each in short:
-            raised = -(-(each.hard + each.short) // size.bytes) * size.bytes
-            remedies.append(
-                f"or raise the limit of {each.quota} to {render(raised)} of {size.resource}"
-                f"{_above(world, each, raised)};"
-            )
-        remedies.extend(_to_free(world, each) for each in short)
-    if remedies:
-        remedies[0] = remedies[0].removeprefix("or ")
-        remedies[-1] = remedies[-1].rstrip(";") + "."
-    return replace(found, remedies=tuple(remedies))
+def _remedies(world: World, short: Sequence[Shortfall]) -> tuple[Remedy, ...]:
+    return tuple(
+        Remedy(
+            quota=each.quota,
+            size=each.size,
+            raised=-(-(each.hard + each.short) // each.size.bytes) * each.size.bytes,
+            short=each.short,
+            above=_above(world, each),
+            holders=_holders(world, each),
+        )
+        for each in short
+    )
 
 
-def _above(world: World, short: Shortfall, raised: int) -> str:
-    """Which ancestors keep the limit from being raised so far."""
-    below = [
-        str(link.key)
-        for link in world.forest.attached(short.quota)[1:]
-        if short.size in link.hard and link.hard[short.size] < raised
+def _holders(world: World, short: Shortfall) -> tuple[Holder, ...]:
+    """What could go, most first; a reservation goes by itself."""
+    found = [
+        each
+        for each in world.charged_to(short.quota)
+        if each.kind != "reserved" and each.holds.of(short.size)
     ]
-    return f" (and first those of {listed(below)} as far)" if below else ""
+    return tuple(sorted(found, key=lambda each: -each.holds.of(short.size)))
 
 
-def _to_free(world: World, short: Shortfall) -> str:
-    holders = [each for each in world.charged_to(short.quota) if each.holds.of(short.size)]
-    holders.sort(key=lambda each: -each.holds.of(short.size))
+def _in_words(remedy: Remedy) -> str:
+    size, parts = remedy.size, []
     retained = [
         f"{each.files[0].path if each.files else 'files'} on {each.node}"
-        f" ({render(each.holds.of(short.size))} by {each.pod})"
-        for each in holders
+        f" ({render(each.holds.of(size))} by {each.pod})"
+        for each in remedy.holders
         if each.kind == "retained"
     ]
-    pods = [_held(each, short.size) for each in holders if each.kind == "pod"]
-    told = f"or free {render(short.short)} of {short.size.resource} below {short.quota}"
+    pods = [
+        f"{each.pod} ({render(each.holds.of(size))})"
+        for each in remedy.holders
+        if each.kind == "pod"
+    ]
     if retained:
-        told += f": remove {listed(retained, _NAMED)}"
+        parts.append(f"remove {listed(retained, _NAMED)}")
     if pods:
-        told += f"{', or' if retained else ':'} stop {listed(pods, _NAMED)}"
-    return f"{told};"
+        parts.append(f"stop {listed(pods, _NAMED)}")
+    above = f" (and first that of {listed(remedy.above)})" if remedy.above else ""
+    free = f"free {render(remedy.short)}" + (f": {', or '.join(parts)}" if parts else "")
+    return (
+        f"{remedy.quota}: raise its limit of {size.resource} to {render(remedy.raised)}{above},"
+        f" or {free}"
+    )
 
 
-def _held(holder: Holder, size: PageSize) -> str:
-    return f"{holder.pod} ({render(holder.holds.of(size))})"
+def _above(world: World, short: Shortfall) -> tuple[str, ...]:
+    """The ancestors that keep the limit from being raised so far."""
+    return tuple(
+        str(link.key)
+        for link in world.forest.attached(short.quota)[1:]
+        if short.size in link.hard and link.hard[short.size] < short.hard + short.short
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import re
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
@@ -30,11 +31,13 @@ async def read(cluster: Cluster) -> Facts:
         try:
             return await reading
         except errors.Forbidden as error:
-            unread.setdefault(topic, str(error).partition(" in API group")[0].rstrip("."))
+            denied = re.search(r'cannot (\w+) resource "([^"]+)"', error.message)
+            why = f"you may not {denied[1]} {denied[2]}" if denied else str(error).rstrip(".")
+            unread.setdefault(topic, why)
         except Problem as problem:
             if problem.code == Exit.UNREACHABLE:
                 raise
-            unread.setdefault(topic, str(problem).rstrip("."))
+            unread.setdefault(topic, str(problem).partition(";")[0])
         return None
 
     crds, webhooks, workloads, leases, nodes = await asyncio.gather(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 Json = dict[str, Any]
 
 #: What a pod that is stored has, and one that is to be made has not.
-_SET_BY_SERVER: Final = ("nodeName", "nodeSelectorTerms")
+_SET_BY_SCHEDULER: Final = "nodeName"
 #: By kind: where the template is.
 _TEMPLATES: Final[Mapping[str, tuple[str, ...]]] = {
     "Deployment": ("spec", "template"),
@@ -33,6 +33,7 @@ class Candidate:
 
     ``origin``: what makes it, as ``Deployment web``. ``replicas``: how many of it at a time;
     None when that depends on the cluster. ``namespace``: "" when the manifest names none.
+    ``stored``: it is a pod that is there already, and this is one like it.
     """
 
     origin: str
@@ -40,6 +41,7 @@ class Candidate:
     name: str
     pod: Json
     replicas: int | None = 1
+    stored: bool = False
 
     @property
     def labels(self) -> Mapping[str, str]:
@@ -67,15 +69,16 @@ def candidates(documents: Iterator[Any]) -> list[Candidate]:
 
 
 def candidate(raw: Json, kind: str = "") -> Candidate:
-    """The pod that one object makes.
+    """The pod that one object makes that is stored in the cluster.
 
     :param kind: of an object out of a list, which does not say it.
     :raises NoPods: when it makes none.
     """
-    found = list(_of({**raw, "kind": raw.get("kind") or kind}))
+    kind = raw.get("kind") or kind
+    found = list(_of({**raw, "kind": kind}))
     if not found:
-        raise NoPods(f"a {raw.get('kind') or kind} makes no pods")
-    return found[0]
+        raise NoPods(f"a {kind} makes no pods")
+    return replace(found[0], stored=kind == "Pod")
 
 
 def _of(raw: Any) -> Iterator[Candidate]:
@@ -103,13 +106,28 @@ def _of(raw: Any) -> Iterator[Candidate]:
 def _pod(name: str, metadata: Mapping[str, Any], spec: Any) -> Json:
     """A pod to create: with a name that is free, and what is its maker's to say."""
     kept = {key: metadata[key] for key in ("labels", "annotations") if metadata.get(key)}
-    asked = {key: value for key, value in _mapping(spec).items() if key not in _SET_BY_SERVER}
+    asked = {key: value for key, value in _mapping(spec).items() if key != _SET_BY_SCHEDULER}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"generateName": f"{name[:50]}-", **kept},
-        "spec": asked,
+        "spec": _with_requests(asked),
     }
+
+
+def _with_requests(spec: Json) -> Json:
+    """With what the API server fills in: a limit alone is the request too."""
+    made = _limits_as_requests(spec)
+    for name in ("containers", "initContainers"):
+        if isinstance(spec.get(name), list):
+            made[name] = [_limits_as_requests(_mapping(each)) for each in spec[name]]
+    return made
+
+
+def _limits_as_requests(holder: Json) -> Json:
+    asked = _mapping(holder.get("resources"))
+    requests = {**_mapping(asked.get("limits")), **_mapping(asked.get("requests"))}
+    return {**holder, "resources": {**asked, "requests": requests}} if requests else {**holder}
 
 
 def _replicas(kind: str, raw: Json) -> int | None:

@@ -30,8 +30,13 @@ class Problem(Exception):
         self.code = code
 
 
-def not_found(what: str, name: str, known: Iterable[str]) -> Problem:
-    """There is no ``what`` called ``name``; the sentence says which names are near."""
+def not_found(
+    what: str, name: str, known: Iterable[str], where: str = "", code: Exit = Exit.NOT_FOUND
+) -> Problem:
+    """There is no ``what`` called ``name``; the sentence says which names are near.
+
+    :param where: the ``known`` ones are from, as " in namespace x".
+    """
     names = sorted(known)
     # The last part too: who names a quota of another namespace knows its name well.
     ends = {each.rpartition("/")[2]: each for each in reversed(names)}
@@ -45,5 +50,5 @@ def not_found(what: str, name: str, known: Iterable[str]) -> Problem:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         hint = f"; there are {shown}."
     else:
-        hint = f"; there is no {what} at all."
-    return Problem(Exit.NOT_FOUND, f"There is no {what} {name}{hint}")
+        hint = f"; there is no {what} at all{where}."
+    return Problem(code, f"There is no {what} {name}{hint}")

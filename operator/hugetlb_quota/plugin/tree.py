@@ -72,8 +72,8 @@ def picture(world: World, found: Iterable[Branch], screen: Screen, *, wide: bool
     if wide:
         headers += ["PODS", "RETAINED", "RESERVED", "FREE"]
     headers.append("STATE" if any(line.state for line in lines) else "")
-    rows = [line.row(_SHORTEST, screen, wide=wide) for line in lines]
-    fixed = table(headers, rows, Screen(screen.width))
+    bare = Screen(plain=screen.plain)  # colours have no width
+    fixed = table(headers, [line.row(_SHORTEST, bare, wide=wide) for line in lines], bare)
     spare = screen.width - max(map(len, fixed.splitlines()))
     width = max(_SHORTEST, min(_LONGEST, _SHORTEST + spare))
     rows = [line.row(width, screen, wide=wide) for line in lines]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -184,16 +184,23 @@ class World:
 
 
 def forest_of(
-    quotas: Iterable[QuotaObject], namespaces: Mapping[str, Mapping[str, str]] | None
+    quotas: Collection[QuotaObject],
+    namespaces: Mapping[str, Mapping[str, str]] | None,
+    *,
+    whole: bool = True,
 ) -> Forest:
     """The forest that the quotas form.
 
     :param namespaces: the labels of each; None when they may not be read. Then a quota is
         attached as it names its parent, unless the controller has said that it is not.
+    :param whole: whether these are all quotas. Else one that is not among them may be there,
+        and what is below it is a root of what can be seen.
     """
-    if namespaces is not None:
-        return Forest((each.quota for each in quotas), namespaces)
-    return Forest((_as_named(each) for each in quotas), {})
+    found = [each.quota if namespaces is not None else _as_named(each) for each in quotas]
+    if not whole:
+        keys = {each.key for each in quotas}
+        found = [each if each.parent in keys else replace(each, parent=None) for each in found]
+    return Forest(found, namespaces or {})
 
 
 def words(quota: QuotaObject) -> tuple[str, ...]:
