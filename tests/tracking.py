@@ -143,6 +143,16 @@ class Actor:
         self.kill()
 
 
+def hand_over(giver: Actor, receiver: Actor, socket: Path) -> None:
+    """``fd`` of one becomes ``fd`` of the other, by SCM_RIGHTS."""
+    receiver.do(f"s = socket.socket(socket.AF_UNIX); s.bind({str(socket)!r}); s.listen()")
+    giver.do(
+        f"s = socket.socket(socket.AF_UNIX); s.connect({str(socket)!r});"
+        "socket.send_fds(s, [b'x'], [fd])"
+    )
+    receiver.do("fd = socket.recv_fds(s.accept()[0], 1, 1)[1][0]")
+
+
 @contextmanager
 def hugetlbfs(point: Path, options: str = "", page: str = "2M") -> Iterator[Superblock]:
     """A hugetlbfs of these pages mounted at ``point``; unmounted at the end, if need be."""

@@ -21,6 +21,7 @@ import aiohttp
 from aiohttp import web
 
 from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.node.host import HostRoot
 from hugetlb_quota.page_size import PageSize
 from tests.kube.process import free_ports
 from tests.testnode import cgroup_tree, naming
@@ -33,19 +34,21 @@ SECONDS = 30.0
 #: Less than the agent's periods: what comes so soon came of an event.
 SOON = 4.0
 GROUP = "/apis/hugetlb.dev/v1alpha1"
+EVENTS = "/apis/events.k8s.io/v1/namespaces"
 ID = "1f" * 32
 
 
 class Api:
-    """Pods, quotas and the node's report, listed and watched over plain HTTP."""
+    """Pods and the node's report, listed and watched over plain HTTP."""
 
     def __init__(self, kubeconfig: Path) -> None:
         self.kubeconfig = kubeconfig
         self.version = 100
-        self.objects: dict[str, dict[str, Json]] = {"pods": {}, "hugetlbquotas": {}}
+        self.objects: dict[str, dict[str, Json]] = {"pods": {}, "hugetlbnodes": {}}
         self.report: Json | None = None
         self.reports: list[Json] = []
-        self._events: dict[str, list[tuple[int, Json]]] = {"pods": [], "hugetlbquotas": []}
+        self.published: list[Json] = []
+        self._events: dict[str, list[tuple[int, Json]]] = {"pods": [], "hugetlbnodes": []}
         #: Who has it keeps reports from being written; ``waiting`` are that many.
         self.writing = asyncio.Lock()
         self.waiting = 0
@@ -56,12 +59,13 @@ class Api:
     async def start(self) -> None:
         """Serve, on the same port as the time before."""
         application = web.Application()
-        for path, kind in (("/api/v1/pods", "pods"), (f"{GROUP}/hugetlbquotas", "hugetlbquotas")):
+        for path, kind in (("/api/v1/pods", "pods"), (f"{GROUP}/hugetlbnodes", "hugetlbnodes")):
             application.router.add_get(path, self._collection(kind))
         application.router.add_get("/api/v1/nodes/n", self._node)
         application.router.add_get(f"{GROUP}/hugetlbnodes/n", self._read)
         application.router.add_post(f"{GROUP}/hugetlbnodes", self._write)
         application.router.add_put(f"{GROUP}/hugetlbnodes/n/status", self._write)
+        application.router.add_post(f"{EVENTS}/{{namespace}}/events", self._publish)
         self._runner = web.AppRunner(application, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port)
@@ -101,24 +105,40 @@ class Api:
         status: Json = (self.report or {}).get("status") or {}
         return status
 
+    async def wish(self, **spec: Any) -> None:
+        """What the controller writes into the spec."""
+        async with self.writing:
+            assert self.report is not None
+            self.report = {**self.report, "spec": spec}
+            await self._store("hugetlbnodes", "MODIFIED", self.report, self.report["metadata"])
+            self.report = self.objects["hugetlbnodes"]["/n"]
+
     def listed(self) -> list[str]:
-        return [pod["uid"] for pod in self.status.get("pods", ())]
+        """UIDs of those that are live."""
+        return [pod["uid"] for pod in self.status.get("pods", ()) if pod["live"]]
 
-    def retained(self, size: PageSize = SMALL) -> dict[str, int]:
-        """MiB of that page size by quota, as the last report has it; of no quota under ""."""
-        return retained(self.status, size)
+    def entry(self, uid: str) -> Json:
+        found: list[Json] = [pod for pod in self.status.get("pods", ()) if pod["uid"] == uid]
+        return found[0] if found else {}
 
-    def exact(self) -> Json:
-        """The condition Exact of the last report."""
-        conditions: list[Json] = self.status["conditions"]
-        (found,) = (each for each in conditions if each["type"] == "Exact")
-        return found
+    def charged(self, size: PageSize = SMALL) -> dict[str, int]:
+        """MiB of that page size by UID, of live ones and gone, as the last report has it."""
+        return charged(self.status, size)
+
+    def left(self, size: PageSize = SMALL) -> dict[str, int]:
+        """The same of those that are gone."""
+        return left(self.status, size)
+
+    def condition(self, kind: str) -> Json:
+        """That condition of the last report; {} before it has one."""
+        conditions: list[Json] = self.status.get("conditions", [])
+        return next((each for each in conditions if each["type"] == kind), {})
 
     async def _store(self, kind: str, event: str, body: Json, metadata: Json) -> None:
         self.version += 1
         stored = {**body, "metadata": {**metadata, "resourceVersion": str(self.version)}}
         if event != "DELETED":
-            self.objects[kind][f"{metadata['namespace']}/{metadata['name']}"] = stored
+            self.objects[kind][f"{metadata.get('namespace', '')}/{metadata['name']}"] = stored
         async with self._changed:
             self._events[kind].append((self.version, {"type": event, "object": stored}))
             self._changed.notify_all()
@@ -129,7 +149,8 @@ class Api:
                 metadata = {"resourceVersion": str(self.version)}
                 items = list(self.objects[kind].values())
                 return web.json_response({"metadata": metadata, "items": items})
-            assert kind != "pods" or request.query["fieldSelector"] == "spec.nodeName=n"
+            own = "spec.nodeName=n" if kind == "pods" else "metadata.name=n"
+            assert request.query["fieldSelector"] == own
             seen = int(request.query["resourceVersion"])
             stream = web.StreamResponse()
             await stream.prepare(request)
@@ -158,11 +179,23 @@ class Api:
         self.waiting += 1
         async with self.writing:
             self.waiting -= 1
-        self.version += 1
-        body["metadata"] |= {"uid": "report-uid", "resourceVersion": str(self.version)}
-        self.report = body
-        self.reports.append(body.get("status") or {})
-        return web.json_response(body)
+            known = self.report or {"spec": {}}
+            stale = body["metadata"].get("resourceVersion") not in (
+                None,
+                known.get("metadata", {}).get("resourceVersion"),
+            )
+            if stale:
+                return web.json_response({"reason": "Conflict", "message": "changed"}, status=409)
+            report = {**known, "status": body.get("status") or {}}
+            metadata = {"name": "n", "uid": "report-uid"}
+            await self._store("hugetlbnodes", "MODIFIED", report, metadata)
+            self.report = self.objects["hugetlbnodes"]["/n"]
+            self.reports.append(self.report["status"])
+            return web.json_response(self.report)
+
+    async def _publish(self, request: web.Request) -> web.Response:
+        self.published.append(await request.json())
+        return web.json_response(self.published[-1])
 
 
 class Agent:
@@ -170,7 +203,7 @@ class Agent:
 
     def __init__(self, api: Api, subtree: Path, log: Path) -> None:
         self.api, self.subtree, self.log = api, subtree, log
-        self.state = log.parent / "state"
+        self.cgroup_root: str | None = subtree.name
         self.process: Process | None = None
         self.port = 0
 
@@ -189,8 +222,8 @@ class Agent:
             self.process = await asyncio.create_subprocess_exec(
                 *(() if container is None else ("unshare", "--cgroup")),
                 *(sys.executable, "-m", "hugetlb_quota.agent", "--node-name=n"),
-                *(f"--cgroup-root={self.subtree.name}", "--bind=127.0.0.1"),
-                *(f"--health-port={self.port}", f"--state-dir={self.state}"),
+                *(f"--health-port={self.port}", "--bind=127.0.0.1"),
+                *([f"--cgroup-root={self.cgroup_root}"] if self.cgroup_root else []),
                 *more,
                 env={"KUBECONFIG": str(self.api.kubeconfig), "HOME": str(self.log.parent)},
                 stderr=log,
@@ -217,6 +250,23 @@ class Agent:
                 assert self.process
                 assert self.process.returncode is None, self.log.read_text()
                 await asyncio.sleep(0.02)
+
+
+def host_with(cgroup2: Path, root: Path) -> Path:
+    """The root of a host as a container has it: nothing but /proc and /sys.
+
+    Its cgroup2 begins at ``cgroup2``; all else is this machine's.
+    """
+    for directory in ("proc/1", "proc/sys/kernel/random", "sys/fs", "sys/devices/system"):
+        (root / directory).mkdir(parents=True)
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    kept = [line for line in mounts if " - hugetlbfs " in line]
+    kept.append("41 31 0:38 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw")
+    (root / "proc/1/mountinfo").write_text("\n".join(kept))
+    (root / "proc/sys/kernel/random/boot_id").write_text(HostRoot().boot_id())
+    (root / "sys/fs/cgroup").symlink_to(cgroup2)
+    (root / "sys/kernel").symlink_to("/sys/kernel")
+    return root
 
 
 def make_cgroup(
@@ -309,10 +359,15 @@ class Pod:
         return await self.api.delete("pods", self.namespace, self.uid)
 
 
-def retained(status: Json, size: PageSize = SMALL) -> dict[str, int]:
-    """MiB of pages of that size by quota; those of no quota under ""."""
+def charged(status: Json, size: PageSize = SMALL, live: bool | None = None) -> dict[str, int]:
+    """MiB of pages of that size by UID."""
     return {
-        ",".join(row["quotas"]): amount // MIB
-        for row in status.get("retained", ())
-        if (amount := Charge.from_resources(row["charge"]).of(size))
+        pod["uid"]: amount // MIB
+        for pod in status.get("pods", ())
+        if live in (None, pod["live"]) and (amount := Charge.from_sums(pod["charged"]).of(size))
     }
+
+
+def left(status: Json, size: PageSize = SMALL) -> dict[str, int]:
+    """The same of those that are gone."""
+    return charged(status, size, live=False)

@@ -108,13 +108,14 @@ def cgroup(cgroup_subtree: Path) -> Callable[[str], Path]:
 async def api(tmp_path: Path) -> AsyncIterator[Api]:
     api = Api(tmp_path / "kubeconfig")
     await api.start()
-    await api.set("hugetlbquotas", "ns", "q", spec={"hard": {"hugepages-2Mi": "64Mi"}})
     yield api
     await api.stop()
 
 
 @pytest.fixture
-async def agent(api: Api, cgroup_subtree: Path, tmp_path: Path) -> AsyncIterator[Agent]:
+async def agent(
+    api: Api, cgroup_subtree: Path, tmp_path: Path, reader_program: Path
+) -> AsyncIterator[Agent]:
     for qos in ("Guaranteed", "Burstable"):
         cgroup_tree.make(cgroup_subtree, cgroup_subtree / naming.qos_level("systemd", qos))
     agent = Agent(api, cgroup_subtree, tmp_path / "agent.log")

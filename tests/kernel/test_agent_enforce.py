@@ -47,7 +47,11 @@ class Node:
         self.allowances: dict[str, Allowance] = {}
         self.watcher = KubepodsWatcher((parent,))
         self.enforcer = Enforcer(
-            self.watcher, page_sizes(HostRoot()), self.allowances.get, mirror=mirror
+            self.watcher,
+            page_sizes(HostRoot()),
+            self.allowances.get,
+            lambda: None,
+            mirror=mirror,
         )
         for qos in ("Guaranteed", "Burstable", "BestEffort"):
             cgroup_tree.make(parent, parent / naming.qos_level(driver, qos))

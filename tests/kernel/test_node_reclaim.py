@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from hugetlb_quota.node.hugetlbfs import Superblock
-from hugetlb_quota.node.openers import Openers
 from hugetlb_quota.node.reclaim import AnotherFile, StillHeld, reclaim
-from tests.tracking import HOST, PAGE, Actor, hugetlbfs
+from tests.tracking import PAGE, Actor, hugetlbfs
 
 
 @pytest.fixture
@@ -75,27 +72,6 @@ def test_a_file_that_is_open_or_mapped_is_left(
     with pytest.raises(StillHeld, match="a process has it open or mapped"):
         reclaim(file, *identity(file))
     assert file.stat().st_blocks == 2 * PAGE // 512
-
-
-async def test_the_agents_own_look_at_who_opens_files_is_no_holder(mounted: Superblock) -> None:
-    """A listener is given a descriptor of the file that reclaim opened."""
-    files = [mounted.path / str(number) for number in range(40)]
-    for each in files:
-        each.touch()
-    async with Openers(HOST) as openers:
-        assert await openers.watch(mounted)
-        listening = asyncio.create_task(_hear(openers))
-        for each in files:
-            with suppress(StillHeld):
-                await asyncio.to_thread(reclaim, each, *identity(each))
-        listening.cancel()
-    # On a busy machine the listener may be late; the agent tries again.
-    assert len(list(mounted.path.iterdir())) < len(files) / 4
-
-
-async def _hear(openers: Openers) -> None:
-    async for _ in openers:
-        pass
 
 
 def test_another_file_of_that_name_is_left(file: Path, tmp_path: Path) -> None:

@@ -7,27 +7,31 @@ import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hugetlb_quota.node.host import HostRoot
 from tests.kernel.agent_process import (
     MIB,
     SECONDS,
     SOON,
     Agent,
     Api,
+    Json,
     Pod,
     bind,
+    host_with,
+    left,
+    limits,
     make_cgroup,
-    retained,
     until,
 )
-from tests.testnode import naming
+from tests.testnode import cgroup_tree, naming
+from tests.tracking import Actor, hand_over
 
-QUOTA = "ns/q"
 
-
-async def test_what_a_pod_left_is_in_the_report_in_which_it_is_missing(
+async def test_what_a_pod_left_is_in_the_report_in_which_it_is_gone(
     agent: Agent,
     api: Api,
     hugetlbfs: Path,
@@ -42,42 +46,24 @@ async def test_what_a_pod_left_is_in_the_report_in_which_it_is_missing(
     await until(lambda: api.listed() == ["aa-bb"])
     await shared.maps("6Mi", f"--file={hugetlbfs / 'shared'}")
     await shared.maps("2Mi")  # its own, which goes with it
-    await until(lambda: api.status["pods"][0]["inUse"] == {"hugepages-2Mi": "8Mi"})
-    assert api.retained() == {}
+    await until(lambda: api.charged() == {"aa-bb": 8})
+    assert api.left() == {}
     shared.end()
     await shared.delete()
     await until(lambda: api.listed() == [])
-    # At every moment it was listed, or what it left was.
+    # At every moment it was live, or what it left was there.
     since = next(n for n, report in enumerate(api.reports) if report.get("pods"))
     for report in api.reports[since:]:
-        assert bool(report.get("pods")) != bool(retained(report))
-    assert api.retained() == {QUOTA: 6}
-    assert api.exact()["status"] == "True"
+        assert any(each["live"] for each in report["pods"]) != bool(left(report))
+    assert api.left() == {"aa-bb": 6}
+    assert api.entry("aa-bb")["name"] == "aa-bb"
+    ended = api.entry("aa-bb")["endedAt"]
+    (hugetlbfs / "more").touch()
+    (hugetlbfs / "shared").open("rb+").truncate(4 * MIB)
+    await until(lambda: api.left() == {"aa-bb": 4}, SOON)
+    assert api.entry("aa-bb")["endedAt"] == ended
     (hugetlbfs / "shared").unlink()
-    await until(lambda: api.retained() == {}, 2 * SOON)
-    assert api.exact()["status"] == "True"
-
-
-async def test_a_pod_that_no_quota_governs_leaves_it_to_none(
-    agent: Agent,
-    api: Api,
-    hugetlbfs: Path,
-    pages: Callable[[int], None],
-    pod: Callable[[str], Pod],
-) -> None:
-    pages(4)
-    await agent.start()
-    await agent.ready()
-    free, governed = pod("free"), pod("governed")
-    await free.start(namespace="elsewhere")
-    await governed.start()
-    await free.maps("4Mi", f"--file={hugetlbfs / 'free'}")
-    await governed.maps("2Mi", f"--file={hugetlbfs / 'governed'}")
-    free.end()
-    await until(lambda: api.retained() == {"": 4})
-    governed.end()
-    await governed.delete()
-    await until(lambda: api.retained() == {"": 4, QUOTA: 2})
+    await until(lambda: api.status["pods"] == [], SOON)
 
 
 @pytest.mark.parametrize("while_down", ["it ends", "it ends and is deleted", "it comes and goes"])
@@ -107,19 +93,17 @@ async def test_an_end_that_no_agent_saw(
     else:
         await api.set("pods", "ns", "missed", status={"phase": "Succeeded"})
     await agent.start()
-    await until(lambda: api.retained() == {QUOTA: 4})
+    await until(lambda: api.left() == {"missed": 4})
     assert api.listed() == []
-    assert api.exact()["status"] == "True"
+    assert api.entry("missed")["name"] == "missed"
 
 
-@pytest.mark.parametrize("told", ["before it starts", "when it has reported"])
-async def test_a_pod_that_came_and_went_and_was_deleted_while_no_agent_ran(
+async def test_a_pod_whose_whole_life_nobody_saw_is_told_by_its_uid(
     agent: Agent,
     api: Api,
     hugetlbfs: Path,
     pages: Callable[[int], None],
     pod: Callable[[str], Pod],
-    told: str,
 ) -> None:
     pages(4)
     await agent.start()
@@ -131,40 +115,76 @@ async def test_a_pod_that_came_and_went_and_was_deleted_while_no_agent_ran(
     await missed.maps("4Mi", f"--file={hugetlbfs / 'file'}")
     missed.end()
     end = await missed.delete()
-    entry = {
-        "uid": "missed",
-        "pod": "ns/missed",
-        "node": "n",
-        "charge": {"hugepages-2Mi": "8Mi"},
-        "quotas": [QUOTA],
-        "cgroup": "missed",
-    }
-    if told == "when it has reported":
-        await agent.start()
-        await until(lambda: api.retained() == {"": 4})
-        assert api.status["settled"] == []
-        assert int(api.status["podsSince"]) >= end
-    await api.set("hugetlbquotas", "ns", "q", status={"unreported": [entry]})
-    if told == "before it starts":
-        await agent.start()
-    await until(lambda: api.retained() == {QUOTA: 4})
-    # The report that claims it is settled is the one that has it.
-    first = next(each for each in api.reports if each.get("settled"))
-    assert (first["settled"], retained(first)) == (["missed"], {QUOTA: 4})
-    assert "ns/missed" in api.exact()["message"]
-    await agent.end(signal.SIGKILL)
     await agent.start()
-    await until(lambda: len(api.reports) > api.reports.index(first) + 1)
-    assert (api.status["settled"], api.retained()) == (["missed"], {QUOTA: 4})
-    await api.set("hugetlbquotas", "ns", "q", status={})
-    await until(lambda: api.status["settled"] == [])
-    assert api.retained() == {QUOTA: 4}
-    (hugetlbfs / "file").unlink()
-    await until(lambda: api.retained() == {}, 2 * SOON)
-    assert api.exact()["status"] == "True"
+    await until(lambda: api.left() == {"missed": 4})
+    assert int(api.status["podsResourceVersion"]) >= end
+    assert (api.entry("missed")["namespace"], api.entry("missed")["name"]) == ("", "")
+    since = api.entry("missed")["endedAt"]
+    await agent.end(signal.SIGKILL)
+    reports = len(api.reports)
+    await agent.start()
+    await until(lambda: len(api.reports) > reports)
+    assert (api.left(), api.entry("missed")["endedAt"]) == ({"missed": 4}, since)
 
 
-async def test_a_forgetful_agent_begins_with_its_last_report(
+async def test_what_the_last_boot_left_is_none_and_who_ran_since_is_told(
+    agent: Agent,
+    api: Api,
+    hugetlbfs: Path,
+    pages: Callable[[int], None],
+    pod: Callable[[str], Pod],
+) -> None:
+    """A pod that ran after a reboot, and ended before the agent's first report."""
+    pages(4)
+    gone: Json = {"uid": "before", "live": False, "charged": {"hugepages-2Mi": "8Mi"}}
+    await remember(api, bootID="another", pods=[gone | {"endedAt": "2026-01-01T00:00:00Z"}])
+    early = pod("early")
+    await early.start()
+    await early.maps("4Mi", f"--file={hugetlbfs / 'file'}")
+    early.end()
+    await api.set("pods", "ns", "early", status={"phase": "Failed"})
+    await agent.start()
+    await until(lambda: api.left() == {"early": 4})
+    assert api.entry("early")["name"] == "early"
+    assert [each["uid"] for each in api.status["pods"]] == ["early"]
+
+
+async def remember(api: Api, **status: Any) -> None:
+    """A report of before."""
+    metadata = {"name": "n", "uid": "report-uid", "resourceVersion": "1"}
+    api.report = {"metadata": metadata, "spec": {}, "status": status}
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"pods": "none", "files": 3, "conditions": {}},
+        {"pods": [None, {"uid": 7}, {"live": True}], "conditions": [[]], "mounts": [{}]},
+    ],
+)
+async def test_a_last_report_that_can_not_be_read_is_begun_anew(
+    agent: Agent,
+    api: Api,
+    hugetlbfs: Path,
+    pages: Callable[[int], None],
+    pod: Callable[[str], Pod],
+    damaged: Json,
+) -> None:
+    pages(4)
+    await remember(api, bootID=HostRoot().boot_id(), **damaged)
+    first, second = pod("first"), pod("second")
+    for each in (first, second):
+        await each.start()
+        await each.maps("2Mi", f"--file={hugetlbfs / each.uid}")
+    first.end()
+    await first.delete()
+    await agent.start()
+    await until(lambda: api.reports)
+    await until(lambda: (api.left(), api.listed()) == ({"first": 2}, ["second"]))
+    assert api.charged() == {"first": 2, "second": 2}
+
+
+async def test_two_pods_that_end_while_the_agent_is_away_and_leave_different_sizes(
     agent: Agent,
     api: Api,
     hugetlbfs: Path,
@@ -174,25 +194,191 @@ async def test_a_forgetful_agent_begins_with_its_last_report(
     pages(8)
     await agent.start()
     await agent.ready()
-    first, second = pod("first"), pod("second")
-    for each, size in ((first, "4Mi"), (second, "2Mi")):
+    two = pod("one"), pod("two")
+    for each in two:
         await each.start()
-        await each.maps(size, f"--file={hugetlbfs / each.uid}")
-    first.end()
-    await first.delete()
-    await until(lambda: api.retained() == {QUOTA: 4} and api.listed() == ["second"])
-    await until(lambda: api.status["pods"][0]["inUse"] == {"hugepages-2Mi": "2Mi"})
+    await until(lambda: sorted(api.listed()) == ["one", "two"])
     await agent.end(signal.SIGKILL)
-    second.end()
-    await second.delete()
-    (database,) = agent.state.glob("agent.sqlite")
-    for file in agent.state.iterdir():
-        file.write_bytes(b"damaged" * 1000)
+    for each, size in zip(two, ("2Mi", "6Mi"), strict=True):
+        await each.maps(size, f"--file={hugetlbfs / each.uid}")
+        await each.maps("2Mi")
+    for each in two:
+        each.end()
+        await each.delete()
     await agent.start()
-    await until(lambda: api.retained() == {QUOTA: 6})
-    condition = api.exact()
-    assert condition["status"] == "False"
-    assert f"set aside as {database}.damaged-" in condition["message"]
+    await until(lambda: api.left() == {"one": 2, "two": 6})
+    assert {api.entry(each.uid)["name"] for each in two} == {"one", "two"}
+
+
+async def test_a_cgroup_below_a_containers_is_the_pods(
+    agent: Agent,
+    api: Api,
+    hugetlbfs: Path,
+    pages: Callable[[int], None],
+    pod: Callable[[str], Pod],
+) -> None:
+    """As systemd makes them in a container; and a tree there that is named like kubelet's."""
+    pages(4)
+    await agent.start()
+    await agent.ready()
+    systemd = pod("systemd")
+    await systemd.start()
+    forged = naming.pod_level("systemd", "Burstable", "forged")
+    container = systemd.cgroup / naming.container_name("systemd", "2e" * 32)
+    for name in ("init.scope", str(forged)):
+        inner = container / name
+        cgroup_tree.make(systemd.cgroup, inner.parent)
+        inner.mkdir()
+        with Actor(inner) as actor:
+            actor.do(f"map_pages(1, SHARED, create({str(hugetlbfs / inner.name)!r}))")
+            await until(lambda: api.charged() == {"systemd": sum_of(hugetlbfs)})
+    systemd.end()
+    await systemd.delete()
+    await until(lambda: api.left() == {"systemd": 4})
+
+
+def sum_of(hugetlbfs: Path) -> int:
+    return 2 * len(list(hugetlbfs.iterdir()))
+
+
+@pytest.mark.parametrize("opener", ["the host", "another pod"])
+async def test_who_maps_pays_whoever_opened(
+    agent: Agent,
+    api: Api,
+    hugetlbfs: Path,
+    pages: Callable[[int], None],
+    pod: Callable[[str], Pod],
+    tmp_path: Path,
+    opener: str,
+) -> None:
+    pages(4)
+    await agent.start()
+    await agent.ready()
+    taker, other = pod("taker"), pod("other")
+    await taker.start()
+    await other.start()
+    receiver = taker.actor()
+    with Actor() as host:
+        giver = host if opener == "the host" else other.actor()
+        giver.do(f"fd = create({str(hugetlbfs / 'file')!r})")
+        hand_over(giver, receiver, tmp_path / "socket")
+        receiver.do("map_pages(2, SHARED, fd)")
+    await until(lambda: api.charged() == {"taker": 4})
+    for each in (taker, other):
+        each.end()
+        await each.delete()
+    await until(lambda: api.left() == {"taker": 4})
+
+
+async def test_mappings_that_overlap_are_charged_to_who_was_first(
+    agent: Agent,
+    api: Api,
+    hugetlbfs: Path,
+    pages: Callable[[int], None],
+    pod: Callable[[str], Pod],
+) -> None:
+    """Made while no agent runs."""
+    pages(8)
+    await agent.start()
+    await agent.ready()
+    two = pod("one"), pod("two")
+    for each in two:
+        await each.start()
+    await until(lambda: sorted(api.listed()) == ["one", "two"])
+    await agent.end(signal.SIGKILL)
+    actors = [each.actor() for each in two]
+    for actor in actors:
+        actor.do(f"fd = create({str(hugetlbfs / 'file')!r})")
+    actors[0].do("map_pages(2, SHARED, fd, 1)")
+    actors[1].do("map_pages(5, SHARED, fd)")
+    actors[0].do("map_pages(6, SHARED, fd)")
+    for each in two:
+        each.end()
+        await each.delete()
+    await agent.start()
+    await until(lambda: api.left() == {"one": 6, "two": 6})
+
+
+async def test_one_pods_cgroup_without_the_controller_keeps_no_other_from_being_uncharged(
+    agent: Agent,
+    api: Api,
+    hugetlbfs: Path,
+    pages: Callable[[int], None],
+    pod: Callable[[str], Pod],
+) -> None:
+    pages(4)
+    level = agent.subtree / naming.qos_level("systemd", "BestEffort")
+    cgroup_tree.make(agent.subtree, level)
+    cgroup_tree.write(level / "cgroup.subtree_control", "-hugetlb")
+    bare = agent.subtree / naming.pod_level("systemd", "BestEffort", "bare")
+    bare.mkdir()
+    await bind(api, "bare")
+    await agent.start()
+    await agent.ready()
+    fine = pod("fine")
+    await fine.start()
+    await fine.maps("4Mi", f"--file={hugetlbfs / 'file'}")
+    await until(lambda: api.charged() == {"fine": 4})
+    fine.end()
+    await fine.delete()
+    await until(lambda: api.left() == {"fine": 4})
+    (hugetlbfs / "file").unlink()
+    await until(lambda: [each["uid"] for each in api.status["pods"]] == ["bare"], SOON)
+    assert "+hugetlb" in api.condition("Ready")["message"]
+
+
+@pytest.mark.parametrize("limit", ["rsvd.max", "max"])
+async def test_a_limit_of_kubepods_itself_below_what_its_pods_ask_for_is_told(
+    agent: Agent, api: Api, limit: str
+) -> None:
+    kubepods = agent.subtree / naming.kubepods("systemd")
+    cgroup_tree.write(kubepods / f"hugetlb.2MB.{limit}", str(4 * MIB))
+    await agent.start()
+    await agent.ready()
+    await bind(api, "asks", "4Mi")
+    await until(lambda: api.condition("Ready").get("status") == "True")
+    await bind(api, "more", "2Mi")
+    await until(lambda: api.condition("Ready")["status"] == "False", SOON)
+    assert (
+        "kubepods itself is limited to 4Mi of hugepages-2Mi, and its pods ask for 6Mi"
+        in (api.condition("Ready")["message"])
+    )
+
+
+async def test_kubepods_is_found_below_another_slice_without_being_told_where(
+    agent: Agent,
+    api: Api,
+    hugetlbfs: Path,
+    pages: Callable[[int], None],
+    pod: Callable[[str], Pod],
+    tmp_path: Path,
+) -> None:
+    """On a host that has the test's cgroup as its root, seen from a container."""
+    pages(4)
+    host = host_with(agent.subtree, tmp_path / "host")
+    foreign = agent.subtree / "user.slice/app.service"
+    agent.cgroup_root, agent.subtree = None, agent.subtree / "container.slice"
+    for qos in ("Guaranteed", "Burstable"):
+        level = agent.subtree / naming.qos_level("systemd", qos)
+        cgroup_tree.make(agent.subtree.parent, level)
+    # Somebody else's, who names it as kubelet does.
+    forged = foreign / naming.pod_level("systemd", "Burstable", "forged")
+    cgroup_tree.make(agent.subtree.parent, forged.parent)
+    forged.mkdir()
+    await agent.start(f"--host-root={host}")
+    await agent.ready()
+    deep = pod("deep")
+    await deep.start()
+    await until(lambda: limits(deep.cgroup) == ("8", "8"))
+    with Actor(forged) as actor:
+        actor.do(f"map_pages(1, SHARED, create({str(hugetlbfs / 'forged')!r}))")
+        await deep.maps("2Mi", f"--file={hugetlbfs / 'deep'}")
+        await until(lambda: api.charged() == {"deep": 2})
+    deep.end()
+    await deep.delete()
+    await until(lambda: api.left() == {"deep": 2})
+    files = {each["path"]: each for each in api.status["files"] if each["mount"] == str(hugetlbfs)}
+    assert (files["deep"]["uid"], files["forged"]["uid"]) == ("deep", "")
 
 
 async def test_kill_9_at_any_moment_changes_nothing(
@@ -222,37 +408,37 @@ async def test_kill_9_at_any_moment_changes_nothing(
                 await agent.ready()
 
     killer = asyncio.create_task(kill_and_start())
-    left: dict[str, int] = {}
+    expected: dict[str, int] = {}
     try:
         for number in range(5):
             each = pod(f"pod-{number}")
             await each.start()
             size = dice.choice([2, 4])
-            # Of a pod whose whole life no agent saw, nobody could know.
+            # Of a pod whose whole life no agent saw, nobody could know the name.
             await until(lambda uid=each.uid: uid in api.listed())  # type: ignore[misc]
             await asyncio.sleep(dice.uniform(0, 0.5))
             await each.maps(f"{size}Mi", f"--file={hugetlbfs / each.uid}")
-            left[each.uid] = size
+            expected[each.uid] = size
             await asyncio.sleep(dice.uniform(0, 0.5))
             each.end()
             await each.delete()
             if dice.random() < 0.3:
-                gone = dice.choice(sorted(left))
+                gone = dice.choice(sorted(expected))
                 (hugetlbfs / gone).unlink()
-                del left[gone]
+                del expected[gone]
     finally:
         stopping.set()
         await killer
     async with asyncio.timeout(SECONDS):
         await agent.ready()
-    await until(lambda: api.listed() == [])
-    expected = {QUOTA: sum(left.values())} if left else {}
-    await until(lambda: api.retained() == expected, SOON)
+    await until(lambda: (api.listed(), api.left()) == ([], expected))
+    assert all(each["name"] == each["uid"] for each in api.status["pods"])
     # And it holds for what is reported after, too.
     before = len(api.reports)
     make_cgroup(agent, "other")
     await bind(api, "other")
     await until(lambda: len(api.reports) > before)
-    assert api.retained() == expected
+    assert api.left() == expected
     kubepods = agent.subtree / naming.kubepods("systemd")
-    assert int((kubepods / "hugetlb.2MB.rsvd.current").read_text()) == sum(left.values()) * MIB
+    held = int((kubepods / "hugetlb.2MB.rsvd.current").read_text())
+    assert held == sum(expected.values()) * MIB

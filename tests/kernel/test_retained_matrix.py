@@ -22,7 +22,7 @@ from tests.testnode import cgroup_tree, naming
 from tests.tracking import Actor, hugetlbfs, pages_of
 
 MORE = "PRIVATE | ANONYMOUS | HUGETLB"
-LEFT, LEFT_LARGE = {"both/q": 4}, {"both/q": 1024}
+LEFT, LEFT_LARGE = {"both": 4}, {"both": 1024}
 
 
 @pytest.fixture
@@ -71,10 +71,10 @@ async def test_every_way_adds_up(
         ways = WAYS[first : first + size.ways]
         left |= await walk(ways, size, agent, api, point, pod, remove_segments)
     whole = size.pages * size.page.bytes // MIB
-    assert left["file-shared-neither-reserve/q"] == whole
-    assert left["file-shared-write-noreserve/q"] == 2 * size.page.bytes // MIB
-    assert left["segment-shared-neither-reserve/q"] == whole
-    assert left["anonymous-private-write-reserve/q"] == 0
+    assert left["file-shared-neither-reserve"] == whole
+    assert left["file-shared-write-noreserve"] == 2 * size.page.bytes // MIB
+    assert left["segment-shared-neither-reserve"] == whole
+    assert left["anonymous-private-write-reserve"] == 0
 
 
 async def walk(
@@ -86,14 +86,13 @@ async def walk(
     pod: Callable[[str], Pod],
     segments: list[int],
 ) -> dict[str, int]:
-    """Each of ``ways`` in a pod of its own, to its end; MiB that each left, by its quota."""
+    """Each of ``ways`` in a pod of its own, to its end; MiB that each left."""
     page = size.page.bytes // MIB
     kubepods = agent.subtree / naming.kubepods("systemd")
     pods: dict[str, Pod] = {}
     for way in ways:
         # Of a private mapping of a file a copy may be charged beside what is in the file.
         hard = {size.page.resource: f"{size.pages * page * 4}Mi"}
-        await api.set("hugetlbquotas", way.name, "q", spec={"hard": hard})
         pods[way.name] = pod(way.name)
         await pods[way.name].start(hard, way.name)
     await until(lambda: sorted(api.listed()) == sorted(pods))
@@ -103,18 +102,18 @@ async def walk(
             segments.append(result)
 
     # While they run: what each uses is what its cgroup counts.
-    await _is_seen(api, pods, size.page, "run")
-    assert api.retained(size.page) == {}
+    await _is_seen(api, pods, size.page)
+    assert api.left(size.page) == {}
 
     # Their processes end, their cgroups go.
     left: dict[str, int] = {}
     for each in pods.values():
         cgroup_tree.kill(each.cgroup)
         await until(lambda each=each: not cgroup_tree.populated(each.cgroup))  # type: ignore[misc]
-    # Kubelet leaves the cgroup a while. Of several that go unseen the total alone would tell.
-    await _is_seen(api, pods, size.page, "end")
+    # Kubelet leaves the cgroup a while.
+    await _is_seen(api, pods, size.page)
     for name, each in pods.items():
-        left[f"{name}/q"] = page * pages_of(each.cgroup, size.page)[0]
+        left[name] = page * pages_of(each.cgroup, size.page)[0]
         each.end()
         await each.delete()
     at_their_end = dict(left)
@@ -125,16 +124,16 @@ async def walk(
         if way.kind == "file":
             with (point / way.name).open("rb+") as file:
                 file.truncate((size.pages - 1) * size.page.bytes)
-            left[f"{way.name}/q"] = max(0, left[f"{way.name}/q"] - page)
+            left[way.name] = max(0, left[way.name] - page)
     await _settles(api, kubepods, size.page, left)
     for way in ways:
         if way.kind == "file":
             (point / way.name).unlink()
-            left[f"{way.name}/q"] = 0
+            left[way.name] = 0
     await _settles(api, kubepods, size.page, left)
 
     # The segments at last: they are in no file that could be looked at, and said to be so.
-    expected = {way.name for way in ways if left[f"{way.name}/q"]}
+    expected = {way.name for way in ways if left[way.name]}
     await until(lambda: _in_no_file(api) == expected)
     with Actor() as host:
         _remove(host, segments)
@@ -142,37 +141,34 @@ async def walk(
     return at_their_end
 
 
-async def _is_seen(api: Api, pods: dict[str, Pod], size: PageSize, when: str) -> None:
+async def _is_seen(api: Api, pods: dict[str, Pod], size: PageSize) -> None:
     """What each uses is reported as its cgroup counts it."""
-    # It is looked at now and then, and when anything is told of a pod.
-    for name in pods:
-        await api.set("pods", name, name, metadata={"labels": {"seen": when}})
     page = size.bytes // MIB
-    held = {name: page * max(pages_of(each.cgroup, size)) for name, each in pods.items()}
-    await until(lambda: _in_use(api, size) == held)
+    counted = {name: page * max(pages_of(each.cgroup, size)) for name, each in pods.items()}
+    held = {name: amount for name, amount in counted.items() if amount}
+    try:
+        await until(lambda: api.charged(size) == held, SOON)
+    except TimeoutError:
+        assert api.charged(size) == held
 
 
 async def _settles(api: Api, kubepods: Path, size: PageSize, left: dict[str, int]) -> None:
-    # Whoever watches opens has the file open for a moment.
-    total = sum(left.values()) * MIB
-    await until(lambda: pages_of(kubepods, size)[0] * size.bytes == total, SOON)
-    expected = {quota: amount for quota, amount in left.items() if amount}
+    assert pages_of(kubepods, size)[0] * size.bytes == sum(left.values()) * MIB
+    expected = {name: amount for name, amount in left.items() if amount}
     try:
-        await until(lambda: api.retained(size) == expected and not api.listed(), 2 * SOON)
+        await until(lambda: api.left(size) == expected and not api.listed(), SOON)
     except TimeoutError:
-        assert (api.retained(size), api.listed()) == (expected, [])
-    assert api.exact()["status"] == "True", api.exact()["message"]
+        assert (api.left(size), api.listed()) == (expected, [])
+    files: dict[str, int] = {}
+    for each in api.status["files"]:
+        if each["uid"] in expected:
+            amount = Charge.from_sums({each["pageSize"]: each["charged"]}).of(size) // MIB
+            files[each["uid"]] = files.get(each["uid"], 0) + amount
+    assert files == expected
 
 
 def _in_no_file(api: Api) -> set[str]:
-    return {each["pod"].split("/")[0] for each in api.status["files"] if not each["mount"]}
-
-
-def _in_use(api: Api, size: PageSize) -> dict[str, int]:
-    return {
-        each["uid"]: Charge.from_resources(each["inUse"]).of(size) // MIB
-        for each in api.status["pods"]
-    }
+    return {each["uid"] for each in api.status["files"] if not each["mount"] and each["uid"]}
 
 
 async def test_files_of_two_sizes_are_kept_apart(
@@ -189,8 +185,6 @@ async def test_files_of_two_sizes_are_kept_apart(
     small, large = (SIZES[name].page for name in ("2Mi", "1Gi"))
     await agent.start()
     await agent.ready()
-    hard = {small.resource: "8Mi", large.resource: "1Gi"}
-    await api.set("hugetlbquotas", "both", "q", spec={"hard": hard})
     both = pod("both")
     await both.start({small.resource: "4Mi", large.resource: "1Gi"}, "both")
     await until(lambda: api.listed() == ["both"])
@@ -212,16 +206,16 @@ async def test_files_of_two_sizes_are_kept_apart(
                 )
         both.end()
         await both.delete()
-        await until(lambda: (api.retained(small), api.retained(large)) == (LEFT, LEFT_LARGE), SOON)
+        await until(lambda: (api.left(small), api.left(large)) == (LEFT, LEFT_LARGE), SOON)
         assert {
-            (file["mount"], file["pageSize"], file["charged"], file["pod"], file["retained"])
+            (file["mount"], file["pageSize"], file["charged"], file["uid"])
             for file in api.status["files"]
+            if file["uid"]
         } == {
-            (few.point, small.resource, "4Mi", "both/both", True),
-            (gigantic.point, large.resource, "1Gi", "both/both", True),
+            (few.point, small.resource, "4Mi", "both"),
+            (gigantic.point, large.resource, "1Gi", "both"),
         }
         (gigantic.path / "left").unlink()
-        await until(lambda: (api.retained(small), api.retained(large)) == (LEFT, {}), SOON)
+        await until(lambda: (api.left(small), api.left(large)) == (LEFT, {}), SOON)
         (few.path / "left").unlink()
-        await until(lambda: (api.retained(small), api.retained(large)) == ({}, {}), SOON)
-    assert api.exact()["status"] == "True", api.exact()["message"]
+        await until(lambda: (api.left(small), api.left(large)) == ({}, {}), SOON)

@@ -92,23 +92,22 @@ def read_lines(counters: Iterable[Counter], forest: Forest) -> Mapping[str, Line
 
 
 def _line(uid: str, held: Mapping[QuotaKey, Reservation], forest: Forest) -> Line:
-    # An identity stands only where the pod was charged directly, and so says where.
+    # An identity stands only where the pod was charged directly, a reservation above it too.
     identities = {key: each for key, each in held.items() if each.counted}
-    lines = identities or held
     above = {
         link.key
-        for key in lines
+        for key in held
         if key in forest
         for link in forest.attached(key)
         if link.key != key
     }
-    first = next(iter(lines.values()))
+    first = next(iter((identities or held).values()))
     counted = {each.counted for each in identities.values()}
     return Line(
         uid=uid,
         pod=first.pod,
-        charge=_largest(lines.values()),
-        quotas=frozenset(lines) if identities else frozenset(lines.keys() - above),
+        charge=_largest(held.values()),
+        quotas=frozenset(identities) | (held.keys() - above),
         counted=max(counted, key=_knows) if counted else "",
     )
 

@@ -28,15 +28,16 @@ class ChargedPod:
 
 @dataclass(frozen=True, slots=True)
 class Retained:
-    """What pods left in shared files that are gone or moved; ``quotas`` are charged directly."""
+    """What the pod ``uid``, which is gone, is charged still; ``quotas`` are charged directly."""
 
+    uid: str
     charge: Charge
     quotas: frozenset[QuotaKey]
 
 
 @dataclass(frozen=True, slots=True)
 class RetainedFile:
-    """A shared file in which a pod that is gone or moved left pages.
+    """A shared file in which a pod that is gone left pages.
 
     ``charged``: bytes of ``size``. ``quotas``: charged directly.
     """
@@ -50,19 +51,26 @@ class RetainedFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Unreported:
-    """A pod that ended on ``node``, and that its agent has not told of; it is charged still.
+class Identity:
+    """A pod whose line is to stay on ``quotas``, without its charge.
 
-    ``pod`` is its ``namespace/name``. ``quotas`` govern it directly. ``cgroup``: the UID in
-    the name of its cgroup.
+    ``counted``: the word that says so, as in :class:`Reservation`. ``in_api``: the pod is there.
     """
 
-    uid: str
-    pod: str
-    node: str
-    charge: Charge
+    counted: str
     quotas: frozenset[QuotaKey]
-    cgroup: str
+    in_api: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Identities:
+    """The pods of which the quotas must keep who they are, by UID.
+
+    ``settled``: the pods that have lines and need none any more.
+    """
+
+    kept: Mapping[str, Identity] = field(default_factory=dict)
+    settled: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +92,8 @@ class Tally:
 FILES_TOLD = 5
 
 
-#: How many unreported pods a quota tells of: some 300 bytes each in an object that every
-#: admission writes. Those beyond are charged all the same, and told when there is room.
-UNREPORTED_TOLD = 256
+#: How many identities a quota keeps: each makes every admission's write longer.
+IDENTITIES_KEPT = 256
 
 
 def tally(
@@ -140,55 +147,76 @@ def tally(
 
 def expired(counter: Counter, now: datetime) -> tuple[Reservation, ...]:
     """The reservations for which no create can be under way any more."""
-    return tuple(each for each in counter.reservations if each.expires <= now)
+    return tuple(each for each in counter.pending if each.expires <= now)
 
 
-def recount(counter: Counter, counted: Tally, gone: Set[ReservationId | str]) -> Counter:
+def recount(
+    counter: Counter,
+    counted: Tally,
+    gone: Set[ReservationId | str],
+    identities: Identities = Identities(),
+) -> Counter:
     """``counter`` as it must be written now.
 
-    A reservation is dropped in the very write that counts its pod under ``pods`` (or the
-    pods of its quota, when it was made for one that moved here), if the pod was seen after
-    the reservation was made; or when its pod is proved ``gone``: seen and released since, or
+    A reservation ends in the very write that counts its pod under ``pods`` (or the pods of
+    its quota, when it was made for one that moved here), if the pod was seen after the
+    reservation was made; or when its pod is proved ``gone``: seen and released since, or
     expired and not in the API. One whose pod was not seen stays: there is no moment at which
-    a pod is counted nowhere. Lines that can't be read go when they are among the ``gone``.
+    a pod is counted nowhere. Where it ends, its pod's identity stays as long as it is kept.
+    Lines that can't be read go when they are among the ``gone``.
     """
-    kept = tuple(
-        each
-        for each in counter.reservations
-        if counted.seen.get(each.uid, 0) <= each.since and each.id not in gone
-    )
+    lines: list[Reservation] = []
+    named: dict[str, int] = {}
+    for each in counter.reservations:
+        stays = _stays(each, counter, counted, gone, identities)
+        if stays is None:
+            continue
+        if stays.counted:
+            if stays.uid in named:
+                lines[named[stays.uid]] = stays
+                continue
+            named[stays.uid] = len(lines)
+        lines.append(stays)
     return replace(
         counter,
         pods=counted.pods,
         retained=counted.retained,
-        reservations=kept,
+        reservations=_bounded(lines, identities),
         unreadable=tuple(line for line in counter.unreadable if line not in gone),
     )
 
 
-def tell_unreported(
-    told: Iterable[Unreported], unreported: Iterable[Unreported], room: int = UNREPORTED_TOLD
-) -> tuple[Unreported, ...]:
-    """What a quota tells of ``unreported``: those that are ``told`` already come first.
+def _stays(
+    line: Reservation,
+    counter: Counter,
+    counted: Tally,
+    gone: Set[ReservationId | str],
+    identities: Identities,
+) -> Reservation | None:
+    """What is to stand in the place of ``line``; None for nothing."""
+    if not line.counted and counted.seen.get(line.uid, 0) <= line.since and line.id not in gone:
+        return line
+    kept = identities.kept.get(line.uid)
+    if kept is not None and counter.quota in kept.quotas:
+        return line.as_identity(kept.counted)
+    # Of an identity that the count knew nothing of, the next one decides.
+    unknown = kept is None and line.uid not in identities.settled
+    return line if line.counted and unknown else None
 
-    A pod that is told stays so until it is not unreported any more, and no write is needed
-    for one that waits for room.
+
+def _bounded(lines: list[Reservation], identities: Identities) -> tuple[Reservation, ...]:
+    """``lines`` without the identities that are too many.
+
+    Those of pods that are in the API go first: it knows them too. Then the oldest.
     """
-    waiting = {each.uid: each for each in unreported}
-    kept = [waiting.pop(each.uid) for each in told if each.uid in waiting]
-    return tuple((*kept, *waiting.values())[:room])
+    excess = sum(1 for each in lines if each.counted) - IDENTITIES_KEPT
+    if excess <= 0:
+        return tuple(lines)
 
+    def in_api(line: Reservation) -> bool:
+        kept = identities.kept.get(line.uid)
+        return kept is not None and kept.in_api
 
-def merge_unreported(
-    told: Mapping[QuotaKey, Iterable[Unreported]],
-) -> Mapping[str, Unreported]:
-    """The unreported pods by UID, of what each quota tells: one under two quotas is in both.
-
-    Each names all its quotas, so that one of the two tells enough when a write was cut off.
-    """
-    merged: dict[str, Unreported] = {}
-    for key, pods in told.items():
-        for pod in pods:
-            known = merged.get(pod.uid, pod)
-            merged[pod.uid] = replace(known, quotas=known.quotas | pod.quotas | {key})
-    return merged
+    oldest = sorted((each for each in lines if each.counted), key=lambda each: not in_api(each))
+    dropped = {each.uid for each in oldest[:excess]}
+    return tuple(each for each in lines if not (each.counted and each.uid in dropped))

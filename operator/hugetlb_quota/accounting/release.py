@@ -9,88 +9,84 @@ from dataclasses import dataclass
 class EndedPod:
     """A pod that is finished or deleted.
 
-    ``node`` is None when it was never bound. ``resource_version`` is that of its end:
-    the update that finished it, or its deletion. ``seen_at``: the last one at which it is
-    known to have been in the API. ``listed``: whether its node's agent has named it in any
-    report, so that it is in its books; or whether that does not matter.
+    ``node`` is None when it was never bound. ``resource_version`` is that of its end: the
+    update that finished it, or its deletion; a later one where that is not known.
     """
 
     uid: str
     node: str | None
     resource_version: int
-    seen_at: int = 0
-    listed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class NodeEvidence:
     """What is known of a node.
 
-    ``exists``: its Node object is there. ``boot_id``: of the running kernel, as Node
-    tells. The rest is its agent's last report: ``reported_boot_id``, None when it is not
-    known; ``pods_resource_version`` up to which the agent has seen the pods bound to it,
-    None without a report; ``pods_since`` from where on it has seen them without a gap, None
-    when it does not tell; ``live`` UIDs, whose cgroup is there or may yet come; and
-    ``settled``, of pods that it did not see and was told of since, and that are gone.
+    ``exists``: its Node object is there. ``out_of_service``: somebody vouches that it is off,
+    by the taint ``node.kubernetes.io/out-of-service``. ``boot_id``: of the running kernel, as
+    Node tells; ``booted_at``: the resourceVersion at which it first told so, or an earlier one;
+    None when it is not known.
+
+    The rest is its agent's last report: ``reported_boot_id``, None when it is not known;
+    ``pods_resource_version`` up to which the agent has seen the pods bound to it, None without
+    a report; ``live`` UIDs, whose cgroup is there or may yet come.
     """
 
     exists: bool
+    out_of_service: bool = False
     boot_id: str | None = None
+    booted_at: int | None = None
     reported_boot_id: str | None = None
     pods_resource_version: int | None = None
-    pods_since: int | None = None
     live: frozenset[str] = frozenset()
-    settled: frozenset[str] = frozenset()
 
 
-def has_forgotten(node: NodeEvidence) -> bool:
-    """Whether nothing that the node's last report tells can be in memory any more.
+def is_lost(node: NodeEvidence | None) -> bool:
+    """Whether nothing that ran on the node can be in memory: it is gone, or off."""
+    return node is None or not node.exists or node.out_of_service
 
-    The node is gone, or it has booted since.
-    """
-    if not node.exists:
-        return True
+
+def has_booted(node: NodeEvidence) -> bool:
+    """Whether the node's last report is of another boot than its Node's."""
     known = node.boot_id is not None and node.reported_boot_id is not None
     return known and node.boot_id != node.reported_boot_id
 
 
-def is_missed(pod: EndedPod, node: NodeEvidence) -> bool:
-    """Whether the agent of ``node`` may know nothing of ``pod``, going by its last report.
-
-    It knows the pods that it has listed, those that were in the API when its informer
-    listed them or came later, and those of which it says so.
-    """
-    if pod.listed or pod.uid in node.settled or node.pods_since is None:
-        return False
-    reached = node.pods_resource_version is not None and (
-        node.pods_resource_version >= pod.resource_version
+def holds(node: NodeEvidence | None) -> bool:
+    """Whether what the node's last report says of charges is true still."""
+    return (
+        node is not None
+        and not is_lost(node)
+        and node.pods_resource_version is not None
+        and not has_booted(node)
     )
-    return not reached or pod.seen_at < node.pods_since
 
 
-def has_seen(node: NodeEvidence | None, resource_version: int) -> bool:
-    """Whether the node's last report is of what its pods were at ``resource_version``.
+def proved_up_to(node: NodeEvidence | None) -> int | None:
+    """The resourceVersion up to which the end of a pod is proved to be the end of its cgroup.
 
-    True also where there is nobody to tell, or nothing to be told of.
+    That of a pod which the node does not list as live. None: of any, whenever it ends.
+
+    Any, where the node is gone, off, or has no agent. A node that has booted since its last
+    report proves it of the pods that ended before that boot. Another may have run in the new
+    boot, of which no report tells yet. Else the agent must have seen the end: resource versions
+    of one kind are ordered (KEP-5504), so a report that has reached it is evidence, and one
+    from before, when the cgroup was perhaps not made yet, is not.
     """
-    if node is None or node.pods_resource_version is None or has_forgotten(node):
-        return True
-    return node.pods_resource_version >= resource_version
+    if node is None or is_lost(node) or node.pods_resource_version is None:
+        return None
+    if has_booted(node):
+        return node.booted_at or 0
+    return node.pods_resource_version
 
 
 def is_released(pod: EndedPod, node: NodeEvidence | None) -> bool:
-    """Whether nothing of ``pod`` can be in memory any more.
+    """Whether the pod's cgroup is gone; what is charged still, its node's report tells.
 
-    At once for a pod never bound, a node that is gone or has no agent, and a node that
-    has booted since. Otherwise its agent must have seen the pod's end and list it no
-    more: resource versions of one kind are ordered (KEP-5504), so a report that has
-    reached the pod's end and lists no cgroup of it is evidence, and one from before,
-    when the cgroup was not made yet, is not. Nor is one of an agent that knows nothing of
-    the pod: what it left would be charged to nobody.
+    A pod that was never bound had none.
     """
-    if pod.node is None or node is None or node.pods_resource_version is None:
+    proved = None if pod.node is None else proved_up_to(node)
+    if proved is None or node is None:
         return True
-    if has_forgotten(node):
-        return True
-    has_ended = has_seen(node, pod.resource_version)
-    return has_ended and pod.uid not in node.live and not is_missed(pod, node)
+    is_live = pod.uid in node.live and holds(node)
+    return pod.resource_version <= proved and not is_live

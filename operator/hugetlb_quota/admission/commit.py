@@ -44,16 +44,21 @@ logger = logging.getLogger(__name__)
 
 
 class NoRoom(Exception):
-    """A quota refuses: ``shortfalls`` are the numbers, ``files`` hold what is retained."""
+    """A quota refuses: ``shortfalls`` are the numbers, ``files`` hold what is retained.
+
+    ``silent``: sentences on what is charged for want of a node's report.
+    """
 
     def __init__(
         self,
         shortfalls: tuple[Shortfall, ...],
         files: Mapping[QuotaKey, Sequence[RetainedFile]],
+        silent: Mapping[QuotaKey, str] | None = None,
     ) -> None:
         super().__init__(shortfalls)
         self.shortfalls = shortfalls
         self.files = files
+        self.silent = silent or {}
 
 
 class TooManyReservations(Exception):
@@ -356,7 +361,8 @@ def _refused(wanted: _Wanted, levels: Sequence[tuple[QuotaObject, Tab]]) -> Exce
             shortfalls += tab.shortfalls(wanted.reservation)
     if shortfalls:
         files = {now.key: now.retained_files for now, _ in levels}
-        return NoRoom(tuple(shortfalls), files)
+        silent = {now.key: now.silence for now, _ in levels}
+        return NoRoom(tuple(shortfalls), files, silent)
     for now, tab in levels:
         if not tab.holds(wanted.reservation) and not tab.can_hold(wanted.reservation):
             return TooManyReservations(now.counter)
@@ -370,6 +376,7 @@ def _first_of(found: list[Exception]) -> Exception:
         return NoRoom(
             tuple(each for error in short for each in error.shortfalls),
             {key: files for error in short for key, files in error.files.items()},
+            {key: silence for error in short for key, silence in error.silent.items()},
         )
     return next(error for error in found if not isinstance(error, NoRoom))
 

@@ -212,7 +212,7 @@ class PodAdmission:
         try:
             version = await self._committer.charge(chain, reservation, deadline)
         except NoRoom as error:
-            message = refusal.over_quota(str(pod), error.shortfalls, error.files)
+            message = refusal.over_quota(str(pod), error.shortfalls, error.files, error.silent)
             raise _Refusal(message, frozenset(each.quota for each in error.shortfalls)) from error
         except InvalidQuota as error:
             raise _Refusal(

@@ -90,7 +90,7 @@ class QuotaAdmission:
         # The status in the request is the one that this very write replaces: the API
         # server asks again when it changed meanwhile, so nothing can be charged between.
         moved = old is not None and old.quota.parent != new.quota.parent
-        if old is not None and moved and old.counter.reservations:
+        if old is not None and moved and old.counter.pending:
             # Where these count is not settled until their pods are seen.
             return deny(refusal.unsettled_move(old.counter))
         quotas, namespaces = await chains.read_all(self._api, deadline)
@@ -168,7 +168,7 @@ class QuotaAdmission:
         if old is None:
             return ALLOW
         counter = old.counter
-        if counter.pods or counter.reservations:
+        if counter.pods or counter.pending:
             return deny(refusal.charged_delete(counter, old.retained_files))
         quotas, namespaces = await chains.read_all(self._api, deadline)
         forest = Forest(

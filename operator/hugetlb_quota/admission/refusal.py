@@ -28,10 +28,12 @@ def over_quota(
     pod: str,
     shortfalls: Sequence[Shortfall],
     files: Mapping[QuotaKey, Sequence[RetainedFile]] | None = None,
+    silent: Mapping[QuotaKey, str] | None = None,
 ) -> str:
     """A pod that does not fit: every quota that refuses it, size by size.
 
     :param files: the largest files that hold what is retained, by quota.
+    :param silent: what is charged for want of a node's report, in a sentence, by quota.
     """
     by_size = sorted(shortfalls, key=lambda each: each.size)  # stable: leaf to root within
     asks = []
@@ -45,10 +47,12 @@ def over_quota(
     what = "its limit" if len(quotas) == 1 else "their limits"
     remove, held = "", ""
     if any(each.retained for each in shortfalls):
-        remove = " truncate or remove files of pods that are gone or were moved,"
+        remove = " truncate or remove files of pods that are gone,"
         known = [file for quota in quotas for file in (files or {}).get(quota, ())]
         if known:
             held = f" Retained in {_files(known)}."
+    for sentence in dict.fromkeys((silent or {}).get(quota, "") for quota in quotas):
+        held += f" {sentence}" if sentence else ""
     return _bounded(
         f"pod {pod} asks for {'; and for '.join(asks)}."
         f"{held} Ask for less,{remove} stop pods that use huge pages under {_names(quotas)},"
@@ -235,7 +239,7 @@ def charged_delete(counter: Counter, files: Sequence[RetainedFile] = ()) -> str:
     """A quota that is to go while something is charged to it."""
     held = f" Retained in {_files(files)}." if files else ""
     todo = []
-    if counter.pods or counter.reservations:
+    if counter.pods or counter.pending:
         todo.append("stop the pods that use them")
     if counter.retained:
         todo.append(
@@ -244,7 +248,7 @@ def charged_delete(counter: Counter, files: Sequence[RetainedFile] = ()) -> str:
         )
     reserved = (
         " Reservations go by themselves about a minute after their pod was refused or counted."
-        if counter.reservations
+        if counter.pending
         else ""
     )
     return _bounded(
@@ -323,9 +327,7 @@ def _no_room(short: Shortfall) -> str:
     if short.pods:
         parts.append(f"{render(short.pods)} by pods")
     if short.retained:
-        parts.append(
-            f"{render(short.retained)} retained in files of pods that are gone or were moved"
-        )
+        parts.append(f"{render(short.retained)} retained in files of pods that are gone")
     if short.reserved:
         parts.append(f"{render(short.reserved)} reserved for pods being created")
     by = f" ({', '.join(parts)})" if parts else ""
@@ -347,11 +349,11 @@ def _files(files: Iterable[RetainedFile]) -> str:
 
 
 def _charged(counter: Counter) -> str:
-    count = len(counter.reservations)
+    count = len(counter.pending)
     reserved = (
         f", of which {_amounts(counter.reserved)} in {count}"
         f" {'reservation' if count == 1 else 'reservations'}"
-        f" ({_listed([each.pod for each in counter.reservations])})"
+        f" ({_listed([each.pod for each in counter.pending])})"
         if count
         else ""
     )

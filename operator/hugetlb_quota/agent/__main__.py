@@ -1,10 +1,10 @@
 """``python -m hugetlb_quota.agent``: reads the command line and wires the parts.
 
 Exit codes: 0 ended by SIGTERM; 1 unforeseen; 2 wrong command line; 5 no host below
---host-root; 7 no API server configured; 8 the probes' port is taken; 9 the state directory
-can't be used; and of --check alone, which else looks again and again (unusable.py): 3 no
-cgroup2 on the host; 4 no hugetlb controller in it; 6 no inotify instance to be had. 3 to 9
-come with a sentence that says what to do.
+--host-root; 7 no API server configured; 8 the probes' port is taken; and of --check alone,
+which else looks again and again (unusable.py): 3 no cgroup2 on the host; 4 no hugetlb
+controller in it; 6 no inotify instance to be had. 3 to 8 come with a sentence that says what
+to do.
 """
 
 from __future__ import annotations
@@ -14,35 +14,27 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import closing, suppress
-from functools import partial
+from collections.abc import Coroutine, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.agent.enforce import Enforcer
-from hugetlb_quota.agent.governance import Governance, project_governor
-from hugetlb_quota.agent.ledger import Ledger
-from hugetlb_quota.agent.memory import Memory, NoMemory
 from hugetlb_quota.agent.metrics import AgentMetrics
-from hugetlb_quota.agent.observe import Observer
-from hugetlb_quota.agent.reclaim import Reclaimer
-from hugetlb_quota.agent.report import Reporter
-from hugetlb_quota.agent.track import Tracker
-from hugetlb_quota.agent.track_files import FileTracker
+from hugetlb_quota.agent.pods import NodePods
+from hugetlb_quota.agent.poll import Poll
+from hugetlb_quota.agent.read import HostReader
+from hugetlb_quota.agent.reclaim import Reclaimer, project_waits
+from hugetlb_quota.agent.report import Latest, Reporter
 from hugetlb_quota.agent.unusable import UnusableNode, check
-from hugetlb_quota.api import API_VERSION
-from hugetlb_quota.api.quota import KIND as QUOTA
-from hugetlb_quota.kube import events
 from hugetlb_quota.kube.connection import Connection, NotConfigured
-from hugetlb_quota.kube.informer import Informer
+from hugetlb_quota.kube.informer import Informer, ObjectKey
 from hugetlb_quota.kube.listening import EVERYWHERE
-from hugetlb_quota.kube.pods import project_pod
+from hugetlb_quota.kube.pods import Pod, project_pod
 from hugetlb_quota.kube.probes import NoProbePort, serve_probes
-from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, PODS
-from hugetlb_quota.node import cgroup_namespace, kubepods
-from hugetlb_quota.node.file_changes import FileChanges
+from hugetlb_quota.kube.resources import HUGETLB_NODES, PODS
+from hugetlb_quota.node import kubepods
+from hugetlb_quota.node.charge_reader import ChargeReader
 from hugetlb_quota.node.host import (
     HostRoot,
     HostUnreadable,
@@ -60,11 +52,7 @@ EXIT_CODES: Final[dict[type[Exception], int]] = {
     NoInotify: 6,
     NotConfigured: 7,
     NoProbePort: 8,
-    NoMemory: 9,
 }
-
-#: From a pod's being moved to a look at what it has, in seconds.
-TURN: Final = 0.02
 
 logger = logging.getLogger("hugetlb_quota.agent")
 
@@ -86,17 +74,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         " (default: looked for)",
     )
     parser.add_argument(
-        "--state-dir",
-        default="/var/lib/hugetlb-quota",
-        metavar="PATH",
-        help="directory of the host for what must not be forgotten (default: %(default)s)",
+        "--charge-list",
+        choices=("kernel", "totals"),
+        default="kernel",
+        help="how it is told what pods left that are gone: from the kernel's own list (the"
+        " default), or by what cgroups count, which may be too much",
     )
     parser.add_argument(
         "--no-mirror-ungoverned",
         dest="mirror_ungoverned",
         action="store_false",
-        help="leave pods that no quota governs as kubelet set them up; they meet their limit"
-        " at the touch (SIGBUS), not in mmap (ENOMEM)",
+        help="leave pods that ask for no huge pages, or are not known, as kubelet set them up;"
+        " they meet their limit at the touch (SIGBUS), not in mmap (ENOMEM)",
     )
     parser.add_argument(
         "--check",
@@ -125,146 +114,122 @@ async def run(options: argparse.Namespace) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     host = HostRoot(options.host_root)
     host.boot_id()  # where there is no host, no API server needs to be told
-    # Before any thread and any process of ours: those follow.
-    outside = cgroup_namespace.enter_hosts(host)
-    if outside:
-        logger.warning("%s", outside)
     async with Connection.open("hugetlb-quota-agent") as connection:
         unusable = UnusableNode(
             connection, options.node_name, host, options.bind, options.health_port
         )
         if await unusable.wait(stop):
-            await _work(options, host, connection, stop, outside)
+            await Agent(options, host, connection).run(stop)
 
 
-async def _work(
-    options: argparse.Namespace,
-    host: HostRoot,
-    connection: Connection,
-    stop: asyncio.Event,
-    outside: str,
-) -> None:
-    """Do what the agent is for, until ``stop`` is set.
+class Agent:
+    """The parts, and who tells whom: everything says "due", and one pass after the other is made.
 
-    :param outside: why this is not the host's cgroup namespace; "" when it is.
+    :raises UnusableHost: when the host lacks what it takes.
     """
-    cgroup2, boot_id, sizes = host.cgroup2(), host.boot_id(), page_sizes(host)
-    parents = kubepods.parents(cgroup2, options.cgroup_root)
-    logger.info("cgroup2 is at %s, kubepods is looked for in %s", cgroup2, list(map(str, parents)))
 
-    governance = Governance()
-    first_pass, synced, moved = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    pods = Informer(
-        connection, PODS, project_pod, field_selector=f"spec.nodeName={options.node_name}"
-    )
-    quotas = Informer(connection, HUGETLB_QUOTAS, partial(project_governor, node=options.node_name))
-    with (
-        KubepodsWatcher(parents) as watcher,
-        FileChanges() as changes,
-        closing(Memory.open(host.at(options.state_dir), boot_id)) as memory,
-    ):
-        files = FileTracker(host, cgroup2, parents, memory)
-        tracker = Tracker(parents, sizes, Ledger(memory), files)
-        enforcer = Enforcer(watcher, sizes, governance.allowance, mirror=options.mirror_ungoverned)
-
-        def not_enforced() -> tuple[str, ...]:
-            return (*enforcer.failures, *enforcer.above)
-
-        async def tell_reclaimed(charged: tuple[str, ...], note: str) -> None:
-            for key in map(QuotaKey.parse, charged):
-                await events.publish(
-                    connection,
-                    events.Regarding(API_VERSION, QUOTA, key.namespace, key.name),
-                    kind="Normal",
-                    reason="Reclaimed",
-                    note=note,
-                    program="agent",
-                    instance=options.node_name,
-                )
-
-        reclaimer = Reclaimer(options.node_name, governance, tracker.ledger, files, tell_reclaimed)
-        observer = Observer(
-            host,
-            cgroup2,
-            tracker,
-            governance,
-            seen_since=lambda: pods.listed_at,
-            seen_up_to=lambda: pods.resource_version,
-            problems=lambda: (*not_enforced(), *reclaimer.failures),
-            notes=lambda: (*enforcer.by_pod_alone, outside) if enforcer.by_pod_alone else (),
+    def __init__(self, options: argparse.Namespace, host: HostRoot, connection: Connection) -> None:
+        node, cgroup2, sizes = options.node_name, host.cgroup2(), page_sizes(host)
+        parents = kubepods.parents(cgroup2, options.cgroup_root)
+        logger.info(
+            "cgroup2 is at %s, kubepods is looked for in %s", cgroup2, list(map(str, parents))
         )
-        metrics = AgentMetrics(tracker, sizes, not_enforced)
-        reporter = Reporter(connection, options.node_name, boot_id, observer)
+        self._options = options
+        self._due = due = asyncio.Event()
+        self._first_pass, self._synced = asyncio.Event(), asyncio.Event()
+        self._pods = NodePods()
+        self._informer: Informer[Pod] = Informer(
+            connection, PODS, project_pod, field_selector=f"spec.nodeName={node}"
+        )
+        self._wishes: Informer[Mapping[str, timedelta]] = Informer(
+            connection, HUGETLB_NODES, project_waits, field_selector=f"metadata.name={node}"
+        )
+        self._watcher = KubepodsWatcher(parents)
+        self._enforcer = Enforcer(
+            self._watcher,
+            sizes,
+            self._pods.allowance,
+            due.set,
+            mirror=options.mirror_ungoverned,
+        )
+        reader = ChargeReader() if options.charge_list == "kernel" else None
+        self._host = HostReader(host, cgroup2, parents, sizes, reader)
+        self._poll = Poll(host, parents, sizes, lambda: self._watcher.pods, due)
+        latest = Latest()
+        self._reclaimer = Reclaimer(
+            connection, node, self._host, lambda: latest.report, lambda: self._waits(node)
+        )
+        self._reporter = Reporter(
+            connection,
+            node,
+            host.boot_id(),
+            self._host,
+            self._pods,
+            latest,
+            position=lambda: self._informer.resource_version,
+            problems=lambda: (*self._not_enforced(), *self._reclaimer.failures),
+            notes=lambda: self._enforcer.by_pod_alone,
+        )
+        self._metrics = AgentMetrics(latest, sizes, self._not_enforced)
+        self._informer.on_change(self._pod_changed)
 
-        def pod_known(cgroup_uid: str) -> None:
-            if tracker.ledger.governed_anew(governance.known_as(cgroup_uid)):
-                moved.set()
-            enforcer.pod_changed(cgroup_uid)
-            reporter.nudge()
+    async def run(self, stop: asyncio.Event) -> None:
+        """Do what the agent is for, until ``stop`` is set."""
+        bind, port = self._options.bind, self._options.health_port
+        with self._watcher:
+            try:
+                async with (
+                    serve_probes(bind, port, self._waiting_for, self._metrics.render),
+                    asyncio.TaskGroup() as group,
+                ):
+                    running = [group.create_task(part) for part in self._parts()]
+                    await stop.wait()
+                    for task in running:
+                        task.cancel()
+            finally:
+                self._poll.close()
+                await self._host.close()
 
-        def governed_otherwise() -> None:
-            moved.set()
-            enforcer.due()
-            reporter.nudge()
+    def _parts(self) -> tuple[Coroutine[Any, Any, None], ...]:
+        return (
+            self._enforcer.follow(),
+            self._enforce_all(),
+            self._enforcer.retry(),
+            self._informer.run(),
+            self._wishes.run(),
+            self._poll.run(),
+            self._reporter.run(self._synced, self._due),
+            self._reclaimer.run(self._due),
+        )
 
-        governance.on_pod = pod_known
-        governance.on_quotas = governed_otherwise
-        enforcer.on_removed = reporter.nudge
-        enforcer.on_populated = tracker.populated
-        files.book.on_release = files.on_looked = reporter.nudge
-        pods.on_change(governance.pod_changed)
-        quotas.on_change(governance.quota_changed)
+    async def _enforce_all(self) -> None:
+        # Before the API has answered: kubelet's own limits are mirrored at once.
+        await self._enforcer.full_pass()
+        await self._informer.synced.wait()
+        self._synced.set()
+        await self._enforcer.pass_now_and_then(self._first_pass)
 
-        async def govern_anew() -> None:
-            # What is told before all is, is told in part: the first look sees to it then.
-            await synced.wait()
-            while True:
-                await moved.wait()
-                moved.clear()
-                # Who opened a file before is told already, and needs a turn to be taken in.
-                await asyncio.sleep(TURN)
-                await tracker.catch_up()
-                with suppress(OSError):  # the next look does it
-                    tracker.govern(governance.known())
+    def _pod_changed(self, old: Pod | None, new: Pod | None, at: int) -> None:
+        self._pods.changed(old, new)
+        for pod in (old, new):
+            if pod is not None:
+                self._enforcer.pod_changed(pod.uid)
+                if pod.static_hash is not None:
+                    self._enforcer.pod_changed(pod.static_hash)
+        self._due.set()
 
-        async def enforce_all() -> None:
-            # Before the API has answered: kubelet's own limits are mirrored at once.
-            await enforcer.full_pass()
-            await asyncio.gather(pods.synced.wait(), quotas.synced.wait())
-            await files.looked.wait()
-            synced.set()
-            await enforcer.pass_now_and_then(first_pass)
+    def _waits(self, node: str) -> Mapping[str, timedelta]:
+        return self._wishes.store.get(ObjectKey("", node), {})
 
-        def waiting_for() -> str:
-            missing = {
-                "the pods of this node": pods.synced,
-                "the quotas": quotas.synced,
-                "the files on hugetlbfs": files.looked,
-                "the first pass over all cgroups": first_pass,
-            }
-            return ", ".join(what for what, event in missing.items() if not event.is_set())
+    def _not_enforced(self) -> tuple[str, ...]:
+        return (*self._enforcer.failures, *self._enforcer.above)
 
-        async with (
-            serve_probes(options.bind, options.health_port, waiting_for, metrics.render),
-            asyncio.TaskGroup() as group,
-        ):
-            running = [
-                group.create_task(part)
-                for part in (
-                    enforcer.follow(),
-                    enforce_all(),
-                    enforcer.retry(),
-                    govern_anew(),
-                    pods.run(),
-                    quotas.run(),
-                    reporter.run(synced),
-                    files.run(changes),
-                    reclaimer.run(),
-                )
-            ]
-            await stop.wait()
-            for task in running:
-                task.cancel()
+    def _waiting_for(self) -> str:
+        missing = {
+            "the pods of this node": self._informer.synced,
+            "the first pass over all cgroups": self._first_pass,
+        }
+        return ", ".join(what for what, event in missing.items() if not event.is_set())
 
 
 def main() -> None:

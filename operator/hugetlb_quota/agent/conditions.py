@@ -1,4 +1,4 @@
-"""The conditions of a HugeTLBNode: Ready, Exact, MountsHaveRoom."""
+"""The conditions of a HugeTLBNode: Ready, ChargeListReadable, MountsHaveRoom."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from hugetlb_quota import quantity
+from hugetlb_quota.api.node import MountStatus
 
 Json = dict[str, Any]
 
@@ -31,25 +32,32 @@ def unusable_condition(reason: str, message: str, before: Mapping[str, Any], now
     return _condition("Ready", ("Enforced", reason), "", (told,), before, now)
 
 
-def exact_condition(doubts: tuple[str, ...], before: Mapping[str, Any], now: str) -> Json:
-    """The condition Exact: whether what is retained is charged to the right quota, to the byte."""
-    reasons = ("Agrees", "InDoubt")
-    fine = "What is retained is what the kernel counts, and it is known who left it."
-    return _condition("Exact", reasons, fine, doubts, before, now)
+def charge_list_condition(unreadable: str, before: Mapping[str, Any], now: str) -> Json:
+    """The condition ChargeListReadable: whether what gone pods hold is the kernel's own word.
+
+    :param unreadable: why it is not; "" when it is.
+    """
+    told = (
+        f"{unreadable} What pods left that are gone is told by what their cgroups counted last,"
+        " and may be too much; files are not told at all."
+    )
+    fine = "What is charged is what the kernel's own list has."
+    problems = (told,) if unreadable else ()
+    return _condition("ChargeListReadable", ("Read", "Unreadable"), fine, problems, before, now)
 
 
-def room_condition(mounts: Iterable[Json], before: Mapping[str, Any], now: str) -> Json:
+def room_condition(mounts: Iterable[MountStatus], before: Mapping[str, Any], now: str) -> Json:
     """The condition MountsHaveRoom: whether a failure on a mount may be its own limit's.
 
     The two look alike to a program: beyond ``size=`` mmap fails with ENOMEM as beyond a
     quota, and only fallocate with ENOSPC (fs/hugetlbfs/inode.c).
     """
     full = tuple(
-        f"{mount['path']} is full: it holds {mount['used']} and was mounted with"
-        f" size={mount['limit']}. What fails there (ENOSPC in fallocate, ENOMEM in mmap) fails on"
+        f"{mount.path} is full: it holds {mount.used} and was mounted with"
+        f" size={mount.limit}. What fails there (ENOSPC in fallocate, ENOMEM in mmap) fails on"
         " that and on no quota; truncate files there, or remount it with a larger size."
         for mount in mounts
-        if "limit" in mount and quantity.parse(mount["used"]) >= quantity.parse(mount["limit"])
+        if mount.limit is not None and quantity.parse(mount.used) >= quantity.parse(mount.limit)
     )
     fine = "No hugetlbfs is used up to its own limit (size=)."
     return _condition("MountsHaveRoom", ("HaveRoom", "Full"), fine, full, before, now)
@@ -72,7 +80,7 @@ def _condition(
         "message": " ".join(problems[:_NAMED]) + (f" And {more} more." if more > 0 else "")
         if problems
         else fine,
-        "lastTransitionTime": before["lastTransitionTime"]
+        "lastTransitionTime": before.get("lastTransitionTime", now)
         if before.get("status") == status
         else now,
     }

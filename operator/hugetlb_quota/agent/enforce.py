@@ -54,8 +54,10 @@ class Enforcer:
     """Keeps the limits of the pods that ``watcher`` finds.
 
     :param sizes: the huge page sizes of the host.
-    :param allowance: what the pod may use whose cgroup has this UID; None: not governed.
-    :param mirror: whether an ungoverned pod gets kubelet's ``max`` as ``rsvd.max`` too.
+    :param allowance: what the pod may use whose cgroup has this UID; None: it asks for no huge
+        pages, or is not known.
+    :param moved: called when a pod's cgroup is new or gone, or when processes came to it or left.
+    :param mirror: whether a pod without allowance gets kubelet's ``max`` as ``rsvd.max`` too.
     """
 
     def __init__(
@@ -63,22 +65,20 @@ class Enforcer:
         watcher: KubepodsWatcher,
         sizes: Iterable[PageSize],
         allowance: Callable[[str], Allowance | None],
+        moved: Callable[[], None],
         *,
         mirror: bool = True,
     ) -> None:
         self._watcher = watcher
         self._sizes = tuple(sizes)
         self._allowance = allowance
+        self._moved = moved
         self._mirror = mirror
         self._pods: dict[str, PodCgroup] = {}
         self._failures: dict[str, str] = {}
         self._above: dict[str, str] = {}
         self._by_pod_alone: dict[str, str] = {}
         self._due = asyncio.Event()
-        #: Called when a pod's cgroup is gone.
-        self.on_removed: Callable[[], None] = lambda: None
-        #: Called when processes came to a pod's cgroup or left it.
-        self.on_populated: Callable[[PodCgroup], None] = lambda pod: None
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -179,12 +179,14 @@ class Enforcer:
     def _handle(self, happening: Happening) -> None:
         match happening:
             case Changed(pod):
+                if pod.uid not in self._pods:
+                    self._moved()
                 self.enforce(pod)
-            case Populated(pod):
-                self.on_populated(pod)
+            case Populated():
+                self._moved()
             case Removed(pod):
                 self._forget(pod)
-                self.on_removed()
+                self._moved()
             case Overflowed():
                 self.due()
 

@@ -1,4 +1,4 @@
-"""The agent's metrics, as Prometheus reads them: what the ledger says when it is asked."""
+"""The agent's metrics, as Prometheus reads them: what the last pass came to."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from hugetlb_quota.accounting.charge import Charge
-from hugetlb_quota.agent.ledger import Ledger
-from hugetlb_quota.agent.track import Tracker
+from hugetlb_quota.agent.report import Latest
 from hugetlb_quota.page_size import PageSize
 
 _PREFIX: Final = "hugetlb_quota_"
 
 
 class AgentMetrics(Collector):
-    """Reads ``tracker`` at every scrape; between two it does nothing.
+    """Reads ``latest`` at every scrape; between two it does nothing.
 
     :param sizes: every page size of the host; each has its row, also at 0.
     :param not_enforced: which pods are not held to what they may use, a sentence each.
@@ -26,11 +25,11 @@ class AgentMetrics(Collector):
 
     def __init__(
         self,
-        tracker: Tracker,
+        latest: Latest,
         sizes: Iterable[PageSize],
         not_enforced: Callable[[], tuple[str, ...]],
     ) -> None:
-        self._tracker = tracker
+        self._latest = latest
         self._sizes = tuple(sizes)
         self._not_enforced = not_enforced
         # Its own: the global one would add what the interpreter does.
@@ -43,35 +42,34 @@ class AgentMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """What there is now."""
-        ledger, files = self._tracker.ledger, self._tracker.files
+        report, reading = self._latest.report, self._latest.reading
+        pods = report.entries.values()
         yield self._bytes(
             "retained_bytes",
-            "Huge pages that pods left whose cgroups are gone, and that quotas are charged for.",
-            _retained(ledger),
+            "Huge pages that are charged to pods whose cgroups are gone.",
+            Charge.total(each.charged for each in pods if not each.live),
         )
         yield self._bytes(
-            "unattributed_bytes",
-            "Huge pages left by pods that nothing is known of; no quota is charged for them.",
-            ledger.stray,
+            "nameless_bytes",
+            "Huge pages that are charged to pods that no agent ever saw in the API.",
+            Charge.total(each.charged for each in pods if not each.name),
         )
         yield self._bytes(
-            "guessed_bytes",
-            "Of what is retained, what may be charged to another of the pods that left files,"
-            " for it could not be seen which of them gave pages back.",
-            ledger.guessed,
+            "system_bytes",
+            "Huge pages that are charged to cgroups of no pod: the host's own processes.",
+            report.system,
         )
         yield self._bytes(
-            "difference_bytes",
-            "By how much the list of charged files and the kernel differ just now: left by pods"
-            " and in no file that is known, or charged in a file and to nobody that is known.",
-            self._tracker.difference,
+            "unlisted_bytes",
+            "Huge pages that the kernel counts and that nothing in its charge list shows.",
+            report.unlisted,
         )
         yield _count(
-            "files",
-            "Files on hugetlbfs that are followed.",
-            files.book.count if files is not None else 0,
+            "charge_list_readable",
+            "1 where the kernel's charge list can be read, 0 where totals have to do.",
+            int(not reading.unreadable),
         )
-        yield _count("pods", "Pods whose cgroups are on this node.", ledger.pods)
+        yield _count("pods", "Pods whose cgroups are on this node.", len(reading.there))
         yield _count(
             "limits_not_enforced",
             "Pods that are not held to what they may use, as the condition Ready tells.",
@@ -83,10 +81,6 @@ class AgentMetrics(Collector):
         for size in self._sizes:
             family.add_metric([size.resource], charge.of(size))
         return family
-
-
-def _retained(ledger: Ledger) -> Charge:
-    return Charge.total(account.charge for account in ledger.gone)
 
 
 def _count(name: str, meaning: str, value: int) -> Metric:

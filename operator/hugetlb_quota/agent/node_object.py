@@ -38,6 +38,7 @@ class NodeObject:
         self._connection = connection
         self._node = node
         self._metadata: Json | None = None
+        self._written: Any = None
 
     async def last_status(self) -> Mapping[str, Any] | None:
         """What the last report said, whoever wrote it; None when there is none.
@@ -49,16 +50,31 @@ class NodeObject:
         except NotFound:
             return None
         self._metadata = found["metadata"]
-        status: Mapping[str, Any] = found.get("status") or {}
-        return status
+        status = found.get("status")
+        return status if isinstance(status, dict) else {}
 
     async def write(self, status: Json) -> None:
         """PUT the status, compared by resourceVersion: no write may overtake a later one.
+
+        Where only something else of the object has changed, as its spec does, it is written
+        all the same.
 
         :raises ApiError: when it was not written; after a Conflict the next call reads anew.
         """
         if self._metadata is None:
             self._metadata = await self._create()
+        try:
+            written = await self._put(status)
+        except Conflict:
+            last = await self._last_but_for_status()
+            self._metadata = last
+            if last is None:
+                raise
+            written = await self._put(status)
+        self._metadata, self._written = written["metadata"], status["reportedAt"]
+
+    async def _put(self, status: Json) -> Json:
+        assert self._metadata is not None
         body = {
             "apiVersion": api.API_VERSION,
             "kind": KIND,
@@ -70,14 +86,20 @@ class NodeObject:
             "status": status,
         }
         try:
-            written = await self._connection.replace(
+            return await self._connection.replace(
                 HUGETLB_NODES, self._node, body, subresource="status"
             )
         except (Conflict, NotFound):
             # Deleted with its Node, or written past us: read it anew, or make it anew.
             self._metadata = None
             raise
-        self._metadata = written["metadata"]
+
+    async def _last_but_for_status(self) -> Json | None:
+        """The object's metadata as they are, if its status is the one that was written here."""
+        status = await self.last_status() or {}
+        if self._written is None or status.get("reportedAt") != self._written:
+            self._metadata = None
+        return self._metadata
 
     async def _create(self) -> Json:
         """The metadata of this node's HugeTLBNode, which is made when it is not there."""

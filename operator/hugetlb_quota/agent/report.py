@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from hugetlb_quota.agent.conditions import exact_condition, ready_condition, room_condition
+from hugetlb_quota import quantity
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.agent.conditions import charge_list_condition, ready_condition, room_condition
 from hugetlb_quota.agent.node_object import NodeApi, NodeObject
-from hugetlb_quota.agent.observe import Observer, Snapshot
+from hugetlb_quota.agent.pods import NodePods
+from hugetlb_quota.agent.reading import MountUse, Reading
+from hugetlb_quota.agent.reconcile import LARGEST, NO_REPORT, Report, adopt, printable, reconcile
 from hugetlb_quota.agent.waiting import wait_at_most
+from hugetlb_quota.api.node import MountStatus
 from hugetlb_quota.backoff import Backoff
 from hugetlb_quota.kube.errors import ApiError
 from hugetlb_quota.node.host import HostUnreadable
@@ -18,101 +25,184 @@ from hugetlb_quota.node.pools import Pool
 
 Json = dict[str, Any]
 
-#: At least between two writes, in seconds: a burst of changes is one.
+#: At least between two passes, in seconds: a burst of changes is one.
 COALESCE: Final = 0.2
-#: Between two looks at what no event tells, pools and use, in seconds.
-SAMPLE: Final = 5.0
-#: At most between two writes, in seconds.
+#: Between two passes where a reading was not whole, in seconds.
+AGAIN: Final = 1.0
+#: At most between two passes, and between two writes, in seconds.
 HEARTBEAT: Final = 60.0
 #: Waits after an error, in seconds: doubled up to the last.
 FIRST_BACKOFF: Final = 0.5
 LONGEST_BACKOFF: Final = 15.0
+#: Mounts in a report: an object's size has a limit.
+_MOUNTS: Final = 64
 
 logger = logging.getLogger(__name__)
 
 
-class Reporter:
-    """Writes the HugeTLBNode of this node whenever a snapshot says something new."""
+class Host(Protocol):
+    """The part of a HostReader that this needs."""
 
-    def __init__(self, connection: NodeApi, node: str, boot_id: str, observer: Observer) -> None:
+    async def read(self, largest: int | None) -> Reading:
+        """What there is now."""
+        ...
+
+
+@dataclass
+class Latest:
+    """What the last pass came to, for those who ask in between."""
+
+    report: Report = NO_REPORT
+    reading: Reading = field(default_factory=Reading)
+
+
+class Reporter:
+    """Passes over the node, one after the other, and writes what they come to if it is new.
+
+    :param position: the resourceVersion up to which ``pods`` are known; 0 while that can't be
+        told.
+    :param problems: what keeps the node from being Ready beside what a pass finds, a sentence
+        each; ``notes`` what is told where nothing does.
+    """
+
+    def __init__(
+        self,
+        connection: NodeApi,
+        node: str,
+        boot_id: str,
+        host: Host,
+        pods: NodePods,
+        latest: Latest,
+        *,
+        position: Callable[[], int],
+        problems: Callable[[], Iterable[str]] = tuple,
+        notes: Callable[[], Iterable[str]] = tuple,
+    ) -> None:
         self._object = NodeObject(connection, node)
         self._node = node
         self._boot_id = boot_id
-        self._observer = observer
-        self._nudged = asyncio.Event()
+        self._host = host
+        self._pods = pods
+        self._latest = latest
+        self._position = position
+        self._problems = problems
+        self._notes = notes
+        self._seen_up_to = 0
+        self._conditions: dict[str, Mapping[str, Any]] = {}
         self._written: Json | None = None
         self._written_ends = 0
         self._written_at = 0.0
-        self._conditions: dict[str, Json] = {}
 
-    def nudge(self) -> None:
-        """Something changed that may have to be reported."""
-        self._nudged.set()
+    async def run(self, ready: asyncio.Event, due: asyncio.Event) -> None:
+        """Report for ever, beginning when ``ready`` is set: the pods are known.
 
-    async def run(self, ready: asyncio.Event) -> None:
-        """Report for ever, beginning when ``ready`` is set: pods and quotas are known."""
+        A pass is made when ``due`` is set, and now and then.
+        """
         await ready.wait()
         backoff = Backoff(FIRST_BACKOFF, LONGEST_BACKOFF)
         adopted = False
         while True:
-            self._nudged.clear()
-            pause, wait = COALESCE, SAMPLE
+            due.clear()
+            pause = COALESCE
             try:
                 if not adopted:
-                    last = await self._object.last_status()
-                    self._conditions = {
-                        each["type"]: each for each in (last or {}).get("conditions") or ()
-                    }
-                    self._observer.carry_over(last)
+                    self._adopt(await self._object.last_status() or {})
                     adopted = True
-                await self._observer.catch_up()
-                await self._report(self._observer.snapshot())
+                await self.run_once()
                 backoff.reset()
+                wait = HEARTBEAT if self._latest.reading.whole else AGAIN
             except (ApiError, HostUnreadable, OSError) as error:
                 logger.warning("HugeTLBNode %s is not up to date: %s", self._node, error)
                 pause, wait = backoff.next(), 0.0
             await asyncio.sleep(pause)
-            if wait and not self._nudged.is_set():
-                await wait_at_most(self._nudged, wait)
+            if wait:
+                await wait_at_most(due, wait)
 
-    async def _report(self, snapshot: Snapshot) -> None:
+    async def run_once(self) -> None:
+        """One pass: read, reconcile, report.
+
+        :raises ApiError: when the report was not written.
+        :raises HostUnreadable: when the cgroups can't be seen.
+        :raises OSError: the same.
+        """
+        # The order matters: first what the API has told, then the cgroups, then the charges.
+        # While a list is under way the informer has no position: what is known is still
+        # what it was at the last.
+        self._seen_up_to = max(self._seen_up_to, self._position())
+        last = self._latest.report
+        self._pods.remember(last.static, last.real)
+        seen, ends, demand = self._pods.seen(), self._pods.ends, self._pods.demand()
+        reading = await self._host.read(LARGEST)
+        report = reconcile(reading, seen, last, datetime.now(UTC))
+        self._latest.report, self._latest.reading = report, reading
+        self._pods.forget(report.entries.keys() | reading.there.keys())
+        await self._write(report, reading, demand, ends)
+
+    def _adopt(self, status: Mapping[str, Any]) -> None:
+        conditions = status.get("conditions")
+        self._conditions = {
+            each["type"]: each
+            for each in (conditions if isinstance(conditions, list) else ())
+            if isinstance(each, dict) and "type" in each
+        }
+        self._latest.report = adopt(status, self._boot_id)
+
+    async def _write(self, report: Report, reading: Reading, demand: Charge, ends: int) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        mounts = [_mount_status(each) for each in reading.mounts[:_MOUNTS]]
+        problems = (*self._problems(), *too_low(reading.ceiling, demand))
+        before = self._conditions
         conditions = (
-            ready_condition(
-                snapshot.problems, self._conditions.get("Ready", {}), now, snapshot.notes
-            ),
-            exact_condition(snapshot.doubts, self._conditions.get("Exact", {}), now),
-            room_condition(snapshot.mounts, self._conditions.get("MountsHaveRoom", {}), now),
+            ready_condition(problems, before.get("Ready", {}), now, tuple(self._notes())),
+            charge_list_condition(reading.unreadable, before.get("ChargeListReadable", {}), now),
+            room_condition(mounts, before.get("MountsHaveRoom", {}), now),
         )
         self._conditions = {each["type"]: each for each in conditions}
         content = {
             "bootID": self._boot_id,
-            "pools": [pool_status(pool) for pool in snapshot.pools],
-            "pods": list(snapshot.pods),
-            "settled": list(snapshot.settled),
-            "retained": list(snapshot.retained),
-            "files": list(snapshot.files),
-            "mounts": list(snapshot.mounts),
-            "system": snapshot.system.to_resources(),
+            "pools": [pool_status(pool) for pool in reading.pools],
+            "pods": [each.to_status().to_json() for each in report.entries.values()],
+            "system": report.system.to_resources(),
+            "unlisted": report.unlisted.to_resources(),
+            "files": [each.to_status().to_json() for each in report.files],
+            "mounts": [each.to_json() for each in mounts],
             "conditions": list(conditions),
         }
         clock = asyncio.get_running_loop().time()
         if (
             content == self._written
             # An end may change nothing in the list, and its charge waits for the version.
-            and snapshot.ends == self._written_ends
+            and ends == self._written_ends
             and clock - self._written_at < HEARTBEAT
         ):
             return
         await self._object.write(
-            {
-                **content,
-                "podsSince": str(snapshot.pods_since),
-                "podsResourceVersion": str(snapshot.pods_resource_version),
-                "reportedAt": now,
-            }
+            {**content, "podsResourceVersion": str(self._seen_up_to), "reportedAt": now}
         )
-        self._written, self._written_ends, self._written_at = content, snapshot.ends, clock
+        self._written, self._written_ends, self._written_at = content, ends, clock
+
+
+def too_low(ceiling: Charge, demand: Charge) -> Iterable[str]:
+    """Sentences that tell which limits of kubepods itself are below what its pods ask for."""
+    for size, limit in ceiling.items():
+        if demand.of(size) > limit:
+            yield (
+                f"kubepods itself is limited to {quantity.render(limit)} of {size.resource}, and"
+                f" its pods ask for {quantity.render(demand.of(size))}: beyond that mmap fails in"
+                " all of them. Write max to its hugetlb limits, or restart kubelet once the node's"
+                " huge pages are as they shall be."
+            )
+
+
+def _mount_status(each: MountUse) -> MountStatus:
+    mount = each.mount
+    return MountStatus(
+        path=printable(mount.point),
+        page_size=mount.size.resource,
+        limit=None if mount.limit is None else quantity.render(mount.limit),
+        minimum=quantity.render(mount.minimum) if mount.minimum else None,
+        used=quantity.render(each.used),
+    )
 
 
 def pool_status(pool: Pool) -> Json:

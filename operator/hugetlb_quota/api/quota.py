@@ -13,6 +13,8 @@ from hugetlb_quota.page_size import PageSize
 KIND: Final = "HugeTLBQuota"
 PLURAL: Final = "hugetlbquotas"
 
+#: The condition that is False while charges are held for want of a node's report.
+NODES_REPORTING: Final = "NodesReporting"
 #: Amounts by resource name, as in ResourceQuota: {"hugepages-2Mi": "4Gi"}.
 ResourceList = dict[str, str]
 
@@ -92,25 +94,6 @@ class RetainedFileStatus(Model):
     charged: str = Field(description="Bytes charged for it, as a quantity.")
 
 
-class UnreportedStatus(Model):
-    """A pod that ended, and that no report of its node has listed: no agent has seen it yet.
-
-    Its node's agent takes from here what it missed, and the pod stays charged until it has.
-    """
-
-    uid: str = Field(min_length=1)
-    pod: str = Field(min_length=1, description="namespace/name of the pod.")
-    node: str = Field(min_length=1, description="Where it ran.")
-    charge: ResourceList = Field(description="What it asked for, and is charged still.")
-    quotas: list[str] = Field(
-        min_length=1, description="namespace/name of all quotas that govern it, sorted."
-    )
-    cgroup: str = Field(
-        min_length=1,
-        description="The UID in its cgroup's name: of a static pod the hash of its manifest.",
-    )
-
-
 class HugeTLBQuotaStatus(Model):
     """What is charged; written by admission (reservations) and the controller (the rest)."""
 
@@ -130,8 +113,8 @@ class HugeTLBQuotaStatus(Model):
     )
     retained: ResourceList = Field(
         default_factory=dict,
-        description="Charged still for what pods left in shared files that are gone or under"
-        " other quotas now, until these are truncated or removed, quotas below included.",
+        description="Charged still for what pods that are gone left in shared files, until these"
+        " are truncated or removed, quotas below included.",
     )
     retained_files: list[RetainedFileStatus] = Field(
         default_factory=list, description="The largest of the files that hold what is retained."
@@ -144,12 +127,10 @@ class HugeTLBQuotaStatus(Model):
         " request that creates the pod can be under way any more. REQUEST is the UID of the"
         " admission request that reserved, which alone takes the reservation back. SINCE is the"
         " resourceVersion of the pod that was relabelled, or the generation of the quota that"
-        " moved; 0 for a new pod. Further words are of newer releases.",
-    )
-    unreported: list[UnreportedStatus] = Field(
-        default_factory=list,
-        description="Ended while their node's agent was away, which has not told of them:"
-        " charged under pods until it has.",
+        " moved; 0 for a new pod. A seventh word makes it an identity: the pod is counted under"
+        " pods, nothing is reserved, and the line says who it is until its node reports it. The"
+        " word is the node, - before it has one, or ? where the pod was never seen. Further words"
+        " are of newer releases.",
     )
     summary: str = Field(default="", description="Use against limit by page size, for people.")
     conditions: list[Condition] = Field(default_factory=list)

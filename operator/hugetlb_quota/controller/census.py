@@ -1,47 +1,103 @@
-"""The census: which pods are charged at this moment, and which are merely held.
+"""The census: which pods are charged at this moment, and what those that are gone left.
 
 Fed by informers, read by the recount. No requests are made here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
+from hugetlb_quota.accounting.attribution import Attribution, Line
+from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
-from hugetlb_quota.accounting.recount import ChargedPod, Unreported
-from hugetlb_quota.accounting.release import EndedPod, NodeEvidence, is_missed, is_released
-from hugetlb_quota.controller.nodes import NodeReport
-from hugetlb_quota.controller.relabelled import Relabelled, listed
+from hugetlb_quota.accounting.recount import (
+    ChargedPod,
+    Identities,
+    Identity,
+    Retained,
+    RetainedFile,
+)
+from hugetlb_quota.accounting.release import (
+    EndedPod,
+    NodeEvidence,
+    has_booted,
+    holds,
+    is_lost,
+    is_released,
+    proved_up_to,
+)
+from hugetlb_quota.accounting.reservation import SOMEWHERE, UNBOUND
+from hugetlb_quota.controller.nodes import NodeReport, ReportedPod
 from hugetlb_quota.kube.pods import Pod
 
 #: How many released pods are remembered, so that a reservation of one can be dropped.
 #: At 100 pods a second that is ten times the life of a reservation.
 RELEASED_KEPT = 60_000
-#: Seconds in which an agent that runs has listed a pod that is bound, with some to spare.
-LISTED_WITHIN = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """All that a count looks at, taken at one moment.
+
+    ``pods``: those in the API. Their changes are known without a gap from the resourceVersion
+    ``listed_at`` on, up to ``seen_up_to``. ``evidence``: by node name, of every node that has
+    a Node object or a report; ``reports``: the agents' last ones by node name.
+    """
+
+    attribution: Attribution
+    pods: Collection[Pod]
+    seen_up_to: int
+    listed_at: int
+    evidence: Mapping[str, NodeEvidence]
+    reports: Mapping[str, NodeReport]
+
+    def holding(self) -> Iterator[NodeReport]:
+        """The reports that are true still."""
+        return (report for name, report in self.reports.items() if holds(self.evidence.get(name)))
+
+    def lines(self) -> Mapping[str, Line]:
+        """Who may be somewhere though no report says so, by UID.
+
+        What the quotas' reservations say; and the pods that were live on a node when its agent
+        last reported before it booted: they may have been started anew.
+        """
+        lines = dict(self.attribution.lines)
+        for name, report in self.reports.items():
+            evidence = self.evidence[name]
+            if not is_lost(evidence) and has_booted(evidence):
+                for pod in report.pods:
+                    if pod.live and pod.uid not in lines:
+                        lines[pod.uid] = self._line(name, pod)
+        return lines
+
+    def _line(self, node: str, pod: ReportedPod) -> Line:
+        payers = self.attribution.who_pays(pod.uid, pod.namespace, pod.labels)
+        charge = pod.demand.peak(pod.charged)
+        return Line(pod.uid, f"{pod.namespace}/{pod.name}", charge, payers, counted=node)
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A pod that ended and is charged still, for lack of evidence from ``node``."""
+    """A pod that ended and is charged still, for lack of evidence from one of ``nodes``."""
 
     pod: ChargedPod
-    node: str
+    nodes: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Who is charged: ``pods``, of which ``held`` ended already.
+    """Who is charged: ``pods``, of which ``held`` ended already, and what others left.
 
-    ``unreported``: of these the ones that their nodes' agents have to be told of. ``waits``:
-    there may be more in :data:`LISTED_WITHIN`.
+    ``orphans``: node and UID of what is charged to no quota.
     """
 
     pods: tuple[ChargedPod, ...]
     held: tuple[Held, ...]
-    unreported: tuple[Unreported, ...] = ()
-    waits: bool = False
+    retained: tuple[Retained, ...]
+    files: tuple[RetainedFile, ...]
+    identities: Identities
+    orphans: frozenset[tuple[str, str]]
 
 
 class Census:
@@ -49,146 +105,273 @@ class Census:
 
     def __init__(self) -> None:
         self._gone: dict[str, tuple[Pod, EndedPod]] = {}
-        self._relabelled = Relabelled()
+        self._recalled: dict[str, tuple[Line, int]] = {}
         self._released: dict[str, None] = {}
-        self._listed = set[str]()
-        self._missed_at: Mapping[str, float] = {}
 
-    def pod_changed(self, old: Pod | None, new: Pod | None, resource_version: int) -> None:
-        """Take in one change of the pods' informer."""
+    def pod_changed(
+        self, old: Pod | None, new: Pod | None, resource_version: int, *, missed: bool = False
+    ) -> None:
+        """Take in one change of the pods' informer.
+
+        :param missed: it is known from a list, and what came before it is not.
+        """
         if new is not None:
             if not new.finished:
                 self._released.pop(new.uid, None)
-            if old is not None:
-                self._relabelled.pod_changed(old, new)
         elif old is not None:
-            ended = EndedPod(old.uid, old.node, resource_version, seen_at=old.resource_version)
-            self._gone[old.uid] = (old, ended)
-
-    def report_changed(self, old: NodeReport | None, new: NodeReport | None, _: int) -> None:
-        """Take in one change of the reports' informer."""
-        if new is not None:
-            # One without quotas is a cgroup of which the agent knows nothing else.
-            self._listed.update(pod.uid for pod in new.pods if pod.quotas)
+            # It may have been bound meanwhile.
+            node = UNBOUND if missed and old.node is None else old.node
+            self._gone[old.uid] = (old, EndedPod(old.uid, node, resource_version))
 
     def was_released(self, uid: str) -> bool:
         """Whether the pod ``uid`` was seen and is charged no more."""
         return uid in self._released
 
-    def count(
-        self,
-        forest: Forest,
-        pods: Iterable[Pod],
-        evidence: Mapping[str, NodeEvidence],
-        reports: Mapping[str, NodeReport],
-        told: Mapping[str, Unreported],
-        *,
-        seen_up_to: int,
-        now: float,
-        unreadable: Collection[str] = (),
-    ) -> Count:
-        """Who is charged now.
-
-        :param pods: those in the API.
-        :param evidence: by node name, of every node that has a Node object or a report.
-        :param reports: the agents' last reports by node name.
-        :param told: by UID, the pods that quotas tell as unreported: of some, this is all
-            that is known here.
-        :param seen_up_to: the resourceVersion up to which ``pods`` is known.
-        :param now: by a clock that only goes on, in seconds.
-        :param unreadable: namespaces with quotas that can't be read: which pods they govern,
-            and of which they tell, shows when they can.
-        """
-        charged: dict[str, ChargedPod] = {}
-        under = listed(reports.values(), evidence)
-        held: list[Held] = []
-        unreported: list[Unreported] = []
-        missed_at: dict[str, float] = {}
-        in_api = set[str]()
-
-        def charge(pod: Pod) -> ChargedPod:
-            governing = frozenset(q.key for q in forest.selecting(pod.namespace, pod.labels))
-            node = evidence.get(pod.node) if pod.node is not None else None
-            still = self._relabelled.still_charged(pod, governing, forest, node)
-            quotas = governing | still | under.get(pod.uid, frozenset())
-            return ChargedPod(pod.uid, pod.demand, quotas, pod.resource_version)
-
-        def hold(pod: ChargedPod, node: str) -> None:
-            self._released.pop(pod.uid, None)
-            charged[pod.uid] = pod
-            held.append(Held(pod, node))
-
-        def end(pod: Pod, ended: EndedPod) -> None:
-            counted = charge(pod)
-            if pod.uid in self._released:
-                # Once let go it stays so, whatever is written to it later, unless its node
-                # shows a cgroup: there was no agent before, or no Node.
-                ended = replace(ended, resource_version=0, listed=True)
-            elif (
-                pod.uid in self._listed
-                or not counted.charge
-                or not (counted.quotas or pod.namespace in unreadable)
-            ):
-                ended = replace(ended, listed=True)
-            node = evidence.get(ended.node or "")
-            if ended.node is None or node is None or is_released(ended, node):
-                self._release(pod.uid)
-                return
-            hold(counted, ended.node)
-            # One that is told stays so until it is released.
-            if ended.uid in told or (is_missed(ended, node) and must_be_told(ended, node)):
-                unreported.append(
-                    Unreported(
-                        *(pod.uid, str(pod), ended.node, counted.charge, counted.quotas),
-                        cgroup=pod.cgroup_uid,
-                    )
-                )
-
-        def must_be_told(pod: EndedPod, node: NodeEvidence) -> bool:
-            if (node.pods_resource_version or 0) >= pod.resource_version:
-                return True
-            # The agent is away, or its report on the way: then this would be a needless write.
-            missed_at[pod.uid] = self._missed_at.get(pod.uid, now)
-            return now - missed_at[pod.uid] >= LISTED_WITHIN
-
-        for pod in pods:
-            in_api.add(pod.uid)
-            if pod.finished:
-                seen_at = max(seen_up_to, pod.resource_version)
-                end(pod, EndedPod(pod.uid, pod.node, pod.resource_version, seen_at))
+    def count(self, world: World) -> Count:
+        """Who is charged now."""
+        counting = _Counting(world)
+        in_api = {pod.uid for pod in world.pods}
+        self._recall(world, in_api)
+        for pod in world.pods:
+            if not pod.finished:
+                counting.charge_pod(pod)
             else:
-                charged[pod.uid] = charge(pod)
+                self._end(counting, pod, EndedPod(pod.uid, pod.node, pod.resource_version))
         for pod, ended in list(self._gone.values()):
-            end(pod, ended)
-        for each in told.values():
-            if each.uid in charged or each.uid in self._released:
-                continue
-            ended = EndedPod(each.uid, each.node, 0, listed=each.uid in self._listed)
-            if is_released(ended, evidence.get(each.node)):
-                self._release(each.uid)
-            else:
-                hold(ChargedPod(each.uid, each.charge, each.quotas), each.node)
-                unreported.append(each)
-        for report in reports.values():
-            for reported in report.pods:
-                ended = EndedPod(reported.uid, report.node, 0)
-                # Gone before this controller began, or let go before its node had an
-                # agent: only the node still knows of it.
-                known = reported.uid in charged or not reported.charge
-                if not known and not is_released(ended, evidence.get(report.node)):
-                    hold(reported, report.node)
-        told_of = {pod.uid for report in reports.values() for pod in report.pods}
-        self._listed &= in_api | told_of | self._gone.keys() | told.keys()
-        self._missed_at = missed_at
-        waits = bool(missed_at.keys() - {each.uid for each in unreported})
-        return Count(tuple(charged.values()), tuple(held), tuple(unreported), waits)
+            if pod.uid not in in_api:
+                self._end(counting, pod, ended)
+        for line, missing_at in list(self._recalled.values()):
+            self._end_recalled(counting, line, missing_at)
+        for uid in counting.charge_reported():
+            self._released.pop(uid, None)
+        return counting.result()
+
+    def _recall(self, world: World, in_api: Collection[str]) -> None:
+        """Take up the pods of which nothing but a line is known.
+
+        The resourceVersion kept with each is one at which it was not in the API, and since
+        when it would have been seen if it came.
+        """
+        lines = world.lines()
+        for uid in list(self._recalled):
+            # One of which the line is dropped for want of room is charged all the same.
+            if uid in in_api or uid in self._gone or not (uid in lines or self._is_held(uid)):
+                del self._recalled[uid]
+        for uid, line in lines.items():
+            if uid not in in_api and uid not in self._gone and uid not in self._released:
+                since = self._recalled[uid][1] if uid in self._recalled else world.seen_up_to
+                self._recalled[uid] = (line, max(since, world.listed_at))
+
+    def _is_held(self, uid: str) -> bool:
+        return self._recalled[uid][0].counted not in ("", SOMEWHERE)
+
+    def _end(self, counting: _Counting, pod: Pod, ended: EndedPod) -> None:
+        if pod.uid in self._released:
+            # Once let go it stays so, whatever is written to it later, unless its node
+            # shows a cgroup: there was no agent before, or no Node.
+            ended = replace(ended, resource_version=0)
+        if unproved := counting.unproved(ended):
+            self._released.pop(pod.uid, None)
+            counting.hold_pod(pod, unproved)
+        else:
+            self._gone.pop(pod.uid, None)
+            self._release(pod.uid)
+
+    def _end_recalled(self, counting: _Counting, line: Line, missing_at: int) -> None:
+        """Decide on a pod of which only its line is known.
+
+        Until all nodes where it can have run prove that it is gone, it is charged, if it was.
+        """
+        ended = EndedPod(line.uid, line.counted or SOMEWHERE, missing_at)
+        unproved = counting.unproved(ended)
+        if unproved:
+            counting.hold_line(line, unproved)
+        elif line.counted:
+            # A reservation that was never counted has its own time.
+            del self._recalled[line.uid]
+            self._release(line.uid)
 
     def _release(self, uid: str) -> None:
-        self._gone.pop(uid, None)
-        self._relabelled.forget(uid)
         self._released[uid] = None
         while len(self._released) > RELEASED_KEPT:
             del self._released[next(iter(self._released))]
+
+
+@dataclass(slots=True)
+class _Counting:
+    """One count under way."""
+
+    world: World
+    pods: dict[str, ChargedPod] = field(default_factory=dict)
+    held: list[Held] = field(default_factory=list)
+    retained: list[Retained] = field(default_factory=list)
+    files: list[RetainedFile] = field(default_factory=list)
+    kept: dict[str, Identity] = field(default_factory=dict)
+    orphans: set[tuple[str, str]] = field(default_factory=set)
+    known: dict[str, Pod] = field(default_factory=dict)
+    reported: dict[str, tuple[str, ReportedPod]] = field(default_factory=dict)
+    proved: dict[str, int] = field(default_factory=dict)
+    _least_proved: int | None = None
+
+    def __post_init__(self) -> None:
+        self.known = {pod.uid: pod for pod in self.world.pods}
+        for name, evidence in self.world.evidence.items():
+            if (proved := proved_up_to(evidence)) is not None:
+                self.proved[name] = proved
+        self._least_proved = min(self.proved.values(), default=None)
+        for report in self.world.holding():
+            for pod in report.pods:
+                _, other = self.reported.get(pod.uid, ("", None))
+                told = pod if other is None else _together(pod, other)
+                self.reported[pod.uid] = (report.node, told)
+
+    def unproved(self, ended: EndedPod) -> frozenset[str]:
+        """The nodes that may still hold the cgroup of a pod that ended; none: it is released.
+
+        Where nobody knows its node, all that have not proved that what had ended then is gone.
+        """
+        if ended.node in (UNBOUND, SOMEWHERE):
+            if self._least_proved is None or ended.resource_version <= self._least_proved:
+                return frozenset()
+            return frozenset(
+                name for name, proved in self.proved.items() if proved < ended.resource_version
+            )
+        evidence = self.world.evidence.get(ended.node or "")
+        if ended.node is None or is_released(ended, evidence):
+            return frozenset()
+        return frozenset({ended.node})
+
+    def charge_pod(self, pod: Pod) -> None:
+        """Charge one that is in the API and has not ended."""
+        charged = ChargedPod(
+            pod.uid, self._charge(pod.uid, pod.demand), self._payers(pod), pod.resource_version
+        )
+        self.pods[pod.uid] = charged
+        self._keep_identity(charged, pod.node, in_api=True)
+
+    def hold_pod(self, pod: Pod, nodes: frozenset[str]) -> None:
+        """Charge one that ended, and of which ``nodes`` may yet tell."""
+        self.known[pod.uid] = pod
+        charged = ChargedPod(
+            pod.uid, self._charge(pod.uid, pod.demand), self._payers(pod), pod.resource_version
+        )
+        self.pods[pod.uid] = charged
+        self.held.append(Held(charged, nodes))
+        self._keep_identity(charged, pod.node, in_api=False)
+
+    def hold_line(self, line: Line, nodes: frozenset[str]) -> None:
+        """Keep who ``line`` names, and charge it if it was counted before."""
+        if line.uid in self.reported:
+            return  # it is charged by what its node tells
+        if line.counted in ("", SOMEWHERE):
+            self.kept[line.uid] = Identity(SOMEWHERE, line.quotas, in_api=False)
+            return
+        self.kept[line.uid] = Identity(line.counted, line.quotas, in_api=False)
+        charged = ChargedPod(line.uid, line.charge, line.quotas)
+        self.pods[line.uid] = charged
+        self.held.append(Held(charged, nodes))
+
+    def charge_reported(self) -> Iterator[str]:
+        """Charge what only the nodes still know of; the UIDs of those that are live."""
+        for uid, (node, reported) in self.reported.items():
+            if uid in self.pods:
+                continue
+            payers = self._payers_of(node, reported)
+            if not payers and reported.charged and not reported.is_named:
+                self.orphans.add((node, uid))
+            if reported.live:
+                # Gone before this controller began, or let go before its node had an agent.
+                line = self.world.attribution.lines.get(uid)
+                asked = NOTHING if line is None else line.charge
+                charge = self._charge(uid, reported.demand.peak(asked))
+                if charge:
+                    self.pods[uid] = ChargedPod(uid, charge, payers)
+                    self.held.append(Held(self.pods[uid], frozenset({node})))
+                    yield uid
+            elif reported.charged:
+                self.retained.append(Retained(uid, reported.charged, payers))
+
+    def result(self) -> Count:
+        """All that was counted."""
+        retained = {each.uid: each.quotas for each in self.retained}
+        files = tuple(
+            RetainedFile(
+                node=report.node,
+                path=file.path,
+                pod=self._name(file.uid),
+                size=file.size,
+                charged=file.charged,
+                quotas=retained[file.uid],
+            )
+            for report in self.world.holding()
+            for file in report.files
+            if file.uid in retained
+        )
+        lines = self.world.attribution.lines
+        return Count(
+            pods=tuple(self.pods.values()),
+            held=tuple(self.held),
+            retained=tuple(self.retained),
+            files=files,
+            identities=Identities(self.kept, frozenset(lines.keys() - self.kept.keys())),
+            orphans=frozenset(self.orphans),
+        )
+
+    def _charge(self, uid: str, demand: Charge) -> Charge:
+        """What a pod is charged that is not released: what it may use, or what it does."""
+        _, reported = self.reported.get(uid, ("", None))
+        charged = NOTHING if reported is None else reported.charged
+        return demand.peak(charged).without_zeros() if charged else demand
+
+    def _payers(self, pod: Pod) -> frozenset[QuotaKey]:
+        return self.world.attribution.who_pays(pod.uid, pod.namespace, pod.labels)
+
+    def _payers_of(self, node: str, reported: ReportedPod) -> frozenset[QuotaKey]:
+        """By the pod in the API if it is there, or was a moment ago; else by the report.
+
+        Where they don't tell, the pod's line does, and stays for that.
+        """
+        attribution, uid = self.world.attribution, reported.uid
+        pod = self.known.get(uid)
+        ruled = (
+            attribution.by_rule(uid, reported.namespace, reported.labels)
+            if pod is None
+            else attribution.by_rule(uid, pod.namespace, pod.labels)
+        )
+        if ruled is not None:
+            return ruled
+        payers = attribution.by_line(uid)
+        if payers:
+            self.kept[uid] = Identity(node, payers, in_api=False)
+        return payers
+
+    def _keep_identity(self, pod: ChargedPod, node: str | None, *, in_api: bool) -> None:
+        """Keep its line until its node's report says who it is."""
+        if node is None:
+            self.kept[pod.uid] = Identity(UNBOUND, pod.quotas, in_api)
+            return
+        evidence = self.world.evidence.get(node)
+        if is_lost(evidence) or evidence is None or evidence.pods_resource_version is None:
+            return
+        _, reported = self.reported.get(pod.uid, ("", None))
+        if reported is None or not reported.is_named:
+            self.kept[pod.uid] = Identity(node, pod.quotas, in_api)
+
+    def _name(self, uid: str) -> str:
+        _, reported = self.reported[uid]
+        if reported.is_named:
+            return f"{reported.namespace}/{reported.name}"
+        if uid in self.known:
+            return str(self.known[uid])
+        line = self.world.attribution.lines.get(uid)
+        return uid if line is None else line.pod
+
+
+def _together(one: ReportedPod, other: ReportedPod) -> ReportedPod:
+    """What two nodes tell of the same UID; there are no two such pods."""
+    named = one if one.is_named else other
+    live, charged = one.live or other.live, one.charged + other.charged
+    return replace(named, live=live, charged=charged)
 
 
 def held_by_quota(count: Count, forest: Forest) -> Mapping[QuotaKey, tuple[Held, ...]]:

@@ -12,11 +12,12 @@ from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Detached, Forest, Quota
 from hugetlb_quota.api.model import Condition
+from hugetlb_quota.api.quota import NODES_REPORTING
 from hugetlb_quota.controller.census import Held
+from hugetlb_quota.controller.nodes import OUT_OF_SERVICE
 
 READY: Final = "Ready"
 WITHIN_LIMITS: Final = "WithinLimits"
-NODES_REPORTING: Final = "NodesReporting"
 
 #: Names listed in a sentence before it says how many more there are.
 _NAMED: Final = 5
@@ -48,7 +49,7 @@ def findings(
     return (
         _ready(quota, forest),
         _within_limits(counter),
-        _nodes_reporting([each for each in held if each.node in silent]),
+        _nodes_reporting([each for each in held if each.nodes & frozenset(silent)], silent),
     )
 
 
@@ -140,22 +141,23 @@ def _within_limits(counter: Counter) -> Finding:
     )
 
 
-def _nodes_reporting(held: list[Held]) -> Finding:
+def _nodes_reporting(held: list[Held], silent: Collection[str]) -> Finding:
     if not held:
         return Finding(
             NODES_REPORTING, True, "Reporting", "No charge is held for want of a node's report."
         )
-    nodes = sorted({each.node for each in held})
+    nodes = sorted(frozenset[str]().union(*(each.nodes for each in held)) & frozenset(silent))
     amount = ", ".join(
         f"{quantity.render(amount)} of {size.resource}"
         for size, amount in Charge.total(each.pod.charge for each in held).items()
     )
     more = f" and {len(nodes) - _NAMED} more" if len(nodes) > _NAMED else ""
+    pods = "an ended pod" if len(held) == 1 else f"{len(held)} ended pods"
     return Finding(
         NODES_REPORTING,
         False,
         "AgentSilent",
-        f"{amount} of {len(held)} ended pods stays charged, because the agents of"
-        f" {', '.join(nodes[:_NAMED])}{more} do not report. Start the agents there, or delete the"
-        " Node objects if the nodes are gone; the charges go then.",
+        f"{amount} of {pods} stays charged, because the agent does not report on"
+        f" {', '.join(nodes[:_NAMED])}{more}. Start the agent there; if the node is gone, delete"
+        f" its Node object; if it is off, taint it {OUT_OF_SERVICE}. The charge goes then.",
     )

@@ -2,7 +2,9 @@
 
 The webhook refuses to delete a charged quota; this closes the moment between its
 answer and the deletion. From then on admission refuses pods for the quota, so the use
-that is read here can only fall.
+that is read here can only fall. What is retained moves to an heir: the recount names it in
+HugeTLBNode.spec, and counts it there once it has read that back. So a quota of which nothing
+is charged any more is no longer needed to say who pays.
 """
 
 from __future__ import annotations
@@ -65,7 +67,14 @@ def registry(connection: Connection) -> kopf.OperatorRegistry:
         if counter.used:
             raise kopf.TemporaryError(
                 f"HugeTLBQuota {key} is charged still ({summary(counter)}); it goes when its pods"
-                " have.",
+                " have, and what they left is charged to its heir.",
+                delay=AGAIN,
+            )
+        if counter.reservations:
+            pods = ", ".join(each.pod for each in counter.reservations[:5])
+            raise kopf.TemporaryError(
+                f"HugeTLBQuota {key} alone knows whose the pages are that nodes may yet tell of"
+                f" (pods {pods}); it goes when their agents have reported.",
                 delay=AGAIN,
             )
 

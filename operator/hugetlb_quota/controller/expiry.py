@@ -38,7 +38,7 @@ class Expiry:
         now = time.monotonic()
         held: set[_Held] = set()
         for counter in counters:
-            held.update(each.id for each in counter.reservations)
+            held.update(each.id for each in counter.pending)
             held.update(counter.unreadable)
         self._first_seen = {each: self._first_seen.get(each, now) for each in held}
 
@@ -50,7 +50,7 @@ class Expiry:
         :raises ApiError: when the API can't be asked.
         """
         gone: set[_Held] = {
-            each.id for each in counter.reservations if self._census.was_released(each.uid)
+            each.id for each in counter.pending if self._census.was_released(each.uid)
         }
         for each in expired(counter, datetime.now(UTC)):
             if self._watched_for_life(each.id) and not await self._exists(each):

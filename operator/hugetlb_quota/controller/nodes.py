@@ -3,27 +3,81 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, Final
 
-from hugetlb_quota import quantity
-from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota import duration, quantity
+from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.forest import QuotaKey
-from hugetlb_quota.accounting.recount import ChargedPod, Retained, RetainedFile
-from hugetlb_quota.accounting.release import NodeEvidence, has_forgotten
-from hugetlb_quota.api.node import HugeTLBNode
+from hugetlb_quota.accounting.release import NodeEvidence
+from hugetlb_quota.api.model import read_leniently
+from hugetlb_quota.api.node import (
+    FileStatus,
+    HeirSpec,
+    HugeTLBNodeStatus,
+    NodePodStatus,
+    ReclaimSpec,
+)
 from hugetlb_quota.page_size import PageSize
+
+#: By this taint an administrator vouches that a node is off (KEP-2268).
+OUT_OF_SERVICE: Final = "node.kubernetes.io/out-of-service"
+#: What is read of a report; the rest is for people.
+_READ: Final = ("bootID", "podsResourceVersion", "reportedAt")
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class NodeReport:
-    """An agent's last report on ``node``.
+class ReportedPod:
+    """A pod, living or gone, of which a report tells.
 
-    ``boot_id``: None when the report can't be understood; then it releases nothing.
+    ``namespace`` and ``name`` are "" where no agent ever saw it in the API. ``demand``: what
+    it asks for; ``charged``: what the kernel charges to its cgroup.
+    """
+
+    uid: str
+    namespace: str
+    name: str
+    labels: Mapping[str, str]
+    live: bool
+    charged: Charge
+    demand: Charge = NOTHING
+
+    @property
+    def is_named(self) -> bool:
+        """Whether its node's agent knows who it is."""
+        return bool(self.namespace)
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedFile:
+    """A file of which a report tells; ``charged``: bytes of ``size`` charged to ``uid``."""
+
+    uid: str
+    path: str
+    size: PageSize
+    charged: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeWishes:
+    """A HugeTLBNode's spec: what the controller has written there.
+
+    ``reclaim``: how long after its end a pod's files go, by UID. ``heirs``: who pays, by UID.
+    """
+
+    reclaim: Mapping[str, timedelta] = field(default_factory=dict)
+    heirs: Mapping[str, frozenset[QuotaKey]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """An agent's last report on ``node`` that could be read, and the controller's wishes.
+
+    ``boot_id``: None when no report could ever be read; then it releases nothing.
     ``reported_at``: by the node's clock; here it only tells one heartbeat from another.
     """
 
@@ -31,92 +85,167 @@ class NodeReport:
     reported_at: datetime | None
     boot_id: str | None
     pods_resource_version: int
-    pods: tuple[ChargedPod, ...]
-    retained: tuple[Retained, ...] = ()
-    files: tuple[RetainedFile, ...] = ()
-    pods_since: int | None = None
-    settled: frozenset[str] = frozenset()
+    pods: tuple[ReportedPod, ...] = ()
+    files: tuple[ReportedFile, ...] = ()
+    wishes: NodeWishes = NodeWishes()
 
 
-def project_report(raw: Mapping[str, Any]) -> NodeReport | None:
-    """A HugeTLBNode as a report; None where its agent has not reported yet."""
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What the Node object ``name`` tells; ``boot_id`` is "" before kubelet has told one."""
+
+    name: str
+    boot_id: str
+    out_of_service: bool
+    version: int = field(default=0, compare=False)
+
+
+def project_report(raw: Mapping[str, Any], known: NodeReport | None = None) -> NodeReport | None:
+    """A HugeTLBNode as a report; None where its agent has not reported yet.
+
+    A field of a newer release is passed over.
+
+    :param known: the last that could be read: it holds as long as a newer one can't be.
+    """
     name = raw["metadata"]["name"]
+    wishes = read_wishes(raw.get("spec"))
     try:
-        status = HugeTLBNode.model_validate(raw).status
-        if not status.boot_id:
+        status = raw.get("status") or {}
+        told = read_leniently(
+            HugeTLBNodeStatus, {key: status[key] for key in status.keys() & _READ}
+        )
+        if not told.boot_id:
             return None
-        pods = tuple(
-            ChargedPod(
-                pod.uid,
-                Charge.from_resources(pod.charge),
-                frozenset(map(QuotaKey.parse, pod.quotas)),
-            )
-            for pod in status.pods
-        )
-        retained = tuple(
-            Retained(
-                Charge.from_resources(each.charge), frozenset(map(QuotaKey.parse, each.quotas))
-            )
-            for each in status.retained
-        )
-        files = tuple(
-            RetainedFile(
-                node=name,
-                path=_joined(file.mount, file.path),
-                pod=file.pod,
-                size=PageSize.from_resource(file.page_size),
-                charged=quantity.parse(file.charged),
-                quotas=frozenset(map(QuotaKey.parse, file.quotas)),
-            )
-            for file in status.files
-            if file.retained
-        )
-        version = int(status.pods_resource_version or 0)
-        since = int(status.pods_since) if status.pods_since else None
         return NodeReport(
-            *(name, status.reported_at, status.boot_id, version, pods, retained, files),
-            *(since, frozenset(status.settled)),
+            node=name,
+            reported_at=told.reported_at,
+            boot_id=told.boot_id,
+            pods_resource_version=int(told.pods_resource_version or 0),
+            # One that is left out would be one that is gone.
+            pods=tuple(_read_pod(each) for each in _listed(status, "pods")),
+            files=tuple(_read_files(_listed(status, "files"))),
+            wishes=wishes,
         )
-    except ValueError as error:
-        logger.error("HugeTLBNode %s can't be understood, so it releases nothing: %s", name, error)
-        return NodeReport(name, None, None, 0, ())
+    except (ValueError, TypeError, AttributeError) as error:
+        logger.error(
+            "The report of HugeTLBNode %s can't be understood, so it changes nothing: %s",
+            *(name, error),
+        )
+        if known is not None:
+            return replace(known, wishes=wishes)
+        return NodeReport(name, None, None, 0, wishes=wishes)
 
 
-def project_boot_id(raw: Mapping[str, Any]) -> str:
-    """The boot ID that a Node tells, "" before kubelet has told one."""
+def read_wishes(spec: Any) -> NodeWishes:
+    """What of a HugeTLBNode's spec can be read: the controller writes it anew."""
+    wishes = spec if isinstance(spec, dict) else {}
+    reclaim: dict[str, timedelta] = {}
+    heirs: dict[str, frozenset[QuotaKey]] = {}
+    for raw in wishes.get("reclaim") or ():
+        try:
+            entry = read_leniently(ReclaimSpec, raw)
+            reclaim[entry.uid] = duration.parse(entry.after)
+        except ValueError:
+            continue
+    for raw in wishes.get("heirs") or ():
+        try:
+            heir = read_leniently(HeirSpec, raw)
+        except ValueError:
+            continue
+        heirs[heir.uid] = frozenset(map(QuotaKey.parse, heir.quotas))
+    return NodeWishes(reclaim, heirs)
+
+
+def project_node(raw: Mapping[str, Any]) -> NodeFacts:
+    """What a Node object tells."""
     info = (raw.get("status") or {}).get("nodeInfo") or {}
-    boot_id: str = info.get("bootID") or ""
-    return boot_id
+    taints = (raw.get("spec") or {}).get("taints") or ()
+    return NodeFacts(
+        name=raw["metadata"]["name"],
+        boot_id=info.get("bootID") or "",
+        out_of_service=any(taint.get("key") == OUT_OF_SERVICE for taint in taints),
+        version=int(raw["metadata"].get("resourceVersion") or 0),
+    )
+
+
+class Boots:
+    """Remembers when each node's boot ID changed, as far as that was seen."""
+
+    def __init__(self) -> None:
+        self._at: dict[str, int] = {}
+
+    def node_changed(self, old: NodeFacts | None, new: NodeFacts | None, version: int) -> None:
+        """Take in one change of a Node.
+
+        :param version: at which it changed, by the watch; 0 when it changed some time before.
+        """
+        if new is None:
+            if old is not None:
+                self._at.pop(old.name, None)
+        elif old is not None and old.boot_id != new.boot_id:
+            self._at[new.name] = version or old.version
+
+    def at(self, name: str) -> int | None:
+        """The resourceVersion at which the node told of its boot first, or an earlier one."""
+        return self._at.get(name)
 
 
 def evidence(
-    boot_ids: Mapping[str, str], reports: Iterable[NodeReport]
+    nodes: Mapping[str, NodeFacts], reports: Iterable[NodeReport], boots: Boots | None = None
 ) -> Mapping[str, NodeEvidence]:
     """What is known of each node, by name.
 
-    :param boot_ids: of every Node object there is.
+    :param nodes: every Node object there is.
     """
     known = {
-        name: NodeEvidence(exists=True, boot_id=boot or None) for name, boot in boot_ids.items()
+        name: NodeEvidence(
+            exists=True,
+            out_of_service=node.out_of_service,
+            boot_id=node.boot_id or None,
+            booted_at=None if boots is None else boots.at(name),
+        )
+        for name, node in nodes.items()
     }
     for report in reports:
-        known[report.node] = NodeEvidence(
-            exists=report.node in boot_ids,
-            boot_id=boot_ids.get(report.node) or None,
+        known[report.node] = replace(
+            known.get(report.node, NodeEvidence(exists=False)),
             reported_boot_id=report.boot_id,
             pods_resource_version=report.pods_resource_version,
-            pods_since=report.pods_since,
-            live=frozenset(pod.uid for pod in report.pods),
-            settled=report.settled,
+            live=frozenset(pod.uid for pod in report.pods if pod.live),
         )
     return known
 
 
-def remembering(
-    known: Mapping[str, NodeEvidence], reports: Iterable[NodeReport]
-) -> tuple[NodeReport, ...]:
-    """The reports that still hold: what is retained outlives no node and no boot."""
-    return tuple(report for report in reports if not has_forgotten(known[report.node]))
+def _listed(status: Mapping[str, Any], name: str) -> list[Any]:
+    items = status.get(name) or []
+    if not isinstance(items, list):
+        raise ValueError(f"status.{name} is no list.")
+    return items
+
+
+def _read_pod(raw: Any) -> ReportedPod:
+    pod = read_leniently(NodePodStatus, raw)
+    return ReportedPod(
+        uid=pod.uid,
+        namespace=pod.namespace,
+        name=pod.name,
+        labels=pod.labels,
+        live=pod.live,
+        charged=Charge.from_sums(pod.charged),
+        demand=Charge.from_sums(pod.demand),
+    )
+
+
+def _read_files(items: Iterable[Any]) -> Iterator[ReportedFile]:
+    """Those that can be read: they are told to people, and count nowhere."""
+    for raw in items:
+        try:
+            file = read_leniently(FileStatus, raw)
+            size = PageSize.from_resource(file.page_size)
+            charged = quantity.parse_sum(file.charged)
+        except ValueError:
+            continue
+        yield ReportedFile(file.uid, _joined(file.mount, file.path), size, charged)
 
 
 def _joined(mount: str, path: str) -> str:

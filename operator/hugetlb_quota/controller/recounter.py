@@ -10,35 +10,32 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from hugetlb_quota.accounting.attribution import Attribution, read_lines
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
-from hugetlb_quota.accounting.recount import (
-    RetainedFile,
-    Tally,
-    Unreported,
-    merge_unreported,
-    recount,
-    tally,
-    tell_unreported,
-)
+from hugetlb_quota.accounting.recount import Identities, RetainedFile, Tally, recount, tally
 from hugetlb_quota.accounting.reservation import ReservationId
 from hugetlb_quota.api import API_VERSION
 from hugetlb_quota.api.model import Condition
 from hugetlb_quota.api.quota import KIND
 from hugetlb_quota.controller import conditions
-from hugetlb_quota.controller.census import LISTED_WITHIN, Census, Held, held_by_quota
+from hugetlb_quota.controller.census import Census, Count, Held, World, held_by_quota
 from hugetlb_quota.controller.expiry import Expiry
+from hugetlb_quota.controller.node_wishes import Succession, wishes, write_wishes
 from hugetlb_quota.controller.nodes import (
+    Boots,
+    NodeFacts,
     NodeReport,
+    NodeWishes,
     evidence,
-    project_boot_id,
+    project_node,
     project_report,
-    remembering,
 )
+from hugetlb_quota.controller.unread import Unread
 from hugetlb_quota.kube import errors, events
 from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.informer import Informer, ObjectKey
-from hugetlb_quota.kube.pods import project_demanding_pod
+from hugetlb_quota.kube.pods import Pod, project_demanding_pod
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
 from hugetlb_quota.kube.resources import HUGETLB_NODES, HUGETLB_QUOTAS, NAMESPACES, NODES, PODS
 from hugetlb_quota.kube.status import compare_and_swap
@@ -61,6 +58,14 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class _Namespace:
+    """What matters of a namespace; ``leaving``: it is being deleted."""
+
+    labels: Mapping[str, str]
+    leaving: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Picture:
     """Everything a recount needs, taken at one moment."""
 
@@ -68,7 +73,8 @@ class _Picture:
     totals: Mapping[QuotaKey, Tally]
     held: Mapping[QuotaKey, tuple[Held, ...]]
     silent: frozenset[str]
-    unreported: Mapping[QuotaKey, list[Unreported]]
+    identities: Identities
+    wishes: tuple[tuple[NodeReport, NodeWishes], ...]
 
 
 class _Superseded(Exception):
@@ -105,19 +111,22 @@ class Recounter:
         self._pods = Informer(connection, PODS, project_demanding_pod)
         self._expiry = Expiry(connection, self._census, self._pods)
         self._quotas = Informer(connection, HUGETLB_QUOTAS, self._to_count)
-        self._reports = Informer(connection, HUGETLB_NODES, project_report)
-        self._boot_ids = Informer(connection, NODES, project_boot_id)
-        self._namespaces = Informer(connection, NAMESPACES, _labels)
-        self._pods.on_change(self._census.pod_changed)
-        self._reports.on_change(self._census.report_changed)
+        self._reports = Informer(connection, HUGETLB_NODES, self._to_report)
+        self._nodes = Informer(connection, NODES, project_node)
+        self._namespaces = Informer(connection, NAMESPACES, _project_namespace)
+        self._boots = Boots()
+        self._unread = Unread()
+        self._orphans = frozenset[tuple[str, str]]()
+        self._pods.on_change(self._note_pod)
+        self._nodes.on_change(self._note_node)
         self._reports.on_change(self._note_report)
-        for informer in (self._pods, self._quotas, self._boot_ids, self._namespaces):
+        for informer in (self._pods, self._quotas, self._nodes, self._namespaces):
             informer.on_change(lambda *_: self._wake.set())
 
     async def run(self) -> None:
         """Recount for ever: soon after every change, and now and then."""
         self._term = await self._first_term()
-        informers = (self._pods, self._quotas, self._reports, self._boot_ids, self._namespaces)
+        informers = (self._pods, self._quotas, self._reports, self._nodes, self._namespaces)
         async with asyncio.TaskGroup() as group:
             for informer in informers:
                 group.create_task(informer.run())
@@ -152,43 +161,71 @@ class Recounter:
             async with limit:
                 await self._write(quota, picture)
 
-        await asyncio.gather(
-            *(write(quota) for quota in self._quotas.store.values() if not quota.invalid)
-        )
+        async def wish(report: NodeReport, wanted: NodeWishes) -> None:
+            async with limit:
+                await self._write_wishes(report, wanted)
+
+        # From the leaves up: a reservation must not end above before its identity stands below.
+        for quotas in from_the_leaves(self._quotas.store.values(), picture.forest):
+            await asyncio.gather(*(write(quota) for quota in quotas if not quota.invalid))
+        await asyncio.gather(*(wish(report, wanted) for report, wanted in picture.wishes))
 
     def _picture(self) -> _Picture:
         quotas = tuple(self._quotas.store.values())
-        labels = {key.name: labels for key, labels in self._namespaces.store.items()}
+        counters = tuple(quota.counter for quota in quotas)
+        namespaces = {key.name: each for key, each in self._namespaces.store.items()}
+        labels = {name: each.labels for name, each in namespaces.items()}
         forest = Forest((each.quota for each in quotas), labels)
         reports = {key.name: report for key, report in self._reports.store.items()}
-        boot_ids = {key.name: boot_id for key, boot_id in self._boot_ids.store.items()}
-        known = evidence(boot_ids, reports.values())
-        now = time.monotonic()
-        count = self._census.count(
-            forest,
-            self._pods.store.values(),
-            known,
-            reports,
-            merge_unreported({each.key: each.unreported for each in quotas}),
+        nodes = {key.name: node for key, node in self._nodes.store.items()}
+        heirs = {
+            uid: who for report in reports.values() for uid, who in report.wishes.heirs.items()
+        }
+        world = World(
+            attribution=Attribution(forest, heirs, read_lines(counters, forest)),
+            pods=self._pods.store.values(),
             seen_up_to=self._pods.resource_version,
-            now=now,
-            unreadable={each.key.namespace for each in quotas if each.invalid},
+            listed_at=self._pods.listed_at,
+            evidence=evidence(nodes, reports.values(), self._boots),
+            reports=reports,
         )
-        if count.waits:
-            asyncio.get_running_loop().call_later(LISTED_WITHIN, self._wake.set)
-        silent = frozenset(name for name in reports if now - self._reported[name] >= SILENT_AFTER)
-        holding = remembering(known, reports.values())
-        totals = tally(
-            forest,
-            count.pods,
-            (each for report in holding for each in report.retained),
-            (each for report in holding for each in report.files),
+        count = self._census.count(world)
+        self._tell_orphans(count)
+        totals = tally(forest, count.pods, count.retained, count.files)
+        succession = Succession(forest, {name for name, it in namespaces.items() if it.leaving})
+        now = time.monotonic()
+        return _Picture(
+            forest=forest,
+            totals=self._unread.withhold(totals, counters, reports.values()),
+            held=held_by_quota(count, forest),
+            silent=frozenset(n for n in reports if now - self._reported[n] >= SILENT_AFTER),
+            identities=count.identities,
+            wishes=tuple(
+                (report, wanted)
+                for report in world.holding()
+                if (wanted := wishes(report, count.retained, succession)) != report.wishes
+            ),
         )
-        unreported: dict[QuotaKey, list[Unreported]] = {}
-        for pod in count.unreported:
-            for key in pod.quotas:
-                unreported.setdefault(key, []).append(pod)
-        return _Picture(forest, totals, held_by_quota(count, forest), silent, unreported)
+
+    def _tell_orphans(self, count: Count) -> None:
+        for node, uid in sorted(count.orphans - self._orphans):
+            logger.warning(
+                "Node %s: huge pages are charged to pod %s, of which nobody knows whose it is; no"
+                " quota is charged for them. HugeTLBNode %s tells of it.",
+                *(node, uid, node),
+            )
+        self._orphans = count.orphans
+
+    async def _write_wishes(self, report: NodeReport, wanted: NodeWishes) -> None:
+        try:
+            await write_wishes(self._connection, report, wanted)
+        except errors.NotFound:
+            logger.info("HugeTLBNode %s went while its spec was written.", report.node)
+        except errors.ApiError as error:
+            logger.warning(
+                "The spec of HugeTLBNode %s was not written; trying again: %s", report.node, error
+            )
+            asyncio.get_running_loop().call_later(RETRY, self._wake.set)
 
     async def _write(self, known: QuotaObject, picture: _Picture) -> None:
         """Bring one quota's status up to ``picture``, if it is not there already."""
@@ -216,19 +253,17 @@ class Recounter:
         picture: _Picture,
     ) -> Callable[[QuotaObject], QuotaObject]:
         held = picture.held.get(known.key, ())
-        unreported = picture.unreported.get(known.key, ())
 
         def change(quota: QuotaObject) -> QuotaObject:
             if quota.counted_under > max(self._term, self._overruled):
                 raise _Superseded(quota)
-            counter = recount(quota.counter, total, gone)
+            counter = recount(quota.counter, total, gone, picture.identities)
             found = conditions.findings(quota.quota, counter, picture.forest, held, picture.silent)
             counted = restate(
                 quota,
                 counter,
                 found,
                 files=total.files,
-                unreported=tell_unreported(quota.unreported, unreported),
                 counted=known,
                 now=datetime.now(UTC),
             )
@@ -282,6 +317,18 @@ class Recounter:
         self._saying.add(task)
         task.add_done_callback(self._saying.discard)
 
+    def _to_report(self, raw: dict[str, Any]) -> NodeReport | None:
+        return project_report(raw, self._reports.store.get(ObjectKey("", raw["metadata"]["name"])))
+
+    def _note_pod(self, old: Pod | None, new: Pod | None, version: int) -> None:
+        # There is no position while a list is taken in.
+        listing = not self._pods.resource_version
+        self._census.pod_changed(old, new, version, missed=listing)
+
+    def _note_node(self, old: NodeFacts | None, new: NodeFacts | None, version: int) -> None:
+        listing = not self._nodes.resource_version
+        self._boots.node_changed(old, new, 0 if listing else version)
+
     def _note_report(self, old: NodeReport | None, new: NodeReport | None, _: int) -> None:
         if new is not None:
             self._reported[new.node] = time.monotonic()
@@ -304,13 +351,26 @@ class Recounter:
             )
 
 
+def from_the_leaves(
+    quotas: Iterable[QuotaObject], forest: Forest
+) -> tuple[tuple[QuotaObject, ...], ...]:
+    """``quotas`` by how many are above them, the lowest first.
+
+    One that came after ``forest`` was made is left out.
+    """
+    levels: dict[int, list[QuotaObject]] = {}
+    for quota in quotas:
+        if quota.key in forest:
+            levels.setdefault(len(forest.attached(quota.key)), []).append(quota)
+    return tuple(tuple(levels[depth]) for depth in sorted(levels, reverse=True))
+
+
 def restate(
     quota: QuotaObject,
     counter: Counter,
     found: Iterable[conditions.Finding],
     *,
     files: tuple[RetainedFile, ...] = (),
-    unreported: tuple[Unreported, ...] = (),
     counted: QuotaObject,
     now: datetime,
 ) -> QuotaObject:
@@ -325,14 +385,11 @@ def restate(
         quota,
         counter=counter,
         retained_files=files,
-        unreported=unreported,
         conditions=conditions.conditions(found, quota.conditions, counted.generation, now),
         observed_generation=counted.generation,
     )
 
 
-def _labels(raw: Mapping[str, object]) -> Mapping[str, str]:
+def _project_namespace(raw: Mapping[str, Any]) -> _Namespace:
     metadata = raw["metadata"]
-    assert isinstance(metadata, Mapping)
-    labels: Mapping[str, str] = metadata.get("labels") or {}
-    return labels
+    return _Namespace(metadata.get("labels") or {}, "deletionTimestamp" in metadata)

@@ -9,28 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any, Final, Self, TypeVar
 
 from pydantic import ValidationError
 
-from hugetlb_quota import quantity
+from hugetlb_quota import duration, quantity
 from hugetlb_quota.accounting import reservation
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Quota, QuotaKey
-from hugetlb_quota.accounting.recount import RetainedFile, Unreported
+from hugetlb_quota.accounting.recount import RetainedFile
 from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.api import API_VERSION
-from hugetlb_quota.api.model import Condition, LabelSelector, Model
+from hugetlb_quota.api.model import Condition, LabelSelector, Model, read_leniently
 from hugetlb_quota.api.quota import (
     KIND,
+    NODES_REPORTING,
     HugeTLBQuotaSpec,
     RetainedFileStatus,
-    UnreportedStatus,
+    RetainedSpec,
 )
 from hugetlb_quota.page_size import PageSize
 
-_M = TypeVar("_M", bound=Model)
 _T = TypeVar("_T")
 Json = dict[str, Any]
 
@@ -57,11 +58,10 @@ class _AsRead:
     pods: Charge | None
     retained: Charge | None
     retained_files: tuple[RetainedFile, ...]
-    unreported: tuple[Unreported, ...]
     conditions: tuple[Condition, ...]
 
 
-_NOTHING_READ: Final = _AsRead(Charge(), Charge(), (), (), ())
+_NOTHING_READ: Final = _AsRead(Charge(), Charge(), (), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,6 @@ class QuotaObject:
     quota: Quota
     counter: Counter
     retained_files: tuple[RetainedFile, ...] = ()
-    unreported: tuple[Unreported, ...] = ()
     conditions: tuple[Condition, ...] = ()
     observed_generation: int = 0
     counted_under: int = 0
@@ -150,7 +149,6 @@ class QuotaObject:
             quota=quota,
             counter=counter,
             retained_files=read.retained_files,
-            unreported=read.unreported,
             conditions=read.conditions,
             observed_generation=_integer(stored.get("observedGeneration")),
             counted_under=_integer(stored.get("countedUnder")),
@@ -184,7 +182,6 @@ class QuotaObject:
         write("pods", counter.pods.named(counter.hard), read.pods, Charge.to_resources)
         write("retained", counter.retained, read.retained, Charge.to_resources)
         write("retainedFiles", self.retained_files, read.retained_files, _file_statuses)
-        write("unreported", self.unreported, read.unreported, _unreported_statuses)
         write("conditions", self.conditions, read.conditions, _to_json)
         if self.observed_generation != _integer(self.stored.get("observedGeneration")):
             status["observedGeneration"] = self.observed_generation
@@ -202,6 +199,14 @@ class QuotaObject:
     def is_counted(self) -> bool:
         """Whether the controller has recounted it since its spec last changed."""
         return self.observed_generation >= self.generation and self.is_readable
+
+    @property
+    def silence(self) -> str:
+        """What the controller says of charges held for want of a report; "" without any."""
+        for condition in self.conditions:
+            if condition.type == NODES_REPORTING and condition.status == "False":
+                return condition.message
+        return ""
 
     @property
     def is_stored(self) -> bool:
@@ -255,10 +260,17 @@ def quota_from_spec(
             None if spec.child_namespaces is None else _selector(spec.child_namespaces)
         ),
         reparents=spec.deletion_policy == "Reparent",
+        reclaim_after=_reclaim_after(spec.retained),
         terminating=terminating,
         uid=uid,
         generation=generation,
     )
+
+
+def _reclaim_after(retained: RetainedSpec | None) -> timedelta | None:
+    if retained is None or retained.policy != "Truncate":
+        return None
+    return duration.parse(retained.after)
 
 
 def summary(counter: Counter) -> str:
@@ -336,14 +348,13 @@ def _what_can_be_read(key: QuotaKey, metadata: Mapping[str, Any], spec: Any) -> 
 
 def _read_status(stored: Mapping[str, Any], known: QuotaObject | None) -> _AsRead:
     """The fields that only the controller writes: mostly the same as before."""
-    fields = ("pods", "retained", "retainedFiles", "unreported", "conditions")
+    fields = ("pods", "retained", "retainedFiles", "conditions")
     if known is not None and all(stored.get(name) == known.stored.get(name) for name in fields):
         return known.as_read
     return _AsRead(
         pods=_read_charge(stored.get("pods")),
         retained=_read_charge(stored.get("retained")),
         retained_files=_each(stored.get("retainedFiles"), _read_file),
-        unreported=_each(stored.get("unreported"), _read_unreported),
         conditions=_each(stored.get("conditions"), _read_condition),
     )
 
@@ -367,14 +378,6 @@ def _each(items: Any, read: Callable[[Any], _T]) -> tuple[_T, ...]:
     return tuple(found)
 
 
-def _known(model: type[_M], raw: Any) -> _M:
-    """The model without the fields of newer releases."""
-    if not isinstance(raw, dict):
-        raise ValueError(f"{raw!r} is no object.")
-    names = {field.alias or name for name, field in model.model_fields.items()}
-    return model.model_validate({name: raw[name] for name in names & raw.keys()})
-
-
 def _integer(value: Any) -> int:
     """A whole number of a status, 0 when it is none."""
     try:
@@ -384,7 +387,7 @@ def _integer(value: Any) -> int:
 
 
 def _read_condition(raw: Any) -> Condition:
-    return _known(Condition, raw)
+    return read_leniently(Condition, raw)
 
 
 def _to_json(models: tuple[Model, ...]) -> list[Json]:
@@ -392,7 +395,7 @@ def _to_json(models: tuple[Model, ...]) -> list[Json]:
 
 
 def _read_file(raw: Any) -> RetainedFile:
-    status = _known(RetainedFileStatus, raw)
+    status = read_leniently(RetainedFileStatus, raw)
     return RetainedFile(
         node=status.node,
         path=status.path,
@@ -414,40 +417,5 @@ def _file_statuses(files: tuple[RetainedFile, ...]) -> list[Json]:
                 charged=quantity.render(file.charged),
             )
             for file in files
-        )
-    )
-
-
-def _read_unreported(raw: Any) -> Unreported:
-    return read_unreported(_known(UnreportedStatus, raw))
-
-
-def read_unreported(status: UnreportedStatus) -> Unreported:
-    """An unreported pod of a quota's status.
-
-    :raises ValueError: when its charge is none.
-    """
-    return Unreported(
-        uid=status.uid,
-        pod=status.pod,
-        node=status.node,
-        charge=Charge.from_resources(status.charge),
-        quotas=frozenset(map(QuotaKey.parse, status.quotas)),
-        cgroup=status.cgroup,
-    )
-
-
-def _unreported_statuses(pods: tuple[Unreported, ...]) -> list[Json]:
-    return _to_json(
-        tuple(
-            UnreportedStatus(
-                uid=pod.uid,
-                pod=pod.pod,
-                node=pod.node,
-                charge=pod.charge.to_resources(),
-                quotas=sorted(map(str, pod.quotas)),
-                cgroup=pod.cgroup,
-            )
-            for pod in pods
         )
     )

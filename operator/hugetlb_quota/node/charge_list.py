@@ -63,20 +63,31 @@ class Cgroup:
 
     ``path`` is below the root of cgroup2, as /proc/PID/cgroup prints it. ``lineage`` are the
     IDs from the root down to its own; the ID is the inode number of its directory, as long
-    as there is one. ``pod`` is the UID in the name of the pod's cgroup that it is or is below.
+    as there is one.
     ``reserved`` and ``faulted`` count it and all below it (rsvd.current and current).
     """
 
     id: int
     path: str
     lineage: tuple[int, ...]
-    pod: str | None
     reserved: Mapping[PageSize, int]
     faulted: Mapping[PageSize, int]
 
     def is_below(self, ancestor: int) -> bool:
         """Whether it is the cgroup of that ID, or below it."""
         return ancestor in self.lineage
+
+    def pod(self, parents: frozenset[int]) -> str | None:
+        """The UID in the name of the pod's cgroup that it is, or is below; None: of no pod.
+
+        ``parents`` are the IDs of the directories that kubepods is in: a tree elsewhere that is
+        named like kubelet's is another's.
+        """
+        names = self.path.split("/")[1:]
+        for depth, id_ in enumerate(self.lineage):
+            if id_ in parents and (uid := kubepods.pod_of(names[depth:])) is not None:
+                return uid
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +119,8 @@ class File:
     a bare name in an internal one (``memfd:NAME``, ``SYSV00000000``, ``anon_hugepage``).
     ``linked`` is whether it still has a name; a file without one lives as long as it is open
     or mapped. ``bytes`` is its length. ``inode`` is unique in file systems that are mounted; that
-    of a System V segment is its ID.
+    of a System V segment is its ID. ``unreserved`` are pages that were charged when they were
+    touched, as no reservation was made for them.
     """
 
     superblock: Superblock
@@ -118,6 +130,7 @@ class File:
     bytes: int
     regions: tuple[Region, ...]
     private: tuple[PrivateMapping, ...]
+    unreserved: tuple[tuple[Cgroup, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +152,8 @@ class ChargeList:
 
     ``files`` are those that hold most, the largest first. ``own`` is by cgroup ID what is
     charged to just that cgroup, ``in_files`` the part of it that no process need hold: all but
-    private memory. ``at_rest`` says that the root's counters stood still while it
+    private memory. ``held`` is by device what is reserved or allocated on each file system.
+    ``at_rest`` says that the root's counters stood still while it
     was read, and that each cgroup's equals what is listed. ``unlisted`` is by how much the
     root's counters passed the list: charges that came meanwhile, or that are in nothing the
     reader looks at. ``mappings_left_out``: there are more mappings than the reader looks at (a
@@ -151,6 +165,7 @@ class ChargeList:
     cgroups: Mapping[int, Cgroup]
     own: Mapping[int, Mapping[PageSize, int]]
     in_files: Mapping[int, Mapping[PageSize, int]]
+    held: Mapping[int, int]
     unlisted: Mapping[PageSize, int]
     at_rest: bool
     mappings_left_out: bool = False
@@ -165,13 +180,14 @@ class ChargeList:
                 sums.update(amounts)
         return dict(sums)
 
-    def pods(self, roots: frozenset[int]) -> dict[str, dict[PageSize, int]]:
-        """By UID what is charged to pods below the kubepods with these IDs, live or gone."""
-        sums: dict[str, Counter[PageSize]] = defaultdict(Counter)
+    def pods(self, parents: frozenset[int]) -> dict[str | None, dict[PageSize, int]]:
+        """By UID what is charged to pods, live or gone; under None what is to no pod.
+
+        ``parents`` are the IDs of the directories that kubepods is in.
+        """
+        sums: dict[str | None, Counter[PageSize]] = defaultdict(Counter)
         for id_, amounts in self.own.items():
-            cgroup = self.cgroups[id_]
-            if cgroup.pod is not None and not roots.isdisjoint(cgroup.lineage):
-                sums[cgroup.pod].update(amounts)
+            sums[self.cgroups[id_].pod(parents)].update(amounts)
         return {uid: dict(amounts) for uid, amounts in sums.items()}
 
 
@@ -273,12 +289,15 @@ def _sections(payload: bytes) -> Iterator[memoryview]:
 
 def _related(rows: _Rows, at_rest: bool, largest: int | None) -> ChargeList:
     own, in_files, held = _sums(rows)
+    unreserved = _unreserved_in(rows)
+    for node, amounts in unreserved.items():
+        held[node] += amounts.total()
     cgroups = _cgroups(rows)
     totals: Counter[PageSize] = Counter()
     hierarchical: Counter[tuple[int, PageSize]] = Counter()
-    for id_, amounts in own.items():
-        totals.update(amounts)
-        for size, pages in amounts.items():
+    for id_, by_size in own.items():
+        totals.update(by_size)
+        for size, pages in by_size.items():
             for each in cgroups[id_].lineage:
                 hierarchical[each, size] += pages
     for size, _, listed in rows.sizes.values():
@@ -291,11 +310,12 @@ def _related(rows: _Rows, at_rest: bool, largest: int | None) -> ChargeList:
         for size, pages in cgroup.reserved.items()
     )
     return ChargeList(
-        files=_files(rows, cgroups, held, largest),
+        files=_files(rows, cgroups, held, unreserved, largest),
         unreserved=tuple(_unreserved(rows, cgroups)),
         cgroups=cgroups,
         own=own,
         in_files=in_files,
+        held=_held(rows),
         unlisted={size: used - listed for size, used, listed in rows.sizes.values()},
         at_rest=at_rest and agree,
     )
@@ -305,7 +325,7 @@ _Sums = dict[int, Counter[PageSize]]
 
 
 def _sums(rows: _Rows) -> tuple[_Sums, _Sums, Counter[int]]:
-    """Pages by cgroup, those in files, and by node what is in its file."""
+    """Pages by cgroup, those in files, and by node what is reserved in its file."""
     reserved: Counter[tuple[int, int]] = Counter()
     private: Counter[tuple[int, int]] = Counter()
     held: Counter[int] = Counter()
@@ -328,23 +348,41 @@ def _sums(rows: _Rows) -> tuple[_Sums, _Sums, Counter[int]]:
         own[cgroup][rows.sizes[rows.supers[superblock][1]][0]] += pages
     for cgroup, amounts in in_files.items():
         own[cgroup].update(amounts)
-    _add_unreserved(rows, held)
     return dict(own), dict(in_files), held
 
 
-def _add_unreserved(rows: _Rows, held: Counter[int]) -> None:
-    """Add to ``held`` pages without reservation; in internal ones no inode number is a key."""
-    devices = {
-        device: index for index, (device, _, internal) in rows.supers.items() if not internal
-    }
-    pages: Counter[tuple[int, int]] = Counter()
-    for (_, inode, _, device), count in rows.folios.items():
-        if device in devices:
-            pages[devices[device], inode] += count
-    if pages:
-        for number, node in rows.files.items():
-            if count := pages[node[0], node[2]]:
-                held[number] += count
+def _held(rows: _Rows) -> Counter[int]:
+    """Pages by device: reserved, by files and private mappings, or touched without."""
+    by_super: Counter[int] = Counter()
+    for superblock, _, start, end, _ in rows.regions:
+        by_super[superblock] += end - start
+    for superblock, _, _, pages, _ in rows.private:
+        by_super[superblock] += pages
+    devices: Counter[int] = Counter()
+    for superblock, pages in by_super.items():
+        devices[_device(rows.supers[superblock][0])] += pages
+    for (_, inode, _, device), pages in rows.folios.items():
+        if inode:
+            devices[_device(device)] += pages
+    return devices
+
+
+def _unreserved_in(rows: _Rows) -> dict[int, Counter[int]]:
+    """By node what is in its file without a reservation: pages by cgroup.
+
+    In the kernel's own file systems two files may have one inode number: that of a System V
+    segment is its ID. Which of the two has the pages can't be told then.
+    """
+    devices = {device: index for index, (device, _, _) in rows.supers.items()}
+    pages: defaultdict[tuple[int, int], Counter[int]] = defaultdict(Counter)
+    for (_, inode, cgroup, device), count in rows.folios.items():
+        if inode and device in devices:
+            pages[devices[device], inode][cgroup] += count
+    found: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for number, node in rows.files.items() if pages else ():
+        if (key := (node[0], node[2])) in pages:
+            found[key].append(number)
+    return {numbers[0]: pages[key] for key, numbers in found.items() if len(numbers) == 1}
 
 
 def _unreserved(rows: _Rows, cgroups: Mapping[int, Cgroup]) -> Iterator[Unreserved]:
@@ -374,16 +412,18 @@ def _cgroup(rows: _Rows, id_: int, found: Mapping[int, Cgroup]) -> Cgroup:
         size = rows.sizes[index][0]
         reserved[size], faulted[size] = promised, touched
     if not parent:
-        return Cgroup(id_, "/", (id_,), None, reserved, faulted)
+        return Cgroup(id_, "/", (id_,), reserved, faulted)
     above = found[parent]
     path = f"{above.path.rstrip('/')}/{name}"
-    # Any cgroup below a pod's is that pod's, however deep.
-    pod = above.pod or ((at := kubepods.place(path)) and at.pod) or None
-    return Cgroup(id_, path, (*above.lineage, id_), pod, reserved, faulted)
+    return Cgroup(id_, path, (*above.lineage, id_), reserved, faulted)
 
 
 def _files(
-    rows: _Rows, cgroups: Mapping[int, Cgroup], held: Counter[int], largest: int | None
+    rows: _Rows,
+    cgroups: Mapping[int, Cgroup],
+    held: Counter[int],
+    unreserved: Mapping[int, Mapping[int, int]],
+    largest: int | None,
 ) -> tuple[File, ...]:
     charged = held.keys() | {row[1] for row in rows.private}
     if unknown := charged - rows.files.keys():
@@ -412,6 +452,7 @@ def _files(
             node.bytes,
             tuple(regions[node.number]),
             tuple(private[node.number]),
+            tuple((cgroups[id_], pages) for id_, pages in unreserved.get(node.number, {}).items()),
         )
         for node in (_Node(*rows.files[number]) for number in order)
     )

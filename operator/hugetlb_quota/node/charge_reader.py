@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from hugetlb_quota.backoff import Backoff
 from hugetlb_quota.node.charge_list import ChargeList, MalformedAnswer, decode
 
 #: Where ``make reader`` puts it, and the image.
@@ -76,7 +77,7 @@ class ChargeReader:
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self._turn = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
-        self._failures = 0
+        self._backoff = Backoff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
         self._not_before = 0.0
         self._why = ""
 
@@ -114,7 +115,7 @@ class ChargeReader:
                 # Who was cancelled leaves half an answer in the pipe.
                 await self._end()
                 raise
-            self._failures = 0
+            self._backoff.reset()
             return result
 
     async def close(self) -> None:
@@ -132,8 +133,12 @@ class ChargeReader:
             raise ChargeListUnreadable(_sentence(payload))
         if head.status not in (_REST, _MOVED):
             raise MalformedAnswer(f"its status is {head.status}")
+        # In a thread: of many files it takes so long that limits would wait for it.
+        charges = await asyncio.to_thread(
+            decode, payload, at_rest=head.status == _REST, largest=largest
+        )
         return replace(
-            decode(payload, at_rest=head.status == _REST, largest=largest),
+            charges,
             mappings_left_out=bool(head.left_out),
             reads=head.reads,
             seconds=head.nanoseconds / 1e9,
@@ -178,8 +183,7 @@ class ChargeReader:
 
     async def _failed(self, why: str) -> ChargeListUnreadable:
         await self._end()
-        pause = min(FIRST_PAUSE_SECONDS * 2**self._failures, LONGEST_PAUSE_SECONDS)
-        self._failures += 1
+        pause = self._backoff.next()
         self._not_before = self._clock() + pause
         self._why = why
         _log.warning("%s It is started again in %.2f s at the earliest.", why, pause)

@@ -113,7 +113,7 @@ class HostRoot:
 
         :raises HostUnreadable: when /proc is not there.
         """
-        return parse_mountinfo(self._read(self._mountinfo()))
+        return parse_mountinfo(self._read(self.mountinfo()))
 
     def cgroup2(self) -> Path:
         """The root of the cgroup2 hierarchy that has the hugetlb controller.
@@ -130,7 +130,7 @@ class HostRoot:
             key=lambda mount: (mount.root != "/", "ro" in mount.options),
         )
         if not candidates:
-            raise NoCgroup2(self._mountinfo())
+            raise NoCgroup2(self.mountinfo())
         for mount in candidates:
             point = self.at(mount.point)
             try:
@@ -142,7 +142,8 @@ class HostRoot:
         v1 = (m.point for m in mounts if m.type == "cgroup" and "hugetlb" in m.super_options)
         raise NoHugetlbController(self.at(candidates[0].point), next(v1, None))
 
-    def _mountinfo(self) -> Path:
+    def mountinfo(self) -> Path:
+        """The file that tells what is mounted on the host."""
         # On the host itself, what this process sees is what it can use. Below another
         # root it is init's view: /proc there is the host's, our own mounts are not in it.
         if self.path == Path("/"):

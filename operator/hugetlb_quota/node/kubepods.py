@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -27,6 +27,8 @@ _CRUN_INNER: Final = "container"
 
 #: Where kubelet's tree is looked for below the cgroup2 mount: its own place, and kind's.
 _PARENTS: Final = (".", "kubelet", "kubelet.slice")
+#: And below slices, so many levels deep.
+_DEEPEST_SLICE: Final = 4
 
 
 class Qos(StrEnum):
@@ -114,15 +116,45 @@ def _pod_uid(name: str, stem: str | None) -> str | None:
     return name.removeprefix(f"{stem}-pod").removesuffix(".slice").replace("_", "-") or None
 
 
+def pod_of(names: Sequence[str]) -> str | None:
+    """The UID of the pod whose cgroup is ``names``, or one of those above; None: of no pod.
+
+    ``names`` lead from the directory that kubepods is in down to the cgroup, however deep in
+    the pod that is.
+
+    >>> pod_of(["kubepods", "burstable", "podaa-bb", "1f", "init.scope"])
+    'aa-bb'
+    """
+    if not names or not is_kubepods(names[0]):
+        return None
+    # A pod is right in kubepods, or in a QoS level.
+    for depth in (2, 3):
+        found = place("/".join(names[:depth]))
+        if found is not None and found.pod is not None:
+            return found.pod
+    return None
+
+
 def parents(cgroup2: Path, cgroup_root: str | None) -> tuple[Path, ...]:
     """The directories in which kubepods may be, now or later.
 
     ``cgroup_root`` is what kubelet's ``--cgroup-root`` leads to, below the mount; None
-    looks in the usual places.
+    looks in the usual places, and in every slice that there is now. Only root makes slices
+    there. What a service, a scope or a pod has in its own cgroup is theirs, and may have any
+    name.
     """
     if cgroup_root is not None:
         return (cgroup2 / cgroup_root.strip("/"),)
-    return tuple(cgroup2 / parent for parent in _PARENTS)
+    usual = [cgroup2 / parent for parent in _PARENTS]
+    slices = (path for path in _slices(cgroup2, _DEEPEST_SLICE) if path not in usual)
+    return (*usual, *sorted(slices))
+
+
+def _slices(directory: Path, levels: int) -> Iterator[Path]:
+    for path in subdirectories(directory) if levels else ():
+        if path.name.endswith(".slice") and not is_kubepods(path.name):
+            yield path
+            yield from _slices(path, levels - 1)
 
 
 def is_kubepods(name: str) -> bool:

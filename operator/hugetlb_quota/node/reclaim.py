@@ -14,16 +14,11 @@ import fcntl
 import os
 import signal
 import stat
-import time
 from pathlib import Path
 from typing import Final
 
 #: O_NONBLOCK: opening must not wait for somebody else's lease.
 _OPEN: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
-#: Waits between attempts to lease, in seconds: fanotify tells its listeners, the agent among
-#: them, of our own open with a descriptor of the file, which counts until they close it.
-_LEASE_AGAIN: Final = (0.01, 0.05, 0.2)
 
 
 class NotReclaimed(Exception):
@@ -91,14 +86,9 @@ def _lease(descriptor: int, path: Path) -> None:
     # An opener makes the kernel signal the lease's holder, with SIGIO unless told
     # otherwise, and that ends a process. SIGURG is ignored by default.
     fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
-    for pause in (*_LEASE_AGAIN, None):
-        try:
-            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        except OSError as error:
-            if error.errno != errno.EAGAIN:
-                raise NotReclaimed(path, f"it can't be leased, {error.strerror}") from error
-            if pause is None:
-                raise StillHeld(path) from error
-            time.sleep(pause)
-        else:
-            return
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError as error:
+        if error.errno == errno.EAGAIN:
+            raise StillHeld(path) from error
+        raise NotReclaimed(path, f"it can't be leased, {error.strerror}") from error

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from hugetlb_quota.accounting.charge import Charge
-from hugetlb_quota.accounting.counter import Counter, shortfalls
+from hugetlb_quota.accounting.counter import Counter, Tab, shortfalls
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.reservation import LARGEST_RESERVATIONS, Reservation, ReservationId
 from hugetlb_quota.page_size import PageSize
@@ -76,3 +76,20 @@ def test_every_quota_of_a_chain_that_refuses_is_named_in_its_order() -> None:
     chain = (counter(8, name="leaf"), counter(99, name="mid"), counter(9, name="root"))
     refused = shortfalls(chain, megabytes(10))
     assert [each.quota.name for each in refused] == ["leaf", "root"]
+
+
+def test_an_identity_reserves_nothing() -> None:
+    identity = reservation("a", 64).as_identity("worker")
+    charged = counter(64, pods=32).charge(identity)
+    assert charged.used == megabytes(32)
+    assert charged.pending == ()
+    assert charged.shortfalls(megabytes(32)) == ()
+    tab = Tab(charged)
+    assert tab.shortfalls(reservation("b", 32)) == ()
+    tab.put(reservation("b", 32))
+    assert tab.counter.reservations == (identity, reservation("b", 32))
+    assert tab.counter.used == megabytes(64)
+    # The pod is relabelled: what it reserves anew counts, though it has an identity.
+    moved = Tab(counter(64).charge(identity))
+    moved.put(reservation("a", 64, request="relabel"))
+    assert moved.counter.used == megabytes(64)

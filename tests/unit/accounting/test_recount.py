@@ -11,7 +11,10 @@ from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.counter import Counter, shortfalls
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
 from hugetlb_quota.accounting.recount import (
+    IDENTITIES_KEPT,
     ChargedPod,
+    Identities,
+    Identity,
     Retained,
     RetainedFile,
     Tally,
@@ -62,8 +65,8 @@ def test_the_same_pod_told_twice_counts_once() -> None:
 def test_what_is_retained_counts_at_every_ancestor_and_beside_the_pods() -> None:
     pod = ChargedPod("a", pages(3), frozenset({key("leaf")}))
     left = [
-        Retained(pages(2), frozenset({key("left"), key("leaf")})),
-        Retained(pages(1), frozenset({key("right")})),
+        Retained("gone-1", pages(2), frozenset({key("left"), key("leaf")})),
+        Retained("gone-2", pages(1), frozenset({key("right")})),
     ]
     totals = tally(FOREST, [pod], left)
     assert {name: totals[key(name)].retained for name in QUOTAS} == {
@@ -126,11 +129,79 @@ def test_the_reservation_of_a_quota_that_moves_goes_when_its_pods_are_counted_he
     assert (here.pods, here.reservations) == (pages(2), ())
 
 
+COUNTED = Tally(pages(3), {"a": 7})
+
+
+def kept(counted: str = "worker", quota: str = "leaf") -> Identities:
+    return Identities({"a": Identity(counted, frozenset({key(quota)}), in_api=True)})
+
+
+def test_of_a_reservation_the_identity_stays_where_the_pod_is_charged_directly() -> None:
+    held = Reservation("a", "ns/a", pages(3), START)
+    leaf = Counter(key("leaf"), pages(4), reservations=(held,))
+    identity = recount(leaf, COUNTED, set(), kept())
+    assert identity.reservations == (held.as_identity("worker"),)
+    assert identity.used == pages(3)
+    above = Counter(key("left"), pages(8), reservations=(held,))
+    assert recount(above, COUNTED, set(), kept()).reservations == ()
+    # The next count leaves it as it is, or tells of another node.
+    assert recount(identity, COUNTED, set(), kept()) == identity
+    bound = recount(identity, COUNTED, set(), kept("other"))
+    assert bound.reservations == (held.as_identity("other"),)
+
+
+def test_an_identity_goes_when_it_is_settled_or_the_pod_has_moved_away() -> None:
+    held = Reservation("a", "ns/a", pages(3), START).as_identity("worker")
+    leaf = Counter(key("leaf"), pages(4), reservations=(held,))
+    assert recount(leaf, COUNTED, set(), Identities(settled=frozenset({"a"}))).reservations == ()
+    assert recount(leaf, COUNTED, set(), kept(quota="right")).reservations == ()
+    # One that was written after the count had begun is for the next.
+    assert recount(leaf, COUNTED, set()).reservations == (held,)
+
+
+def test_a_reservation_that_expired_uncounted_stays_as_an_identity_while_a_node_may_tell() -> None:
+    held = Reservation("a", "ns/a", pages(3), START)
+    leaf = Counter(key("leaf"), pages(4), reservations=(held,))
+    assert recount(leaf, Tally(), set(), kept("?")).reservations == (held,)
+    doubtful = recount(leaf, Tally(), {held.id}, kept("?"))
+    assert doubtful.reservations == (held.as_identity("?"),)
+    assert doubtful.used == pages(0).named([SIZE])
+    assert recount(leaf, Tally(), {held.id}).reservations == ()
+
+
+def test_of_two_reservations_of_one_pod_one_identity_stays() -> None:
+    first = Reservation("a", "ns/a", pages(3), START, "first")
+    second = Reservation("a", "ns/a", pages(3), START, "second", since=5)
+    leaf = Counter(key("leaf"), pages(4), reservations=(first, second))
+    (identity,) = recount(leaf, COUNTED, set(), kept()).reservations
+    assert identity == second.as_identity("worker")
+    # A third that is not counted yet stays beside it.
+    third = Reservation("a", "ns/a", pages(3), START, "third", since=9)
+    both = Counter(key("leaf"), pages(4), reservations=(identity, third))
+    assert recount(both, COUNTED, set(), kept()).reservations == (identity, third)
+
+
+def test_of_too_many_identities_those_go_first_whose_pods_are_in_the_api() -> None:
+    many = IDENTITIES_KEPT + 2
+    lines = tuple(
+        Reservation(f"pod-{n}", "ns/a", pages(1), START).as_identity("worker") for n in range(many)
+    )
+    leaf = frozenset({key("leaf")})
+    known = Identities(
+        {f"pod-{n}": Identity("worker", leaf, in_api=n == many - 1) for n in range(many)}
+    )
+    counter = Counter(key("leaf"), pages(4), reservations=lines)
+    left = recount(counter, Tally(), set(), known).reservations
+    assert left == lines[1:-1]
+
+
 def test_a_reservation_expires_at_its_time() -> None:
     held = Reservation("a", "ns/a", pages(3), START)
     counter = Counter(key("leaf"), pages(4), reservations=(held,))
     assert expired(counter, START - timedelta(seconds=1)) == ()
     assert expired(counter, START) == (held,)
+    identity = replace(counter, reservations=(held.as_identity("worker"),))
+    assert expired(identity, START) == ()
 
 
 class Admission(RuleBasedStateMachine):

@@ -31,6 +31,7 @@ MOMENTS = st.datetimes(datetime(2020, 1, 1), datetime(2100, 1, 1), timezones=st.
         expires=MOMENTS,
         request=WORDS.filter(lambda word: word != "-") | st.just(""),
         since=st.integers(min_value=0, max_value=2**63),
+        counted=WORDS | st.just(""),
     )
 )
 def test_what_is_written_reads_back(reservation: Reservation) -> None:
@@ -46,6 +47,19 @@ def test_a_line_can_be_read_by_people() -> None:
     assert Reservation("uid", "db/pg-0", charge, east, "request", 7).line == (
         "uid db/pg-0 2Mi:64Mi,1Gi:1Gi 2026-11-22T12:00:01Z request 7"
     )
+
+
+def test_an_identity_has_a_seventh_word() -> None:
+    line = "uid db/pg-0 2Mi:64Mi 2026-11-22T12:00:00Z request 7"
+    assert parse(line).counted == ""
+    identity = parse(line).as_identity("worker-1")
+    assert identity.line == f"{line} worker-1"
+    assert parse(identity.line) == identity
+    # Further words stay as they are, unless the line is written anew.
+    newer = parse(f"{line} worker-1 and more")
+    assert newer == identity
+    assert newer.as_identity("worker-1").line == f"{line} worker-1 and more"
+    assert newer.as_identity("-").line == f"{line} -"
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_over_one_quota_it_tells_every_number_and_what_to_do() -> None:
 
 def test_what_pods_left_in_files_is_told_apart() -> None:
     told = refusal.over_quota("a/p", [short(TENANT, 64, 128, 0, 256, retained=96)])
-    assert "(128Mi by pods, 96Mi retained in files of pods that are gone or were moved)" in told
+    assert "(128Mi by pods, 96Mi retained in files of pods that are gone)" in told
 
 
 def test_it_tells_which_files_hold_what_is_retained_and_to_truncate_them() -> None:
@@ -58,7 +58,7 @@ def test_it_tells_which_files_hold_what_is_retained_and_to_truncate_them() -> No
     )
     assert (
         "Retained in /dev/hugepages/rte_0 on worker-1 (96Mi by pod db/old). Ask for less,"
-        " truncate or remove files of pods that are gone or were moved, stop pods" in told
+        " truncate or remove files of pods that are gone, stop pods" in told
     )
 
 

@@ -1,32 +1,49 @@
-"""What a node's conditions tell of mounts that have a limit of their own."""
+"""What a node's conditions tell."""
 
 from __future__ import annotations
 
 import pytest
 
-from hugetlb_quota.agent.conditions import room_condition
+from hugetlb_quota.agent.conditions import charge_list_condition, room_condition
+from hugetlb_quota.api.node import MountStatus
 
 NOW = "2026-11-22T12:00:00Z"
 
 
+def mount(path: str, used: str, limit: str | None = None) -> MountStatus:
+    return MountStatus(path=path, page_size="hugepages-2Mi", limit=limit, used=used)
+
+
 @pytest.mark.parametrize(
-    "mount",
+    "roomy",
     [
-        {"path": "/a", "used": "62Mi", "limit": "64Mi"},
-        {"path": "/a", "used": "64Mi"},
-        {"path": "/a", "used": "0", "limit": "2Mi"},
+        mount("/a", "62Mi", "64Mi"),
+        mount("/a", "64Mi"),
+        mount("/a", "0", "2Mi"),
     ],
     ids=["not yet full", "without a limit", "empty"],
 )
-def test_a_mount_with_room_is_not_told_of(mount: dict[str, str]) -> None:
-    condition = room_condition([mount], {}, NOW)
+def test_a_mount_with_room_is_not_told_of(roomy: MountStatus) -> None:
+    condition = room_condition([roomy], {}, NOW)
     assert (condition["status"], condition["reason"]) == ("True", "HaveRoom")
 
 
 def test_a_full_mount_is_told_apart_from_a_quota() -> None:
-    full = {"path": "/mnt/huge", "used": "64Mi", "limit": "64Mi"}
-    condition = room_condition([full, {"path": "/b", "used": "2Mi"}], {}, NOW)
+    full = mount("/mnt/huge", "64Mi", "64Mi")
+    condition = room_condition([full, mount("/b", "2Mi")], {}, NOW)
     assert (condition["status"], condition["reason"]) == ("False", "Full")
     assert "/mnt/huge is full: it holds 64Mi and was mounted with size=64Mi" in condition["message"]
     assert "on that and on no quota" in condition["message"]
     assert "/b" not in condition["message"]
+
+
+def test_why_the_charge_list_can_not_be_read_is_told() -> None:
+    assert charge_list_condition("", {}, NOW)["status"] == "True"
+    condition = charge_list_condition("This kernel has no BTF.", {}, NOW)
+    assert (condition["status"], condition["reason"]) == ("False", "Unreadable")
+    assert condition["message"].startswith("This kernel has no BTF. What pods left")
+
+
+@pytest.mark.parametrize("before", [{"status": "True"}, {"type": "Ready"}, {"status": 7}])
+def test_a_damaged_condition_does_no_harm(before: dict[str, object]) -> None:
+    assert room_condition([], before, NOW)["lastTransitionTime"] == NOW

@@ -3,42 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.agent import report
 from hugetlb_quota.agent.conditions import ready_condition
-from hugetlb_quota.agent.governance import Governance
-from hugetlb_quota.agent.ledger import Ledger
-from hugetlb_quota.agent.memory import Memory
-from hugetlb_quota.agent.observe import Observer, Snapshot
-from hugetlb_quota.agent.report import Reporter
-from hugetlb_quota.agent.track import Tracker
+from hugetlb_quota.agent.pods import NodePods
+from hugetlb_quota.agent.reading import Reading
+from hugetlb_quota.agent.report import Latest, Reporter, too_low
 from hugetlb_quota.api.node import HugeTLBNodeStatus
 from hugetlb_quota.kube.errors import AlreadyExists, ApiUnreachable, Conflict, NotFound
+from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.kube.resources import NODES, Resource
-from hugetlb_quota.node.host import HostRoot
 from hugetlb_quota.node.pools import Pool
 from hugetlb_quota.page_size import PageSize
 
 Json = dict[str, Any]
-POOL = Pool(PageSize(2 << 20), None, 8, 8, 0, 0)
-OF_NODE = Pool(PageSize(2 << 20), 0, 8, 8, None, 0)
+SMALL = PageSize(2 << 20)
+POOL = Pool(SMALL, None, 8, 8, 0, 0)
+OF_NODE = Pool(SMALL, 0, 8, 8, None, 0)
 
 
-def entry(uid: str) -> Json:
+def entry(uid: str, charged: str = "8Mi") -> Json:
     return {
         "uid": uid,
-        "namespace": "ns",
-        "name": uid,
-        "quotas": ["ns/q"],
-        "charge": {"hugepages-2Mi": "8Mi"},
-        "inUse": {},
+        "namespace": "",
+        "name": "",
+        "labels": {},
+        "cgroup": "",
+        "live": True,
+        "charged": {"hugepages-2Mi": charged},
     }
+
+
+def charge(mib: int) -> Charge:
+    return Charge({SMALL: mib << 20})
 
 
 class Api:
@@ -81,7 +84,12 @@ class Api:
     def touch(self) -> None:
         """Somebody else writes the report."""
         assert self.report is not None
-        self._store(self.report)
+        self._store({**self.report, "status": {**self.status, "reportedAt": "by another"}})
+
+    def wish(self) -> None:
+        """The controller writes the spec."""
+        assert self.report is not None
+        self._store({**self.report, "spec": {"reclaim": []}})
 
     @property
     def status(self) -> Json:
@@ -106,46 +114,54 @@ class Api:
             raise ApiUnreachable("The API server can't be reached.")
 
 
-class Scripted(Observer):
-    """An observer that sees what it is told to."""
+class Running:
+    """A reporter, of a host that has what it is told to."""
 
     def __init__(self) -> None:
-        host = HostRoot(Path("/nowhere"))
-        memory = Memory(sqlite3.connect(":memory:"), None, None)
-        tracker = Tracker((), (), Ledger(memory))
-        super().__init__(
-            *(host, host.path, tracker, Governance()),
-            seen_since=lambda: 0,
-            seen_up_to=lambda: 0,
-        )
-        self.sees = Snapshot(2, 5, 0, (), (POOL, OF_NODE))
+        self.api, self.ready, self.due = Api(), asyncio.Event(), asyncio.Event()
+        self.reading = Reading(pools=(POOL, OF_NODE))
         self.fails: Exception | None = None
-        self.carried: list[Any] = []
+        self.reads = 0
+        self.position, self.pods, self.latest = 5, NodePods(), Latest()
+        self.problems: tuple[str, ...] = ()
+        self.reporter = Reporter(
+            self.api,
+            "n",
+            "boot",
+            self,
+            self.pods,
+            self.latest,
+            position=lambda: self.position,
+            problems=lambda: self.problems,
+        )
 
-    def snapshot(self) -> Snapshot:
+    async def read(self, largest: int | None) -> Reading:
+        self.reads += 1
         if self.fails:
             raise self.fails
-        return self.sees
-
-    def carry_over(self, last: Any) -> None:
-        self.carried.append(last)
-
-
-class Running:
-    def __init__(self) -> None:
-        self.api, self.observer, self.ready = Api(), Scripted(), asyncio.Event()
-        self.reporter = Reporter(self.api, "n", "boot", self.observer)
+        return self.reading
 
     async def until(self, holds: Callable[[], object]) -> None:
         async with asyncio.timeout(10):
             while not holds():
                 await asyncio.sleep(0.002)
 
-    def see(self, **changes: Any) -> None:
-        self.observer.sees = self.observer.sees.__class__(
-            **{**{f: getattr(self.observer.sees, f) for f in Snapshot.__slots__}, **changes}
+    def end(self, position: int) -> None:
+        """A pod has come and gone, without a cgroup."""
+        pod = Pod("p", "ns", "p", position, {}, demand=charge(8))
+        self.pods.changed(None, pod)
+        self.pods.changed(pod, None)
+        self.position = position
+        self.due.set()
+
+    def see(self, *uids: str, mib: int = 8) -> None:
+        """Live ones of nobody that is known."""
+        self.reading = replace(
+            self.reading,
+            there=dict.fromkeys(uids, True),
+            charged=dict.fromkeys(uids, charge(mib)),
         )
-        self.reporter.nudge()
+        self.due.set()
 
 
 @pytest.fixture
@@ -154,14 +170,14 @@ async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
     monkeypatch.setattr(report, "FIRST_BACKOFF", 0.01)
     monkeypatch.setattr(report, "LONGEST_BACKOFF", 0.02)
     running = Running()
-    task = asyncio.create_task(running.reporter.run(running.ready))
+    task = asyncio.create_task(running.reporter.run(running.ready, running.due))
     yield running
     assert not task.done(), task
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_nothing_is_written_before_pods_and_quotas_are_known(running: Running) -> None:
+async def test_nothing_is_written_before_the_pods_are_known(running: Running) -> None:
     await asyncio.sleep(0.1)
     assert running.api.calls == []
 
@@ -176,18 +192,23 @@ async def test_the_object_is_made_when_it_is_missing_and_owned_by_its_node(
     assert owner == {"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "node-uid"}
     status = running.api.status
     assert (status["bootID"], status["podsResourceVersion"]) == ("boot", "5")
-    assert (status["podsSince"], status["settled"]) == ("2", [])
     assert [pool.get("numaNode") for pool in status["pools"]] == [None, 0]
-    assert status["conditions"][0]["status"] == "True"
+    assert {each["type"]: each["status"] for each in status["conditions"]} == {
+        "Ready": "True",
+        "ChargeListReadable": "True",
+        "MountsHaveRoom": "True",
+    }
 
 
 async def test_it_goes_on_from_the_last_report_and_writes_over_it(running: Running) -> None:
     metadata = {"name": "n", "uid": "report-uid", "resourceVersion": "3"}
-    old = {"bootID": "boot", "pods": [entry("a")]}
+    gone = {**entry("a"), "live": False, "name": "was", "endedAt": "2026-01-01T00:00:00Z"}
+    old = {"bootID": "boot", "pods": [gone]}
     running.api.report = {"metadata": metadata, "status": old}
+    running.reading = replace(running.reading, charged={"a": charge(4)})
     running.ready.set()
     await running.until(lambda: running.api.writes)
-    assert running.observer.carried == [old]
+    assert running.api.status["pods"] == [{**gone, "charged": {"hugepages-2Mi": "4Mi"}}]
     assert "create hugetlbnodes" not in running.api.calls
 
 
@@ -198,17 +219,37 @@ async def test_the_last_report_must_be_read_before_the_first_is_written(running:
     assert set(running.api.calls) == {"get hugetlbnodes"}
     running.api.down = False
     await running.until(lambda: running.api.writes)
-    assert running.observer.carried == [None]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"pods": 7, "files": {}, "conditions": "x"},
+        {"pods": [{}, None, 3, {"uid": 5}], "files": [[], {"path": "x"}], "conditions": [1, {}]},
+        {"pods": [{**entry("a"), "charged": {"hugepages-2Mi": "?"}, "endedAt": "when"}]},
+        {"pods": [{**entry(""), "of a newer release": 1}]},
+    ],
+)
+async def test_a_damaged_report_is_begun_anew_from_what_is_there(
+    running: Running, damaged: Json
+) -> None:
+    metadata = {"name": "n", "uid": "report-uid", "resourceVersion": "3"}
+    running.api.report = {"metadata": metadata, "status": {"bootID": "boot", **damaged}}
+    running.see("b")
+    running.ready.set()
+    await running.until(lambda: running.api.writes)
+    assert running.api.status["pods"] == [entry("b")]
 
 
 async def test_a_change_is_written_and_the_same_is_not(running: Running) -> None:
     running.ready.set()
     await running.until(lambda: running.api.writes == 1)
     for _ in range(5):
-        running.see(pods_resource_version=9)  # alone it is no news
+        running.position = 9  # alone it is no news
+        running.due.set()
         await asyncio.sleep(0.03)
     assert running.api.writes == 1
-    running.see(pods=(entry("a"),))
+    running.see("a")
     await running.until(lambda: running.api.writes == 2)
     assert running.api.status["pods"] == [entry("a")]
     assert running.api.status["podsResourceVersion"] == "9"
@@ -218,7 +259,7 @@ async def test_an_end_is_written_even_if_it_changes_nothing_else(running: Runnin
     """Its charge waits for the version, also of a pod that was never listed."""
     running.ready.set()
     await running.until(lambda: running.api.writes == 1)
-    running.see(pods_resource_version=12, ends=1)
+    running.end(12)
     await running.until(lambda: running.api.writes == 2)
     assert running.api.status["podsResourceVersion"] == "12"
 
@@ -228,7 +269,7 @@ async def test_a_burst_is_one_write(running: Running, monkeypatch: pytest.Monkey
     running.ready.set()
     await running.until(lambda: running.api.writes == 1)
     for number in range(20):
-        running.see(pods=(entry(f"pod-{number}"),))
+        running.see(f"pod-{number}")
         await asyncio.sleep(0.002)
     await running.until(lambda: running.api.status["pods"] == [entry("pod-19")])
     assert running.api.writes == 2
@@ -237,7 +278,6 @@ async def test_a_burst_is_one_write(running: Running, monkeypatch: pytest.Monkey
 async def test_it_is_written_now_and_then_to_show_that_the_agent_lives(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "SAMPLE", 0.01)
     monkeypatch.setattr(report, "HEARTBEAT", 0.1)
     running.ready.set()
     await running.until(lambda: running.api.writes == 3)
@@ -247,15 +287,70 @@ async def test_one_that_was_written_past_it_is_read_anew(running: Running) -> No
     running.ready.set()
     await running.until(lambda: running.api.writes == 1)
     running.api.touch()
-    running.see(pods=(entry("a"),))
+    running.see("a")
     await running.until(lambda: running.api.status["pods"] == [entry("a")])
+
+
+async def test_a_wish_that_came_meanwhile_keeps_no_report_from_being_written(
+    running: Running,
+) -> None:
+    running.ready.set()
+    await running.until(lambda: running.api.writes == 1)
+    reads = running.reads
+    running.api.wish()
+    running.see("a")
+    await running.until(lambda: running.api.status["pods"] == [entry("a")])
+    assert running.reads == reads + 1  # written at once, not after another pass
+    assert running.api.report is not None
+    assert running.api.report["spec"] == {"reclaim": []}
+
+
+async def test_a_reading_that_is_not_whole_is_followed_by_another(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "AGAIN", 0.02)
+    running.reading = replace(running.reading, whole=False)
+    running.ready.set()
+    await running.until(lambda: running.reads > 2)
+
+
+async def test_a_deleted_pod_is_forgotten_with_its_cgroup(running: Running) -> None:
+    running.see("p")
+    running.ready.set()
+    await running.until(lambda: running.api.writes == 1)
+    running.end(7)
+    await running.until(lambda: running.api.writes == 2)
+    assert running.pods.allowance("p") is not None  # its process may live on
+    assert running.api.status["pods"] == [{**entry("p"), "namespace": "ns", "name": "p"}]
+    running.see()
+    await running.until(lambda: running.api.status["pods"] == [])
+    assert running.pods.allowance("p") is None
+
+
+async def test_limits_of_kubepods_that_are_too_low_are_told(running: Running) -> None:
+    running.pods.changed(None, Pod("p", "ns", "p", 1, {}, demand=charge(8)))
+    running.reading = replace(running.reading, ceiling=charge(0))
+    running.problems = ("One.",)
+    running.ready.set()
+    await running.until(lambda: running.api.writes == 1)
+    ready = running.api.status["conditions"][0]
+    assert ready["status"] == "False"
+    assert (
+        "One. kubepods itself is limited to 0 of hugepages-2Mi, and its pods ask for 8Mi"
+        in (ready["message"])
+    )
+
+
+def test_limits_of_kubepods_that_suffice_are_not_told() -> None:
+    assert list(too_low(charge(8), charge(8))) == []
+    assert list(too_low(Charge(), charge(8))) == []
 
 
 async def test_one_that_was_deleted_is_made_anew_for_the_node_of_now(running: Running) -> None:
     running.ready.set()
     await running.until(lambda: running.api.writes == 1)
     running.api.report, running.api.node = None, {"metadata": {"name": "n", "uid": "new-uid"}}
-    running.see(pods=(entry("a"),))
+    running.see("a")
     await running.until(lambda: running.api.report and "status" in running.api.report)
     assert running.api.report is not None
     assert running.api.report["metadata"]["ownerReferences"][0]["uid"] == "new-uid"
@@ -274,7 +369,7 @@ async def test_what_was_not_written_is_written_when_the_api_is_back(running: Run
     running.ready.set()
     await running.until(lambda: running.api.writes == 1)
     running.api.down = True
-    running.see(pods_resource_version=12, ends=1)
+    running.end(12)
     await running.until(lambda: running.api.writes > 3)
     assert running.api.status["podsResourceVersion"] == "5"
     running.api.down = False
@@ -284,12 +379,12 @@ async def test_what_was_not_written_is_written_when_the_api_is_back(running: Run
 async def test_a_host_that_cannot_be_read_is_not_reported(running: Running) -> None:
     running.ready.set()
     await running.until(lambda: running.api.writes == 1)
-    running.observer.fails = OSError("input/output error")
-    running.reporter.nudge()
+    running.fails = OSError("input/output error")
+    running.due.set()
     await asyncio.sleep(0.1)
     assert running.api.writes == 1
-    running.observer.fails = None
-    running.see(pods=(entry("a"),))
+    running.fails = None
+    running.see("a")
     await running.until(lambda: running.api.writes == 2)
 
 

@@ -1,152 +1,72 @@
-"""Who is charged: pods that run, and pods that ended until their node lets them go."""
+"""Who is charged: pods that run, pods that ended until their node lets them go, what they left."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import pairwise
 
-from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.accounting.attribution import Attribution, read_lines
+from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
-from hugetlb_quota.accounting.recount import ChargedPod, Unreported
-from hugetlb_quota.accounting.release import NodeEvidence
+from hugetlb_quota.accounting.recount import ChargedPod, Identity, Retained, RetainedFile
+from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.controller import conditions
-from hugetlb_quota.controller.census import LISTED_WITHIN, Census, Count, held_by_quota
-from hugetlb_quota.controller.nodes import NodeReport, evidence, remembering
+from hugetlb_quota.controller.census import Census, Count, World, held_by_quota
+from hugetlb_quota.controller.nodes import (
+    Boots,
+    NodeFacts,
+    NodeReport,
+    ReportedFile,
+    ReportedPod,
+    evidence,
+)
 from hugetlb_quota.kube.pods import Pod
+from hugetlb_quota.page_size import PageSize
 
 TENANT, TEAM = QuotaKey("ns", "tenant"), QuotaKey("ns", "team")
-DEMAND = Charge.from_resources({"hugepages-2Mi": "64Mi"})
+SMALL = PageSize(2 << 20)
+DEMAND, LEFT = (Charge.from_resources({"hugepages-2Mi": amount}) for amount in ("64Mi", "6Mi"))
 FOREST = Forest([Quota(TENANT), Quota(TEAM, parent=TENANT)], {})
+BOTH = frozenset({TENANT, TEAM})
 POD = Pod("uid", "ns", "pod", resource_version=10, labels={}, node="worker", demand=DEMAND)
+LIVE = ReportedPod("uid", "ns", "pod", {}, live=True, charged=LEFT)
+GONE = replace(LIVE, live=False)
+NAMELESS = replace(GONE, namespace="", name="")
+LATER = datetime(2030, 1, 1, tzinfo=UTC)
+LINE = Reservation("uid", "ns/pod", DEMAND, LATER, "request")
 
 
-def report(version: int, *live: ChargedPod, boot_id: str = "boot") -> NodeReport:
-    return NodeReport("worker", datetime(2026, 11, 22, tzinfo=UTC), boot_id, version, live)
+def report(
+    version: int, *pods: ReportedPod, node: str = "worker", boot_id: str = "boot"
+) -> NodeReport:
+    return NodeReport(node, datetime(2026, 11, 22, tzinfo=UTC), boot_id, version, pods)
 
 
-def count(
-    census: Census,
-    pods: list[Pod],
+def world(
     *reports: NodeReport,
-    told: tuple[Unreported, ...] = (),
-    seen_up_to: int = 0,
-    now: float = 0.0,
-) -> Count:
-    known: Mapping[str, NodeEvidence] = evidence({"worker": "boot"}, reports)
-    for each in reports:
-        census.report_changed(None, each, 0)
-    by_node = {each.node: each for each in reports}
-    tells = {each.uid: each for each in told}
-    return census.count(FOREST, pods, known, by_node, tells, seen_up_to=seen_up_to, now=now)
+    pods: tuple[Pod, ...] = (),
+    lines: tuple[Reservation, ...] = (),
+    forest: Forest = FOREST,
+    seen_up_to: int = 12,
+    listed_at: int = 1,
+    nodes: tuple[NodeFacts, ...] = (NodeFacts("worker", "boot", out_of_service=False),),
+    boots: Boots | None = None,
+) -> World:
+    counter = Counter(TEAM, NOTHING, reservations=lines)
+    return World(
+        Attribution(forest, {}, read_lines([counter], forest)),
+        pods,
+        seen_up_to,
+        listed_at,
+        evidence({node.name: node for node in nodes}, reports, boots),
+        {each.node: each for each in reports},
+    )
 
 
 def uids(counted: Count) -> set[str]:
     return {pod.uid for pod in counted.pods}
-
-
-def test_a_running_pod_is_charged_to_what_selects_it() -> None:
-    (charged,) = count(Census(), [POD]).pods
-    assert charged == ChargedPod("uid", DEMAND, frozenset({TENANT, TEAM}))
-
-
-def test_a_finished_pod_is_held_until_its_node_has_seen_the_end() -> None:
-    census, finished = Census(), replace(POD, finished=True)
-    before = count(census, [finished], report(9))
-    assert uids(before) == {"uid"}
-    assert [held.node for held in before.held] == ["worker"]
-    assert uids(count(census, [finished], report(10))) == set()
-    assert census.was_released("uid")
-
-
-def test_a_deleted_pod_is_held_while_its_cgroup_is_there() -> None:
-    census = Census()
-    census.pod_changed(None, POD, 10)
-    census.pod_changed(POD, None, 12)
-    live = ChargedPod("uid", DEMAND, frozenset({TEAM}))
-    assert uids(count(census, [], report(20, live))) == {"uid"}
-    assert uids(count(census, [], report(11))) == {"uid"}
-    assert uids(count(census, [], report(12))) == set()
-    # Once let go, it does not come back.
-    assert uids(count(census, [], report(12))) == set()
-
-
-def test_what_is_written_to_a_pod_that_was_let_go_charges_it_no_more() -> None:
-    """The Job controller takes its finalizer off a finished pod; later the pod is deleted."""
-    census, finished = Census(), replace(POD, finished=True)
-    assert uids(count(census, [finished], report(10))) == set()
-    written = replace(finished, resource_version=11)
-    census.pod_changed(finished, written, 11)
-    assert uids(count(census, [written], report(10))) == set()
-    census.pod_changed(written, None, 12)
-    assert uids(count(census, [], report(10))) == set()
-    assert census.was_released("uid")
-
-
-def test_a_pod_let_go_for_want_of_an_agent_is_charged_when_one_shows_its_cgroup() -> None:
-    finished, live = replace(POD, finished=True), ChargedPod("uid", DEMAND, frozenset({TEAM}))
-    for census, pods in ((Census(), [finished]), (Census(), [])):
-        census.pod_changed(None, POD, 5)
-        census.pod_changed(POD, *((finished, 10) if pods else (None, 10)))
-        assert uids(count(census, pods)) == set()
-        assert uids(count(census, pods, report(20, live))) == {"uid"}
-        assert not census.was_released("uid")
-        assert uids(count(census, pods, report(21))) == set()
-
-
-def test_a_pod_that_only_its_node_knows_of_is_charged_where_the_node_says() -> None:
-    live = ChargedPod("other", DEMAND, frozenset({TEAM}))
-    counted = count(Census(), [], report(20, live))
-    assert counted.pods == (live,)
-    assert [held.pod for held in held_by_quota(counted, FOREST)[TENANT]] == [live]
-    assert uids(count(Census(), [], report(20, live, boot_id="before"))) == set()
-
-
-def test_what_a_node_retains_is_forgotten_with_its_boot() -> None:
-    told = report(20)
-    assert remembering(evidence({"worker": "boot"}, [told]), [told]) == (told,)
-    assert remembering(evidence({"worker": "new"}, [told]), [told]) == ()
-    assert remembering(evidence({}, [told]), [told]) == ()
-
-
-def test_a_pod_that_asks_for_nothing_is_not_held_for_want_of_a_report() -> None:
-    """Its node lists it for what it uses; it may well be running."""
-    live = ChargedPod("other", Charge(), frozenset({TEAM}))
-    assert held_by_quota(count(Census(), [], report(20, live)), FOREST) == {}
-
-
-def test_a_pod_that_was_never_bound_is_let_go_at_once() -> None:
-    census, pending = Census(), replace(POD, node=None)
-    census.pod_changed(None, pending, 10)
-    census.pod_changed(pending, None, 12)
-    assert uids(count(census, [])) == set()
-    assert census.was_released("uid")
-
-
-def test_a_silent_node_is_named_with_what_it_holds() -> None:
-    counted = count(Census(), [replace(POD, finished=True)], report(9))
-    held = held_by_quota(counted, FOREST)[TEAM]
-    quota = Quota(TEAM, parent=TENANT)
-    found = conditions.findings(quota, _counter(), FOREST, held, {"worker"})
-    (silent,) = [each for each in found if not each.good]
-    assert silent.reason == "AgentSilent"
-    assert "64Mi of hugepages-2Mi of 1 ended pods" in silent.message
-    assert "worker" in silent.message
-    assert all(each.good for each in conditions.findings(quota, _counter(), FOREST, held, set()))
-
-
-MISSED = Unreported("uid", "ns/pod", "worker", DEMAND, frozenset({TENANT, TEAM}), "uid")
-LIVE = ChargedPod("uid", DEMAND, frozenset({TENANT, TEAM}))
-#: As an agent lists the cgroup of a pod that it knows nothing of.
-NAMELESS = ChargedPod("uid", Charge(), frozenset())
-
-
-def since(version: int, *live: ChargedPod, start: int = 1, settled: bool = False) -> NodeReport:
-    told = frozenset({"uid"}) if settled else frozenset[str]()
-    return replace(report(version, *live), pods_since=start, settled=told)
 
 
 def deleted(pod: Pod = POD) -> Census:
@@ -156,92 +76,250 @@ def deleted(pod: Pod = POD) -> Census:
     return census
 
 
-def test_a_pod_that_no_report_has_listed_is_told_of_when_its_agent_had_the_time_to_list_it() -> (
-    None
-):
-    census = deleted()
-    first = count(census, [], since(9), now=100.0)
-    assert (first.unreported, first.waits) == ((), True)
-    assert uids(first) == {"uid"}
-    later = count(census, [], since(9), now=100.0 + LISTED_WITHIN)
-    assert (later.unreported, later.waits) == ((MISSED,), False)
+def test_a_running_pod_is_charged_to_what_selects_it() -> None:
+    (charged,) = Census().count(world(pods=(POD,))).pods
+    assert charged == ChargedPod("uid", DEMAND, BOTH)
 
 
-def test_one_that_a_report_has_listed_is_not_told_of_however_long_its_agent_is_away() -> None:
-    for at_end in (since(11), since(12, start=12)):
-        census = deleted()
-        assert count(census, [], since(9, LIVE)).unreported == ()
-        assert count(census, [], at_end, now=999.0).unreported == ()
+def test_it_is_charged_what_the_kernel_charges_where_that_is_more() -> None:
+    more = Charge.from_resources({"hugepages-2Mi": "66Mi", "hugepages-1Gi": "1Gi"})
+    (charged,) = Census().count(world(report(10, replace(LIVE, charged=more)), pods=(POD,))).pods
+    assert charged.charge == more
+    (charged,) = Census().count(world(report(10, LIVE), pods=(POD,))).pods
+    assert charged.charge == DEMAND
+
+
+def test_a_finished_pod_is_held_until_its_node_has_seen_the_end() -> None:
+    census, finished = Census(), replace(POD, finished=True)
+    before = census.count(world(report(9), pods=(finished,)))
+    assert uids(before) == {"uid"}
+    assert [held.nodes for held in before.held] == [{"worker"}]
+    assert uids(census.count(world(report(10), pods=(finished,)))) == set()
     assert census.was_released("uid")
 
 
-def test_one_that_came_and_went_between_two_reports_of_an_agent_that_runs_is_not_told_of() -> None:
-    assert count(deleted(), [], since(12, start=10), now=999.0).pods == ()
-
-
-def test_an_agent_that_came_later_lets_it_go_when_it_has_been_told() -> None:
+def test_a_deleted_pod_is_held_while_its_cgroup_is_there_and_then_charged_what_it_left() -> None:
     census = deleted()
-    back = since(20, start=12)
-    assert count(census, [], back).unreported == (MISSED,)  # at once: it can't list it any more
-    for report in (back, since(21, LIVE, start=12), since(22, LIVE, start=12, settled=True)):
-        counted = count(census, [], report, told=(MISSED,))
-        assert (uids(counted), counted.unreported) == ({"uid"}, (MISSED,))
-    counted = count(census, [], since(23, start=12, settled=True), told=(MISSED,))
-    assert (counted.pods, counted.unreported) == ((), ())
-    # The quota's informer may lag behind that write.
-    assert count(census, [], since(24, start=12), told=(MISSED,)).pods == ()
+    assert uids(census.count(world(report(20, LIVE)))) == {"uid"}
+    assert uids(census.count(world(report(11)))) == {"uid"}
+    # The agent saw the cgroup go before it saw that the pod has ended.
+    early = census.count(world(report(11, GONE)))
+    assert (uids(early), early.retained) == ({"uid"}, ())
+    gone = census.count(world(report(12, GONE)))
+    assert (uids(gone), gone.retained) == (set(), (Retained("uid", LEFT, BOTH),))
+    # Once let go, it does not come back.
+    gone = census.count(world(report(12)))
+    assert (uids(gone), gone.retained) == (set(), ())
 
 
-def test_a_cgroup_without_a_name_is_not_its_pod_listed() -> None:
-    census = deleted()
-    assert count(census, [], since(20, NAMELESS, start=12)).unreported == (MISSED,)
-    assert count(census, [], since(21, start=12)).unreported == (MISSED,)
+def test_what_is_written_to_a_pod_that_was_let_go_charges_it_no_more() -> None:
+    """The Job controller takes its finalizer off a finished pod; later the pod is deleted."""
+    census, finished = Census(), replace(POD, finished=True)
+    assert uids(census.count(world(report(10), pods=(finished,)))) == set()
+    written = replace(finished, resource_version=11)
+    census.pod_changed(finished, written, 11)
+    assert uids(census.count(world(report(10), pods=(written,)))) == set()
+    census.pod_changed(written, None, 12)
+    assert uids(census.count(world(report(10)))) == set()
+    assert census.was_released("uid")
 
 
-def test_a_new_controller_goes_on_with_what_the_quotas_tell() -> None:
-    census = Census()
-    counted = count(census, [], since(20, start=12), told=(MISSED,))
-    assert (counted.pods, counted.unreported) == ((LIVE,), (MISSED,))
-    assert [each.node for each in counted.held] == ["worker"]
-    assert count(census, [], since(21, start=12, settled=True), told=(MISSED,)).pods == ()
-    assert count(Census(), [], told=(MISSED,)).pods == ()  # no agent there
-    booted = replace(since(9), boot_id="before")
-    assert count(Census(), [], booted, told=(MISSED,)).pods == ()
-
-
-def test_a_finished_pod_is_known_to_an_agent_that_came_while_it_was_in_the_api() -> None:
+def test_a_pod_let_go_for_want_of_an_agent_is_charged_when_one_shows_its_cgroup() -> None:
     finished = replace(POD, finished=True)
-    back = since(20, start=12)
-    assert uids(count(Census(), [finished], back, seen_up_to=12)) == set()
-    # It may have been deleted since, before the agent came.
-    assert count(Census(), [finished], back, seen_up_to=11).unreported == (MISSED,)
+    for pods in ((finished,), ()):
+        census = Census()
+        census.pod_changed(None, POD, 5)
+        census.pod_changed(POD, *((finished, 10) if pods else (None, 10)))
+        assert uids(census.count(world(pods=pods))) == set()
+        assert uids(census.count(world(report(20, LIVE), pods=pods))) == {"uid"}
+        assert not census.was_released("uid")
+        assert uids(census.count(world(report(21), pods=pods))) == set()
 
 
-def test_a_static_pod_is_told_of_with_the_name_of_its_cgroup() -> None:
-    (told,) = count(deleted(replace(POD, static_hash="0a1b")), [], since(20, start=12)).unreported
-    assert (told.uid, told.cgroup) == ("uid", "0a1b")
+def test_a_pod_that_only_its_node_knows_of_is_charged_where_its_labels_say() -> None:
+    live = replace(LIVE, demand=DEMAND)
+    counted = Census().count(world(report(20, live)))
+    assert counted.pods == (ChargedPod("uid", DEMAND, BOTH),)
+    assert [held.pod.uid for held in held_by_quota(counted, FOREST)[TENANT]] == ["uid"]
+    gone = Census().count(world(report(20, GONE)))
+    assert gone.retained == (Retained("uid", LEFT, BOTH),)
 
 
-def test_nothing_is_asked_about_a_pod_that_is_charged_to_nobody() -> None:
-    for pod in (replace(POD, namespace="elsewhere"), replace(POD, demand=Charge())):
-        counted = count(deleted(pod), [], since(20, start=12))
-        assert (counted.pods, counted.unreported) == ((), ())
+def test_nothing_that_a_node_told_before_it_was_lost_or_booted_holds() -> None:
+    told = report(20, LIVE, replace(GONE, uid="gone"))
+    off = NodeFacts("worker", "boot", out_of_service=True)
+    for nodes in ((), (off,)):
+        counted = Census().count(world(told, nodes=nodes))
+        assert (counted.pods, counted.retained) == ((), ())
+    # One that was live may have been started anew after the boot.
+    census, new = Census(), NodeFacts("worker", "new", out_of_service=False)
+    counted = census.count(world(told, nodes=(new,)))
+    assert (uids(counted), counted.retained) == ({"uid"}, ())
+    booted = census.count(world(report(20, boot_id="new"), nodes=(new,)))
+    assert (booted.pods, booted.retained) == ((), ())
 
 
-def test_a_quota_that_can_not_be_read_lets_no_pod_go_that_it_may_govern() -> None:
-    census, back = deleted(), since(20, start=12)
-    known = evidence({"worker": "boot"}, [back])
-    nobody = Forest([], {})
-    held = census.count(
-        nobody, [], known, {"worker": back}, {}, seen_up_to=0, now=0.0, unreadable={"ns"}
+def test_a_pod_that_ran_after_a_boot_waits_for_a_report_of_that_boot() -> None:
+    new, boots = NodeFacts("worker", "new", out_of_service=False, version=11), Boots()
+    boots.node_changed(NodeFacts("worker", "boot", out_of_service=False, version=3), new, 11)
+    told = report(9)
+    later = deleted()
+    assert uids(later.count(world(told, nodes=(new,), boots=boots))) == {"uid"}
+    # A new controller does not know when the node has booted.
+    assert uids(deleted().count(world(told, nodes=(new,)))) == {"uid"}
+    booted = report(12, boot_id="new")
+    assert uids(later.count(world(booted, nodes=(new,), boots=boots))) == set()
+    before = Census()
+    before.pod_changed(None, POD, 9)
+    before.pod_changed(POD, None, 10)
+    assert uids(before.count(world(told, nodes=(new,), boots=boots))) == set()
+
+
+def test_when_a_boot_was_missed_the_last_look_before_it_counts() -> None:
+    boots = Boots()
+    old = NodeFacts("worker", "boot", out_of_service=False, version=3)
+    boots.node_changed(None, old, 3)
+    assert boots.at("worker") is None
+    boots.node_changed(old, replace(old, boot_id="new", version=8), 0)
+    assert boots.at("worker") == 3
+    boots.node_changed(replace(old, version=8), None, 9)
+    assert boots.at("worker") is None
+
+
+def test_a_pod_that_was_never_bound_is_let_go_at_once() -> None:
+    census = deleted(replace(POD, node=None))
+    assert uids(census.count(world(report(1)))) == set()
+    assert census.was_released("uid")
+
+
+def test_a_silent_node_is_named_with_what_it_holds_and_what_to_do() -> None:
+    counted = Census().count(world(report(9), pods=(replace(POD, finished=True),)))
+    held = held_by_quota(counted, FOREST)[TEAM]
+    quota, counter = Quota(TEAM, parent=TENANT), Counter(TEAM, NOTHING)
+    found = conditions.findings(quota, counter, FOREST, held, {"worker", "other"})
+    (silent,) = [each for each in found if not each.good]
+    assert silent.reason == "AgentSilent"
+    assert silent.message == (
+        "64Mi of hugepages-2Mi of an ended pod stays charged, because the agent does not report on"
+        " worker. Start the agent there; if the node is gone, delete its Node object; if it is off,"
+        " taint it node.kubernetes.io/out-of-service. The charge goes then."
     )
+    assert all(each.good for each in conditions.findings(quota, counter, FOREST, held, set()))
+
+
+# Identities
+
+
+def kept(counted: Count) -> dict[str, Identity]:
+    return dict(counted.identities.kept)
+
+
+def test_a_pods_identity_is_kept_until_its_nodes_report_names_it() -> None:
+    here = Identity("worker", BOTH, in_api=True)
+    for silent in (report(9), report(9, NAMELESS), replace(report(9), boot_id="before")):
+        assert kept(Census().count(world(silent, pods=(POD,)))) == {"uid": here}
+    named = Census().count(world(report(9, LIVE), pods=(POD,), lines=(LINE,)))
+    assert named.identities.settled == {"uid"}
+    # There is no agent that could be asked; and no node.
+    assert kept(Census().count(world(pods=(POD,)))) == {}
+    unbound = Census().count(world(report(9), pods=(replace(POD, node=None),)))
+    assert kept(unbound) == {"uid": replace(here, counted="-")}
+
+
+def test_a_new_controller_goes_on_with_what_the_lines_tell() -> None:
+    line = LINE.as_identity("worker")
+    census = Census()
+    held = census.count(world(report(11), lines=(line,)))
+    assert held.pods == (ChargedPod("uid", DEMAND, frozenset({TEAM})),)
+    assert [each.nodes for each in held.held] == [{"worker"}]
+    assert kept(held) == {"uid": Identity("worker", frozenset({TEAM}), in_api=False)}
+    # The agent is back and tells of it, with or without a name.
+    named = census.count(world(report(12, GONE), lines=(line,)))
+    assert (named.pods, named.retained) == ((), (Retained("uid", LEFT, BOTH),))
+    assert named.identities.settled == {"uid"}
+
+
+def test_a_line_goes_when_its_node_has_reported_without_the_pod() -> None:
+    line, census = LINE.as_identity("worker"), Census()
+    assert uids(census.count(world(report(11), lines=(line,), seen_up_to=12))) == {"uid"}
+    # What is known since grows; what matters is when the pod was missing first.
+    gone = census.count(world(report(12), lines=(line,), seen_up_to=50))
+    assert (gone.pods, gone.identities.settled) == ((), {"uid"})
+    # The quotas' informer may lag behind the write that takes the line away.
+    assert uids(census.count(world(report(12), lines=(line,), seen_up_to=60))) == set()
+
+
+def test_after_a_gap_in_what_is_known_of_pods_a_line_waits_for_a_later_report() -> None:
+    line, census = LINE.as_identity("worker"), Census()
+    census.count(world(report(11), lines=(line,), seen_up_to=12))
+    gap = world(report(12), lines=(line,), seen_up_to=40, listed_at=30)
+    assert uids(census.count(gap)) == {"uid"}
+    assert uids(census.count(replace(gap, reports=world(report(30)).reports))) == {"uid"}
+    assert uids(census.count(world(report(30), lines=(line,), listed_at=30))) == set()
+
+
+def test_a_uid_that_the_kernel_alone_names_is_paid_by_the_quota_that_has_its_line() -> None:
+    line, census = LINE.as_identity("worker"), Census()
+    told = replace(report(50, NAMELESS), files=(ReportedFile("uid", "/huge/f", SMALL, 6 << 20),))
+    for _ in range(2):
+        counted = census.count(world(told, lines=(line,)))
+        assert counted.pods == ()
+        assert counted.retained == (Retained("uid", LEFT, frozenset({TEAM})),)
+        assert kept(counted) == {"uid": Identity("worker", frozenset({TEAM}), in_api=False)}
+        (file,) = counted.files
+        assert file == RetainedFile(
+            "worker", "/huge/f", "ns/pod", SMALL, 6 << 20, frozenset({TEAM})
+        )
+    gone = census.count(world(report(51), lines=(line,)))
+    assert (gone.retained, gone.identities.settled) == ((), {"uid"})
+
+
+def test_what_is_charged_to_nobody_is_told() -> None:
+    counted = Census().count(world(report(50, NAMELESS, replace(GONE, uid="b", namespace="free"))))
+    assert counted.orphans == {("worker", "uid")}
+    assert [(each.uid, each.quotas) for each in counted.retained] == [
+        ("uid", frozenset()),
+        ("b", frozenset()),
+    ]
+
+
+WORKERS = tuple(NodeFacts(name, "boot", out_of_service=False) for name in ("worker", "other"))
+
+
+def test_a_pod_that_may_have_been_bound_anywhere_waits_for_all_nodes() -> None:
+    line, census = LINE.as_identity("-"), Census()
+    late = world(report(12), report(11, node="other"), lines=(line,), nodes=WORKERS)
+    held = census.count(late)
     assert uids(held) == {"uid"}
-    assert count(census, [], back).unreported == (MISSED,)  # it can be read again
+    assert [each.nodes for each in held.held] == [{"other"}]
+    both = world(report(12), report(12, node="other"), lines=(line,), nodes=WORKERS)
+    assert uids(census.count(both)) == set()
 
 
-def _counter() -> Counter:
-    return Counter(TEAM, Charge())
+def test_a_pod_whose_binding_a_list_may_have_hidden_is_held_by_its_line() -> None:
+    census, pending = Census(), replace(POD, node=None)
+    census.pod_changed(None, pending, 10)
+    census.pod_changed(pending, None, 12, missed=True)
+    line = LINE.as_identity("-")
+    assert uids(census.count(world(report(11), lines=(line,)))) == {"uid"}
+    assert uids(census.count(world(report(12), lines=(line,)))) == set()
 
+
+def test_of_a_reservation_that_was_never_counted_a_silent_node_may_tell_yet() -> None:
+    census = Census()
+    waiting = census.count(world(report(11), lines=(LINE,)))
+    assert (waiting.pods, kept(waiting)) == (
+        (),
+        {"uid": Identity("?", frozenset({TEAM}), in_api=False)},
+    )
+    doubtful = LINE.as_identity("?")
+    assert kept(census.count(world(report(11), lines=(doubtful,)))) == kept(waiting)
+    proved = census.count(world(report(12), lines=(LINE,)))
+    assert (kept(proved), census.was_released("uid")) == ({}, False)
+    assert census.count(world(report(12), lines=(doubtful,))).identities.settled == {"uid"}
+
+
+# Labels
 
 A, B = QuotaKey("ns", "a"), QuotaKey("ns", "b")
 SELECTING = Forest(
@@ -253,60 +331,21 @@ SELECTING = Forest(
 )
 
 
-def under(name: str | None, version: int, node: str | None = "worker") -> Pod:
-    labels = {} if name is None else {name: ""}
-    return replace(POD, labels=labels, resource_version=version, node=node)
+def test_what_a_relabelled_pod_filled_moves_with_it() -> None:
+    census, moved = Census(), replace(POD, labels={"b": ""}, resource_version=12)
+    told = replace(LIVE, labels={"a": ""})
+    running = census.count(world(report(11, told), pods=(moved,), forest=SELECTING))
+    assert [pod.quotas for pod in running.pods] == [{B}]
+    # It is gone, and its node has not seen the labels yet: who was told by the API knows better.
+    finished = replace(moved, finished=True, resource_version=13)
+    gone = replace(told, live=False)
+    left = census.count(world(report(13, gone), pods=(finished,), forest=SELECTING))
+    assert [(each.uid, each.quotas) for each in left.retained] == [("uid", {B})]
 
 
-def charged_to(census: Census, pods: list[Pod], *reports: NodeReport) -> list[QuotaKey]:
-    known = evidence({"worker": "boot"}, reports)
-    by_node = {each.node: each for each in reports}
-    counted = census.count(SELECTING, pods, known, by_node, {}, seen_up_to=0, now=0.0)
-    return sorted({quota for pod in counted.pods for quota in pod.quotas})
-
-
-def relabelled(*pods: Pod) -> Census:
-    census = Census()
-    for old, new in pairwise((None, *pods)):
-        census.pod_changed(old, new, new.resource_version if new else 0)
-    return census
-
-
-def test_a_relabelled_pod_counts_under_both_quotas_until_its_node_has_seen_it() -> None:
-    moved = under("b", 12)
-    census = relabelled(under("a", 10), moved)
-    assert charged_to(census, [moved], report(11)) == [A, B]
-    assert charged_to(census, [moved], report(12)) == [B]
-    # Once let go, it does not come back.
-    assert charged_to(census, [moved], report(11)) == [B]
-
-
-def test_a_pod_relabelled_twice_counts_under_all_three() -> None:
-    none, moved = under(None, 12), under("b", 14)
-    census = relabelled(under("a", 10), none, moved)
-    assert charged_to(census, [none], report(11)) == [A]
-    assert charged_to(census, [moved], report(11)) == [A, B]
-    assert charged_to(census, [moved], report(13)) == [B]
-
-
-def test_a_relabelled_pod_that_ended_is_held_under_both_until_its_node_tells() -> None:
-    moved = under("b", 12)
-    census = relabelled(under("a", 10), moved)
-    census.pod_changed(moved, None, 14)
-    assert charged_to(census, [], report(11)) == [A, B]
-    live = ChargedPod("uid", DEMAND, frozenset({B}))
-    assert charged_to(census, [], report(14, live)) == [B]
-    assert charged_to(census, [], report(14)) == []
-
-
-def test_where_its_node_lists_a_pod_it_counts_too() -> None:
-    """A controller that began later knows no former labels; or the node is ahead of it."""
-    live = ChargedPod("uid", DEMAND, frozenset({A}))
-    assert charged_to(Census(), [under("b", 12)], report(11, live)) == [A, B]
-    assert charged_to(Census(), [under("b", 12)], report(11, live, boot_id="before")) == [B]
-
-
-def test_a_pod_that_has_no_node_with_an_agent_is_charged_where_its_labels_say_alone() -> None:
-    unbound = under("b", 12, node=None)
-    assert charged_to(relabelled(under("a", 10, node=None), unbound), [unbound]) == [B]
-    assert charged_to(relabelled(under("a", 10), under("b", 12)), [under("b", 12)]) == [B]
+def test_a_quota_that_comes_to_select_it_pays_for_what_a_pod_that_is_gone_left() -> None:
+    census, told = Census(), report(20, replace(GONE, labels={"a": ""}))
+    assert [each.quotas for each in census.count(world(told, forest=SELECTING)).retained] == [{A}]
+    both = Forest([*SELECTING, Quota(QuotaKey("ns", "all"))], {})
+    (left,) = census.count(world(told, forest=both)).retained
+    assert left.quotas == {A, QuotaKey("ns", "all")}

@@ -75,7 +75,6 @@ def test_the_status_tells_it_all_once() -> None:
         "retained": {},
         "retainedFiles": [],
         "reservations": RAW["status"]["reservations"],
-        "unreported": [],
         "summary": "2Mi: 96Mi/256Mi, 1Gi: 0/8Gi",
         "conditions": RAW["status"]["conditions"],
     }
@@ -88,22 +87,6 @@ def test_what_was_written_is_read_back_as_stored() -> None:
     assert again.is_stored
     assert not replace(again, observed_generation=2).is_stored
     assert not again.with_counter(again.counter.release(HELD)).is_stored
-
-
-def test_who_is_unreported_is_kept_by_whoever_writes_the_counter() -> None:
-    told = {
-        "uid": "u-1",
-        "pod": "db/gone",
-        "node": "worker",
-        "charge": {"hugepages-2Mi": "8Mi"},
-        "quotas": ["db/all", "db/leaf"],
-        "cgroup": "0a1b",
-    }
-    raw = {**RAW, "status": {**RAW["status"], "unreported": [told]}}
-    quota = QuotaObject.from_json(raw)
-    admitted = quota.with_counter(quota.counter.release(HELD))
-    assert status_body(admitted)["status"]["unreported"] == [told]
-    assert not replace(admitted, unreported=()).is_stored
 
 
 def test_a_size_that_is_charged_and_not_limited_is_shown_too() -> None:

@@ -117,6 +117,7 @@ def test_what_the_rows_say() -> None:
         (6, 7, "/host"),
     ]
     assert [(m.start, m.pages, m.cgroup.id) for m in file.private] == [(2, 5, 20)]
+    assert [(owner.id, pages) for owner, pages in file.unreserved] == [(20, 1)]
     assert {(u.file, u.pages) for u in charges.unreserved} == {
         ((os.makedev(21, 7), 103), 1),
         (None, 1),
@@ -134,8 +135,10 @@ def test_charges_are_added_up_by_cgroup_and_by_pod() -> None:
     assert charges.below(1) == {SMALL: 12}
     assert charges.below(10) == {SMALL: 11}
     assert charges.below(99) == {}
-    assert charges.pods(frozenset({10})) == {"1-2": {SMALL: 11}}
-    assert charges.pods(frozenset({40})) == {}
+    assert charges.pods(frozenset({1})) == {"1-2": {SMALL: 11}, None: {SMALL: 1}}
+    # A tree that is named like kubelet's, elsewhere than where kubelet's is.
+    assert charges.pods(frozenset({40})) == {None: {SMALL: 12}}
+    assert charges.held == {os.makedev(21, 7): 11}
 
 
 def test_it_is_at_rest_when_every_cgroup_agrees() -> None:
@@ -199,6 +202,9 @@ def test_the_largest_files_come_first() -> None:
     rows += [node(7, 106, 100, b"unreserved"), *[folio(0, 106, 40, 21 << 20 | 7)] * 10]
     rows[0] = size(0, SMALL.bytes, 32, 32)
     assert [f.path for f in decoded(*rows, largest=1).files] == ["/unreserved"]
+    # Of two with one inode number it can't be told whose they are.
+    rows += [node(8, 106, 100, b"segment")]
+    assert [f.path for f in decoded(*rows, largest=1).files] == ["/large"]
 
 
 def test_circles_end() -> None:

@@ -1,0 +1,104 @@
+"""Tells when something may have been charged or given back: no event does.
+
+Counters are compared a few times a second, on descriptors that stay open. That costs next to
+nothing, and no program anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+from hugetlb_quota.node import hugetlbfs, kubepods
+from hugetlb_quota.node.counters import Counter, Counters
+from hugetlb_quota.node.host import HostRoot, HostUnreadable
+from hugetlb_quota.node.kubepods import PodCgroup
+from hugetlb_quota.node.pools import pools
+from hugetlb_quota.page_size import PageSize
+
+#: Between two looks at what all of kubepods is charged, and at what the pools have, in seconds.
+PERIOD: Final = 0.25
+#: Every so many of them, at each pod: two that made up for each other move no sum.
+PODS: Final = 4
+#: And at what kubepods, mounts and pools there are.
+THE_REST: Final = 20
+
+
+class Poll:
+    """Compares counters, and sets ``due`` when one moved.
+
+    :param parents: where kubepods is, as :func:`kubepods.parents` gives it.
+    :param pods: the pods' cgroups that are known just now.
+    """
+
+    def __init__(
+        self,
+        host: HostRoot,
+        parents: tuple[Path, ...],
+        sizes: Iterable[PageSize],
+        pods: Callable[[], Iterable[PodCgroup]],
+        due: asyncio.Event,
+    ) -> None:
+        self._host = host
+        self._parents = parents
+        self._files = [f"{size.cgroup}.rsvd.current" for size in sizes]
+        self._pods = pods
+        self._due = due
+        folder = host.at("/sys/kernel/mm/hugepages")
+        self._pools = [
+            (
+                Counter(folder / size.sysfs / "free_hugepages"),
+                Counter(folder / size.sysfs / "resv_hugepages"),
+            )
+            for size in sizes
+        ]
+        self._of_roots, self._of_pods = Counters(), Counters()
+        self._roots: list[Path] = []
+        self._free: list[int] = []
+        self._others: object = None
+
+    async def run(self) -> None:
+        """Compare, for ever."""
+        for number in count():
+            if self.moved(number):
+                self._due.set()
+            await asyncio.sleep(PERIOD)
+
+    def moved(self, number: int) -> bool:
+        """Whether something moved since the look before; ``number`` counts the looks."""
+        moved = number % THE_REST == 0 and self._others_changed()
+        free = [self._unreserved(*pool) for pool in self._pools]
+        if free != self._free:
+            self._free, moved = free, True
+        moved |= self._of_roots.moved(self._paths(self._roots))
+        if number % PODS == 0:
+            moved |= self._of_pods.moved(self._paths(pod.path for pod in self._pods()))
+        return moved
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        for counters in (self._of_roots, self._of_pods):
+            counters.moved(())
+        for pool in self._pools:
+            for counter in pool:
+                counter.close()
+
+    def _paths(self, cgroups: Iterable[Path]) -> list[Path]:
+        return [cgroup / file for cgroup in cgroups for file in self._files]
+
+    @staticmethod
+    def _unreserved(free: Counter, reserved: Counter) -> int:
+        # A page that is promised and then touched is in neither any more: that moves no charge.
+        return (free.read() or 0) - (reserved.read() or 0)
+
+    def _others_changed(self) -> bool:
+        try:
+            self._roots = list(kubepods.roots(self._parents))
+            others = (hugetlbfs.superblocks(self._host), pools(self._host))
+        except (HostUnreadable, OSError):
+            return True  # the pass that is due tells
+        changed, self._others = others != self._others, others
+        return changed

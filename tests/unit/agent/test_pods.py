@@ -1,0 +1,120 @@
+"""Which pod a cgroup is of, and what it may use; who claims to be a static pod."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.agent.pods import NodePods
+from hugetlb_quota.kube.pods import Container, Pod
+from hugetlb_quota.page_size import PageSize
+
+SIZE = PageSize(2 << 20)
+DEMAND = Charge({SIZE: 8 << 20})
+HASH = "9f" * 16
+
+
+def pod(uid: str = "u", **more: object) -> Pod:
+    return replace(Pod(uid, "ns", uid, 1, {}, demand=DEMAND), **more)  # type: ignore[arg-type]
+
+
+def seen(pods: NodePods) -> dict[str, tuple[str, bool]]:
+    """By cgroup, the UID of its pod, and whether that has ended."""
+    return {uid: (each.pod.uid, each.ended) for uid, each in pods.seen().items()}
+
+
+def with_pods(*them: Pod) -> NodePods:
+    pods = NodePods()
+    for each in them:
+        pods.changed(None, each)
+    return pods
+
+
+def test_a_pod_may_use_its_demand_and_its_containers_their_requests() -> None:
+    containers = (Container("c", "1f", DEMAND), Container("not yet made", None, DEMAND))
+    allowance = with_pods(pod(containers=containers)).allowance("u")
+    assert allowance is not None
+    assert (allowance.demand, dict(allowance.containers)) == (DEMAND, {"1f": DEMAND})
+
+
+@pytest.mark.parametrize("unknown", ["u", "other"])
+def test_one_that_asks_for_nothing_or_is_not_known_has_no_allowance(unknown: str) -> None:
+    assert with_pods(pod(demand=Charge())).allowance(unknown) is None
+
+
+def test_a_deleted_pod_is_kept_until_it_is_forgotten() -> None:
+    pods = with_pods(pod())
+    pods.changed(pod(), None)
+    assert seen(pods) == {"u": ("u", True)}
+    assert pods.allowance("u") is not None
+    pods.forget({"u"})
+    assert seen(pods) == {"u": ("u", True)}
+    pods.forget(set())
+    assert seen(pods) == {}
+    # One in the API never is.
+    pods.changed(None, pod())
+    pods.forget(set())
+    assert seen(pods) == {"u": ("u", False)}
+
+
+def test_ends_of_pods_that_ask_are_counted() -> None:
+    pods = with_pods(pod("a"), pod("b", demand=Charge()))
+    pods.changed(pod("a"), pod("a", finished=True))
+    pods.changed(pod("a", finished=True), None)
+    pods.changed(pod("b", demand=Charge()), None)
+    assert pods.ends == 2
+
+
+def test_what_all_ask_for_together() -> None:
+    pods = with_pods(pod("a"), pod("b"), pod("over", finished=True))
+    assert pods.demand() == Charge({SIZE: 16 << 20})
+
+
+def test_a_static_pods_cgroup_is_named_by_its_hash() -> None:
+    pods = with_pods(pod("mirror", static_hash=HASH))
+    assert seen(pods) == {HASH: ("mirror", False)}
+    assert pods.allowance(HASH) is not None
+    assert pods.allowance("mirror") is None
+
+
+def test_a_mirror_that_was_made_anew_takes_the_place_of_the_one_before() -> None:
+    old, new = pod("old", static_hash=HASH), pod("new", static_hash=HASH)
+    pods = with_pods(old)
+    pods.changed(old, None)
+    assert seen(pods) == {HASH: ("old", True)}
+    pods.changed(None, new)
+    assert seen(pods) == {HASH: ("new", False)}
+    pods.forget({HASH})
+    pods.changed(new, None)
+    assert seen(pods) == {HASH: ("new", True)}
+
+
+@pytest.mark.parametrize("state", ["running", "deleted", "reported"])
+def test_a_real_uid_always_wins(state: str) -> None:
+    victim, thief = pod("victim"), pod("thief", static_hash="victim", demand=Charge())
+    pods = with_pods(thief)
+    if state == "reported":
+        pods.remember({}, frozenset({"victim"}))
+        assert seen(pods) == {"thief": ("thief", False)}
+        return
+    pods.changed(None, victim)
+    if state == "deleted":
+        pods.changed(victim, None)
+    assert seen(pods) == {"victim": ("victim", state == "deleted"), "thief": ("thief", False)}
+    allowance = pods.allowance("victim")
+    assert allowance is not None
+    assert allowance.demand == DEMAND
+
+
+def test_of_two_that_claim_one_hash_neither_is_believed() -> None:
+    pods = with_pods(pod("one", static_hash=HASH), pod("two", static_hash=HASH))
+    assert seen(pods) == {"one": ("one", False), "two": ("two", False)}
+    assert pods.allowance(HASH) is None
+
+
+def test_but_the_one_that_was_reported_before_stays() -> None:
+    pods = with_pods(pod("one", static_hash=HASH), pod("two", static_hash=HASH))
+    pods.remember({HASH: "one"}, frozenset())
+    assert seen(pods) == {HASH: ("one", False), "two": ("two", False)}
