@@ -1,4 +1,7 @@
-"""Ten thousand random operations, the agent killed at random: at rest nothing is amiss.
+"""Ten thousand random operations, the agent killed at random: its reports are the kernel's word.
+
+At rest, and right after each restart: then all pods are frozen, and every file and every pod must
+be told as the kernel has it.
 
 ``STRESS_SEED`` repeats a run's dice, though not which process comes first;
 ``STRESS_OPERATIONS`` makes it shorter or longer.
@@ -20,11 +23,10 @@ from pathlib import Path
 
 import pytest
 
-from hugetlb_quota.node.charged_ranges import ChargedRanges
-from hugetlb_quota.node.hugetlbfs import Superblock, scan
-from tests.kernel.agent_process import ID, MIB, Agent, Api, Json, Pod, until
+from hugetlb_quota.node.charge_reader import ChargeReader
+from tests.kernel.agent_process import ID, MIB, Agent, Api, Pod, until
 from tests.testnode import cgroup_tree, naming
-from tests.tracking import PAGE, at
+from tests.tracking import PAGE, SMALL, pages_of
 from tests.workloads import command
 
 SEED = int(os.environ.get("STRESS_SEED") or random.randrange(2**32))
@@ -39,13 +41,21 @@ class Stress:
 
     agent: Agent
     api: Api
+    reader: ChargeReader
     directory: Path
     sockets: Path
     make: Callable[[str], Pod]
     operations: int = 0
     pods: int = 0
     kills: int = 0
+    compared: int = 0
     over: asyncio.Event = field(default_factory=asyncio.Event)
+    #: Who has it may make or end pods.
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def kubepods(self) -> Path:
+        return self.agent.subtree / naming.kubepods("systemd")
 
     async def run(self) -> None:
         killer = asyncio.create_task(self._kill_now_and_then())
@@ -63,11 +73,10 @@ class Stress:
         while self.operations < OPERATIONS:
             self.pods += 1
             name = f"pod-{self.pods}"
-            spec = {"hard": {"hugepages-2Mi": "512Mi"}}
-            await self.api.set("hugetlbquotas", name, "q", spec=spec)
             pod = self.make(name)
-            await pod.start("48Mi", name)
-            # Of a pod whose whole life no agent saw nobody here could know.
+            async with self.turn:
+                await pod.start("48Mi", name)
+            # Of a pod whose whole life no agent saw nobody here could know the name.
             await until(lambda name=name: self.was_listed(name))  # type: ignore[misc]
             procs = pod.cgroup / naming.container_name("systemd", ID) / "cgroup.procs"
             process = await asyncio.create_subprocess_exec(
@@ -84,27 +93,43 @@ class Stress:
                 async with asyncio.timeout(dice.uniform(0.5, 6.0)):
                     async for line in process.stdout:
                         done = int(line)
-            await asyncio.to_thread(pod.end)
+            async with self.turn:
+                await asyncio.to_thread(pod.end)
             await process.wait()
             (self.sockets / name).unlink(missing_ok=True)
             self.operations += done
             await asyncio.sleep(dice.uniform(0.0, 0.3))
-            await pod.delete()
+            async with self.turn:
+                await pod.delete()
 
     async def _kill_now_and_then(self) -> None:
         dice = random.Random(f"{SEED}-kills")
         while not self.over.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.over.wait(), dice.uniform(0.2, 6.0))
-            await self.agent.end(signal.SIGKILL)
-            self.kills += 1
-            await asyncio.sleep(dice.uniform(0.0, 1.0))
-            await self.agent.start()
             if dice.random() < 0.5:
-                # On a busy machine it may never come that far otherwise.
-                await self.agent.ready()
+                await self._restart(dice)
+                continue
+            async with self.turn:
+                cgroup_tree.write(self.kubepods / "cgroup.freeze", "1")
+                await until(self._is_frozen)
+                await self._restart(dice)
+                await self.equals_the_kernel()
+                cgroup_tree.write(self.kubepods / "cgroup.freeze", "0")
 
-    # What is there at rest, in MiB
+    async def _restart(self, dice: random.Random) -> None:
+        await self.agent.end(signal.SIGKILL)
+        self.kills += 1
+        await asyncio.sleep(dice.uniform(0.0, 1.0))
+        await self.agent.start()
+        if dice.random() < 0.5:
+            # On a busy machine it may never come that far otherwise.
+            await self.agent.ready()
+
+    def _is_frozen(self) -> bool:
+        return "frozen 1" in (self.kubepods / "cgroup.events").read_text()
+
+    # What is told, and what there is; in MiB
 
     def was_listed(self, name: str) -> bool:
         """Whether the agent has told of it."""
@@ -112,82 +137,66 @@ class Stress:
             pod["uid"] == name for status in self.api.reports for pod in status.get("pods", ())
         )
 
-    def kernel_counts(self) -> int:
-        """All that is left: no pod is there any more."""
-        kubepods = self.agent.subtree / naming.kubepods("systemd")
-        return int((kubepods / "hugetlb.2MB.rsvd.current").read_text()) // MIB
-
-    def by_pod(self) -> Counter[str]:
-        """What files are charged to each pod that is gone."""
-        found = Counter[str]()
-        for file in self._files():
-            found[file["pod"].partition("/")[0]] += int(file["charged"].removesuffix("Mi"))
+    def files_told(self) -> Counter[tuple[str, str]]:
+        """What is told of each file, by the pod that is charged for it."""
+        found = Counter[tuple[str, str]]()
+        for file in self.api.status.get("files", ()):
+            if file["mount"] == str(self.directory):
+                path = file["path"].removesuffix(" (deleted)")
+                found[path, file["uid"]] += int(file["charged"].removesuffix("Mi"))
         return found
 
-    def by_file(self) -> Counter[str]:
-        """What is charged in each file."""
-        found = Counter[str]()
-        for file in self._files():
-            found[file["path"]] += int(file["charged"].removesuffix("Mi"))
+    async def files_charged(self) -> Counter[tuple[str, str]]:
+        """What the kernel has, of the files on the tests' own hugetlbfs."""
+        parents = frozenset({self.agent.subtree.stat().st_ino})
+        device = self.directory.stat().st_dev
+        found = Counter[tuple[str, str]]()
+        for file in (await self.reader.read()).files:
+            if file.superblock.device != device:
+                continue
+            owners = [(each.cgroup, each.end - each.start) for each in file.regions]
+            for owner, pages in (*owners, *file.unreserved):
+                found[file.path.lstrip("/"), owner.pod(parents) or ""] += pages * PAGE // MIB
         return found
 
-    def _files(self) -> list[Json]:
-        return [f for f in self.api.status.get("files", ()) if f["mount"] == str(self.directory)]
+    def live_counted(self) -> dict[str, int]:
+        """What each pod's cgroup that is there counts."""
+        paths = self.kubepods.glob("*burstable.slice/*-pod*.slice")
+        counted = {
+            path.name.rpartition("-pod")[2].removesuffix(".slice").replace("_", "-"): max(
+                pages_of(path)
+            )
+            for path in paths
+        }
+        return {name: pages * PAGE // MIB for name, pages in counted.items() if pages}
 
-    def by_quota(self) -> Counter[str]:
-        return Counter(
-            {quota.partition("/")[0]: amount for quota, amount in self.api.retained().items()}
-        )
+    async def equals_the_kernel(self) -> None:
+        """Wait until all that is told is as it is; nothing moves meanwhile."""
+        files, live = await self.files_charged(), self.live_counted()
+        total = pages_of(self.kubepods)[0] * PAGE // MIB
 
-    def is_settled(self) -> bool:
-        if self.api.listed():
-            return False
-        return (
-            sum(self.by_quota().values()) == self.kernel_counts()
-            and "" not in self.by_quota()
-            and self.by_pod() == self.by_quota()
-        )
+        def told() -> tuple[object, ...]:
+            status = self.api.charged()
+            named = all(each["name"] for each in self.api.status.get("pods", ()))
+            there = {name: amount for name, amount in status.items() if name in live}
+            return sum(status.values()), there, self.files_told(), named
 
-    async def difference(self) -> str:
-        """As the agent's metrics tell it, in bytes."""
-        _, text = await self.agent.probe("/metrics")
-        (row,) = (
-            line
-            for line in text.splitlines()
-            if line.startswith('hugetlb_quota_difference_bytes{page_size="hugepages-2Mi"}')
-        )
-        return row.split()[-1]
-
-    def picture(self) -> str:
-        return (
-            f"listed {self.api.listed()}\nkernel {self.kernel_counts()}\n"
-            f"quotas {sum(self.by_quota().values())} {dict(self.by_quota())}\n"
-            f"pods   {sum(self.by_pod().values())} {dict(self.by_pod())}\n"
-            f"files  {dict(self.by_file())}\nexact {self.api.exact()}"
-        )
-
-
-async def charged_in(superblock: Superblock, cgroup: Path) -> Counter[str]:
-    """MiB that the kernel has charged in each file; whoever asks must not be in a pod."""
-    cgroup.mkdir(exist_ok=True)
-    cgroup_tree.write(cgroup / "hugetlb.2MB.rsvd.max", "0")
-    found = Counter[str]()
-    async with ChargedRanges(cgroup) as ranges:
-        for file in scan(superblock):
-            runs = await ranges.of(superblock, file.path, file.inode, 64)
-            if runs:
-                found[file.path] = sum(last - first for first, last in runs) * PAGE // MIB
-    return found
+        try:
+            await until(lambda: told() == (total, live, files, True))
+        except TimeoutError:
+            assert told() == (total, live, files, True)
+        self.compared += 1
 
 
 @pytest.mark.timeout(900)
-async def test_at_rest_every_page_is_charged_to_somebody_and_every_file_is_right(
+async def test_at_rest_and_after_each_restart_every_page_is_told_as_the_kernel_has_it(
     agent: Agent,
     api: Api,
     hugetlbfs: Path,
     pages: Callable[[int], None],
     pod: Callable[[str], Pod],
     tmp_path: Path,
+    reader: ChargeReader,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with capsys.disabled():
@@ -197,24 +206,20 @@ async def test_at_rest_every_page_is_charged_to_somebody_and_every_file_is_right
     sockets.mkdir()
     await agent.start()
     await agent.ready()
-    stress = Stress(agent, api, hugetlbfs, sockets, pod)
+    stress = Stress(agent, api, reader, hugetlbfs, sockets, pod)
     await stress.run()
-    print(f"{stress.operations} operations of {stress.pods} pods, {stress.kills} kills")
-    await agent.ready()
-    superblock = at(hugetlbfs)
-    try:
-        await until(stress.is_settled, 60)
-    except TimeoutError:
-        pytest.fail(
-            f"{stress.picture()}\nreally {await charged_in(superblock, agent.subtree / 'ask')}"
+    with capsys.disabled():
+        print(
+            f"{stress.operations} operations of {stress.pods} pods, {stress.kills} kills,"
+            f" compared {stress.compared} times"
         )
-    really = await charged_in(superblock, agent.subtree / "ask")
-    assert stress.by_file() == really, stress.picture()
-    assert await stress.difference() == "0.0"
+    await agent.ready()
+    await stress.equals_the_kernel()
+    assert api.listed() == []
 
     # What is removed then relieves whom it should, to the last byte.
     for file in hugetlbfs.iterdir():
         file.unlink()
-    await until(lambda: stress.is_settled() and not stress.kernel_counts(), 60)
-    assert api.retained() == {}
-    print(stress.picture())
+    await stress.equals_the_kernel()
+    await until(lambda: api.status["pods"] == [])
+    assert pages_of(stress.kubepods, SMALL)[0] == 0
