@@ -256,6 +256,7 @@ def _contexts(files: str) -> tuple[dict[str, str], str]:
     # The library would tell of a missing key.
     if not any(Path(each).exists() for each in files.split(os.pathsep) if each):
         raise _no_cluster(f"there is no file {files}")
+    import yaml
     from kubernetes.aio.config import ConfigException, list_kube_config_contexts
 
     try:
@@ -265,8 +266,10 @@ def _contexts(files: str) -> tuple[dict[str, str], str]:
             for each in found
         }
         return by_name, str((current or {}).get("name") or "")
-    except (ConfigException, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ConfigException, yaml.YAMLError, OSError, ValueError) as error:
         raise _no_cluster(f"{files}: {' '.join(str(error).split())}") from error
+    except (TypeError, KeyError, AttributeError) as error:
+        raise _no_cluster(f"{files} is no kubeconfig") from error
 
 
 def _no_cluster(why: str) -> Problem:

@@ -46,11 +46,11 @@ _VALUES: Final = {
     "-n": "namespace",
     "--namespace": "namespace",
     "--context": "context",
-    "--kubeconfig": "file",
+    "--kubeconfig": "kubeconfig",
     "-o": "output",
     "--output": "output",
-    "-f": "file",
-    "--filename": "file",
+    "-f": "filename",
+    "--filename": "filename",
 }
 
 
@@ -127,7 +127,7 @@ def _arguments(
 
 
 def _values(kind: str, given: dict[str, str]) -> tuple[Iterable[tuple[str, str]], int]:
-    if kind == "file":
+    if kind in ("kubeconfig", "filename"):
         return [], _FILES
     if kind == "output":
         return [(name, "") for name in cli.FORMATS], _NO_FILES
