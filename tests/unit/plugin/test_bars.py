@@ -34,8 +34,9 @@ def test_what_is_there_is_seen_and_what_is_not_is_not(
 @given(WIDTHS, LIMITS, AMOUNTS)
 def test_a_bar_is_full_only_at_the_limit(width: int, limit: int, amounts: list[int]) -> None:
     filled: int = sum(cells(width, limit, amounts))
+    used: int = sum(amounts)
     full = width > 0 and filled == width
-    if sum(amounts) >= limit and sum(amounts) and width:
+    if used >= limit and used and width:
         assert full
     elif width > len(amounts):
         assert not full
