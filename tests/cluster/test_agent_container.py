@@ -1,4 +1,4 @@
-"""What the DaemonSet mounts, and its three capabilities, are enough for the agent's work.
+"""What the DaemonSet mounts, and its capabilities, are enough for the agent's work.
 
 A container's namespaces are made by hand, with the shipped volumes mounted as a runtime would.
 """
@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 
 from hugetlb_quota.node.host import HostRoot, UnusableHost
+from tests.kernel import charge_reading
 from tests.kube import chart
 from tests.kube.api import Object
-from tests.tracking import hugetlbfs
+from tests.testnode.hugepages import reserved_pages
+from tests.tracking import PAGE, hugetlbfs
 
 LIMIT = "hugetlb.2MB.rsvd.max"
 
@@ -48,69 +50,100 @@ def pod_cgroup() -> Iterator[Path]:
                 cgroup.rmdir()
 
 
-def test_sets_limits_reads_pools_sees_files_and_remembers(
+def test_sets_limits_and_reads_pools_mounts_and_the_charge_list(
     helm: Path, pod_cgroup: Path, tmp_path: Path
 ) -> None:
-    root, state = tmp_path / "root", tmp_path / "state"
+    reading = charge_reading.build()
+    root = tmp_path / "root"
     root.mkdir()
-    state.mkdir()
-    (daemon_set,) = chart.render(helm).of_kind("DaemonSet")
-    pod = daemon_set["spec"]["template"]["spec"]
+    pod = agent_pod(helm)
     program = (
+        "import asyncio\n"
         "from pathlib import Path\n"
-        "from hugetlb_quota.node.hugetlbfs import scan, superblocks\n"
-        "from hugetlb_quota.agent.memory import Memory\n"
+        "from hugetlb_quota.node.charge_reader import ChargeReader\n"
+        "from hugetlb_quota.node.hugetlbfs import superblocks\n"
         "from hugetlb_quota.node.host import HostRoot\n"
         f"host = HostRoot(Path({str(root)!r}))\n"
         f"pod = host.cgroup2() / {pod_cgroup.parent.name!r} / 'pod'\n"
         f"(pod / {LIMIT!r}).write_text('4194304')\n"
         "assert len(host.boot_id()) == 36\n"
-        "Memory.open(host.at('/var/lib/hugetlb-quota'), host.boot_id()).close()\n"
-        # By its own mounts: where tests run, init may be out of reach for anybody.
-        "host = HostRoot()\n"
-        f"(found,) = (s for s in superblocks(host) if s.point == {str(tmp_path / 'huge')!r})\n"
-        "assert [file.path for file in scan(found)] == ['file']\n"
-        f"host = HostRoot(Path({str(root)!r}))\n"
+        "superblocks(host)\n"
+        "async def read():\n"
+        f"    reader = ChargeReader(Path({str(reading)!r}))\n"
+        "    print([file.path for file in (await reader.read()).files])\n"
+        "    await reader.close()\n"
+        "asyncio.run(read())\n"
         "pools = host.at('/sys/kernel/mm/hugepages')\n"
         "total = pools / 'hugepages-2048kB' / 'nr_hugepages'\n"
         "total.write_text(total.read_text())\n"
     )
     assert (pod_cgroup / LIMIT).read_text() != "4194304\n"
-    with hugetlbfs(tmp_path / "huge") as superblock:
+    with reserved_pages(PAGE, 1), hugetlbfs(tmp_path / "huge") as superblock:
         # Of another user, as a pod's volume with an fsGroup is.
-        (superblock.path / "file").touch()
+        with (superblock.path / "file-of-another").open("w") as file:
+            os.posix_fallocate(file.fileno(), 0, PAGE)
         os.chown(superblock.path, 4711, 4711)
         superblock.path.chmod(0o700)
-        done = _in_container(pod, root, state, pod_cgroup.parent / "agent", program)
+        done = _in_container(pod, root, pod_cgroup.parent / "agent", program)
+    assert "file-of-another" in done.stdout, done.stderr
     # The limit is set; the pools, which are none of its business to change, are read-only.
     assert "Read-only file system" in done.stderr
     assert "nr_hugepages" in done.stderr
-    assert (state / "agent.sqlite").exists()
     assert (pod_cgroup / LIMIT).read_text() == "4194304\n"
 
 
+def test_with_the_rights_to_reclaim_it_sees_the_hugetlbfs_that_are_named_and_nothing_else(
+    helm: Path, pod_cgroup: Path, tmp_path: Path
+) -> None:
+    root, point = tmp_path / "root", tmp_path / "huge"
+    root.mkdir()
+    values = {"agent": {"reclaim": True, "reclaimPaths": [str(point)]}}
+    pod = agent_pod(helm, values)
+    program = (
+        "import os\n"
+        "from pathlib import Path\n"
+        "from hugetlb_quota.node.reclaim import reclaim\n"
+        f"root = Path({str(root)!r})\n"
+        f"path = root / {str(point).lstrip('/')!r} / 'file'\n"
+        "reclaim(path, path.stat().st_dev, path.stat().st_ino)\n"
+        "print(sorted(os.listdir(root)))\n"
+    )
+    with hugetlbfs(point) as superblock:
+        (superblock.path / "file").touch()
+        os.chown(superblock.path / "file", 4711, 4711)
+        os.chown(superblock.path, 4711, 4711)
+        superblock.path.chmod(0o1700)
+        done = _in_container(pod, root, pod_cgroup.parent / "agent", program)
+        assert list(superblock.path.iterdir()) == []
+    assert done.stdout == f"['proc', 'sys', {str(point).split('/')[1]!r}]\n", done.stderr
+
+
+def agent_pod(helm: Path, values: Object | None = None) -> Object:
+    """The DaemonSet's pod."""
+    (daemon_set,) = chart.render(helm, values=values or {}).of_kind("DaemonSet")
+    found: Object = daemon_set["spec"]["template"]["spec"]
+    return found
+
+
 def _in_container(
-    pod: Object, root: Path, state: Path, own_cgroup: Path, program: str
+    pod: Object, root: Path, own_cgroup: Path, program: str
 ) -> subprocess.CompletedProcess[str]:
     (container,) = pod["containers"]
     host_paths = {volume["name"]: volume["hostPath"]["path"] for volume in pod["volumes"]}
-    # DirectoryOrCreate; this host's own is an agent's that may run here.
-    assert host_paths["state"] == "/var/lib/hugetlb-quota"
-    host_paths["state"] = str(state)
     script = ["set -e", f"echo $$ > {own_cgroup}/cgroup.procs"]
     mounts = []
     # Runtimes mount the shallower first.
     for mount in sorted(container["volumeMounts"], key=lambda each: each["mountPath"].count("/")):
         assert mount["mountPropagation"] == "HostToContainer"
         target = root / mount["mountPath"].removeprefix("/host/")
-        if mount["mountPath"].count("/") == 2 or mount["name"] == "state":
+        if mount["name"] != "cgroup":  # that is in sys
             target.mkdir(parents=True)
         mounts.append(f"mount --rbind {host_paths[mount['name']]} {target}")
         if mount.get("readOnly"):
             mounts.append(f"mount -o remount,bind,ro {target}")
     security = container["securityContext"]
     assert (security["capabilities"]["drop"], security["runAsUser"]) == (["ALL"], 0)
-    assert pod["hostPID"]
+    assert "hostPID" not in pod
     kept = ",".join(["-all", *(f"+{name.lower()}" for name in security["capabilities"]["add"])])
     drop = ["setpriv", f"--bounding-set={kept}", "--inh-caps=-all", "--no-new-privs"]
     mounts.append(shlex.join(["exec", *drop, sys.executable, "-c", program]))

@@ -136,15 +136,17 @@ async def test_files_that_no_mount_shows_are_told_by_their_names(
     one, other = (each.actor() for each in two)
     one.do("fd = memfd(); os.ftruncate(fd, 2 * PAGE); map_pages(2, SHARED, fd)")
     segment = other.do("result = n = shmget(0, 3); a = libc.shmat(n, None, 0)")
-    await until(lambda: api.charged() == {"a": 4, "b": 6})
-    assert {(f["path"], f["mount"], f["uid"], f["charged"]) for f in api.status["files"]} >= {
-        ("memfd:m", "", "a", "4Mi"),
-        ("SYSV00000000", "", "b", "6Mi"),
-    }
-    await end(*two)
-    await until(lambda: api.left() == {"b": 6})
-    with Actor() as host:
-        host.do(f"libc.shmctl({segment}, 0, None)")
+    try:
+        await until(lambda: api.charged() == {"a": 4, "b": 6})
+        assert {(f["path"], f["mount"], f["uid"], f["charged"]) for f in api.status["files"]} >= {
+            ("memfd:m", "", "a", "4Mi"),
+            ("SYSV00000000", "", "b", "6Mi"),
+        }
+        await end(*two)
+        await until(lambda: api.left() == {"b": 6})
+    finally:
+        with Actor() as host:
+            host.do(f"libc.shmctl({segment}, 0, None)")
     await until(lambda: api.left() == {}, SOON)
 
 

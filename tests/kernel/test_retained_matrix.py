@@ -144,7 +144,7 @@ async def walk(
 async def _is_seen(api: Api, pods: dict[str, Pod], size: PageSize) -> None:
     """What each uses is reported as its cgroup counts it."""
     page = size.bytes // MIB
-    counted = {name: page * max(pages_of(each.cgroup, size)) for name, each in pods.items()}
+    counted = {name: page * pages_of(each.cgroup, size)[0] for name, each in pods.items()}
     held = {name: amount for name, amount in counted.items() if amount}
     try:
         await until(lambda: api.charged(size) == held, SOON)

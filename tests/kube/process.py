@@ -23,10 +23,16 @@ CAPABILITIES: Final = {
     "DAC_OVERRIDE": 1,
     "DAC_READ_SEARCH": 2,
     "FOWNER": 3,
+    "KILL": 5,
+    "SETGID": 6,
+    "SETUID": 7,
+    "SETPCAP": 8,
     "SYS_PTRACE": 19,
     "SYS_ADMIN": 21,
     "SYS_RESOURCE": 24,
     "LEASE": 28,
+    "PERFMON": 38,
+    "BPF": 39,
 }
 """Numbers of those that a node program might keep, from linux/capability.h."""
 

@@ -122,12 +122,7 @@ class Programs:
         return self._start(
             "agent",
             f"http://127.0.0.1:{port}",
-            {
-                "--health-port": str(port),
-                "--host-root": str(host_root),
-                # Of this node alone: all of the tests' nodes are on one host.
-                "--state-dir": str(self._control_plane.directory / f"state-of-{node}"),
-            },
+            {"--health-port": str(port), "--host-root": str(host_root)},
             pod={"spec.nodeName": node},
             node=node,
             extra=extra,

@@ -161,7 +161,7 @@ class HostReader:
             counted: dict[PageSize, int] = {}
             for size in self._sizes:
                 try:
-                    counted[size] = cgroup.read_use(pod.path, size).most
+                    counted[size] = cgroup.read_use(pod.path, size).reserved
                 except CgroupError:
                     continue
             peak = charged.get(pod.uid, Charge()).peak(Charge(counted)).without_zeros()

@@ -55,35 +55,22 @@ def look(parents: Iterable[Path], sizes: Iterable[PageSize]) -> Totals:
 
 def _count(parents: tuple[Path, ...], sizes: tuple[PageSize, ...]) -> Totals:
     total = Charge.total(_reserved(root, sizes) for root in kubepods.roots(parents))
-    uses: dict[str, Charge] = {}
-    reserved: list[Charge] = []
+    pods: dict[str, Charge] = {}
     for pod in kubepods.pods(parents):
-        # One without files of the controller is counted above it, with those that are gone.
-        charge, own = _use(pod.path, sizes)
-        uses[pod.uid] = uses.get(pod.uid, Charge()) + charge
-        reserved.append(own)
-    return Totals(uses, total.beyond(Charge.total(reserved)))
+        # One UID may be at two QoS levels. What one without files of the controller has is
+        # counted above it, with what those have that are gone.
+        pods[pod.uid] = pods.get(pod.uid, Charge()) + _reserved(pod.path, sizes)
+    return Totals(pods, total.beyond(Charge.total(pods.values())))
 
 
-def _use(path: Path, sizes: tuple[PageSize, ...]) -> tuple[Charge, Charge]:
-    """The larger of reserved and faulted, and what is reserved."""
-    most, reserved = {}, {}
-    for size in sizes:
-        try:
-            use = cgroup.read_use(path, size)
-        except CgroupError:
-            continue
-        most[size], reserved[size] = use.most, use.reserved
-    return Charge(most).without_zeros(), Charge(reserved)
-
-
-def _reserved(root: Path, sizes: tuple[PageSize, ...]) -> Charge:
+def _reserved(path: Path, sizes: tuple[PageSize, ...]) -> Charge:
+    """What is reserved; a page that is touched without a reservation counts as reserved too."""
     amounts = {}
     for size in sizes:
         try:
-            amounts[size] = cgroup.read_use(root, size).reserved
+            amounts[size] = cgroup.read_use(path, size).reserved
         except CgroupError:
-            continue  # told by the condition Ready: no pod in it is limited
+            continue  # gone, or without the controller, of which the condition Ready tells
     return Charge(amounts)
 
 

@@ -193,12 +193,20 @@ class ChargeReader:
         process, self._process = self._process, None
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
         if process.stdin:
             process.stdin.close()
+        with contextlib.suppress(ProcessLookupError):
+            try:
+                process.kill()
+            except PermissionError:
+                # Another user's by now. It ends with its input, if it is not stuck.
+                _log.warning("The reader can't be killed: the agent lacks CAP_KILL.")
         # Killed while its program runs in the kernel, it ends with that: within a second.
-        await process.wait()
+        try:
+            async with asyncio.timeout(self._timeout):
+                await process.wait()
+        except TimeoutError:
+            _log.error("The reader %d does not end.", process.pid)
 
 
 def _sentence(payload: bytes) -> str:
