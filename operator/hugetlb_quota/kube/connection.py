@@ -51,17 +51,25 @@ class Connection:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, program: str = "hugetlb-quota") -> AsyncIterator[Self]:
+    async def open(
+        cls,
+        program: str = "hugetlb-quota",
+        *,
+        kubeconfig: str | None = None,
+        context: str | None = None,
+    ) -> AsyncIterator[Self]:
         """A connection configured by $KUBECONFIG, else by the pod's ServiceAccount.
 
         :param program: named to the server as the User-Agent.
+        :param kubeconfig: files in the place of $KUBECONFIG, separated as there.
+        :param context: of the kubeconfig; its current one by default.
         :raises NotConfigured: when neither is there or can be read.
         """
         agent = f"{program}/{importlib.metadata.version('hugetlb-quota')}"
         transport: Transport
         try:
-            if path := os.environ.get("KUBECONFIG"):
-                transport = await ByKubeconfig.load(path, agent)
+            if path := kubeconfig or os.environ.get("KUBECONFIG"):
+                transport = await ByKubeconfig.load(path, agent, context)
             else:
                 transport = InPod(agent)
         except Exception as error:  # the loaders raise whatever they meet in the files
@@ -105,6 +113,7 @@ class Connection:
         namespace: str | None = None,
         *,
         field_selector: str | None = None,
+        label_selector: str | None = None,
         limit: int | None = None,
         continuation: str | None = None,
         timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
@@ -117,6 +126,7 @@ class Connection:
         """
         query = {
             "fieldSelector": field_selector,
+            "labelSelector": label_selector,
             "limit": limit,
             "continue": continuation,
         }
@@ -130,14 +140,17 @@ class Connection:
         *,
         name: str | None = None,
         subresource: str | None = None,
+        dry_run: bool = False,
         timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
     ) -> Json:
         """Create an object, or POST to a subresource of ``name``.
 
+        :param dry_run: decide as for any other, admission included, and store nothing.
         :raises AlreadyExists: when there is one of that name.
         """
         path = resource.path(namespace, name, subresource)
-        return await self._request("POST", path, body=body, timeout=timeout)
+        query = {"dryRun": "All"} if dry_run else None
+        return await self._request("POST", path, query=query, body=body, timeout=timeout)
 
     async def replace(
         self,

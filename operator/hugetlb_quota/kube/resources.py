@@ -41,6 +41,20 @@ class Resource:
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
 
+#: What only the plugin reads.
+CRDS: Final = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", namespaced=False)
+WEBHOOK_CONFIGURATIONS: Final = Resource(
+    "admissionregistration.k8s.io", "v1", "validatingwebhookconfigurations", namespaced=False
+)
+ENDPOINT_SLICES: Final = Resource("discovery.k8s.io", "v1", "endpointslices", namespaced=True)
+DEPLOYMENTS: Final = Resource("apps", "v1", "deployments", namespaced=True)
+DAEMON_SETS: Final = Resource("apps", "v1", "daemonsets", namespaced=True)
+STATEFUL_SETS: Final = Resource("apps", "v1", "statefulsets", namespaced=True)
+REPLICA_SETS: Final = Resource("apps", "v1", "replicasets", namespaced=True)
+JOBS: Final = Resource("batch", "v1", "jobs", namespaced=True)
+CRON_JOBS: Final = Resource("batch", "v1", "cronjobs", namespaced=True)
+
+#: What the programs read and write.
 HUGETLB_QUOTAS: Final = Resource(api.GROUP, api.VERSION, quota.PLURAL, namespaced=True)
 HUGETLB_NODES: Final = Resource(api.GROUP, api.VERSION, node.PLURAL, namespaced=False)
 PODS: Final = Resource("", "v1", "pods", namespaced=True)

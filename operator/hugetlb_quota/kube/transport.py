@@ -185,9 +185,10 @@ class ByKubeconfig:
         )
 
     @classmethod
-    async def load(cls, path: str, agent: str) -> ByKubeconfig:
-        """Read the file at ``path``.
+    async def load(cls, path: str, agent: str, context: str | None = None) -> ByKubeconfig:
+        """Read the file at ``path``, or the files: they are separated as in $KUBECONFIG.
 
+        :param context: the current one by default.
         :raises Exception: whatever the package meets in it.
         """
         from kubernetes.aio.client import ApiClient, Configuration
@@ -195,7 +196,10 @@ class ByKubeconfig:
 
         configuration = Configuration()
         loader = await load_kube_config(  # type: ignore[no-untyped-call]
-            config_file=path, client_configuration=configuration, persist_config=False
+            config_file=path,
+            context=context,
+            client_configuration=configuration,
+            persist_config=False,
         )
         refresh = refresh_token(loader, configuration)  # type: ignore[no-untyped-call]
         client = ApiClient(configuration)

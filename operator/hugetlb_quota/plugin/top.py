@@ -1,0 +1,173 @@
+"""``top``: pods and nodes by what they use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.page_size import PageSize
+from hugetlb_quota.plugin.reports import NodeReport
+from hugetlb_quota.plugin.table import (
+    RED,
+    YELLOW,
+    Cell,
+    Content,
+    Screen,
+    age,
+    listed,
+    nearness,
+    number,
+    table,
+)
+from hugetlb_quota.plugin.world import Holder, World
+from hugetlb_quota.quantity import render
+
+
+def pods(world: World, namespace: str | None = None) -> list[Holder]:
+    """The pods that are there, most charged first, then by what they ask for."""
+    found = [
+        each for each in world.holders if each.kind == "pod" and namespace in (None, each.namespace)
+    ]
+    return sorted(found, key=lambda each: (_rank(each.charged), _rank(each.asked), each.pod))
+
+
+def pods_document(found: Iterable[Holder]) -> list[dict[str, Any]]:
+    """The pods as plain data."""
+    return [
+        {
+            "pod": each.pod,
+            "uid": each.uid,
+            "node": each.node or None,
+            "state": each.state,
+            "asked": each.asked.to_resources(),
+            "charged": each.charged.to_resources(),
+            "quotas": sorted(map(str, each.quotas)),
+        }
+        for each in found
+    ]
+
+
+def pods_table(found: Sequence[Holder], screen: Screen, *, wide: bool = False) -> str:
+    """A line for each pod and page size."""
+    headers = ["POD", "NODE", "SIZE", "ASKED", "CHARGED", "QUOTA"]
+    headers += ["STATE", "UID"] if wide else []
+    rows: list[list[Content]] = []
+    for each in found:
+        quotas = sorted(map(str, each.quotas))
+        for size in sorted({*each.asked, *each.charged}):
+            charged, asked = each.charged.of(size), each.asked.of(size)
+            rows.append(
+                [
+                    each.pod,
+                    each.node or "-",
+                    str(size),
+                    number(render(asked)),
+                    number(render(charged), *((RED,) if charged > asked else ())),
+                    listed(quotas, 9 if wide else 1) or "-",
+                    *((each.state, each.uid) if wide else ()),
+                ]
+            )
+    return table(headers, rows, screen)
+
+
+def nodes_document(reports: Iterable[NodeReport]) -> list[dict[str, Any]]:
+    """Each node's pools and who is charged for their pages."""
+    return [
+        {
+            "node": report.node,
+            "reportedAt": None if report.reported_at is None else report.reported_at.isoformat(),
+            "state": list(_state(report)),
+            "pools": [
+                {
+                    "pageSize": size.resource,
+                    "total": render(total),
+                    "free": render(free),
+                    "reserved": render(reserved),
+                    "pods": render(_charged(report, live=True).of(size)),
+                    "retained": render(_charged(report, live=False).of(size)),
+                    "system": render(report.system.of(size)),
+                    "unlisted": render(report.unlisted.of(size)),
+                }
+                for size, total, free, reserved in _pools(report)
+            ],
+        }
+        for report in _sorted(reports)
+    ]
+
+
+def nodes_table(
+    reports: Iterable[NodeReport],
+    now: datetime,
+    screen: Screen,
+    *,
+    wide: bool = False,
+) -> str:
+    """A line for each node and page size."""
+    headers = ["NODE", "SIZE", "TOTAL", "FREE", "PODS", "RETAINED"]
+    headers += ["SYSTEM", "RESERVED", "UNLISTED", "REPORTED"] if wide else ["SYSTEM"]
+    rows: list[list[Content]] = []
+    for report in _sorted(reports):
+        living = _charged(report, live=True)
+        left = _charged(report, live=False)
+        state = ", ".join(_state(report))
+        pools = _pools(report)
+        for size, total, free, reserved in pools:
+            gone = left.of(size)
+            more: list[Content] = [number(render(report.system.of(size)))]
+            if wide:
+                more += [number(render(reserved)), number(render(report.unlisted.of(size)))]
+                more.append(number(age(report.reported_at, now)))
+            percent = (total - free) * 100 // total if total else None
+            rows.append(
+                [
+                    report.node,
+                    str(size),
+                    number(render(total)),
+                    number(render(free), nearness(percent) if total else ""),
+                    number(render(living.of(size))),
+                    number(render(gone), *((YELLOW,) if gone else ())),
+                    *more,
+                    Cell(state, (RED,)),
+                ]
+            )
+        if not pools:
+            blank: list[Content] = ["-", *[number("-")] * (len(headers) - 2)]
+            rows.append([report.node, *blank, Cell(state or "no pools", (RED,))])
+    headers.append("STATE" if any(isinstance(r[-1], Cell) and r[-1].text for r in rows) else "")
+    return table(headers, rows, screen)
+
+
+def _sorted(reports: Iterable[NodeReport]) -> list[NodeReport]:
+    """By name."""
+    return sorted(reports, key=lambda report: report.node)
+
+
+def _pools(report: NodeReport) -> list[tuple[PageSize, int, int, int]]:
+    """Of each size of the whole node: total, free and reserved, in bytes."""
+    found = []
+    for pool in report.pools:
+        if pool.numa_node is not None:
+            continue
+        try:
+            size = PageSize.from_resource(pool.page_size)
+        except ValueError:
+            continue
+        pages = (pool.total, pool.free, pool.reserved or 0)
+        total, free, reserved = (each * size.bytes for each in pages)
+        found.append((size, total, free, reserved))
+    return sorted(found)
+
+
+def _charged(report: NodeReport, *, live: bool) -> Charge:
+    return Charge.total(each.charged for each in report.pods if each.live == live)
+
+
+def _state(report: NodeReport) -> tuple[str, ...]:
+    found = [each.reason for each in report.conditions if each.status != "True"]
+    return tuple(dict.fromkeys(found))
+
+
+def _rank(charge: Charge) -> int:
+    return -sum(charge.values())

@@ -1,0 +1,222 @@
+"""All that was read of a cluster, and who holds what in it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cached_property
+from typing import Literal
+
+from hugetlb_quota.accounting.attribution import Attribution, read_lines
+from hugetlb_quota.accounting.charge import NOTHING, Charge
+from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
+from hugetlb_quota.accounting.reservation import Reservation
+from hugetlb_quota.accounting.selector import Selector
+from hugetlb_quota.kube.pods import Pod
+from hugetlb_quota.kube.quotas import QuotaObject
+from hugetlb_quota.plugin.reports import NodeReport, ReportedFile, ReportedPod
+
+Kind = Literal["pod", "retained", "reserved"]
+
+_DETACHED = ("ParentNotFound", "ForeignParent", "Cycle")
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """What fills quotas: a pod, what a pod that is gone left, or a reservation.
+
+    ``holds``: what it is charged to ``quotas`` and all above them. ``asked``: its demand.
+    ``charged``: what the kernel charges for it. ``state``: in a word. ``since``: when it ended,
+    of what is retained; ``until``: when a reservation expires.
+    """
+
+    kind: Kind
+    uid: str
+    pod: str
+    node: str
+    quotas: frozenset[QuotaKey]
+    holds: Charge
+    asked: Charge = NOTHING
+    charged: Charge = NOTHING
+    state: str = ""
+    since: datetime | None = None
+    until: datetime | None = None
+    files: tuple[ReportedFile, ...] = ()
+
+    @property
+    def namespace(self) -> str:
+        """The pod's; "" when nobody knows it."""
+        return self.pod.partition("/")[0] if "/" in self.pod else ""
+
+
+@dataclass(frozen=True)
+class World:
+    """Quotas, and as far as they were asked for and may be read, pods and nodes' reports.
+
+    ``pods`` and ``reports`` are None when they were not read.
+    """
+
+    quotas: Mapping[QuotaKey, QuotaObject]
+    forest: Forest
+    pods: tuple[Pod, ...] | None = None
+    reports: tuple[NodeReport, ...] | None = None
+
+    @cached_property
+    def attribution(self) -> Attribution:
+        """The rule that says who pays."""
+        counters = [quota.counter for quota in self.quotas.values()]
+        heirs = {uid: keys for report in self.reports or () for uid, keys in report.heirs.items()}
+        return Attribution(self.forest, heirs, read_lines(counters, self.forest))
+
+    @cached_property
+    def holders(self) -> tuple[Holder, ...]:
+        """Everything that holds huge pages, whether or not a quota is charged for it."""
+        return tuple(self._holders())
+
+    def charged_to(self, key: QuotaKey) -> tuple[Holder, ...]:
+        """What fills the quota ``key``, directly or through a quota below it."""
+        return tuple(
+            holder
+            for holder in self.holders
+            if any(
+                link.key == key
+                for payer in holder.quotas
+                if payer in self.forest
+                for link in self.forest.attached(payer)
+            )
+        )
+
+    def _holders(self) -> Iterator[Holder]:
+        reported = {pod.uid: (report, pod) for report in self.reports or () for pod in report.pods}
+        files: dict[tuple[str, str], list[ReportedFile]] = {}
+        for report in self.reports or ():
+            for file in report.files:
+                files.setdefault((file.node, file.uid), []).append(file)
+        pending = self._pending(reported)
+        yield from pending
+        reserved = {holder.uid for holder in pending}
+        seen = {report.node: report.pods_resource_version for report in self.reports or ()}
+        for pod in self.pods or ():
+            if pod.uid in reserved or not (pod.demand or pod.uid in reported):
+                continue
+            _, entry = reported.pop(pod.uid, (None, None))
+            if (held := self._of_pod(pod, entry, seen)) is not None:
+                yield replace(held, files=tuple(files.get((held.node, pod.uid), ())))
+        for report, entry in reported.values():
+            if entry.uid not in reserved:
+                its = tuple(files.get((report.node, entry.uid), ()))
+                yield replace(self._of_entry(entry), files=its)
+
+    def _pending(self, reported: Mapping[str, tuple[NodeReport, ReportedPod]]) -> list[Holder]:
+        """Pods that are admitted and not yet counted: their reservations, by UID."""
+        lines: dict[str, tuple[Reservation, set[QuotaKey]]] = {}
+        for quota in self.quotas.values():
+            for line in quota.counter.pending:
+                known = lines.setdefault(line.uid, (line, set()))
+                known[1].add(quota.key)
+        moving = {quota.uid for quota in self.quotas.values()}
+        return [
+            Holder(
+                kind="reserved",
+                uid=uid,
+                pod=line.pod,
+                node=reported[uid][1].node if uid in reported else "",
+                quotas=self._lowest(keys),
+                holds=line.charge,
+                asked=line.charge,
+                state="moving quota" if uid in moving else "being created",
+                until=line.expires,
+            )
+            for uid, (line, keys) in lines.items()
+        ]
+
+    def _lowest(self, keys: Iterable[QuotaKey]) -> frozenset[QuotaKey]:
+        """Those of ``keys`` that are above no other of them."""
+        found = set(keys)
+        above = {link.key for key in found for link in self.forest.attached(key) if link.key != key}
+        return frozenset(found - above)
+
+    def _of_pod(
+        self, pod: Pod, entry: ReportedPod | None, seen: Mapping[str, int]
+    ) -> Holder | None:
+        """What a pod of the API holds, None when it ended and its node has shown it empty."""
+        quotas = self.attribution.who_pays(pod.uid, pod.namespace, pod.labels)
+        charged = entry.charged if entry is not None else NOTHING
+        holder = Holder(
+            kind="pod",
+            uid=pod.uid,
+            pod=str(pod),
+            node=pod.node or "",
+            quotas=quotas,
+            holds=pod.demand.peak(charged),
+            asked=pod.demand,
+            charged=charged,
+            state="running" if pod.node else "pending",
+        )
+        if not pod.finished:
+            return replace(holder, state="ending") if pod.deletion else holder
+        if entry is not None and not entry.live:
+            return self._of_entry(entry, quotas)
+        if pod.node is None or pod.node not in seen:
+            return None
+        if entry is None and seen[pod.node] >= pod.resource_version:
+            return None
+        return replace(holder, state="ended, not yet reported")
+
+    def _of_entry(self, entry: ReportedPod, quotas: frozenset[QuotaKey] | None = None) -> Holder:
+        """What an entry of a report holds, of a pod that the API does not tell of (any more)."""
+        if quotas is None:
+            quotas = self.attribution.who_pays(entry.uid, entry.namespace, entry.labels)
+        gone = not entry.live
+        return Holder(
+            kind="retained" if gone else "pod",
+            uid=entry.uid,
+            pod=str(entry),
+            node=entry.node,
+            quotas=quotas,
+            holds=entry.charged if gone else entry.demand.peak(entry.charged),
+            asked=entry.demand,
+            charged=entry.charged,
+            state="gone" if gone else "running",
+            since=entry.ended_at if gone else None,
+        )
+
+
+def forest_of(
+    quotas: Collection[QuotaObject],
+    namespaces: Mapping[str, Mapping[str, str]] | None,
+    *,
+    whole: bool = True,
+) -> Forest:
+    """The forest that the quotas form.
+
+    :param namespaces: the labels of each; None when they may not be read. Then a quota is
+        attached as it names its parent, unless the controller has said that it is not.
+    :param whole: whether these are all quotas. Else one that is not among them may be there,
+        and what is below it is a root of what can be seen.
+    """
+    found = [each.quota if namespaces is not None else _as_named(each) for each in quotas]
+    if not whole:
+        keys = {each.key for each in quotas}
+        found = [each if each.parent in keys else replace(each, parent=None) for each in found]
+    return Forest(found, namespaces or {})
+
+
+def words(quota: QuotaObject) -> tuple[str, ...]:
+    """What is wrong with a quota, each in a word: its False conditions, and not being counted."""
+    if quota.invalid:
+        return ("Invalid",)
+    found = [each.reason for each in quota.conditions if each.status == "False"]
+    if not quota.is_counted:
+        found.append("NotCounted")
+    return tuple(dict.fromkeys(found))
+
+
+def _as_named(quota: QuotaObject) -> Quota:
+    detached = any(each.type == "Ready" and each.reason in _DETACHED for each in quota.conditions)
+    return replace(
+        quota.quota,
+        parent=None if detached else quota.quota.parent,
+        child_namespaces=Selector(),
+    )

@@ -1,0 +1,233 @@
+"""What ``check`` finds."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import trustme
+
+from hugetlb_quota.plugin import check
+from hugetlb_quota.plugin.check import Facts, Level
+from hugetlb_quota.plugin.problem import Exit
+from hugetlb_quota.plugin.reports import read_report
+from hugetlb_quota.plugin.table import Screen
+from tests.unit.plugin.worlds import NOW, quota, report, world
+
+Json = dict[str, Any]
+CA = base64.b64encode(trustme.CA().cert_pem.bytes()).decode()
+NODE = {
+    "metadata": {"name": "n1"},
+    "status": {"capacity": {"hugepages-2Mi": "1Gi"}, "nodeInfo": {"bootID": "boot"}},
+}
+
+
+def webhooks(bundle: str = CA, policy: str = "Fail") -> list[Json]:
+    service = {"namespace": "hugetlb-system", "name": "admission"}
+    return [
+        {
+            "webhooks": [
+                {
+                    "name": name,
+                    "failurePolicy": policy,
+                    "clientConfig": {"caBundle": bundle, "service": service},
+                }
+                for name in check.WEBHOOKS
+            ]
+        }
+    ]
+
+
+def workload(name: str, *, version: str = "0.1.0", **status: int) -> Json:
+    return {
+        "metadata": {
+            "namespace": "hugetlb-system",
+            "name": name,
+            "labels": {"app.kubernetes.io/version": version},
+        },
+        "spec": {"replicas": 2, "template": {"spec": {"containers": [{"image": f"i:{version}"}]}}},
+        "status": status,
+    }
+
+
+def workloads(**changed: Json) -> dict[str, list[Json]]:
+    found = {
+        "admission": workload("admission", availableReplicas=2, updatedReplicas=2),
+        "controller": workload("controller", availableReplicas=2, updatedReplicas=2),
+        "agent": workload(
+            "agent", desiredNumberScheduled=2, numberAvailable=2, updatedNumberScheduled=2
+        ),
+    }
+    return {name: [each] for name, each in {**found, **changed}.items()}
+
+
+def lease(**spec: Any) -> Json:
+    held = {
+        "holderIdentity": "controller-1",
+        "renewTime": "2026-11-26T11:59:55.000000Z",
+        "leaseDurationSeconds": 20,
+    }
+    metadata = {"namespace": "hugetlb-system", "name": check.LEASE}
+    return {"metadata": metadata, "spec": {**held, **spec}}
+
+
+def quotas(*raws: Json) -> tuple[Any, ...]:
+    return tuple(world(raws).quotas.values())
+
+
+WELL = Facts(
+    now=NOW,
+    version="0.1.0",
+    crds={
+        name: {"status": {"conditions": [{"type": "Established", "status": "True"}]}}
+        for name in check.CRDS
+    },
+    webhooks=webhooks(),
+    endpoints={"hugetlb-system/admission": 2},
+    workloads=workloads(),
+    leases=[lease()],
+    nodes=[NODE],
+    reports=[read_report(report("n1"))],
+    quotas=quotas(quota("a/b", "64Mi")),
+)
+
+
+def test_all_is_well() -> None:
+    found = check.findings(WELL)
+    assert check.exit_code(found) == Exit.DONE
+    assert (
+        check.picture(found, Screen())
+        == """\
+OK       CRDs        HugeTLBQuota and HugeTLBNode are served.
+OK       webhooks    3 webhooks configured, with their CA.
+OK       admission   Deployment hugetlb-system/admission: 2 pods available.
+OK       controller  Deployment hugetlb-system/controller: 2 pods available.
+OK       agent       DaemonSet hugetlb-system/agent: 2 pods available.
+OK       leader      Lease hugetlb-system/hugetlb-quota-controller is held by controller-1.
+OK       nodes       Fresh reports of 1 node.
+OK       quotas      1 quota, all of them counted and in order.
+OK       versions    All is of version 0.1.0.
+
+All is well."""
+    )
+
+
+OLD = "2026-11-26T11:50:00Z"
+FALSE = [
+    {
+        "type": "Ready",
+        "status": "False",
+        "reason": "NoCgroup",
+        "message": "There is none.",
+        "lastTransitionTime": OLD,
+    }
+]
+
+
+@pytest.mark.parametrize(
+    ("changed", "level", "topic", "says"),
+    [
+        ({"crds": {}}, Level.ERROR, "CRDs", "hugetlbquotas.hugetlb.dev is not there"),
+        ({"webhooks": []}, Level.ERROR, "webhooks", "nothing is refused"),
+        ({"webhooks": webhooks("")}, Level.ERROR, "webhooks", "has no caBundle"),
+        ({"webhooks": webhooks("bm8=")}, Level.ERROR, "webhooks", "holds no certificate"),
+        ({"webhooks": webhooks(policy="Ignore")}, Level.WARNING, "webhooks", "Ignore"),
+        ({"endpoints": {}}, Level.ERROR, "webhooks", "no ready endpoint"),
+        ({"workloads": {}}, Level.ERROR, "agent", "no DaemonSet of agent"),
+        (
+            {"workloads": workloads(admission=workload("a"))},
+            *(Level.ERROR, "admission", "none of its 2 pods"),
+        ),
+        (
+            {"workloads": workloads(admission=workload("a", availableReplicas=1))},
+            *(Level.WARNING, "admission", "1 of 2 pods"),
+        ),
+        (
+            {"workloads": workloads(admission=workload("a", availableReplicas=2))},
+            *(Level.WARNING, "admission", "0 of 2 pods are new"),
+        ),
+        (
+            {"workloads": workloads(agent=workload("a"))},
+            *(Level.ERROR, "agent", "is to have no pods"),
+        ),
+        (
+            {
+                "workloads": workloads(
+                    admission=workload("a", version="0.2.0", availableReplicas=2, updatedReplicas=2)
+                )
+            },
+            *(Level.WARNING, "versions", "not of one version"),
+        ),
+        ({"version": "9"}, Level.WARNING, "versions", "This plugin is of version 9"),
+        ({"leases": []}, Level.ERROR, "leader", "no controller has ever led"),
+        ({"leases": [lease(holderIdentity="")]}, Level.ERROR, "leader", "held by nobody"),
+        ({"leases": [lease(renewTime=OLD)]}, Level.ERROR, "leader", "10m ago"),
+        ({"reports": []}, Level.ERROR, "nodes", "Node n1 has huge pages and no HugeTLBNode"),
+        (
+            {"reports": [read_report(report("n1", reportedAt=OLD))]},
+            *(Level.ERROR, "nodes", "n1 (10m)"),
+        ),
+        (
+            {"reports": [read_report(report("n1", conditions=FALSE))]},
+            *(Level.ERROR, "nodes", "NoCgroup"),
+        ),
+        (
+            {"reports": [read_report(report("n1", bootID="before"))]},
+            *(Level.WARNING, "nodes", "an earlier boot"),
+        ),
+        (
+            {"reports": [read_report(report("n1", [{"uid": 1}]))]},
+            *(Level.WARNING, "nodes", "1 of its entries"),
+        ),
+        ({"quotas": quotas(quota("a/b", "x"))}, Level.ERROR, "quotas", "a/b is Invalid"),
+        (
+            {"quotas": quotas(quota("a/b", "2Mi", counted=False))},
+            *(Level.ERROR, "quotas", "NotCounted"),
+        ),
+        (
+            {"quotas": quotas(quota("a/b", "2Mi", bad="OverLimit"))},
+            *(Level.WARNING, "quotas", "a/b is OverLimit: It is OverLimit."),
+        ),
+    ],
+)
+def test_each_fault_is_found_with_its_remedy(
+    changed: Json, level: Level, topic: str, says: str
+) -> None:
+    found = check.findings(replace(WELL, **changed))
+    assert check.worst(found) == level
+    assert check.exit_code(found) == {Level.ERROR: Exit.REFUSED, Level.WARNING: Exit.WARNING}[level]
+    (first, *_) = [each for each in found if each.level == level and each.topic == topic]
+    assert says in first.message
+    assert first.remedy
+    assert not [each for each in found if each.topic == topic and each.level == Level.OK]
+
+
+@pytest.mark.parametrize(
+    ("left", "level"), [(-1, Level.ERROR), (1, Level.WARNING), (400, Level.OK)]
+)
+def test_the_end_of_the_ca(left: int, level: Level) -> None:
+    ca = trustme.CA()
+    (ends,) = [check._end_of(base64.b64encode(ca.cert_pem.bytes()).decode())]
+    assert ends is not None
+    now = ends - timedelta(days=left)
+    hooks = webhooks(base64.b64encode(ca.cert_pem.bytes()).decode())
+    found = check.findings(replace(WELL, now=now, webhooks=hooks))
+    assert max(each.level for each in found if each.topic == "webhooks") == level
+
+
+def test_what_may_not_be_read_is_said() -> None:
+    blind = Facts(now=datetime.now(UTC), version="0.1.0", unread={"leader": "you may not"})
+    found = check.findings(blind)
+    assert {each.level for each in found} == {Level.UNSEEN}
+    assert check.exit_code(found) == Exit.FORBIDDEN
+    assert "Not looked at: you may not." in check.picture(found, Screen())
+    assert check.picture(found, Screen()).endswith("who may read all of it.")
+
+
+def test_a_fault_is_worse_than_what_may_not_be_read() -> None:
+    found = check.findings(replace(WELL, nodes=None, leases=[]))
+    assert check.exit_code(found) == Exit.REFUSED
+    assert check.document(found)["worst"] == "ERROR"

@@ -1,0 +1,156 @@
+"""A small cluster for the plugin's tests, as JSON from the API server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from hugetlb_quota.kube.pods import project_pod
+from hugetlb_quota.kube.quotas import QuotaObject
+from hugetlb_quota.plugin.reports import read_report
+from hugetlb_quota.plugin.world import World, forest_of
+
+Json = dict[str, Any]
+
+NOW: Final = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
+ACME: Final = {"tenant": "acme"}
+NAMESPACES: Final = {"acme": {}, "acme-db": ACME, "acme-web": ACME}
+TENANT: Final = {"namespace": "acme", "name": "tenant"}
+NEW: Final = "new acme-web/new 2Mi:16Mi 2026-11-26T12:00:30Z request 0"
+
+
+def quota(
+    key: str,
+    hard: str | Mapping[str, str],
+    *,
+    parent: Json | None = None,
+    good: str = "Attached",
+    bad: str = "",
+    counted: bool = True,
+    spec: Json | None = None,
+    **status: Any,
+) -> Json:
+    """A quota; ``hard`` alone is of 2Mi, as are pods and retained; ``bad`` is why not Ready."""
+    namespace, _, name = key.partition("/")
+    charged = {
+        field: {"hugepages-2Mi": v} if isinstance(v, str) else v for field, v in status.items()
+    }
+    ready = {
+        "type": "Ready",
+        "status": "False" if bad else "True",
+        "reason": bad or good,
+        "message": f"It is {bad or good}.",
+        "lastTransitionTime": "2026-11-26T11:00:00Z",
+    }
+    limits = {"hugepages-2Mi": hard} if isinstance(hard, str) else dict(hard)
+    own: Json = {"hard": limits, **({} if parent is None else {"parentRef": parent})}
+    return {
+        "metadata": {"namespace": namespace, "name": name, "uid": key, "generation": 1},
+        "spec": {**own, **(spec or {})},
+        "status": {"observedGeneration": int(counted), "conditions": [ready], **charged},
+    }
+
+
+def pod(key: str, asks: str, *, node: str = "n1", phase: str = "Running", version: int = 5) -> Json:
+    """A pod that asks for pages of 2Mi; its UID is its name."""
+    namespace, _, name = key.partition("/")
+    container = {"name": "c", "resources": {"requests": {"hugepages-2Mi": asks}}}
+    metadata = {"namespace": namespace, "name": name, "uid": name, "resourceVersion": str(version)}
+    spec = {"containers": [container], **({"nodeName": node} if node else {})}
+    return {"metadata": metadata, "spec": spec, "status": {"phase": phase}}
+
+
+def entry(key: str, charged: str, *, live: bool = True, asks: str = "") -> Json:
+    """A pod in a node's report."""
+    namespace, _, name = key.partition("/")
+    told: Json = {"uid": name, "namespace": namespace, "name": name, "live": live}
+    told["charged"] = {"hugepages-2Mi": charged}
+    if asks:
+        told["demand"] = {"hugepages-2Mi": asks}
+    if not live:
+        told["endedAt"] = "2026-11-26T10:00:00Z"
+    return told
+
+
+def file(uid: str, charged: str, path: str = "segment") -> Json:
+    """A file in a node's report."""
+    return {
+        "path": path,
+        "mount": "/mnt/huge",
+        "volume": "huge",
+        "pageSize": "hugepages-2Mi",
+        "charged": charged,
+        "uid": uid,
+        "since": "2026-11-26T09:00:00Z",
+    }
+
+
+def report(name: str, pods: Iterable[Json] = (), files: Iterable[Json] = (), **status: Any) -> Json:
+    """A HugeTLBNode with a pool of 1Gi, half of it free."""
+    pool = {"pageSize": "hugepages-2Mi", "total": 512, "free": 256, "reserved": 0, "surplus": 0}
+    told = {
+        "bootID": "boot",
+        "podsResourceVersion": "10",
+        "reportedAt": "2026-11-26T11:59:30Z",
+        "pools": [pool],
+        "pods": list(pods),
+        "files": list(files),
+        "conditions": [],
+        **status,
+    }
+    return {"metadata": {"name": name}, "spec": {}, "status": told}
+
+
+def world(
+    quotas: Iterable[Json],
+    pods: Iterable[Json] | None = (),
+    reports: Iterable[Json] | None = (),
+    *,
+    namespaces: Mapping[str, Mapping[str, str]] | None = NAMESPACES,
+    whole: bool = True,
+) -> World:
+    """All of it, as it is read."""
+    found = {each.key: each for each in map(QuotaObject.to_count, quotas)}
+    return World(
+        found,
+        forest_of(found.values(), namespaces, whole=whole),
+        None if pods is None else tuple(map(project_pod, pods)),
+        None if reports is None else tuple(map(read_report, reports)),
+    )
+
+
+def acme() -> World:
+    """A tenant of 224Mi: db-0 and web-0 with 64Mi each, 32Mi that old left, 16Mi for new."""
+    return world(
+        [
+            quota(
+                "acme/tenant",
+                {"hugepages-2Mi": "224Mi", "hugepages-1Gi": "4Gi"},
+                good="Root",
+                spec={"childNamespaces": {"matchLabels": ACME}},
+                pods="128Mi",
+                retained="32Mi",
+                reservations=[NEW],
+            ),
+            quota("acme-db/db", "128Mi", parent=TENANT, pods="64Mi"),
+            quota(
+                *("acme-web/web", "192Mi"),
+                parent=TENANT,
+                pods="64Mi",
+                retained="32Mi",
+                reservations=[NEW],
+            ),
+        ],
+        [pod("acme-db/db-0", "64Mi"), pod("acme-web/web-0", "64Mi", node="")],
+        [
+            report(
+                "n1",
+                [
+                    entry("acme-db/db-0", "32Mi", asks="64Mi"),
+                    entry("acme-web/old", "32Mi", live=False),
+                ],
+                [file("old", "32Mi"), file("db-0", "32Mi", "db")],
+            )
+        ],
+    )
