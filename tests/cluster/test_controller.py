@@ -27,6 +27,7 @@ from tests.waiting import eventually
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
 NODES = "hugetlb.dev/v1alpha1/hugetlbnodes"
 MIB = 1024**2
+NONE = {"matchLabels": {"no": "pod"}}
 CHARGE = Charge({PageSize(2 * MIB): 32 * MIB})
 
 
@@ -146,14 +147,16 @@ def report(
     api.patch(NODES, node, {"status": told}, subresource="status")
 
 
-def reported(created: Object, quotas: list[str]) -> Object:
+def reported(created: Object, charged: str = "64Mi", *, live: bool = True) -> Object:
+    """The pod as its node's agent tells of it."""
     meta = created["metadata"]
     return {
         "uid": meta["uid"],
         "namespace": meta["namespace"],
         "name": meta["name"],
-        "quotas": quotas,
-        "charge": {"hugepages-2Mi": "64Mi"},
+        "labels": meta.get("labels", {}),
+        "live": live,
+        "charged": {"hugepages-2Mi": charged},
     }
 
 
@@ -221,7 +224,7 @@ def test_an_ended_pod_stays_charged_until_its_node_tells_that_it_is_gone(
     api.create(QUOTAS, quota(namespace, "team", "128Mi"))
     report(api, node, version="1", pods=[])
     created = api.create("v1/pods", pod(namespace, "a", "64Mi", node))
-    listed = [reported(created, [f"{namespace}/team"])]
+    listed = [reported(created)]
     eventually(lambda: used(api, namespace, "team") == "64Mi")
     deleted = api.delete("v1/pods", "a", namespace=namespace)
     stays = lambda: used(api, namespace, "team") == "64Mi"  # noqa: E731
@@ -242,7 +245,7 @@ def test_a_new_controller_learns_of_an_ended_pod_from_its_node_alone(
     make_node(api, node)
     api.create(QUOTAS, quota(namespace, "team", "128Mi"))
     created = api.create("v1/pods", pod(namespace, "a", "64Mi", node))
-    report(api, node, version="1", pods=[reported(created, [f"{namespace}/team"])])
+    report(api, node, version="1", pods=[reported(created)])
     first = programs.start_controller()
     first.wait_ready()
     eventually(lambda: used(api, namespace, "team") == "64Mi")
@@ -291,7 +294,7 @@ def test_a_leader_that_was_paused_writes_over_no_count_of_its_successor(
         second.stop()
 
 
-@pytest.mark.parametrize("evidence", ["node deleted", "new boot"])
+@pytest.mark.parametrize("evidence", ["node deleted", "new boot", "out of service"])
 def test_a_node_that_is_gone_or_has_booted_releases_at_once(
     controller: Program, api: Api, namespace: str, unique: Callable[[str], str], evidence: str
 ) -> None:
@@ -299,12 +302,15 @@ def test_a_node_that_is_gone_or_has_booted_releases_at_once(
     make_node(api, node)
     api.create(QUOTAS, quota(namespace, "team", "128Mi"))
     created = api.create("v1/pods", pod(namespace, "a", "64Mi", node))
-    report(api, node, version="1", pods=[reported(created, [f"{namespace}/team"])])
+    report(api, node, version="1", pods=[reported(created)])
     eventually(lambda: used(api, namespace, "team") == "64Mi")
     api.delete("v1/pods", "a", namespace=namespace)
     eventually(lambda: used(api, namespace, "team") == "64Mi", hold=1)
     if evidence == "node deleted":
         api.delete("v1/nodes", node)
+    elif evidence == "out of service":
+        taint = {"key": "node.kubernetes.io/out-of-service", "effect": "NoExecute"}
+        api.patch("v1/nodes", node, {"spec": {"taints": [taint]}})
     else:
         booted = {"status": {"nodeInfo": {"bootID": "boot-2"}}}
         api.patch("v1/nodes", node, booted, subresource="status")
@@ -366,14 +372,117 @@ def test_a_status_that_can_not_be_read_is_written_anew(
     assert status(api, namespace, "team")["retained"] == {}
 
 
-def test_a_reservation_goes_in_the_write_that_counts_its_pod(
-    controller: Program, api: Api, namespace: str
+def test_a_reservation_ends_in_the_write_that_counts_its_pod_and_its_identity_when_named(
+    controller: Program, api: Api, namespace: str, unique: Callable[[str], str]
 ) -> None:
-    api.create(QUOTAS, quota(namespace, "team", "128Mi"))
-    created = api.create("v1/pods", pod(namespace, "a", "32Mi"))
-    reserve(api, namespace, "team", created["metadata"]["uid"], "a", age=0)
-    eventually(lambda: status(api, namespace, "team")["reservations"] == [])
+    node = unique("node")
+    make_node(api, node)
+    report(api, node, version="1", pods=[])
+    api.create(QUOTAS, quota(namespace, "tenant", "128Mi", podSelector=NONE))
+    api.create(QUOTAS, quota(namespace, "team", "128Mi", **parent(namespace, "tenant")))
+    created = api.create("v1/pods", pod(namespace, "a", "32Mi", node))
+    for name in ("team", "tenant"):
+        reserve(api, namespace, name, created["metadata"]["uid"], "a", age=0)
+
+    def words() -> list[int]:
+        lines = status(api, namespace, "team")["reservations"]
+        assert all(line.split()[6:] in ([], [node]) for line in lines)
+        return [len(line.split()) for line in lines]
+
+    eventually(lambda: words() == [7])
     assert used(api, namespace, "team") == "32Mi"
+    eventually(lambda: status(api, namespace, "tenant")["reservations"] == [])
+    report(api, node, version="1", pods=[reported(created, "0")])
+    eventually(lambda: words() == [])
+    assert used(api, namespace, "team") == "32Mi"
+
+
+def test_a_uid_that_the_kernel_alone_names_is_paid_by_the_quota_that_has_its_identity(
+    controller: Program, api: Api, namespace: str, unique: Callable[[str], str]
+) -> None:
+    node = unique("node")
+    make_node(api, node)
+    report(api, node, version="1", pods=[])
+    api.create(QUOTAS, quota(namespace, "team", "128Mi"))
+    nobody = {"metadata": {"uid": "0123-4567", "namespace": "", "name": ""}}
+    api_status = lambda: status(api, namespace, "team")  # noqa: E731
+    eventually(lambda: used(api, namespace, "team") == "0")
+    line = f"0123-4567 {namespace}/gone 2Mi:8Mi 2026-01-01T00:00:00Z request 0 {node}"
+    lines = {"status": {"reservations": [line]}}
+    api.patch(QUOTAS, "team", lines, namespace=namespace, subresource="status")
+    eventually(lambda: used(api, namespace, "team") == "8Mi")
+    report(api, node, version="1000000", pods=[reported(nobody, "6Mi", live=False)])
+    eventually(lambda: api_status()["retained"] == {"hugepages-2Mi": "6Mi"})
+    eventually(lambda: used(api, namespace, "team") == "6Mi", hold=1)
+    assert api_status()["reservations"] == [line]
+    report(api, node, version="1000000", pods=[])
+    eventually(lambda: api_status()["reservations"] == [])
+    assert used(api, namespace, "team") == "0"
+
+
+def test_a_report_that_can_not_be_read_changes_no_count(
+    programs: Programs, api: Api, namespace: str, unique: Callable[[str], str]
+) -> None:
+    node = unique("node")
+    make_node(api, node)
+    api.create(QUOTAS, quota(namespace, "team", "128Mi"))
+    created = api.create("v1/pods", pod(namespace, "a", "64Mi", node))
+    report(api, node, version="1000000", pods=[reported(created, "6Mi", live=False)])
+    first = programs.start_controller()
+    first.wait_ready()
+    eventually(lambda: used(api, namespace, "team") == "64Mi")
+    api.delete("v1/pods", "a", namespace=namespace)
+    stays = lambda: used(api, namespace, "team") == "6Mi"  # noqa: E731
+    eventually(stays)
+    report(api, node, version="no number", pods=[])
+    eventually(stays, hold=2)
+    # The next one has never read any.
+    first.kill9()
+    second = programs.start_controller(identity=first.identity)
+    second.wait_ready()
+    try:
+        eventually(lambda: "leads" in second.log(), timeout=60)
+        api.create("v1/pods", pod(namespace, "b", "32Mi"))
+        eventually(lambda: used(api, namespace, "team") == "38Mi", hold=2)
+        report(api, node, version="1000001", pods=[])
+        eventually(lambda: used(api, namespace, "team") == "32Mi")
+    finally:
+        second.stop()
+
+
+def test_the_parent_inherits_what_is_retained_and_truncate_goes_on(
+    controller: Program, api: Api, namespace: str, unique: Callable[[str], str]
+) -> None:
+    node = unique("node")
+    make_node(api, node)
+    api.create(QUOTAS, quota(namespace, "tenant", "128Mi", podSelector=NONE))
+    retained = {"policy": "Truncate", "after": "90s"}
+    spec = {**parent(namespace, "tenant"), "deletionPolicy": "Reparent", "retained": retained}
+    api.create(QUOTAS, quota(namespace, "team", "128Mi", **spec))
+    gone = {"metadata": {"uid": unique("uid"), "namespace": namespace, "name": "gone"}}
+    report(api, node, version="1000000", pods=[reported(gone, "6Mi", live=False)])
+    left = {"hugepages-2Mi": "6Mi"}
+    eventually(lambda: status(api, namespace, "team").get("retained") == left)
+    uid = gone["metadata"]["uid"]
+    reclaim = [{"uid": uid, "after": "1m30s"}]
+    wanted = lambda: api.get(NODES, node).get("spec", {})  # noqa: E731
+    eventually(lambda: wanted().get("reclaim") == reclaim)
+    eventually(lambda: api.get(QUOTAS, "team", namespace=namespace)["metadata"].get("finalizers"))
+    api.delete(QUOTAS, "team", namespace=namespace)
+
+    def is_gone() -> bool:
+        assert status(api, namespace, "tenant")["retained"] == left
+        return [each["metadata"]["name"] for each in api.list(QUOTAS, namespace=namespace)] == [
+            "tenant"
+        ]
+
+    eventually(is_gone, timeout=30)
+    heirs = [{"uid": uid, "quotas": [f"{namespace}/tenant"]}]
+    assert wanted() == {"reclaim": reclaim, "heirs": heirs}
+    eventually(lambda: status(api, namespace, "tenant")["retained"] == left, hold=1)
+    report(api, node, version="1000000", pods=[])
+    eventually(lambda: status(api, namespace, "tenant")["retained"] == {})
+    eventually(lambda: wanted() == {"reclaim": [], "heirs": []})
 
 
 def test_a_deleted_quota_waits_until_nothing_is_charged(

@@ -69,7 +69,6 @@ def quota_crd() -> _Json:
     schema["properties"]["status"]["properties"]["reservations"]["x-kubernetes-list-type"] = (
         "atomic"
     )
-    _as_map(schema, "unreported", key="uid")
     _as_map(schema, "conditions", key="type")
     return _definition(
         kind=quota.KIND,

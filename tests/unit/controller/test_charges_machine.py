@@ -143,7 +143,7 @@ class Cluster(RuleBasedStateMachine):
     def unbound(self) -> set[str]:
         return {uid for uid, pod in self.api.items() if pod.node is None}
 
-    @precondition(unbound)
+    @precondition(lambda self: self.unbound())
     @rule(data=st.data(), node=st.sampled_from(NODES))
     def is_bound_and_runs(self, data: st.DataObject, node: str) -> None:
         pod = self.pod(data, self.unbound())
