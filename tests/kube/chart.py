@@ -201,7 +201,6 @@ def _wait_allowed(control_plane: ControlPlane, chart: Chart, program: str) -> No
             "user": f"system:serviceaccount:{chart.namespace}:{account}",
             "resourceAttributes": {
                 "group": "hugetlb.dev",
-                # An agent knows nothing of quotas.
                 "resource": "hugetlbnodes" if program == "agent" else "hugetlbquotas",
                 "verb": "list",
             },
