@@ -12,6 +12,7 @@ import pytest
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
 from hugetlb_quota.accounting.recount import Retained
+from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.controller.node_wishes import Succession, wishes, write_wishes
 from hugetlb_quota.controller.nodes import NodeReport, NodeWishes, ReportedPod
 from hugetlb_quota.kube import errors
@@ -36,10 +37,9 @@ def wanted(
 
 
 def tree(**team: Any) -> tuple[Quota, ...]:
-    everywhere = {"child_namespaces": Quota(ROOT).pod_selector}
     return (
-        Quota(ROOT, **everywhere),
-        Quota(TENANT, parent=ROOT, **everywhere),
+        Quota(ROOT, child_namespaces=Selector()),
+        Quota(TENANT, parent=ROOT, child_namespaces=Selector()),
         Quota(TEAM, parent=TENANT, **team),
     )
 
