@@ -54,7 +54,7 @@ class World:
         return HugeTLBNode.model_validate(self.api.get(NODES, self.node.name)).status
 
     def listed(self) -> list[str]:
-        return [pod.name for pod in self.report().pods]
+        return sorted(pod.name for pod in self.report().pods)
 
     def run(
         self, name: str, maps: str, asks: str, *options: str, annotations: Object | None = None
@@ -123,10 +123,14 @@ def test_limits_and_reports_from_the_first_pod_to_a_restart_after_kill_9(world: 
     over = world.run("over", "16Mi", "8Mi", "--hold")
     eventually(lambda: [world.limits(uid) for uid in (held, over)] == [(8, 8), (8, 8)])
     eventually(lambda: world.listed() == ["held", "over"])
-    eventually(lambda: world.report().pods[0].in_use == {"hugepages-2Mi": "4Mi"})
+    eventually(
+        lambda: (
+            {pod.name: pod.charged for pod in world.report().pods}["held"]
+            == {"hugepages-2Mi": "4Mi"}
+        )
+    )
     for pod in world.report().pods:
-        assert pod.quotas == [f"{world.namespace}/q"]
-        assert pod.charge == {"hugepages-2Mi": "8Mi"}
+        assert (pod.namespace, pod.live) == (world.namespace, True)
     # The second asked mmap for more than its limit: it was refused there, and runs on.
     eventually(lambda: world.pod("over")["status"].get("phase") == "Running")
     node = world.api.get("v1/nodes", world.node.name)
@@ -155,7 +159,7 @@ def test_a_pod_that_calls_itself_static_is_held_and_listed_like_any_other(world:
     forged = {"kubernetes.io/config.source": "file", "kubernetes.io/config.hash": "0123abcd"}
     uid = world.run("forged", "4Mi", "8Mi", "--hold", annotations=forged)
     eventually(lambda: world.limits(uid) == (8, 8))
-    eventually(lambda: [pod.in_use for pod in world.report().pods] == [{"hugepages-2Mi": "4Mi"}])
+    eventually(lambda: [pod.charged for pod in world.report().pods] == [{"hugepages-2Mi": "4Mi"}])
     world.node.kill()
     last = int(world.pod("forged")["metadata"]["resourceVersion"])
     world.api.delete("v1/pods", "forged", namespace=world.namespace, grace_seconds=0)

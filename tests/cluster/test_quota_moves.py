@@ -63,9 +63,11 @@ def used(api: Api, namespace: str) -> dict[str, str]:
 
 
 def settled(api: Api, namespace: str) -> bool:
-    return not any(
-        each.get("status", {}).get("reservations", ["unknown"])
+    """Whether nothing is reserved; the identity of a pod without a node may stay."""
+    return all(
+        len(line.split()) == 7
         for each in api.list(QUOTAS, namespace=namespace)
+        for line in each.get("status", {}).get("reservations", ["unknown"])
     )
 
 

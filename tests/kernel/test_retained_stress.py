@@ -79,13 +79,14 @@ class Stress:
             # Of a pod whose whole life no agent saw nobody here could know the name.
             await until(lambda name=name: self.was_listed(name))  # type: ignore[misc]
             procs = pod.cgroup / naming.container_name("systemd", ID) / "cgroup.procs"
-            process = await asyncio.create_subprocess_exec(
-                *command("churn", f"--seed={SEED}-{place}-{name}", f"--inbox={name}"),
-                *(f"--directory={self.directory}", f"--sockets={self.sockets}"),
-                f"--operations={EACH}",
-                stdout=subprocess.PIPE,
-                preexec_fn=partial(cgroup_tree.write, procs, "0"),
-            )
+            async with self.turn:  # who enters a frozen cgroup stops there
+                process = await asyncio.create_subprocess_exec(
+                    *command("churn", f"--seed={SEED}-{place}-{name}", f"--inbox={name}"),
+                    *(f"--directory={self.directory}", f"--sockets={self.sockets}"),
+                    f"--operations={EACH}",
+                    stdout=subprocess.PIPE,
+                    preexec_fn=partial(cgroup_tree.write, procs, "0"),
+                )
             assert process.stdout
             done = 0
             # Some end by themselves, some are killed in the midst of it.

@@ -201,7 +201,7 @@ def _wait_allowed(control_plane: ControlPlane, chart: Chart, program: str) -> No
             "user": f"system:serviceaccount:{chart.namespace}:{account}",
             "resourceAttributes": {
                 "group": "hugetlb.dev",
-                "resource": "hugetlbquotas",
+                "resource": "hugetlbnodes" if program == "agent" else "hugetlbquotas",
                 "verb": "list",
             },
         },

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NamedTuple
-
-from pydantic import BaseModel, ValidationError
+from typing import Any, Final, NamedTuple, TypeVar
 
 from hugetlb_quota import quantity
 from hugetlb_quota.accounting.charge import NOTHING, Charge
@@ -19,11 +17,14 @@ from hugetlb_quota.accounting.volume import volume_of
 from hugetlb_quota.agent import totals
 from hugetlb_quota.agent.pods import SeenPod
 from hugetlb_quota.agent.reading import SYSTEM, ChargedFile, Reading
+from hugetlb_quota.api.model import read_leniently
 from hugetlb_quota.api.node import FileStatus, NodePodStatus
 
 #: Files in a report: an object's size has a limit.
 LARGEST: Final = 64
 _LONGEST_PATH: Final = 256
+
+_Row = TypeVar("_Row", NodePodStatus, FileStatus)
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class Entry:
     labels: Mapping[str, str] = field(default_factory=dict)
     cgroup: str = ""
     live: bool = False
+    demand: Charge = NOTHING
     charged: Charge = NOTHING
     ended_at: datetime | None = None
 
@@ -55,6 +57,7 @@ class Entry:
             labels=dict(self.labels),
             cgroup=self.cgroup,
             live=self.live,
+            demand=self.demand.to_resources(),
             charged=self.charged.to_resources(),
             ended_at=self.ended_at,
         )
@@ -195,19 +198,13 @@ def _entry(
         ended_at = ended_at or now
     if seen is not None:
         pod = seen.pod
-        named = Entry(pod.uid, pod.namespace, pod.name, pod.labels, uid if uid != pod.uid else "")
+        cgroup = uid if uid != pod.uid else ""
+        named = Entry(
+            pod.uid, pod.namespace, pod.name, pod.labels, cgroup, demand=pod.demand.without_zeros()
+        )
     else:
         named = before or Entry(uid)
-    return Entry(
-        named.uid,
-        named.namespace,
-        named.name,
-        named.labels,
-        named.cgroup,
-        live,
-        charged.without_zeros(),
-        ended_at,
-    )
+    return replace(named, live=live, charged=charged.without_zeros(), ended_at=ended_at)
 
 
 def _files(
@@ -290,33 +287,37 @@ def adopt(status: Mapping[str, Any], boot_id: str) -> Report:
     )
 
 
-def _rows(status: Mapping[str, Any], name: str, model: type[Any]) -> Iterator[Any]:
+def _rows(status: Mapping[str, Any], name: str, model: type[_Row]) -> Iterator[_Row]:
     rows = status.get(name)
     for raw in rows if isinstance(rows, list) else ():
         try:
-            yield model.model_validate(_known(model, raw))
-        except (ValidationError, AttributeError, TypeError) as error:
+            yield read_leniently(model, raw)
+        except ValueError as error:
             logger.warning("Of the last report's %s one can't be read: %s", name, error)
 
 
-def _known(model: type[BaseModel], raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the fields that only a newer release knows."""
-    names = {field.alias or name for name, field in model.model_fields.items()}
-    return {name: value for name, value in raw.items() if name in names}
-
-
 def _adopted(pod: NodePodStatus) -> Entry | None:
-    try:
-        charged = Charge.from_sums(pod.charged)
-    except ValueError as error:
-        logger.warning("Of the last report the charge of %s can't be read: %s", pod.uid, error)
-        charged = NOTHING
     if not pod.uid:
         return None
-    ended_at = _aware(pod.ended_at) if pod.ended_at is not None else None
     return Entry(
-        pod.uid, pod.namespace, pod.name, pod.labels, pod.cgroup, pod.live, charged, ended_at
+        pod.uid,
+        pod.namespace,
+        pod.name,
+        pod.labels,
+        pod.cgroup,
+        pod.live,
+        _amounts(pod.uid, pod.demand),
+        _amounts(pod.uid, pod.charged),
+        _aware(pod.ended_at) if pod.ended_at is not None else None,
     )
+
+
+def _amounts(uid: str, amounts: Mapping[str, str]) -> Charge:
+    try:
+        return Charge.from_sums(amounts)
+    except ValueError as error:
+        logger.warning("Of the last report an amount of %s can't be read: %s", uid, error)
+        return NOTHING
 
 
 def _adopted_file(file: FileStatus) -> FileEntry | None:

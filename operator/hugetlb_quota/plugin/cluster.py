@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -25,6 +26,8 @@ Json = dict[str, Any]
 _PAGE: Final = 500
 #: Between two pictures of a watch, in seconds.
 _SHORTEST_PERIOD: Final = 0.5
+#: How often it is looked whether a watch still runs, in seconds.
+_TROUBLE_PERIOD: Final = 1.0
 #: The webhook of the chart that decides about pods; its refusals are told apart by this name.
 POD_WEBHOOK: Final = "pods.hugetlb.dev"
 _DENIED: Final = f'admission webhook "{POD_WEBHOOK}" denied the request: '
@@ -35,13 +38,15 @@ class Cluster:
     """A cluster as one user sees it; made by :meth:`open`.
 
     ``namespace``: the one of -n, else of the context. ``unseen``: what could not be read for
-    want of rights, a sentence each; those are filled in as things are read.
+    want of rights, a sentence each; those are filled in as things are read. ``trouble``: why the
+    last of :meth:`pictures` may be out of date.
     """
 
     def __init__(self, connection: Connection, namespace: str) -> None:
         self._connection = connection
         self.namespace = namespace
         self.unseen: list[str] = []
+        self.trouble = ""
         self._sees_all_quotas = True
 
     @classmethod
@@ -157,9 +162,13 @@ class Cluster:
         return await self._connection.get(resource, name, namespace)
 
     async def pictures(self) -> AsyncGenerator[World, None]:
-        """The quotas now and after every change, for ever; what may change is watched."""
+        """The quotas now and after every change, for ever.
+
+        While they can't be watched, ``trouble`` says why, and the last picture is given again.
+        """
         changed = asyncio.Event()
         await self._quotas()  # for the sentence, should it not be possible
+        namespaces = await self._namespace_labels()
         scope = None if self._sees_all_quotas else self.namespace
         quotas: Informer[Json] = Informer(
             self._connection, resources.HUGETLB_QUOTAS, lambda raw: raw, namespace=scope
@@ -175,10 +184,16 @@ class Cluster:
                     running.result()
             while True:
                 changed.clear()
+                self.trouble = quotas.trouble
+                with contextlib.suppress(errors.ApiError):  # then those of before hold
+                    namespaces = await self._namespace_labels()
                 found = _read(quotas.store.values())
-                yield _world(found, await self._namespace_labels(), whole=scope is None)
+                yield _world(found, namespaces, whole=scope is None)
                 await asyncio.sleep(_SHORTEST_PERIOD)
-                await changed.wait()
+                while not changed.is_set() and quotas.trouble == self.trouble:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(_TROUBLE_PERIOD):
+                            await changed.wait()
         finally:
             running.cancel()
             await asyncio.wait((running,))

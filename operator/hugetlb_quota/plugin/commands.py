@@ -58,6 +58,8 @@ async def _tree(cluster: Cluster, options: argparse.Namespace) -> Exit:
         async for world in pictures:
             print(_CLEAR if sys.stdout.isatty() else f"{_now():%H:%M:%S}")
             _show_tree(world, cluster, options)
+            if cluster.trouble:
+                print(f"Not up to date: {cluster.trouble}")
             sys.stdout.flush()
     return Exit.DONE
 

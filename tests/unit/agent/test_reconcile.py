@@ -43,7 +43,8 @@ def seen(uid: str = "u", *, ended: bool = False, **more: Any) -> dict[str, SeenP
 
 
 def entry(uid: str = "u", **more: Any) -> Entry:
-    named = Entry(uid, "ns", f"name-of-{uid}", {"a": "b"}, live=True, charged=charge(4))
+    named = Entry(uid, "ns", f"name-of-{uid}", {"a": "b"}, demand=charge(8), charged=charge(4))
+    named = replace(named, live=True)
     return replace(named, **more)
 
 
@@ -56,7 +57,7 @@ def one(report: Report) -> Entry:
     return found
 
 
-GONE = {"live": False, "ended_at": NOW}
+GONE: dict[str, Any] = {"live": False, "ended_at": NOW}
 
 
 def test_a_pod_that_asks_is_there_before_its_cgroup_is() -> None:

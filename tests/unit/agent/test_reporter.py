@@ -36,6 +36,7 @@ def entry(uid: str, charged: str = "8Mi") -> Json:
         "labels": {},
         "cgroup": "",
         "live": True,
+        "demand": {},
         "charged": {"hugepages-2Mi": charged},
     }
 
@@ -321,7 +322,9 @@ async def test_a_deleted_pod_is_forgotten_with_its_cgroup(running: Running) -> N
     running.end(7)
     await running.until(lambda: running.api.writes == 2)
     assert running.pods.allowance("p") is not None  # its process may live on
-    assert running.api.status["pods"] == [{**entry("p"), "namespace": "ns", "name": "p"}]
+    assert running.api.status["pods"] == [
+        {**entry("p"), "namespace": "ns", "name": "p", "demand": {"hugepages-2Mi": "8Mi"}}
+    ]
     running.see()
     await running.until(lambda: running.api.status["pods"] == [])
     assert running.pods.allowance("p") is None

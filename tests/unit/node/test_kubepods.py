@@ -133,3 +133,33 @@ def test_kubepods_is_looked_for_where_kubelet_and_kind_put_it(tmp_path: Path) ->
     usual = kubepods.parents(tmp_path, None)
     assert usual == (tmp_path, tmp_path / "kubelet", tmp_path / "kubelet.slice")
     assert kubepods.parents(tmp_path, "/a/b/") == (tmp_path / "a/b",)
+
+
+def test_and_in_every_slice_that_is_no_pods(tmp_path: Path) -> None:
+    slices = ("container.slice", "container.slice/container-inner.slice", "kubelet.slice")
+    for name in (
+        *slices,
+        "system.slice/app.service/forged.slice",
+        f"kubepods.slice/kubepods-pod{UID.replace('-', '_')}.slice/forged.slice",
+        "container.slice/container-kubepods.slice/forged.slice",
+        "plain/forged.slice",
+        "a.slice/b.slice/c.slice/d.slice/too-deep.slice",
+    ):
+        (tmp_path / name).mkdir(parents=True)
+    found = {str(path.relative_to(tmp_path)) for path in kubepods.parents(tmp_path, None)}
+    deep = ["/".join(f"{name}.slice" for name in "abcd"[:levels]) for levels in (1, 2, 3, 4)]
+    assert found == {".", "kubelet", *slices, "system.slice", *deep}
+
+
+@given(
+    driver=st.sampled_from(naming.DRIVERS),
+    qos=st.sampled_from(sorted(LEVELS)),
+    below=st.lists(st.sampled_from(["init.scope", "kubepods.slice", "podx", "system.slice"])),
+)
+def test_every_cgroup_below_a_pods_is_that_pods(
+    driver: naming.Driver, qos: str, below: list[str]
+) -> None:
+    pod = naming.pod_level(driver, qos, UID)
+    assert kubepods.pod_of([*pod.parts, *below]) == UID
+    assert kubepods.pod_of(["elsewhere", *pod.parts]) is None
+    assert kubepods.pod_of(pod.parts[:-1]) is None

@@ -65,8 +65,10 @@ def test_a_pod_that_ended_is_what_its_node_says() -> None:
     before = report("n1", [entry("a/p", "8Mi")], podsResourceVersion="4")
     left = report("n1", [entry("a/p", "8Mi", live=False)])
     nothing = report("n1", [])
+    nothing_yet = report("n1", [], podsResourceVersion="4")
     key = QuotaKey("a", "b")
     assert seen(world(quotas, ended, [before]), key) == [("pod", "a/p", "32Mi")]
+    assert seen(world(quotas, ended, [nothing_yet]), key) == [("pod", "a/p", "32Mi")]
     assert seen(world(quotas, ended, [left]), key) == [("retained", "a/p", "8Mi")]
     assert seen(world(quotas, ended, [nothing]), key) == []
     assert seen(world(quotas, ended, []), key) == []

@@ -1,0 +1,96 @@
+"""What no event tells is noticed by the counters, and nothing else is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hugetlb_quota.agent.poll import PODS, THE_REST, Poll
+from hugetlb_quota.node import kubepods
+from hugetlb_quota.node.host import HostRoot
+from hugetlb_quota.node.pools import page_sizes
+from tests.testnode import cgroup_tree
+from tests.tracking import Actor
+
+LEVEL = "kubepods.slice/kubepods-burstable.slice"
+#: A look at the sums alone.
+SUMS = 1
+
+
+@pytest.fixture
+def cgroups(cgroup_subtree: Path) -> tuple[Path, Path]:
+    made = [cgroup_subtree / LEVEL / f"kubepods-burstable-pod{uid}.slice" for uid in ("a", "b")]
+    for pod in made:
+        cgroup_tree.make(cgroup_subtree, pod.parent)
+        pod.mkdir()
+    return made[0], made[1]
+
+
+@pytest.fixture
+def poll(cgroups: tuple[Path, Path], cgroup_subtree: Path) -> Iterator[Poll]:
+    parents = (cgroup_subtree,)
+    poll = Poll(
+        HostRoot(),
+        parents,
+        page_sizes(HostRoot()),
+        lambda: list(kubepods.pods(parents)),
+        asyncio.Event(),
+    )
+    assert poll.moved(0)
+    poll.moved(SUMS)  # the roots are known since
+    assert not poll.moved(SUMS)
+    yield poll
+    poll.close()
+
+
+def test_what_is_charged_and_given_back_is_noticed(
+    poll: Poll, cgroups: tuple[Path, Path], pages: Callable[[int], None]
+) -> None:
+    pages(2)
+    poll.moved(SUMS)
+    with Actor(cgroups[0]) as actor:
+        actor.do("a = map_pages(1, PRIVATE | ANONYMOUS | HUGETLB)")
+        assert poll.moved(SUMS)
+        assert not poll.moved(SUMS)
+        actor.do("touch(a, 0)")  # it was charged before
+        assert not poll.moved(SUMS)
+    assert poll.moved(SUMS)
+    assert not poll.moved(SUMS)
+
+
+def test_two_that_make_up_for_each_other_are_noticed_at_the_pods(
+    poll: Poll, cgroups: tuple[Path, Path], pages: Callable[[int], None]
+) -> None:
+    pages(2)
+    with Actor(cgroups[0]) as one, Actor(cgroups[1]) as other:
+        one.do("a = map_pages(1, PRIVATE | ANONYMOUS | HUGETLB)")
+        poll.moved(PODS)
+        one.do("unmap(a, 1)")
+        other.do("a = map_pages(1, PRIVATE | ANONYMOUS | HUGETLB)")
+        assert not poll.moved(SUMS)
+        assert poll.moved(PODS)
+        assert not poll.moved(PODS)
+
+
+def test_what_the_host_itself_takes_is_noticed(poll: Poll, pages: Callable[[int], None]) -> None:
+    pages(1)
+    poll.moved(SUMS)
+    with Actor() as host:
+        host.do("map_pages(1, PRIVATE | ANONYMOUS | HUGETLB)")
+        assert poll.moved(SUMS)
+
+
+def test_pods_and_pools_that_come_and_go_are_noticed(
+    poll: Poll, cgroups: tuple[Path, Path], pages: Callable[[int], None]
+) -> None:
+    poll.moved(THE_REST)
+    assert not poll.moved(THE_REST)
+    pages(1)
+    assert poll.moved(THE_REST)
+    cgroups[0].rmdir()
+    assert not poll.moved(PODS)  # of that an event tells
+    cgroups[0].mkdir()
+    assert poll.moved(PODS)

@@ -1,0 +1,124 @@
+"""Where the charge list can't be read: what counters tell, too much rather than too little."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hugetlb_quota.agent.read import HostReader
+from hugetlb_quota.node.charge_reader import ChargeReader
+from hugetlb_quota.node.host import HostRoot
+from hugetlb_quota.node.pools import page_sizes
+from tests.kernel.agent_process import SOON, Agent, Api, Pod, until
+from tests.testnode import cgroup_tree
+from tests.tracking import SMALL
+
+TOTALS = "--charge-list=totals"
+
+
+async def test_what_a_pod_left_is_bounded_by_what_is_left_of_all(
+    agent: Agent,
+    api: Api,
+    hugetlbfs: Path,
+    pages: Callable[[int], None],
+    pod: Callable[[str], Pod],
+) -> None:
+    pages(12)
+    await agent.start(TOTALS)
+    await agent.ready()
+    two = pod("one"), pod("two")
+    for each, size in zip(two, ("4Mi", "6Mi"), strict=True):
+        await each.start()
+        await each.maps(size, f"--file={hugetlbfs / each.uid}")
+        await each.maps("2Mi")  # its own
+    await until(lambda: api.charged() == {"one": 6, "two": 8})
+    condition = api.condition("ChargeListReadable")
+    assert (condition["status"], condition["reason"]) == ("False", "Unreadable")
+    assert "--charge-list=totals" in condition["message"]
+    assert api.condition("Ready")["status"] == "True"
+    # As each ends its own memory goes first, and that is seen.
+    for each in two:
+        cgroup_tree.kill(each.cgroup)
+    await until(lambda: api.charged() == {"one": 4, "two": 6}, SOON)
+    for each in two:
+        each.end()
+        await each.delete()
+    await until(lambda: api.left() == {"one": 4, "two": 6}, SOON)
+    # Of whom a file was that is removed no counter tells: never more than there is.
+    (hugetlbfs / "two").unlink()
+    await until(lambda: api.left() == {"one": 4, "two": 4}, SOON)
+    await agent.end(signal.SIGKILL)
+    reports = len(api.reports)
+    await agent.start(TOTALS)
+    await until(lambda: len(api.reports) > reports)
+    assert api.left() == {"one": 4, "two": 4}
+    (hugetlbfs / "one").unlink()
+    await until(lambda: api.status["pods"] == [], SOON)
+
+
+async def test_an_end_that_no_agent_saw_is_charged_what_it_held(
+    agent: Agent,
+    api: Api,
+    hugetlbfs: Path,
+    pages: Callable[[int], None],
+    pod: Callable[[str], Pod],
+) -> None:
+    pages(6)
+    await agent.start(TOTALS)
+    await agent.ready()
+    known, unknown = pod("known"), pod("unknown")
+    await known.start()
+    await known.maps("4Mi", f"--file={hugetlbfs / 'known'}")
+    await until(lambda: api.charged() == {"known": 4})
+    await agent.end(signal.SIGKILL)
+    await unknown.start()
+    await unknown.maps("2Mi", f"--file={hugetlbfs / 'unknown'}")
+    for each in (known, unknown):
+        each.end()
+        await each.delete()
+    await agent.start(TOTALS)
+    await until(lambda: api.left() == {"known": 4})
+    assert api.status["unlisted"] == {"hugepages-2Mi": "2Mi"}
+    # With the list it is known whose that is.
+    await agent.end(signal.SIGKILL)
+    await agent.start()
+    await until(lambda: api.left() == {"known": 4, "unknown": 2})
+    assert api.condition("ChargeListReadable")["status"] == "True"
+    assert api.status["unlisted"] == {}
+
+
+@pytest.fixture
+def one_pod(cgroup_subtree: Path) -> Path:
+    level = cgroup_subtree / "kubepods.slice/kubepods-burstable.slice"
+    pod = level / "kubepods-burstable-podaa.slice"
+    cgroup_tree.make(cgroup_subtree, pod)
+    return pod
+
+
+async def test_a_reader_that_can_not_be_started_leaves_totals_and_says_why(
+    one_pod: Path, cgroup_subtree: Path, tmp_path: Path
+) -> None:
+    host, reader = HostRoot(), ChargeReader(tmp_path / "none")
+    parents, sizes = (cgroup_subtree,), page_sizes(HostRoot())
+    reading = await HostReader(host, host.cgroup2(), parents, sizes, reader).read(None)
+    assert "can't be started (No such file or directory)" in reading.unreadable
+    assert reading.bound is not None
+    assert (reading.bound.of(SMALL), reading.there) == (0, {"aa": False})
+
+
+async def test_a_reader_that_is_killed_once_is_no_reason_for_totals(
+    one_pod: Path, cgroup_subtree: Path, reader: ChargeReader
+) -> None:
+    host = HostRoot()
+    parents, sizes = (cgroup_subtree,), page_sizes(host)
+    reading = HostReader(host, host.cgroup2(), parents, sizes, reader)
+    assert (await reading.read(None)).unreadable == ""
+    assert reader.pid
+    os.kill(reader.pid, signal.SIGKILL)
+    await asyncio.sleep(0.05)
+    assert (await reading.read(None)).unreadable == ""

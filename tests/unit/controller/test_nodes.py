@@ -1,0 +1,137 @@
+"""Reports and Nodes as they are read: what can't be understood changes nothing."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from hugetlb_quota.accounting.charge import NOTHING, Charge
+from hugetlb_quota.accounting.counter import Counter
+from hugetlb_quota.accounting.forest import QuotaKey
+from hugetlb_quota.accounting.recount import Tally
+from hugetlb_quota.controller.nodes import (
+    NodeReport,
+    ReportedFile,
+    ReportedPod,
+    project_node,
+    project_report,
+)
+from hugetlb_quota.controller.unread import Unread
+from hugetlb_quota.page_size import PageSize
+
+LEFT = Charge.from_resources({"hugepages-2Mi": "6Mi"})
+SMALL = PageSize(2 << 20)
+RAW: dict[str, Any] = {
+    "metadata": {"name": "worker"},
+    "spec": {
+        "reclaim": [{"uid": "a", "after": "90s"}],
+        "heirs": [{"uid": "a", "quotas": ["ns/q"]}],
+    },
+    "status": {
+        "bootID": "boot",
+        "podsResourceVersion": "7",
+        "pods": [
+            {
+                "uid": "a",
+                "namespace": "ns",
+                "name": "pod",
+                "labels": {"app": "db"},
+                "live": False,
+                "charged": {"hugepages-2Mi": "6Mi"},
+            }
+        ],
+        "files": [
+            {
+                "path": "f",
+                "mount": "/huge",
+                "pageSize": "hugepages-2Mi",
+                "charged": "6Mi",
+                "uid": "a",
+                "since": "2026-11-22T12:00:00Z",
+            }
+        ],
+    },
+}
+
+
+def read(raw: dict[str, Any]) -> NodeReport:
+    report = project_report(raw)
+    assert report is not None
+    return report
+
+
+def test_a_report_is_read() -> None:
+    report = read(RAW)
+    assert (report.node, report.boot_id, report.pods_resource_version) == ("worker", "boot", 7)
+    assert report.pods == (ReportedPod("a", "ns", "pod", {"app": "db"}, live=False, charged=LEFT),)
+    assert report.files == (ReportedFile("a", "/huge/f", SMALL, 6 << 20),)
+    assert report.wishes.reclaim == {"a": timedelta(seconds=90)}
+    assert report.wishes.heirs == {"a": frozenset({QuotaKey("ns", "q")})}
+    assert project_report({**RAW, "status": {}}) is None
+
+
+def test_fields_of_a_newer_release_and_files_that_can_not_be_read_change_nothing() -> None:
+    raw = deepcopy(RAW)
+    raw["status"] |= {"caps": [], "reportedBy": "new", "pools": "many"}
+    raw["status"]["pods"][0]["swapped"] = "2Mi"
+    raw["status"]["pods"][0]["charged"]["hugepages-3Mi"] = "3Mi"
+    raw["status"]["files"][0]["inode"] = 7
+    raw["status"]["files"] += [{"path": 7}, "none"]
+    raw["spec"]["caps"] = ["none"]
+    raw["spec"]["heirs"] += ["nobody", {"uid": "b"}]
+    raw["spec"]["reclaim"] += [{"uid": "b", "after": "soon"}]
+    assert read(raw) == read(RAW)
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"podsResourceVersion": "many"},
+        {"pods": {"a": {}}},
+        {"pods": ["a"]},
+        {"pods": [{"uid": "a", "charged": {}}]},
+        {"pods": [{"uid": "a", "live": False, "charged": {"hugepages-2Mi": "much"}}]},
+        {"bootID": 7},
+    ],
+)
+def test_of_a_report_that_can_not_be_read_the_one_before_holds(status: dict[str, Any]) -> None:
+    raw = {**RAW, "spec": {}, "status": {**RAW["status"], **status}}
+    known = read(RAW)
+    held = project_report(raw, known)
+    assert held is not None
+    assert (held.pods, held.pods_resource_version, held.wishes) == (known.pods, 7, read(raw).wishes)
+    never = read(raw)
+    assert (never.boot_id, never.pods_resource_version, never.pods) == (None, 0, ())
+
+
+def test_a_node_is_out_of_service_by_its_taint() -> None:
+    raw: dict[str, Any] = {"metadata": {"name": "n", "resourceVersion": "5"}}
+    node = project_node(raw)
+    assert (node.name, node.boot_id, node.out_of_service, node.version) == ("n", "", False, 5)
+    raw["spec"] = {"taints": [{"key": "node.kubernetes.io/out-of-service", "effect": "NoExecute"}]}
+    raw["status"] = {"nodeInfo": {"bootID": "boot"}}
+    assert project_node(raw).out_of_service
+    assert project_node(raw).boot_id == "boot"
+
+
+KEY = QuotaKey("ns", "q")
+UNREAD = NodeReport("worker", None, None, 0)
+
+
+def withheld(unread: Unread, total: Tally, *reports: NodeReport) -> Charge:
+    counter = Counter(KEY, NOTHING, pods=LEFT, retained=LEFT)
+    return unread.withhold({KEY: total}, [counter], reports)[KEY].retained
+
+
+def test_what_only_an_unreadable_report_knows_of_stays_charged_as_it_was() -> None:
+    unread = Unread()
+    assert withheld(unread, Tally(pods=LEFT), UNREAD) == LEFT
+    # A pod that came since counts beside it.
+    assert withheld(unread, Tally(pods=LEFT + LEFT), UNREAD) == LEFT
+    assert withheld(unread, Tally(), read(RAW)) == NOTHING
+    # By now all was counted that is charged.
+    assert withheld(unread, Tally(), UNREAD) == NOTHING
+    assert withheld(Unread(), Tally(), read(RAW)) == NOTHING

@@ -1,0 +1,110 @@
+"""How the plugin reads a cluster that refuses, or goes away."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import pytest
+
+from hugetlb_quota.kube import errors, resources
+from hugetlb_quota.kube.connection import Connection
+from hugetlb_quota.kube.resources import Resource
+from hugetlb_quota.plugin.cluster import Cluster
+from hugetlb_quota.plugin.problem import Exit, Problem
+from tests.unit.plugin.worlds import quota
+
+Json = dict[str, Any]
+
+
+class Server:
+    """Lists a quota until its watch has broken; what ``refuses`` names may not be listed."""
+
+    server = "https://test"
+
+    def __init__(self, *, refuses: tuple[tuple[Resource, str | None], ...] = ()) -> None:
+        self.refuses = refuses
+        self.down = False
+        self.answer: errors.ApiError | None = None
+
+    async def list_page(self, resource: Resource, namespace: str | None = None, **_: Any) -> Json:
+        if self.down:
+            raise errors.ApiUnreachable("It is gone.")
+        if (resource, namespace) in self.refuses:
+            raise errors.Forbidden(403, "Forbidden", f'cannot list resource "{resource.plural}"')
+        raw = quota("a/b", "64Mi")
+        raw["metadata"]["resourceVersion"] = "4"
+        items = [raw] if resource == resources.HUGETLB_QUOTAS else []
+        return {"items": items, "metadata": {"resourceVersion": "5"}}
+
+    async def watch(self, *_: Any, **__: Any) -> AsyncIterator[Json]:
+        self.down = True
+        if self.down:
+            raise errors.ApiUnreachable("It is gone.")
+        yield {}
+
+    async def create(self, *_: Any, **__: Any) -> Json:
+        if self.answer is not None:
+            raise self.answer
+        return {}
+
+
+def cluster(server: Server) -> Cluster:
+    return Cluster(cast(Connection, server), "a")
+
+
+async def test_a_watch_that_broke_is_said_under_the_last_picture() -> None:
+    found = cluster(Server())
+    async with contextlib.aclosing(found.pictures()) as pictures:
+        while not found.trouble:
+            world = await anext(pictures)
+        assert [str(key) for key in world.quotas] == ["a/b"]
+    assert found.trouble == "It is gone."
+
+
+async def test_where_all_may_not_be_listed_the_namespace_may() -> None:
+    found = cluster(Server(refuses=((resources.HUGETLB_QUOTAS, None),)))
+    world = await found.world()
+    assert [str(key) for key in world.quotas] == ["a/b"]
+    assert len(found.unseen) == 1
+
+
+async def test_where_nothing_may_be_listed_the_right_is_named() -> None:
+    both: tuple[tuple[Resource, str | None], ...] = (
+        (resources.HUGETLB_QUOTAS, None),
+        (resources.HUGETLB_QUOTAS, "a"),
+    )
+    with pytest.raises(Problem, match="hugetlb-quota-view") as refused:
+        await cluster(Server(refuses=both)).world()
+    assert refused.value.code == Exit.FORBIDDEN
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepted", "says"),
+    [
+        (None, True, ""),
+        (
+            errors.Forbidden(403, "Forbidden", 'User "x" cannot create resource "pods"'),
+            *(None, "you may not create pods"),
+        ),
+        (
+            errors.Forbidden(
+                *(403, "Forbidden"),
+                'admission webhook "pods.hugetlb.dev" denied the request: pod x asks for too much',
+            ),
+            *(False, "pod x asks for too much"),
+        ),
+        (errors.Forbidden(403, "Forbidden", "exceeded quota"), False, "exceeded quota"),
+        (errors.ApiError(422, "Invalid", "no whole page"), False, "no whole page"),
+        (errors.ApiUnreachable("Nobody answers."), None, "Nobody answers."),
+    ],
+)
+async def test_what_a_dry_run_tells(
+    answer: errors.ApiError | None, accepted: bool | None, says: str
+) -> None:
+    server = Server()
+    server.answer = answer
+    told, words = await cluster(server).try_pod({}, "a")
+    assert told is accepted
+    assert words.startswith(says)
