@@ -405,18 +405,17 @@ def test_a_uid_that_the_kernel_alone_names_is_paid_by_the_quota_that_has_its_ide
     report(api, node, version="1", pods=[])
     api.create(QUOTAS, quota(namespace, "team", "128Mi"))
     nobody = {"metadata": {"uid": "0123-4567", "namespace": "", "name": ""}}
-    api_status = lambda: status(api, namespace, "team")  # noqa: E731
     eventually(lambda: used(api, namespace, "team") == "0")
     line = f"0123-4567 {namespace}/gone 2Mi:8Mi 2026-01-01T00:00:00Z request 0 {node}"
     lines = {"status": {"reservations": [line]}}
     api.patch(QUOTAS, "team", lines, namespace=namespace, subresource="status")
     eventually(lambda: used(api, namespace, "team") == "8Mi")
     report(api, node, version="1000000", pods=[reported(nobody, "6Mi", live=False)])
-    eventually(lambda: api_status()["retained"] == {"hugepages-2Mi": "6Mi"})
+    eventually(lambda: status(api, namespace, "team")["retained"] == {"hugepages-2Mi": "6Mi"})
     eventually(lambda: used(api, namespace, "team") == "6Mi", hold=1)
-    assert api_status()["reservations"] == [line]
+    assert status(api, namespace, "team")["reservations"] == [line]
     report(api, node, version="1000000", pods=[])
-    eventually(lambda: api_status()["reservations"] == [])
+    eventually(lambda: status(api, namespace, "team")["reservations"] == [])
     assert used(api, namespace, "team") == "0"
 
 
@@ -432,10 +431,9 @@ def test_a_report_that_can_not_be_read_changes_no_count(
     first.wait_ready()
     eventually(lambda: used(api, namespace, "team") == "64Mi")
     api.delete("v1/pods", "a", namespace=namespace)
-    stays = lambda: used(api, namespace, "team") == "6Mi"  # noqa: E731
-    eventually(stays)
+    eventually(lambda: used(api, namespace, "team") == "6Mi")
     report(api, node, version="no number", pods=[])
-    eventually(stays, hold=2)
+    eventually(lambda: used(api, namespace, "team") == "6Mi", hold=2)
     # The next one has never read any.
     first.kill9()
     second = programs.start_controller(identity=first.identity)
@@ -465,7 +463,11 @@ def test_the_parent_inherits_what_is_retained_and_truncate_goes_on(
     eventually(lambda: status(api, namespace, "team").get("retained") == left)
     uid = gone["metadata"]["uid"]
     reclaim = [{"uid": uid, "after": "1m30s"}]
-    wanted = lambda: api.get(NODES, node).get("spec", {})  # noqa: E731
+
+    def wanted() -> Object:
+        spec: Object = api.get(NODES, node).get("spec", {})
+        return spec
+
     eventually(lambda: wanted().get("reclaim") == reclaim)
     eventually(lambda: api.get(QUOTAS, "team", namespace=namespace)["metadata"].get("finalizers"))
     api.delete(QUOTAS, "team", namespace=namespace)

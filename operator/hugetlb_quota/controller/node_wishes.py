@@ -68,24 +68,26 @@ def wishes(report: NodeReport, retained: Iterable[Retained], succession: Success
     return NodeWishes(reclaim, heirs)
 
 
-async def write_wishes(connection: Connection, report: NodeReport, wanted: NodeWishes) -> None:
+async def write_wishes(connection: Connection, report: NodeReport, wanted: NodeWishes) -> bool:
     """Write ``wanted`` over the wishes that were read with ``report``, unless others did since.
 
-    Nothing happens when they did, or when the report was written at the same time: the next
-    recount comes back to it.
-
-    :raises ApiError: NotFound among them.
+    :returns: whether nothing is to be tried again: what another has written meanwhile comes
+        by the watch, and is looked at then.
     """
-    raw = await connection.get(HUGETLB_NODES, report.node)
-    spec = raw.get("spec") or {}
-    if read_wishes(spec) != report.wishes:
-        return
     try:
-        await connection.replace(
-            HUGETLB_NODES, report.node, {**raw, "spec": {**spec, **_to_json(wanted)}}
+        raw = await connection.get(HUGETLB_NODES, report.node)
+        spec = raw.get("spec") or {}
+        if read_wishes(spec) == report.wishes:
+            body = {**raw, "spec": {**spec, **_to_json(wanted)}}
+            await connection.replace(HUGETLB_NODES, report.node, body)
+    except errors.NotFound:
+        logger.info("HugeTLBNode %s went while its spec was written.", report.node)
+    except errors.ApiError as error:  # a Conflict with the agent's report among them
+        logger.warning(
+            "The spec of HugeTLBNode %s was not written; trying again: %s", report.node, error
         )
-    except errors.Conflict:
-        logger.info("HugeTLBNode %s was written meanwhile; its spec is written later.", report.node)
+        return False
+    return True
 
 
 def _reclaim_after(paying: Collection[Quota]) -> timedelta | None:

@@ -163,7 +163,8 @@ class Recounter:
 
         async def wish(report: NodeReport, wanted: NodeWishes) -> None:
             async with limit:
-                await self._write_wishes(report, wanted)
+                if not await write_wishes(self._connection, report, wanted):
+                    asyncio.get_running_loop().call_later(RETRY, self._wake.set)
 
         # From the leaves up: a reservation must not end above before its identity stands below.
         for quotas in from_the_leaves(self._quotas.store.values(), picture.forest):
@@ -215,17 +216,6 @@ class Recounter:
                 *(node, uid, node),
             )
         self._orphans = count.orphans
-
-    async def _write_wishes(self, report: NodeReport, wanted: NodeWishes) -> None:
-        try:
-            await write_wishes(self._connection, report, wanted)
-        except errors.NotFound:
-            logger.info("HugeTLBNode %s went while its spec was written.", report.node)
-        except errors.ApiError as error:
-            logger.warning(
-                "The spec of HugeTLBNode %s was not written; trying again: %s", report.node, error
-            )
-            asyncio.get_running_loop().call_later(RETRY, self._wake.set)
 
     async def _write(self, known: QuotaObject, picture: _Picture) -> None:
         """Bring one quota's status up to ``picture``, if it is not there already."""

@@ -111,7 +111,8 @@ def test_of_reservations_along_a_chain_the_lowest_say_who_pays() -> None:
 def test_of_an_identity_every_quota_says_who_pays() -> None:
     """It stands only where the pod is charged directly."""
     line = lines(root=held("worker"), team=held("worker"))
-    assert (line.quotas, line.counted) == ({ROOT, TEAM}, "worker")
+    assert line.quotas == {ROOT, TEAM}
+    assert line.counted == "worker"
 
 
 def test_an_identity_says_more_than_a_reservation_of_the_same_pod() -> None:

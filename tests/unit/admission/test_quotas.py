@@ -281,6 +281,13 @@ async def test_a_charged_quota_is_not_deleted(api: FakeApi, charged: dict[str, A
     assert "100Mi of hugepages-2Mi" in told
 
 
+async def test_an_identity_keeps_no_quota_from_moving_or_being_deleted(api: FakeApi) -> None:
+    identity: dict[str, Any] = {"reservations": [reservation("u", "db/pg-0", "100Mi") + " worker"]}
+    old = api.put(quota("db/leaf", LIMIT, parent="acme/tenant", **identity))
+    assert await allowed(api, update(old, quota("db/leaf", LIMIT, **identity))) == ""
+    assert await allowed(api, delete(old)) == ""
+
+
 async def test_an_uncharged_quota_is_deleted_and_its_children_named(api: FakeApi) -> None:
     assert await allowed(api, delete(api.raw("db/leaf"))) == ""
     assert "db/leaf will have no parent" in await allowed(api, delete(api.raw("acme/tenant")))

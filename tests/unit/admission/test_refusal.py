@@ -62,6 +62,14 @@ def test_it_tells_which_files_hold_what_is_retained_and_to_truncate_them() -> No
     )
 
 
+def test_what_is_held_for_want_of_a_report_is_told_once() -> None:
+    sentence = "64Mi of an ended pod stays charged."
+    shorts = [short(TENANT, 64, 256, 0, 256)]
+    told = refusal.over_quota("a/p", shorts, {}, {TENANT: sentence, QuotaKey("b", "c"): "No."})
+    assert f"64Mi is missing. {sentence} Ask for less," in told
+    assert "No." not in told
+
+
 def test_an_empty_quota_tells_of_no_users() -> None:
     told = refusal.over_quota("a/p", [short(TENANT, 64, 0, 0, 32)])
     assert "has room for 32Mi: 0 of 32Mi is used; 32Mi is missing." in told

@@ -12,6 +12,7 @@ import pytest
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
 from hugetlb_quota.accounting.recount import Retained
+from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.controller.node_wishes import Succession, wishes, write_wishes
 from hugetlb_quota.controller.nodes import NodeReport, NodeWishes, ReportedPod
 from hugetlb_quota.kube import errors
@@ -36,10 +37,9 @@ def wanted(
 
 
 def tree(**team: Any) -> tuple[Quota, ...]:
-    everywhere = {"child_namespaces": Quota(ROOT).pod_selector}
     return (
-        Quota(ROOT, **everywhere),
-        Quota(TENANT, parent=ROOT, **everywhere),
+        Quota(ROOT, child_namespaces=Selector()),
+        Quota(TENANT, parent=ROOT, child_namespaces=Selector()),
         Quota(TEAM, parent=TENANT, **team),
     )
 
@@ -136,7 +136,7 @@ NEW = NodeWishes({"uid": LONG}, {"uid": frozenset({TEAM, TENANT})})
 
 async def test_it_is_written_over_what_was_read_and_nothing_else_changes() -> None:
     api = Api()
-    await write_wishes(cast(Connection, api), REPORT, NEW)
+    assert await write_wishes(cast(Connection, api), REPORT, NEW)
     assert api.stored == {
         **RAW,
         "spec": {
@@ -149,14 +149,20 @@ async def test_it_is_written_over_what_was_read_and_nothing_else_changes() -> No
 
 async def test_over_what_another_has_written_nothing_is() -> None:
     api = Api()
-    await write_wishes(cast(Connection, api), stored(reclaim={"uid": SHORT}), NEW)
+    assert await write_wishes(cast(Connection, api), stored(reclaim={"uid": SHORT}), NEW)
     assert api.writes == 0
 
 
-async def test_a_conflict_waits_for_the_next_recount_and_another_error_is_told() -> None:
-    conflict = Api(errors.Conflict(409, "Conflict", "changed"))
-    await write_wishes(cast(Connection, conflict), REPORT, NEW)
-    assert conflict.writes == 1
-    forbidden = Api(errors.Forbidden(403, "Forbidden", "no"))
-    with pytest.raises(errors.Forbidden):
-        await write_wishes(cast(Connection, forbidden), REPORT, NEW)
+@pytest.mark.parametrize(
+    ("error", "is_over"),
+    [
+        (errors.Conflict(409, "Conflict", "changed"), False),
+        (errors.Forbidden(403, "Forbidden", "no"), False),
+        (errors.ApiUnreachable("no route"), False),
+        (errors.NotFound(404, "NotFound", "gone"), True),
+    ],
+)
+async def test_what_was_not_written_is_tried_again(error: Exception, is_over: bool) -> None:
+    api = Api(error)
+    assert await write_wishes(cast(Connection, api), REPORT, NEW) is is_over
+    assert api.writes == 1

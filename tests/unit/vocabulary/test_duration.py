@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from hugetlb_quota.duration import MalformedDuration, parse
+from hugetlb_quota.duration import MalformedDuration, parse, render
 
 
 @pytest.mark.parametrize(
@@ -18,3 +18,11 @@ def test_what_people_write(text: str, seconds: int) -> None:
 def test_what_is_none(text: str) -> None:
     with pytest.raises(MalformedDuration, match="is not a duration"):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(600, "10m"), (5400, "1h30m"), (45, "45s"), (0, "0s"), (90061, "25h1m1s")]
+)
+def test_what_is_rendered_reads_back(seconds: int, text: str) -> None:
+    assert render(timedelta(seconds=seconds)) == text
+    assert parse(text) == timedelta(seconds=seconds)
