@@ -1,0 +1,155 @@
+"""Which files are reclaimed, who is told, and what is said of those that can't be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.agent import reclaim as module
+from hugetlb_quota.agent.reading import ChargedFile, Reading
+from hugetlb_quota.agent.reclaim import Reclaimer, project_waits
+from hugetlb_quota.agent.reconcile import Entry, Report
+from hugetlb_quota.node.hugetlbfs import Superblock
+from hugetlb_quota.node.reclaim import NotReclaimed, StillHeld
+from hugetlb_quota.page_size import PageSize
+
+SMALL = PageSize(2 << 20)
+ENDED = datetime(2026, 11, 26, tzinfo=UTC)
+NOW = ENDED + timedelta(hours=1)
+HELD = Charge({SMALL: 2 << 20})
+
+
+@pytest.mark.parametrize(
+    ("raw", "waits"),
+    [
+        ({"spec": {"reclaim": [{"uid": "u", "after": "10m"}]}}, {"u": timedelta(minutes=10)}),
+        ({}, {}),
+        ({"spec": None}, {}),
+        ({"spec": {"reclaim": "all"}}, {}),
+        (
+            {"spec": {"reclaim": [7, {"uid": "u"}, {"uid": "v", "after": "soon"}, {"uid": "w"}]}},
+            {},
+        ),
+        ({"spec": {"reclaim": [{"uid": "u", "after": "1s", "newer": 1}]}}, {}),
+    ],
+)
+def test_what_can_not_be_understood_is_kept(
+    raw: Mapping[str, Any], waits: Mapping[str, timedelta]
+) -> None:
+    assert project_waits(raw) == waits
+
+
+class Node:
+    """A file of a pod that is gone, and what becomes of it."""
+
+    def __init__(self, point: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.mount = Superblock(point.stat().st_dev, SMALL, None, 0, "/dev/hugepages", point)
+        file = ChargedFile("f", self.mount, SMALL, self.mount.device, 1, {"u": 2 << 20})
+        self.files = [file]
+        self.entry = Entry("u", "ns", "p", charged=HELD, ended_at=ENDED)
+        self.fails: Exception | None = None
+        self.reclaimed: list[Path] = []
+        self.published: list[Any] = []
+        self.reads = 0
+        self.waits = {"u": timedelta(minutes=10)}
+        monkeypatch.setattr(module, "reclaim", self._reclaim)
+        self.reclaimer = Reclaimer(
+            self,
+            "n",
+            self,  # type: ignore[arg-type]
+            lambda: Report({"u": self.entry}),
+            lambda: self.waits,
+        )
+
+    async def read(self, largest: int | None) -> Reading:
+        self.reads += 1
+        return Reading(files=tuple(self.files))
+
+    async def create(self, resource: object, body: Any, *_: object, **__: object) -> Any:
+        self.published.append(body)
+        return body
+
+    def _reclaim(self, path: Path, device: int, inode: int) -> None:
+        if self.fails is not None:
+            raise self.fails
+        self.reclaimed.append(path)
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    return Node(tmp_path, monkeypatch)
+
+
+async def test_its_pod_is_told(node: Node, tmp_path: Path) -> None:
+    assert await node.reclaimer.reclaim_due(NOW) == 1
+    assert node.reclaimed == [tmp_path / "f"]
+    (event,) = node.published
+    assert event["regarding"] == {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "namespace": "ns",
+        "name": "p",
+        "uid": "u",
+    }
+    assert "/dev/hugepages/f on node n was truncated and removed" in event["note"]
+
+
+async def test_of_a_pod_without_a_name_its_node_is(node: Node) -> None:
+    node.entry = replace(node.entry, namespace="", name="")
+    await node.reclaimer.reclaim_due(NOW)
+    (event,) = node.published
+    regarding = event["regarding"]
+    assert (regarding["kind"], regarding["name"], regarding["namespace"]) == (
+        "HugeTLBNode",
+        "n",
+        "",
+    )
+
+
+async def test_nothing_is_read_while_nobody_is_due(node: Node) -> None:
+    assert await node.reclaimer.reclaim_due(ENDED + timedelta(minutes=9)) == 0
+    node.waits = {}
+    assert await node.reclaimer.reclaim_due(NOW) == 0
+    assert node.reads == 0
+
+
+async def test_what_somebody_holds_is_left_without_a_word(node: Node) -> None:
+    node.fails = StillHeld(Path("f"))
+    assert await node.reclaimer.reclaim_due(NOW) == 0
+    assert node.reclaimer.failures == ()
+
+
+async def test_what_it_may_not_is_told_until_it_is_done(node: Node) -> None:
+    node.fails = NotReclaimed(Path("f"), "Permission denied")
+    await node.reclaimer.reclaim_due(NOW)
+    (failure,) = node.reclaimer.failures
+    assert "Permission denied" in failure
+    assert "agent.reclaim=true" in failure
+    node.fails = None
+    await node.reclaimer.reclaim_due(NOW)
+    assert node.reclaimer.failures == ()
+
+
+async def test_what_is_out_of_its_sight_is_told(node: Node) -> None:
+    far = replace(node.mount, device=node.mount.device + 1)
+    node.files = [replace(node.files[0], mount=far)]
+    await node.reclaimer.reclaim_due(NOW)
+    (failure,) = node.reclaimer.failures
+    assert "the agent does not see /dev/hugepages" in failure
+    assert "agent.reclaimPaths" in failure
+    node.files = []
+    await node.reclaimer.reclaim_due(NOW)
+    assert node.reclaimer.failures == ()
+
+
+@pytest.mark.parametrize("change", [{"mount": None}, {"linked": False}])
+async def test_what_has_no_name_on_a_mount_is_left(node: Node, change: dict[str, Any]) -> None:
+    node.files = [replace(node.files[0], **change)]
+    assert await node.reclaimer.reclaim_due(NOW) == 0
+    assert (node.reclaimed, node.reclaimer.failures) == ([], ())
