@@ -102,9 +102,20 @@ class QuotaCache:
         """The quotas of ``namespace``; not to be iterated across an await."""
         return self._by_namespace.get(namespace, {}).values()
 
-    def offer(self, raw: Mapping[str, Any]) -> Known:
-        """Take in what was read or written, unless something newer is known; what it is."""
+    @property
+    def position(self) -> int:
+        """The resourceVersion up to which the watch has told."""
+        return self._quotas.resource_version
+
+    def offer(self, raw: Mapping[str, Any], *, written_after: int = 0) -> Known:
+        """Take in what was read or written, unless something newer is known; what it is.
+
+        :param written_after: :attr:`position` before it was written, which is earlier, unless
+            the server has gone back in its history since.
+        """
         metadata = raw["metadata"]
+        if int(metadata["resourceVersion"]) <= written_after:
+            self._went_back(int(metadata["resourceVersion"]), written_after)
         key = QuotaKey(metadata["namespace"], metadata["name"])
         known = self._known.get(key)
         offered = _project(raw, known)
@@ -186,16 +197,30 @@ class QuotaCache:
         read = self.offer(raw)
         if before is not None and _version(read) < _version(before):
             # A quorum read is never older than what was known before it began.
-            logger.error("HugeTLBQuota %s went back in history: etcd was restored.", key)
+            self._went_back(_version(read), _version(before))
             self._set(key, read)
         return self._known.get(key)
 
+    def _went_back(self, version: int, before: int) -> None:
+        """What the watches have told is of a history that was lost: nothing is proved by it."""
+        logger.error(
+            "The API server is at %d, and had been at %d: etcd was restored from a backup."
+            " Listing the quotas anew.",
+            *(version, before),
+        )
+        for informer in (self._quotas, self._namespaces):
+            informer.list_anew()
+
     async def _list(self, namespace: str) -> None:
         continuation: str | None = None
+        before = self.position
         while True:
             page = await self._api.list_page(
                 HUGETLB_QUOTAS, namespace, limit=_PAGE, continuation=continuation
             )
+            version = int(page["metadata"]["resourceVersion"])
+            if continuation is None and version < before:
+                self._went_back(version, before)
             for raw in page.get("items") or ():
                 self.offer(raw)
             continuation = page["metadata"].get("continue")

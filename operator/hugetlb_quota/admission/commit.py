@@ -239,6 +239,7 @@ class Committer:
                 fitting.append(wanted)
             if tab.counter is not now.counter:
                 self.writes += 1
+                position = self._cache.position
                 try:
                     charged = now.with_counter(tab.counter).attached(now.quota.parent)
                     raw = await status.write(self._api, charged)
@@ -247,7 +248,7 @@ class Committer:
                     now = await self._cache.newer(now, PATIENCE)
                     continue
                 now_version = int(raw["metadata"]["resourceVersion"])
-                self._cache.offer(raw)
+                self._cache.offer(raw, written_after=position)
             else:
                 now_version = int(now.resource_version)
             for wanted in fitting:

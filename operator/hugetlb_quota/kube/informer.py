@@ -107,6 +107,7 @@ class Informer(Generic[T]):
         self._listeners: list[OnChange[T]] = []
         self._followers: list[Callable[[bool], None]] = []
         self._position = ""
+        self._watching: asyncio.Task[None] | None = None
         #: From where on the changes of this kind are known without a gap: the last list's.
         self.listed_at = 0
         #: Why nothing new can be told just now; "" while the watch runs.
@@ -136,15 +137,23 @@ class Informer(Generic[T]):
         """Call ``follower`` whenever the position moved; with True when by a list."""
         self._followers.append(follower)
 
+    def list_anew(self) -> None:
+        """Begin again with a list: what is known may be of a history that was lost."""
+        self._position = ""
+        if self._watching is not None:
+            self._watching.cancel()
+
     async def run(self) -> None:
         """List, watch, and begin again when the watch is lost; for ever."""
         backoff = Backoff(FIRST_BACKOFF, self._longest_backoff)
         while True:
             begun_at = self._position
             try:
+                if self._position and self.trouble:
+                    await self._check_history()
                 if not self._position:
                     await self._list()
-                await self._watch()
+                await self._watch_until_told()
                 backoff.reset()
                 continue
             except errors.Gone as error:
@@ -194,6 +203,40 @@ class Informer(Generic[T]):
         self._moved(listed=True)
         self.synced.set()
 
+    async def _check_history(self) -> None:
+        """Make sure that the server, which was away, has not gone back in its history.
+
+        The watch of a later position would tell nothing until that comes again.
+
+        :raises Gone: when it has.
+        """
+        page = await self._connection.list_page(
+            self._resource, self._namespace, field_selector=self._field_selector, limit=1
+        )
+        self._compare(int(page["metadata"]["resourceVersion"]))
+
+    def _compare(self, version: int) -> None:
+        if version < self.resource_version:
+            raise errors.Gone(
+                410,
+                "Expired",
+                f"{self._name} are at {version}, and had been at {self._position}:"
+                " etcd was restored from a backup.",
+            )
+
+    async def _watch_until_told(self) -> None:
+        """Watch until it ends, or :meth:`list_anew` ends it."""
+        self._watching = asyncio.create_task(self._watch())
+        try:
+            await self._watching
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._position or (task is not None and task.cancelling()):
+                raise
+        finally:
+            self._watching.cancel()
+            self._watching = None
+
     async def _watch(self) -> None:
         async for event in self._connection.watch(
             self._resource,
@@ -203,13 +246,7 @@ class Informer(Generic[T]):
         ):
             raw = event["object"]
             key, uid, version = _identity(raw)
-            if version < self.resource_version:
-                raise errors.Gone(
-                    410,
-                    "Expired",
-                    f"the watch of {self._name} is at {version}, and had been at"
-                    f" {self._position}: etcd was restored from a backup.",
-                )
+            self._compare(version)
             # Bookmarks tell of no object, only how far the watch has come.
             if event["type"] != "BOOKMARK":
                 value = None if event["type"] == "DELETED" else self._project(raw)

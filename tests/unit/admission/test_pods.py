@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,9 +24,11 @@ from hugetlb_quota.admission.review import (
     UserInfo,
 )
 from hugetlb_quota.kube import errors
+from hugetlb_quota.kube.resources import Resource
 from tests.unit.admission.fake_api import (
     FakeApi,
     Fate,
+    Json,
     admitting,
     create,
     namespace,
@@ -566,6 +569,73 @@ async def test_an_etcd_that_was_restored_is_followed_anew(api: FakeApi) -> None:
         request = create(pod("b", two_mib), uid="b")
         decision = await admission.decide(request, Deadline.after(9))
     assert "HugeTLBQuota db/leaf has no room" in decision.message
+
+
+class Restored(FakeApi):
+    """After :meth:`restore` its watch says nothing until it has come to where it was before.
+
+    As kube-apiserver's does: it tells only of what is later than the position asked for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost = 0
+
+    def restore(self) -> None:
+        self.lost, self.version = self.version, 1
+        for raw in list(self.objects.values()):
+            self.put(raw)
+        self.version += 1
+
+    async def watch(
+        self, resource: Resource, resource_version: str, *args: Any, **fields: Any
+    ) -> AsyncIterator[Json]:
+        began_before = not self.lost
+        async for event in super().watch(resource, resource_version, *args, **fields):
+            later = int(event["object"]["metadata"]["resourceVersion"]) > self.lost
+            if later or not began_before:
+                yield event
+
+
+@pytest.mark.parametrize("where", ["db", "free"], ids=["governed", "governed by nothing known"])
+async def test_what_a_lost_history_has_told_proves_nothing(where: str) -> None:
+    api = Restored()
+    for name in (*"abcdefghij", "db", "free"):
+        api.put(namespace(name))
+    api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}))
+    async with admitting(api, lambda: NOW) as admission:
+        for _ in range(10):
+            api.put(api.raw("db/leaf"))
+        # The watch has come to all of this when the charge is confirmed.
+        assert (await admission.decide(create(pod("a")), Deadline.after(9))).allowed
+        api.restore()
+        api.put(quota(f"{where}/new", {"hugepages-2Mi": 0}))
+        assert api.version < api.lost
+        request = create(pod("c", {"hugepages-2Mi": "2Mi"}, namespace=where), uid="c")
+        decision = await admission.decide(request, Deadline.after(9))
+        assert f"HugeTLBQuota {where}/new has no room" in decision.message
+        assert not decision.allowed
+    assert "c" not in api.reservations("db/leaf")
+
+
+async def test_a_write_that_the_watch_never_comes_to_is_refused_in_time_and_taken_back() -> None:
+    class Silent(FakeApi):
+        silent = False
+
+        async def deliver(self) -> None:
+            if self.silent:
+                await asyncio.Event().wait()
+
+    api = Silent()
+    api.put(namespace("db"))
+    api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}))
+    async with admitting(api, lambda: NOW) as admission:
+        assert (await admission.decide(create(pod("a")), Deadline.after(9))).allowed
+        api.silent = True
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await admission.decide(create(pod("b"), uid="b"), Deadline.after(9))
+    assert set(api.reservations("db/leaf")) == {"a"}
 
 
 async def test_an_unreachable_api_takes_back_what_was_written(api: FakeApi) -> None:

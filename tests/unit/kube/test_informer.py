@@ -150,14 +150,15 @@ async def test_a_watch_that_broke_after_it_told_something_is_taken_up_at_once(
     monkeypatch.setattr(informer, "FIRST_BACKOFF", 1.0)
     monkeypatch.setattr(asyncio, "sleep", recorded)
     broken = errors.ApiUnreachable("The connection is gone.")
-    told: list[list[Json | Exception]] = [
-        [event("MODIFIED", thing("a", 10 + i, f"A{i}")), broken] for i in range(6)
-    ]
+    told: list[Json | list[Json | Exception]] = []
+    for i in range(10, 16):
+        told += [[event("MODIFIED", thing("a", i, f"A{i}")), broken], page(i)]
     await follow(page(7, thing("a", 3, "A")), *told)
     assert len(waits) == 6
     assert max(waits) <= 1.0
     waits.clear()
-    await follow(page(7, thing("a", 3, "A")), *[broken] * 6)
+    away: list[Json | Exception] = [broken, page(7)] * 6
+    await follow(page(7, thing("a", 3, "A")), *away)
     assert waits[-1] >= 15.0
 
 
@@ -196,10 +197,11 @@ async def test_a_broken_connection_goes_on_where_it_broke_off() -> None:
         page(7),
         [event("ADDED", thing("a", 8, "A"))],
         errors.ApiUnreachable("connection reset"),
+        page(8),  # where the server is
         [event("ADDED", thing("b", 9, "B"))],
     )
     assert watched.listed_at == 7
-    assert asked == ["list", "watch 7", "watch 8", "watch 8", "watch 9"]
+    assert asked == ["list", "watch 7", "watch 8", "list", "watch 8", "watch 9"]
     assert told == [(None, "A", 8), (None, "B", 9)]
 
 
@@ -239,3 +241,40 @@ async def test_what_a_listener_raises_ends_it() -> None:
     watched.on_change(fail)
     with pytest.raises(RuntimeError, match="lost count"):
         await asyncio.wait_for(watched.run(), 5)
+
+
+AWAY = errors.ApiUnreachable("away")
+
+
+async def test_a_server_that_was_away_and_has_its_history_is_watched_on() -> None:
+    _, told, asked = await follow(page(7, thing("a", 3, "A")), AWAY, page(7))
+    assert asked == ["list", "watch 7", "list", "watch 7"]
+    assert told == [(None, "A", 3)]
+
+
+async def test_a_server_that_comes_back_with_an_earlier_history_is_listed_anew() -> None:
+    """Its watch would say nothing until it has come to where the watcher was."""
+    watched, told, asked = await follow(
+        page(7, thing("a", 3, "A")), AWAY, page(5), page(6, thing("b", 4, "B"))
+    )
+    assert asked == ["list", "watch 7", "list", "list", "watch 6"]
+    assert told == [(None, "A", 3), ("A", None, 6), (None, "B", 4)]
+    assert watched.resource_version == 6
+
+
+async def test_a_watch_is_given_up_when_told_to_list_anew() -> None:
+    source = Script(page(7, thing("a", 3, "A")))
+    watched: Informer[str] = Informer(source, PODS, lambda raw: raw["value"])
+    running = asyncio.create_task(watched.run())
+    async with asyncio.timeout(5):
+        await source.done.wait()
+        source.done.clear()
+        source.steps.append(page(5, thing("b", 4, "B")))
+        watched.list_anew()
+        assert watched.resource_version == 0
+        await source.done.wait()
+    assert dict(watched.store) == {ObjectKey("ns", "b"): "B"}
+    assert not running.done()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert running.cancelled()
