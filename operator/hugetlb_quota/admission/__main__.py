@@ -8,10 +8,12 @@ import logging
 import signal
 import ssl
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import uvloop
 
+from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
 from hugetlb_quota.admission.server import Certificate, PathSecret, serve
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.listening import EVERYWHERE
@@ -48,7 +50,9 @@ async def _run(arguments: argparse.Namespace) -> None:
         sys.exit(f"The secret of the path, {arguments.path_secret}, can't be read: {error}")
     async with Connection.open("hugetlb-quota-admission") as connection:
         try:
-            serving = serve(connection, certificate, path, arguments.bind, arguments.port)
+            lifetime = timedelta(seconds=arguments.request_timeout)
+            address = (arguments.bind, arguments.port)
+            serving = serve(connection, certificate, path, *address, lifetime=lifetime)
             async with serving as bound:
                 logger.info("Serving admission on %s port %d.", *bound)
                 await stop.wait()
@@ -76,6 +80,13 @@ def _arguments() -> argparse.Namespace:
         help="address to listen on (default: %(default)s, all of IPv4 and IPv6)",
     )
     parser.add_argument("--port", type=int, default=8443, help="port to listen on")
+    parser.add_argument(
+        "--request-timeout",
+        type=int,
+        default=int(RESERVATION_LIFETIME.total_seconds()),
+        help="kube-apiserver's --request-timeout in seconds, at least: what was admitted may"
+        " still be created for so long (default: %(default)s)",
+    )
     return parser.parse_args()
 
 

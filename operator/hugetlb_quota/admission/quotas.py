@@ -53,10 +53,13 @@ class QuotaAdmission:
         api: chains.Api,
         committer: Committer,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        *,
+        lifetime: timedelta = RESERVATION_LIFETIME,
     ) -> None:
         self._api = api
         self._committer = committer
         self._now = now
+        self._lifetime = lifetime
 
     async def decide(self, request: AdmissionRequest, deadline: Deadline) -> Decision:
         """The decision on a CREATE, UPDATE or DELETE of a HugeTLBQuota.
@@ -156,7 +159,7 @@ class QuotaAdmission:
                 uid=quota.uid,
                 pod=str(quota.key),
                 charge=charge,
-                expires=self._now() + RESERVATION_LIFETIME + timedelta(seconds=deadline.left()),
+                expires=self._now() + self._lifetime + timedelta(seconds=deadline.left()),
                 request=request.uid,
                 since=quota.generation,
             )

@@ -9,6 +9,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
 from hugetlb_quota.admission import chains, refusal
 from hugetlb_quota.admission.cache import QuotaCache
 from hugetlb_quota.admission.commit import Committer
@@ -129,13 +131,13 @@ class PathSecret:
 class Admission:
     """The routes and what stands behind them."""
 
-    def __init__(self, api: chains.Api, path: PathSecret) -> None:
+    def __init__(self, api: chains.Api, path: PathSecret, lifetime: timedelta) -> None:
         self._api = api
         self._path = path
         self._cache = QuotaCache(api)
         self._committer = Committer(api, self._cache)
-        self._pods = PodAdmission(self._cache, self._committer)
-        self._quotas = QuotaAdmission(api, self._committer)
+        self._pods = PodAdmission(self._cache, self._committer, lifetime=lifetime)
+        self._quotas = QuotaAdmission(api, self._committer, lifetime=lifetime)
         self._ready_lock = asyncio.Lock()
         self._ready_until = 0.0
         self._not_ready = ""
@@ -270,13 +272,17 @@ async def serve(
     bind: str,
     port: int,
     connections: Connections | None = None,
+    *,
+    lifetime: timedelta = RESERVATION_LIFETIME,
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve until the context ends; gives the first address that was bound.
+
+    :param lifetime: how long a create may be under way after admission.
 
     At the end running requests are answered, and what they took is taken back if they
     were refused.
     """
-    admission = Admission(api, path)
+    admission = Admission(api, path, lifetime)
     connections = Connections() if connections is None else connections
     runner = web.AppRunner(
         admission.application(connections.middleware),
