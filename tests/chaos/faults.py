@@ -38,8 +38,8 @@ def plan(seconds: float, seed: int, lifetime: float) -> list[Fault]:
     """Choose what is done within `seconds`: every kind to every target, in rounds of 20 s.
 
     In each round one pause, of a replica, the API server or etcd, is longer than a reservation
-    lives with the time for the answer (`lifetime`), and the leader is killed, or paused until
-    another leads.
+    lives with the time for the answer (`lifetime`), and the leader is killed or paused; where
+    there are several rounds, until another leads.
     """
     chance = random.Random(f"{seed} faults")
     replicas = ("replica 0", "replica 1", "replica 2")
@@ -57,7 +57,7 @@ def plan(seconds: float, seed: int, lifetime: float) -> list[Fault]:
             lasts = chance.uniform(0, 1.5)
             if kind == "pause":
                 lasts = lifetime + 2 if (target, kind) == long else chance.uniform(0.2, 2.5)
-                if target == "leader":
+                if target == "leader" and rounds > 1:
                     lasts = LEASE
             after = number * length + (place + chance.random()) * length / len(faults)
             found.append(Fault(after, target, kind, lasts))

@@ -26,7 +26,7 @@ LIMITS = {1: (64, 96), 2: (40, 64), 3: (16, 40)}
 USERS = 12
 REQUEST_TIMEOUT = 12.0
 """Seconds; a user who waits for longer goes on to something else."""
-WISHES = {"create": 50, "delete": 28, "relabel": 12, "finish": 5, "limit": 3, "move": 2}
+WISHES = {"create": 45, "delete": 33, "relabel": 12, "finish": 5, "limit": 3, "move": 2}
 
 
 def make_forest(plane: ControlPlane) -> dict[Key, int]:
