@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 READER := operator/hugetlb_quota/node/reader
 
-.PHONY: help demo test unit e2e-kind e2e-kind-vm e2e-vm lint format crds image lock clean preflight require require-vm
+.PHONY: help demo test unit chaos e2e-kind e2e-kind-vm e2e-vm lint format crds image lock clean preflight require require-vm
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ e2e-kind-vm: require-vm $(READY)  ## the same where there is no Docker: it, kind
 
 e2e-vm: require-vm $(READY)  ## install the chart on a real node in a virtual machine, and run tests/e2e; KEEP=1 leaves it
 	@$(BIN)/python -m tests.vm $(ARGS)
+
+chaos: $(READY)  ## kill and pause everything while pods race, for SECONDS (600) and by SEED; nothing goes over a limit
+	@CHAOS_SECONDS=$(or $(SECONDS),600) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/cluster/test_chaos.py $(ARGS)
 
 lint: $(READY)  ## ruff, mypy (strict) and the import contracts
 	@$(BIN)/ruff check --quiet --output-format concise .

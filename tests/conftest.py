@@ -27,6 +27,7 @@ OPTIONAL = (
     "KUBEBUILDER_ASSETS is set",
     "no shm_next_id",
     "kernel matrix: the machine is no x86-64",
+    "there is no commit before this one",
 )
 
 

@@ -116,6 +116,7 @@ def test_leaves_the_crds_out_when_told(helm: Path) -> None:
         ({"controler": {"replicas": 1}}, "'controler' not allowed"),
         ({"bindAddress": "[::]"}, "/bindAddress"),
         ({"startupSeconds": 0}, "/startupSeconds"),
+        ({"requestTimeoutSeconds": 0}, "/requestTimeoutSeconds"),
         ({"priorityClassQuota": {"pods": "many"}}, "/priorityClassQuota/pods"),
         ({"admission": {"tls": {"existingSecret": "mine"}}}, "admission.tls.caBundle must hold"),
     ],

@@ -64,12 +64,15 @@ class ControlPlane:
     `address`: the loopback address of all its programs; with "::1", Services are IPv6 too.
     `limited_priority_classes`: pods of these need a ResourceQuota that is about them in their
     namespace, as some clouds have it.
+    `apiserver_flags`: more flags of kube-apiserver.
     """
 
     api: Api
     """As an administrator (system:masters)."""
     admin_kubeconfig: Path
     server: str
+    etcd: str
+    """Its clients' URL."""
     startup_seconds: float
 
     def __init__(
@@ -78,11 +81,13 @@ class ControlPlane:
         *,
         address: str = "127.0.0.1",
         limited_priority_classes: Sequence[str] = (),
+        apiserver_flags: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> None:
         self._progress = progress
         self.address = address
         self._limited = tuple(limited_priority_classes)
+        self._more_flags = tuple(apiserver_flags)
         self.assets = assets or build.assets(progress)
         self._children: list[Child] = []
 
@@ -235,6 +240,17 @@ class ControlPlane:
         )
         return created
 
+    # Its programs
+
+    def child(self, program: str) -> Child:
+        """Find a running program: "etcd", "kube-apiserver" and so on."""
+        return next(child for child in self._children if child.name == program)
+
+    def start_again(self, program: str) -> None:
+        """Start a program that has ended anew, with the same data and port; not yet ready."""
+        place = self._children.index(self.child(program))
+        self._children[place] = self._children[place].again()
+
     # Making of
 
     def _say(self, text: str) -> None:
@@ -265,6 +281,7 @@ class ControlPlane:
 
     def _start(self, ports: Ports, attempt: int) -> None:
         self.server = self._url("https", ports.apiserver)
+        self.etcd = self._url("http", ports.etcd)
         self.admin_kubeconfig = self.user_kubeconfig("admin", ADMIN)
         data = self.directory / f"etcd-{attempt}"
         self._say("starting etcd")
@@ -347,6 +364,7 @@ class ControlPlane:
             "--allow-privileged=true",
             "--profiling=false",
             *self._limits(),
+            *self._more_flags,
         ]
 
     def _limits(self) -> list[str]:

@@ -84,6 +84,8 @@ class Child:
         capabilities: Iterable[str] | None = None,
     ) -> None:
         kept = None if capabilities is None else tuple(capabilities)
+        self._env = None if env is None else dict(env)
+        self._capabilities = kept
         self.name = name
         self.command = tuple(command)
         self.log = log
@@ -95,7 +97,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=None if env is None else dict(env),
+                env=self._env,
                 process_group=0,
                 preexec_fn=partial(_before_exec, kept),
             ).result()
@@ -142,6 +144,18 @@ class Child:
             return self._process.wait(timeout)
         except subprocess.TimeoutExpired as error:
             raise self._failed(f"did not end in {timeout:.0f} s") from error
+
+    def pause(self) -> None:
+        """SIGSTOP to the whole group: it does nothing, and its connections stay."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT to the whole group."""
+        self._signal(signal.SIGCONT)
+
+    def again(self) -> Child:
+        """Start the same program anew, when this one has ended."""
+        return Child(self.name, self.command, self.log, self._env, capabilities=self._capabilities)
 
     def output(self) -> str:
         """Read what it has written since this start."""

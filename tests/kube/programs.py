@@ -62,17 +62,27 @@ class Program:
         """SIGKILL, as a crash; the exit status."""
         return self.child.kill9()
 
+    def start_again(self) -> None:
+        """Start it anew on the same port, with the same token; not yet ready."""
+        self.child = self.child.again()
+
     def log(self) -> str:
         """Read what it has written since its start."""
         return self.child.output()
 
 
 class Programs:
-    """Starts programs of one installed chart, and stops them all at the end."""
+    """Starts programs of one installed chart, and stops them all at the end.
 
-    def __init__(self, control_plane: ControlPlane, chart: Chart) -> None:
+    `source`: another tree's folder `operator`, whose programs these are.
+    """
+
+    def __init__(
+        self, control_plane: ControlPlane, chart: Chart, *, source: Path | None = None
+    ) -> None:
         self._control_plane = control_plane
         self._chart = chart
+        self._source = {} if source is None else {"PYTHONPATH": str(source)}
         self.running: list[Program] = []
 
     def start_admission(self, *, port: int | None = None) -> Program:
@@ -160,6 +170,7 @@ class Programs:
                 "HOME": str(directory),
                 "KUBECONFIG": str(kubeconfig),
                 "PYTHONUNBUFFERED": "1",
+                **self._source,
                 **variables,
             },
             capabilities=container.capabilities,

@@ -1,20 +1,14 @@
-"""The release before this one: what `helm upgrade` comes from.
-
-That is the commit before the last one that changed the product.
-"""
+"""The release before this one: what `helm upgrade` comes from."""
 
 from __future__ import annotations
 
-import subprocess
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from image.build import TREE
+from tests import previous
 from tests.vm import image
-from tests.vm.steps import StepFailed, run, say
+from tests.vm.steps import say
 
-PRODUCT = ("operator", "charts", "crds", "Dockerfile", "image", "requirements.lock")
 NAME = "hugetlb-quota:previous"
 
 
@@ -32,23 +26,12 @@ class Release:
 
 def release(scratch: Path) -> Release | None:
     """Return the previous release, its tree unpacked in `scratch`; None where history ends."""
-    try:
-        last = _git("rev-list", "-1", "HEAD", "--", *PRODUCT)
-        before = _git("rev-parse", "--verify", "--quiet", f"{last}^")
-    except StepFailed:
+    before = previous.commit()
+    if before is None:
         say("there is no commit before this one: nothing to upgrade from")
         return None
-    archive = scratch / "tree.tar"
-    with archive.open("wb") as file:
-        subprocess.run(["git", "archive", before], cwd=TREE, stdout=file, check=True, timeout=60)
-    tree = scratch / "tree"
-    with tarfile.open(archive) as tar:
-        tar.extractall(tree, filter="tar")
+    tree = previous.unpack(before, scratch)
     if not (tree / "image" / "build.py").exists():
         say(f"commit {before[:12]} can't build an image: nothing to upgrade from")
         return None
     return Release(tree / "charts" / "hugetlb-quota", image.built(tree, NAME))
-
-
-def _git(*words: str) -> str:
-    return run(["git", *words], cwd=TREE).strip()

@@ -18,8 +18,8 @@ from hugetlb_quota import quantity
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.page_size import RESOURCE_PREFIX, PageSize
 
-#: How long a create may be under way after admission: the API server's own limit on a
-#: request (kube-apiserver --request-timeout).
+#: How long a create may be under way after admission, unless the programs are told: the API
+#: server's own limit on a request (kube-apiserver --request-timeout).
 RESERVATION_LIFETIME: Final = timedelta(seconds=60)
 #: How many bytes the reservations of one quota may have. etcd refuses a request above
 #: 1.5 MiB (--max-request-bytes); the rest is for annotations, managedFields and the

@@ -9,11 +9,13 @@ import logging
 import signal
 import ssl
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
 import uvloop
 
+from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
 from hugetlb_quota.admission.server import Certificate, PathSecret, serve
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.listening import EVERYWHERE
@@ -64,6 +66,7 @@ async def _run(arguments: argparse.Namespace) -> None:
                 arguments.bind,
                 arguments.port,
                 changes=arguments.changes,
+                lifetime=timedelta(seconds=arguments.request_timeout),
             )
             async with serving as bound:
                 logger.info("Serving admission on %s port %d.", *bound)
@@ -99,6 +102,13 @@ def _arguments() -> argparse.Namespace:
         help="address to listen on (default: %(default)s, all of IPv4 and IPv6)",
     )
     parser.add_argument("--port", type=int, default=8443, help="port to listen on")
+    parser.add_argument(
+        "--request-timeout",
+        type=int,
+        default=int(RESERVATION_LIFETIME.total_seconds()),
+        help="kube-apiserver's --request-timeout in seconds, at least: what was admitted may"
+        " still be created for so long (default: %(default)s)",
+    )
     return parser.parse_args()
 
 

@@ -43,6 +43,7 @@ class ChangeNotes:
     """Reads and writes the notes.
 
     :param where: namespace and name of the ConfigMap.
+    :param lifetime: how long a write of a quota may be under way after admission.
     """
 
     def __init__(
@@ -50,8 +51,11 @@ class ChangeNotes:
         api: Api,
         where: tuple[str, str],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        *,
+        lifetime: timedelta = RESERVATION_LIFETIME,
     ) -> None:
         self._api = api
+        self._lifetime = lifetime
         self._namespace, self._name = where
         self._now = now
         #: Held from reading to writing, so that requests of one replica meet no conflicts.
@@ -110,7 +114,7 @@ class ChangeNotes:
     def expires(self, deadline: Deadline) -> datetime:
         """When a request that is answered within ``deadline`` can't be under way any more."""
         left = timedelta(seconds=deadline.left())
-        return self._now() + left + RESERVATION_LIFETIME + CLOCK_SKEW
+        return self._now() + left + self._lifetime + CLOCK_SKEW
 
     def now(self) -> datetime:
         """The time by which changes expire."""

@@ -125,10 +125,13 @@ class PodAdmission:
         cache: QuotaCache,
         committer: Committer,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        *,
+        lifetime: timedelta = RESERVATION_LIFETIME,
     ) -> None:
         self._cache = cache
         self._committer = committer
         self._now = now
+        self._lifetime = lifetime
 
     async def decide(self, request: AdmissionRequest, deadline: Deadline) -> Decision:
         """The decision on a CREATE or UPDATE of a pod.
@@ -320,7 +323,7 @@ class PodAdmission:
 
     def _reservation(self, pod: _Subject, wanted: Charge, deadline: Deadline) -> Reservation:
         # From the last moment at which this answer may go out.
-        lifetime = RESERVATION_LIFETIME + timedelta(seconds=deadline.left())
+        lifetime = self._lifetime + timedelta(seconds=deadline.left())
         return Reservation(
             uid=pod.uid,
             pod=str(pod),

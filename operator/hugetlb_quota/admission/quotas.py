@@ -62,11 +62,14 @@ class QuotaAdmission:
         committer: Committer,
         notes: ChangeNotes,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        *,
+        lifetime: timedelta = RESERVATION_LIFETIME,
     ) -> None:
         self._api = api
         self._committer = committer
         self._notes = notes
         self._now = now
+        self._lifetime = lifetime
 
     async def decide(self, request: AdmissionRequest, deadline: Deadline) -> Decision:
         """The decision on a CREATE, UPDATE or DELETE of a HugeTLBQuota.
@@ -209,7 +212,7 @@ class QuotaAdmission:
                 uid=quota.uid,
                 pod=str(quota.key),
                 charge=charge,
-                expires=self._now() + RESERVATION_LIFETIME + timedelta(seconds=deadline.left()),
+                expires=self._now() + self._lifetime + timedelta(seconds=deadline.left()),
                 request=request.uid,
                 since=quota.generation,
             )

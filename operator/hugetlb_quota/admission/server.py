@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from hugetlb_quota.accounting.forest import QuotaKey
+from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
 from hugetlb_quota.admission import chains, refusal
 from hugetlb_quota.admission.cache import QuotaCache
 from hugetlb_quota.admission.changes import ChangeNotes
@@ -134,13 +136,16 @@ class PathSecret:
 class Admission:
     """The routes and what stands behind them."""
 
-    def __init__(self, api: chains.Api, path: PathSecret, changes: tuple[str, str]) -> None:
+    def __init__(
+        self, api: chains.Api, path: PathSecret, changes: tuple[str, str], lifetime: timedelta
+    ) -> None:
         self._api = api
         self._path = path
         self._cache = QuotaCache(api)
         self._committer = Committer(api, self._cache)
-        self._pods = PodAdmission(self._cache, self._committer)
-        self._quotas = QuotaAdmission(api, self._committer, ChangeNotes(api, changes))
+        self._pods = PodAdmission(self._cache, self._committer, lifetime=lifetime)
+        notes = ChangeNotes(api, changes, lifetime=lifetime)
+        self._quotas = QuotaAdmission(api, self._committer, notes, lifetime=lifetime)
         self._refusals = RefusalEvents(api, self._uid_of, socket.gethostname())
         self._ready_lock = asyncio.Lock()
         self._ready_until = 0.0
@@ -288,15 +293,17 @@ async def serve(
     connections: Connections | None = None,
     *,
     changes: tuple[str, str],
+    lifetime: timedelta = RESERVATION_LIFETIME,
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve until the context ends; gives the first address that was bound.
 
-    ``changes``: namespace and name of the ConfigMap of :class:`ChangeNotes`.
+    :param changes: namespace and name of the ConfigMap of :class:`ChangeNotes`.
+    :param lifetime: how long a create may be under way after admission.
 
     At the end running requests are answered, and what they took is taken back if they
     were refused.
     """
-    admission = Admission(api, path, changes)
+    admission = Admission(api, path, changes, lifetime)
     connections = Connections() if connections is None else connections
     runner = web.AppRunner(
         admission.application(connections.middleware),

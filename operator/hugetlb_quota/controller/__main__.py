@@ -9,9 +9,11 @@ import os
 import signal
 import socket
 import sys
+from datetime import timedelta
 
 import kopf
 
+from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
 from hugetlb_quota.controller import deletion
 from hugetlb_quota.controller.recounter import Recounter
 from hugetlb_quota.kube.connection import Connection, NotConfigured
@@ -51,7 +53,12 @@ async def _main(arguments: argparse.Namespace) -> None:
         loop.add_signal_handler(number, program.cancel)
     async with Connection.open("hugetlb-quota-controller") as connection:
         lease = (connection, arguments.lease_namespace, LEASE, arguments.identity)
-        recounter = Recounter(connection, arguments.identity, lambda: term(*lease))
+        recounter = Recounter(
+            connection,
+            arguments.identity,
+            lambda: term(*lease),
+            lifetime=timedelta(seconds=arguments.request_timeout),
+        )
 
         async def handle_deletions() -> None:
             await kopf.operator(
@@ -94,6 +101,13 @@ def _arguments() -> argparse.Namespace:
         help="address of the probes (default: %(default)s, all of IPv4 and IPv6)",
     )
     parser.add_argument("--health-port", type=int, default=8081, help="port of the probes")
+    parser.add_argument(
+        "--request-timeout",
+        type=int,
+        default=int(RESERVATION_LIFETIME.total_seconds()),
+        help="kube-apiserver's --request-timeout in seconds, at least: what was admitted may"
+        " still be created for so long (default: %(default)s)",
+    )
     return parser.parse_args()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.recount import expired
@@ -27,10 +27,17 @@ _Held = ReservationId | str
 class Expiry:
     """Watches each reservation for its whole life, and proves that its pod will not come."""
 
-    def __init__(self, connection: Connection, census: Census, pods: Informer[Pod]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        census: Census,
+        pods: Informer[Pod],
+        lifetime: timedelta = RESERVATION_LIFETIME,
+    ) -> None:
         self._connection = connection
         self._census = census
         self._pods = pods
+        self._lifetime = lifetime.total_seconds()
         self._first_seen: dict[_Held, float] = {}
 
     def note(self, counters: Iterable[Counter]) -> None:
@@ -64,7 +71,7 @@ class Expiry:
         As client-go watches a Lease: the clock of the one that wrote the time may be off.
         """
         now = time.monotonic()
-        return now - self._first_seen.get(held, now) >= RESERVATION_LIFETIME.total_seconds()
+        return now - self._first_seen.get(held, now) >= self._lifetime
 
     async def _exists(self, reservation: Reservation) -> bool:
         """Whether the pod is in the API and will yet be counted under this quota."""

@@ -7,14 +7,14 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from hugetlb_quota.accounting.attribution import Attribution, read_lines
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
 from hugetlb_quota.accounting.recount import Identities, RetainedFile, Tally, recount, tally
-from hugetlb_quota.accounting.reservation import ReservationId
+from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, ReservationId
 from hugetlb_quota.api import API_VERSION
 from hugetlb_quota.api.model import Condition
 from hugetlb_quota.api.quota import KIND
@@ -94,10 +94,16 @@ class Recounter:
     :param identity: of this controller, for its Events.
     :param ask_term: for a number above that of every leader before, and below that of every
         later one; it raises LeadershipLost when another leads.
+    :param lifetime: how long a create may be under way after admission.
     """
 
     def __init__(
-        self, connection: Connection, identity: str, ask_term: Callable[[], Awaitable[int]]
+        self,
+        connection: Connection,
+        identity: str,
+        ask_term: Callable[[], Awaitable[int]],
+        *,
+        lifetime: timedelta = RESERVATION_LIFETIME,
     ) -> None:
         self._connection = connection
         self._identity = identity
@@ -109,7 +115,7 @@ class Recounter:
         self._wake = asyncio.Event()
         self._reported: dict[str, float] = {}
         self._pods = Informer(connection, PODS, project_demanding_pod)
-        self._expiry = Expiry(connection, self._census, self._pods)
+        self._expiry = Expiry(connection, self._census, self._pods, lifetime)
         self._quotas = Informer(connection, HUGETLB_QUOTAS, self._to_count)
         self._reports = Informer(connection, HUGETLB_NODES, self._to_report)
         self._nodes = Informer(connection, NODES, project_node)

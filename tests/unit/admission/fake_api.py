@@ -6,11 +6,11 @@ import asyncio
 import copy
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 from hugetlb_quota.accounting.forest import QuotaKey
-from hugetlb_quota.accounting.reservation import parse_all
+from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, parse_all
 from hugetlb_quota.admission.cache import QuotaCache
 from hugetlb_quota.admission.changes import ChangeNotes
 from hugetlb_quota.admission.commit import Committer
@@ -232,14 +232,16 @@ def _now() -> datetime:
 
 @asynccontextmanager
 async def admitting(
-    api: FakeApi, now: Callable[[], datetime] = _now
+    api: FakeApi,
+    now: Callable[[], datetime] = _now,
+    lifetime: timedelta = RESERVATION_LIFETIME,
 ) -> AsyncIterator[PodAdmission]:
     """Admission of pods that follows ``api``; at the end nothing is being taken back any more."""
     cache = QuotaCache(api)
     committer = Committer(api, cache)
     async with cache.running():
         try:
-            yield PodAdmission(cache, committer, now)
+            yield PodAdmission(cache, committer, now, lifetime=lifetime)
         finally:
             await committer.close()
 

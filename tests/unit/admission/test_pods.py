@@ -87,6 +87,13 @@ async def test_a_reservation_outlives_every_request_that_may_still_create_the_po
     assert held.expires == NOW + timedelta(seconds=69)
 
 
+async def test_a_reservation_lives_as_long_as_this_api_servers_requests(api: FakeApi) -> None:
+    async with admitting(api, lambda: NOW, lifetime=timedelta(seconds=300)) as pods:
+        await pods.decide(create(pod()), Deadline.after(9.0))
+    (held,) = api.quota("db/leaf").counter.reservations
+    assert held.expires == NOW + timedelta(seconds=309)
+
+
 async def test_every_quota_that_refuses_is_named_and_nothing_is_written(api: FakeApi) -> None:
     decision = await decide(api, create(pod(request={"hugepages-2Mi": "512Mi"})))
     assert not decision.allowed

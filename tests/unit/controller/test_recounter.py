@@ -77,14 +77,13 @@ async def test_a_refused_write_is_not_tried_again_at_once() -> None:
     assert api.tried == 1
 
 
-async def test_a_reservation_of_nobody_ends_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reservation_of_nobody_ends_no_program() -> None:
     class Listing(Refusing):
         async def get(self, *_: Any, **__: Any) -> dict[str, Any]:
             return {"kind": "PodList", "items": []}  # what a name that is none gets
 
-    monkeypatch.setattr(expiry, "RESERVATION_LIFETIME", timedelta(0))
     api = cast(Connection, Listing())
-    proof = expiry.Expiry(api, Census(), Informer(api, PODS, project_demanding_pod))
+    proof = expiry.Expiry(api, Census(), Informer(api, PODS, project_demanding_pod), timedelta(0))
     long_ago = datetime(2020, 1, 1, tzinfo=UTC)
     held = [Reservation(f"u-{pod}", pod, Charge(), long_ago) for pod in ("ns/", "/", "", "ns/p")]
     counter = Counter(QuotaKey("ns", "q"), Charge(), reservations=tuple(held), unreadable=("what",))

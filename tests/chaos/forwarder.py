@@ -1,0 +1,77 @@
+"""Stands for a Service: each connection goes to the next of the addresses that are in turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+
+CONNECT_TIMEOUT = 1.0
+"""Seconds."""
+
+
+class Forwarder:
+    """Forwards TCP from `port` of 127.0.0.1 to the `ports` that are in turn.
+
+    `taken` counts the connections that each got.
+    """
+
+    port: int
+
+    def __init__(self, ports: Sequence[int]) -> None:
+        self._ports = list(ports)
+        self.taken = dict.fromkeys(ports, 0)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def leave_out(self, port: int) -> None:
+        """Give it no new connections; those that it has go on."""
+        with suppress(ValueError):
+            self._ports.remove(port)
+
+    def take_in(self, port: int) -> None:
+        """Give it connections in its turn."""
+        self.leave_out(port)
+        self._ports.append(port)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Forward while the context lasts."""
+        server = await asyncio.start_server(self._start, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield
+        finally:
+            server.close()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._forward(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            for _ in range(len(self._ports)):
+                port = self._ports.pop(0)
+                self._ports.append(port)
+                try:
+                    async with asyncio.timeout(CONNECT_TIMEOUT):
+                        answers, questions = await asyncio.open_connection("127.0.0.1", port)
+                except (OSError, TimeoutError):
+                    continue
+                self.taken[port] += 1
+                await asyncio.gather(pipe(reader, questions), pipe(answers, writer))
+                return
+        finally:
+            writer.close()
+
+
+async def pipe(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    """Copy until either end is gone."""
+    with suppress(OSError):
+        while data := await source.read(65536):
+            sink.write(data)
+            await sink.drain()
+    sink.close()

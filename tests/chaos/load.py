@@ -1,0 +1,173 @@
+"""A forest of three levels, and users who race for it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections import Counter
+from typing import Any
+
+import aiohttp
+import yaml
+
+from tests.chaos.observer import PAGES, Key, Ledger, Pod
+from tests.kube.api import Object
+from tests.kube.control_plane import ControlPlane
+from tests.waiting import eventually
+
+QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
+ROOT, MIDDLE = "chaos-root", "chaos-middle"
+LEAVES = ("chaos-a", "chaos-b")
+TEAMS = ("x", "y", "z")
+"""Quotas are about x and y; of z's pods only the quota of all knows."""
+LIMITS = {1: (64, 96), 2: (40, 64), 3: (16, 40)}
+"""MiB by level, least and most: children may have more together than their parent."""
+USERS = 12
+REQUEST_TIMEOUT = 12.0
+"""Seconds; a user who waits for longer goes on to something else."""
+WISHES = {"create": 45, "delete": 33, "relabel": 12, "finish": 5, "limit": 3, "move": 2}
+
+
+def make_forest(plane: ControlPlane) -> dict[Key, int]:
+    """Make the quotas, wait until they are counted, and return the level of each."""
+    levels = {(ROOT, "one"): 1, (ROOT, "two"): 1}
+    for namespace in (ROOT, MIDDLE, *LEAVES):
+        plane.create_namespace(namespace)
+    for key in levels:
+        plane.api.create(QUOTAS, quota(key, 1, None, {"none": "at-all"}))
+    for place, name in enumerate(("p", "q", "r")):
+        key = (MIDDLE, name)
+        plane.api.create(
+            QUOTAS, quota(key, 2, (ROOT, ("one", "two")[place % 2]), {"none": "at-all"})
+        )
+        levels[key] = 2
+    for place, namespace in enumerate(LEAVES):
+        for name, labels in (("x", {"team": "x"}), ("y", {"team": "y"}), ("all", {})):
+            key = (namespace, name)
+            parent = (MIDDLE, "pqr"[(place + len(name)) % 3])
+            plane.api.create(QUOTAS, quota(key, 3, parent, labels))
+            levels[key] = 3
+    eventually(
+        lambda: all(
+            "observedGeneration" in each.get("status", {}) for each in plane.api.list(QUOTAS)
+        )
+    )
+    return levels
+
+
+def quota(key: Key, level: int, parent: Key | None, labels: dict[str, str]) -> Object:
+    """Make a quota with the largest limit of its level."""
+    spec: Object = {
+        "hard": {PAGES: f"{LIMITS[level][1]}Mi"},
+        "podSelector": {"matchLabels": labels},
+        "childNamespaces": {},
+    }
+    if parent is not None:
+        spec["parentRef"] = {"namespace": parent[0], "name": parent[1]}
+    return {
+        "apiVersion": "hugetlb.dev/v1alpha1",
+        "kind": "HugeTLBQuota",
+        "metadata": {"namespace": key[0], "name": key[1]},
+        "spec": spec,
+    }
+
+
+def pod(name: str, team: str, mib: int) -> Object:
+    """Make a pod that no scheduler binds."""
+    resources = {PAGES: f"{mib}Mi", "cpu": "1m", "memory": "1Mi"}
+    container = {
+        "name": "main",
+        "image": "none",
+        "resources": {"requests": resources, "limits": resources},
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": {"team": team}},
+        "spec": {"containers": [container], "schedulerName": "nobody"},
+    }
+
+
+class Load:
+    """Users who do what comes to their minds, by a seed; `outcomes` counts what became of it."""
+
+    def __init__(
+        self, plane: ControlPlane, levels: dict[Key, int], ledger: Ledger, seed: int
+    ) -> None:
+        self._plane = plane
+        self._levels = levels
+        self._ledger = ledger
+        self._seed = seed
+        self.outcomes: Counter[tuple[str, str]] = Counter()
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        context = ssl.create_default_context(cafile=str(self._plane.ca_file))
+        (user,) = yaml.safe_load(self._plane.admin_kubeconfig.read_text())["users"]
+        context.load_cert_chain(user["user"]["client-certificate"], user["user"]["client-key"])
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=USERS, ssl=context),
+            timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT),
+        ) as session:
+            await asyncio.gather(*(self._use(session, number) for number in range(USERS)))
+
+    async def _use(self, session: aiohttp.ClientSession, number: int) -> None:
+        chance = random.Random(f"{self._seed} user {number}")
+        count = 0
+        while True:
+            (wish,) = chance.choices(list(WISHES), list(WISHES.values()))
+            count += 1
+            request = self._request(wish, chance, f"u{number}-{count}")
+            if request is None:
+                await asyncio.sleep(0.01)
+                continue
+            outcome = await self._ask(session, *request)
+            self.outcomes[wish, outcome] += 1
+            if outcome == "no answer":
+                await asyncio.sleep(chance.uniform(0.05, 0.2))
+
+    def _request(self, wish: str, chance: random.Random, name: str) -> tuple[str, str, Any] | None:
+        """Make method, path and body; None when there is no pod to do it with."""
+        if wish == "create":
+            body = pod(name, chance.choice(TEAMS), chance.choice((2, 2, 4, 6, 8, 16)))
+            return "POST", f"/api/v1/namespaces/{chance.choice(LEAVES)}/pods", body
+        if wish in ("limit", "move"):
+            return self._change_quota(wish, chance)
+        pods = list(self._ledger.pods.values())
+        if not pods:
+            return None
+        chosen: Pod = chance.choice(pods)
+        path = f"/api/v1/namespaces/{chosen.namespace}/pods/{chosen.name}"
+        if wish == "delete":
+            return "DELETE", path, None
+        if wish == "finish":
+            return "PATCH", f"{path}/status", {"status": {"phase": "Succeeded"}}
+        return "PATCH", path, {"metadata": {"labels": {"team": chance.choice(TEAMS)}}}
+
+    def _change_quota(self, wish: str, chance: random.Random) -> tuple[str, str, Any]:
+        level = chance.choice((2, 3) if wish == "move" else (1, 2, 3))
+        chosen = chance.choice([key for key, at in self._levels.items() if at == level])
+        path = "/apis/hugetlb.dev/v1alpha1/namespaces/{}/hugetlbquotas/{}".format(*chosen)
+        spec: Object = {
+            "hard": {PAGES: f"{2 * chance.randint(*(n // 2 for n in LIMITS[level]))}Mi"}
+        }
+        if wish == "move":
+            above = chance.choice([key for key, at in self._levels.items() if at == level - 1])
+            spec = {"parentRef": {"namespace": above[0], "name": above[1]}}
+        return "PATCH", path, {"spec": spec}
+
+    async def _ask(self, session: aiohttp.ClientSession, method: str, path: str, body: Any) -> str:
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        try:
+            async with session.request(
+                method, self._plane.server + path, json=body, headers={"Content-Type": kind}
+            ) as answer:
+                said = await answer.text()
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return "no answer"
+        if answer.status < 300:
+            return "done"
+        if answer.status >= 500 or "failed calling webhook" in said:
+            return "unavailable"
+        return "refused" if "hugetlb.dev" in said and "denied the request" in said else "failed"

@@ -1,0 +1,215 @@
+"""Reads every revision of every quota and pod from etcd, and checks each against the limits.
+
+etcd and not the API server is watched, since it gives all revisions in one order and none is
+lost when the API server is killed. The API server must store JSON
+(`--storage-media-type=application/json`) and must not compact (`--etcd-compaction-interval=0`).
+Nothing here comes from the product.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import re
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+QUOTAS = "/registry/hugetlb.dev/hugetlbquotas/"
+PODS = "/registry/pods/"
+LEASE = "/registry/leases/hugetlb-system/hugetlb-quota-controller"
+PAGES = "hugepages-2Mi"
+BREACHES_KEPT = 10
+HISTORY_KEPT = 30
+
+_UNITS = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+
+Key = tuple[str, str]
+"""Namespace and name."""
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod that takes pages: it exists and has not finished."""
+
+    namespace: str
+    name: str
+    team: str
+    pages: int
+    """Bytes."""
+
+
+@dataclass
+class Quota:
+    """A quota as its last revision has it; amounts in bytes.
+
+    `cap`: the most that pods may take. It is the limit, or, where the limit was lowered below
+    what was charged, what has been charged since at the least.
+    """
+
+    hard: int
+    team: str | None
+    """Which pods of its namespace it selects: of a team, none (None), or all ("")."""
+    parent: Key | None
+    used: int | None = None
+    reservations: int = 0
+    cap: int = 0
+
+
+@dataclass
+class Ledger:
+    """All quotas and pods at one revision, and what was wrong at any before."""
+
+    pods: dict[Key, Pod] = field(default_factory=dict)
+    quotas: dict[Key, Quota] = field(default_factory=dict)
+    leader: str = ""
+    revision: int = 0
+    checked: int = 0
+    fullest: dict[Key, int] = field(default_factory=dict)
+    """The most that pods ever took, by quota."""
+    breaches: list[str] = field(default_factory=list)
+    _history: deque[str] = field(default_factory=lambda: deque(maxlen=HISTORY_KEPT))
+
+    def put(self, revision: int, path: str, raw: Mapping[str, Any] | None) -> None:
+        """Take in what one revision made of an object; None when it was deleted."""
+        if path == LEASE and raw is not None:
+            self.leader = raw["spec"].get("holderIdentity") or ""
+        for prefix, take in ((QUOTAS, self._put_quota), (PODS, self._put_pod)):
+            if path.startswith(prefix):
+                namespace, _, name = path.removeprefix(prefix).partition("/")
+                self._history.append(f"  {revision} {take((namespace, name), raw)}")
+                self._check(revision)
+        self.revision = revision
+
+    def taken(self) -> dict[Key, int]:
+        """Count from scratch what pods take, by quota of their chains."""
+        sums = dict.fromkeys(self.quotas, 0)
+        for pod in self.pods.values():
+            for key in self.chain(pod):
+                sums[key] += pod.pages
+        return sums
+
+    def chain(self, pod: Pod) -> set[Key]:
+        """Find the quotas that a pod is charged to, and all above them."""
+        found = set()
+        for (namespace, name), quota in self.quotas.items():
+            if namespace == pod.namespace and quota.team in ("", pod.team):
+                key: Key | None = (namespace, name)
+                while key in self.quotas and key not in found:
+                    found.add(key)
+                    key = self.quotas[key].parent
+        return found
+
+    def _put_pod(self, key: Key, raw: Mapping[str, Any] | None) -> str:
+        before = self.pods.pop(key, None)
+        if raw is not None and raw.get("status", {}).get("phase") not in ("Succeeded", "Failed"):
+            team = raw["metadata"].get("labels", {}).get("team", "")
+            pages = sum(
+                read_quantity(container["resources"]["requests"][PAGES])
+                for container in raw["spec"]["containers"]
+            )
+            self.pods[key] = Pod(*key, team, pages)
+        return f"pod {'/'.join(key)}: {before} -> {self.pods.get(key)}"
+
+    def _put_quota(self, key: Key, raw: Mapping[str, Any] | None) -> str:
+        before = self.quotas.pop(key, None)
+        if raw is None:
+            return f"quota {'/'.join(key)} is gone"
+        spec, status = raw["spec"], raw.get("status", {})
+        parent = spec.get("parentRef")
+        selected = spec.get("podSelector", {}).get("matchLabels", {})
+        hard = read_quantity(spec["hard"][PAGES])
+        used = status.get("used", {}).get(PAGES)
+        quota = Quota(
+            hard=hard,
+            team=None if "none" in selected else selected.get("team", ""),
+            parent=None if parent is None else (parent["namespace"], parent["name"]),
+            used=None if used is None else read_quantity(used),
+            reservations=len(status.get("reservations", [])),
+            cap=hard,
+        )
+        if before is not None:
+            quota.cap = max(hard, min(before.cap, quota.used or 0))
+        self.quotas[key] = quota
+        held = " ".join(f"[{line}]" for line in status.get("reservations", []))
+        return f"quota {'/'.join(key)}: {quota} {held}"
+
+    def _check(self, revision: int) -> None:
+        self.checked += 1
+        for key, taken in self.taken().items():
+            quota = self.quotas[key]
+            self.fullest[key] = max(taken, self.fullest.get(key, 0))
+            if taken > quota.cap:
+                self._tell(f"at {revision} pods take {taken} of {'/'.join(key)}: {quota}")
+            elif quota.used is not None and taken > quota.used:
+                self._tell(
+                    f"at {revision} pods take {taken} of {'/'.join(key)}, uncounted: {quota}"
+                )
+
+    def _tell(self, breach: str) -> None:
+        if len(self.breaches) < BREACHES_KEPT:
+            history = "\n".join(self._history) if not self.breaches else "  (more of the same)"
+            self.breaches.append(f"{breach}\n{history}")
+
+
+class Observer:
+    """Follows etcd, through its deaths too. `ledger` is what it has seen."""
+
+    def __init__(self, etcd: str) -> None:
+        self._etcd = etcd
+        self.ledger = Ledger()
+
+    async def run(self) -> None:
+        """Watch for ever; raises AssertionError when etcd no longer has a revision."""
+        timeout = aiohttp.ClientTimeout(total=None, connect=2)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            while True:
+                try:
+                    await self._watch(session)
+                except (aiohttp.ClientError, TimeoutError, OSError):
+                    await asyncio.sleep(0.1)
+
+    async def reach(self, revision: int) -> None:
+        """Wait until all up to a revision is checked; the Lease's renewals come after it."""
+        while self.ledger.revision < revision:
+            await asyncio.sleep(0.1)
+
+    async def _watch(self, session: aiohttp.ClientSession) -> None:
+        request = {
+            "key": encode(QUOTAS),
+            "range_end": encode(PODS[:-1] + "0"),  # the character after "/"
+            "start_revision": str(self.ledger.revision + 1),
+        }
+        body = {"create_request": request}
+        async with session.post(f"{self._etcd}/v3/watch", json=body) as answer:
+            rest = b""
+            async for chunk in answer.content.iter_any():
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    self._take(json.loads(line)["result"])
+
+    def _take(self, result: Mapping[str, Any]) -> None:
+        assert not result.get("canceled"), f"etcd ended the watch: {result}"
+        for event in result.get("events", ()):
+            stored = event["kv"]
+            raw = None
+            if event.get("type") != "DELETE":
+                raw = json.loads(base64.b64decode(stored["value"]))
+            path = base64.b64decode(stored["key"]).decode()
+            self.ledger.put(int(stored["mod_revision"]), path, raw)
+
+
+def read_quantity(text: str) -> int:
+    """Read an amount such as "64Mi", in bytes."""
+    found = re.fullmatch(r"(\d+)(Ki|Mi|Gi|)", text)
+    assert found is not None, text
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def encode(key: str) -> str:
+    """Write a key as etcd's JSON has it."""
+    return base64.b64encode(key.encode()).decode()

@@ -1,0 +1,118 @@
+"""Never over the limit, whatever is killed and paused: see tests/chaos.
+
+CHAOS_SECONDS and CHAOS_SEED (`make chaos SECONDS=600 SEED=1`) make it longer and choose what
+happens; without, it is short, and its seed is printed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import load
+from tests.chaos.faults import Faults, plan, port_of
+from tests.chaos.forwarder import Forwarder
+from tests.chaos.observer import Ledger, Observer
+from tests.kube import chart as charts
+from tests.kube.cluster import Cluster
+from tests.kube.control_plane import ControlPlane
+
+SECONDS = float(os.environ.get("CHAOS_SECONDS") or 20)
+REQUEST_TIMEOUT = 6
+"""Seconds that an API request may take, its webhooks too."""
+LIFETIME = 2.0 * REQUEST_TIMEOUT
+"""Seconds for which a reservation lives: from the latest answer to the end of the request."""
+QUIET_TIMEOUT = 150.0
+"""Seconds: a new leader needs 20, and then sees each reservation's whole life."""
+SETTLED = 2.0
+VALUES = {
+    "requestTimeoutSeconds": REQUEST_TIMEOUT,
+    # With Ignore, a change of labels while no replica answers may go beyond a limit.
+    "admission": {"relabelFailurePolicy": "Fail"},
+}
+FLAGS = (
+    f"--request-timeout={REQUEST_TIMEOUT}s",
+    "--storage-media-type=application/json",
+    "--etcd-compaction-interval=0",
+)
+
+
+@pytest.mark.timeout(SECONDS + 400)
+async def test_pods_never_have_more_than_the_limit(assets: Path) -> None:
+    seed = int(os.environ.get("CHAOS_SEED") or random.randrange(10**6))
+    print(f"CHAOS_SEED={seed} CHAOS_SECONDS={SECONDS:g}")
+    with (
+        ControlPlane(assets, apiserver_flags=FLAGS) as plane,
+        Cluster(control_plane=plane, values=VALUES) as cluster,
+    ):
+        await race(cluster, seed)
+
+
+async def race(cluster: Cluster, seed: int) -> None:
+    """Let users race while harm is done; then all must be right, and have been."""
+    plane, programs = cluster.control_plane, cluster.programs
+    replicas = [cluster.admission, *(programs.start_admission() for _ in range(2))]
+    controllers = [cluster.controller, programs.start_controller()]
+    forwarder = Forwarder([port_of(each) for each in replicas])
+    observer = Observer(plane.etcd)
+    ledger = observer.ledger
+    async with forwarder.running():
+        for program in (*replicas, *controllers):
+            await asyncio.to_thread(program.wait_ready)
+        address = f"https://127.0.0.1:{forwarder.port}"
+        await asyncio.to_thread(charts.register_webhooks, plane, cluster.chart, address)
+        levels = await asyncio.to_thread(load.make_forest, plane)
+        users = load.Load(plane, levels, ledger, seed)
+        faults = Faults(plane, replicas, controllers, forwarder, lambda: ledger.leader, print)
+        watching = asyncio.create_task(observer.run())
+        healing = asyncio.create_task(faults.heal())
+        racing = asyncio.create_task(users.run())
+        try:
+            await faults.run(plan(SECONDS, seed, LIFETIME))
+            await stop(racing)
+            await faults.all_ready()
+            print(f"quiet; {dict(users.outcomes)}")
+            await wait_until_settled(ledger)
+            last = int(plane.api.raw("GET", "/api/v1/pods").json()["metadata"]["resourceVersion"])
+            await asyncio.wait_for(observer.reach(last), 60)
+            assert not watching.done()
+        finally:
+            for task in (racing, healing, watching):
+                await stop(task)
+    print(f"{ledger.checked} revisions checked; the most that pods took: {ledger.fullest}")
+    assert not ledger.breaches, "\n".join(ledger.breaches)
+    assert users.outcomes["create", "done"] >= 5
+    assert users.outcomes["create", "refused"] >= 1
+    assert faults.done
+
+
+async def wait_until_settled(ledger: Ledger) -> None:
+    """Each counter comes to what a count from scratch says, and no reservation is left.
+
+    It must stay so for SETTLED seconds: a request of before the quiet may still come through.
+    """
+    since, deadline = time.monotonic(), time.monotonic() + QUIET_TIMEOUT
+    while time.monotonic() < since + SETTLED:
+        await asyncio.sleep(0.1)
+        taken = ledger.taken()
+        wrong = {
+            key: (quota, taken[key])
+            for key, quota in ledger.quotas.items()
+            if quota.used != taken[key] or quota.reservations
+        }
+        if wrong:
+            since = time.monotonic()
+            assert since < deadline, f"quiet for {QUIET_TIMEOUT:g} s, and still wrong: {wrong}"
+
+
+async def stop(task: asyncio.Task[None]) -> None:
+    """Cancel it; raise what it raised by itself."""
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,199 @@
+"""Programs of the commit before beside those of this tree, under this tree's CRDs and rights."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests import previous
+from tests.chaos.faults import port_of
+from tests.chaos.forwarder import Forwarder
+from tests.kube import chart as charts
+from tests.kube.api import Api, ApiError, Object
+from tests.kube.control_plane import ControlPlane
+from tests.kube.programs import Program, Programs
+from tests.waiting import eventually
+
+QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
+ROOM = 8
+"""Pods that fit under the quota."""
+
+
+@dataclass(frozen=True)
+class Releases:
+    """A control plane with this tree's chart, and who starts the programs of each tree."""
+
+    plane: ControlPlane
+    chart: charts.Chart
+    now: Programs
+    before: Programs
+
+    def programs(self, release: str) -> Programs:
+        """Find who starts those of "now" or "before"."""
+        return self.now if release == "now" else self.before
+
+    def ask(self, admission: Program) -> None:
+        """Let the API server ask this one."""
+        charts.register_webhooks(self.plane, self.chart, admission.address)
+
+
+@pytest.fixture(scope="module")
+def releases(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Releases]:
+    commit = previous.commit()
+    if commit is None:
+        pytest.skip("there is no commit before this one")
+    tree = previous.unpack(commit, tmp_path_factory.mktemp("before"))
+    helm = assets / "helm"
+    chart = charts.render(helm)
+    before = charts.render(helm, chart=tree / "charts" / "hugetlb-quota")
+    # An upgrade keeps the secret that the webhooks' paths begin with.
+    kept = [each for each in before.objects if each["kind"] != "Secret"]
+    before = charts.Chart(chart.namespace, [*kept, *chart.of_kind("Secret")])
+    with ControlPlane(assets) as plane:
+        charts.install(plane, chart)
+        both = (Programs(plane, chart), Programs(plane, before, source=tree / "operator"))
+        yield Releases(plane, chart, *both)
+        for programs in both:
+            programs.stop()
+
+
+class Tenant:
+    """A namespace under two quotas, with room for ROOM pods, and who creates them."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self.api: Api = plane.api
+        self.namespace = f"test-{uuid.uuid4().hex[:8]}"
+        plane.create_namespace(self.namespace)
+        for name, parent, labels in (("above", None, {"none": "at-all"}), ("team", "above", {})):
+            spec: Object = {
+                "hard": {"hugepages-2Mi": f"{2 * ROOM}Mi"},
+                "podSelector": {"matchLabels": labels},
+            }
+            if parent is not None:
+                spec["parentRef"] = {"namespace": self.namespace, "name": parent}
+            meta = {"namespace": self.namespace, "name": name}
+            kind = {"apiVersion": "hugetlb.dev/v1alpha1", "kind": "HugeTLBQuota"}
+            self.api.create(QUOTAS, {**kind, "metadata": meta, "spec": spec})
+        eventually(lambda: all("observedGeneration" in each for each in self.statuses()))
+
+    def statuses(self) -> list[Object]:
+        """Read the status of each quota."""
+        return [each.get("status", {}) for each in self.api.list(QUOTAS, namespace=self.namespace)]
+
+    def pods(self) -> list[str]:
+        """List the pods that are there."""
+        found = self.api.list("v1/pods", namespace=self.namespace)
+        return [each["metadata"]["name"] for each in found]
+
+    def fill(self) -> None:
+        """Create until no more fit, many at a time; then there are ROOM, never more."""
+
+        def full() -> bool:
+            with ThreadPoolExecutor(max_workers=8) as users:
+                list(users.map(lambda _: self._create(), range(16)))
+            assert len(self.pods()) <= ROOM
+            return len(self.pods()) == ROOM
+
+        eventually(full, timeout=60)
+        # What was on its way is over, and still nothing fits.
+        assert not self._create()
+
+    def leave(self, count: int) -> None:
+        """Delete that many pods."""
+        for name in self.pods()[:count]:
+            self.api.delete("v1/pods", name, namespace=self.namespace, grace_seconds=0)
+
+    def wait_settled(self) -> None:
+        """Wait until both quotas say what there is, without reservations."""
+        used = f"{2 * ROOM}Mi"
+        eventually(
+            lambda: all(
+                each["used"]["hugepages-2Mi"] == used and not each["reservations"]
+                for each in self.statuses()
+            ),
+            timeout=120,
+            hold=1,
+        )
+
+    def _create(self) -> bool:
+        resources = {"hugepages-2Mi": "2Mi", "cpu": "1m", "memory": "1Mi"}
+        container = {
+            "name": "main",
+            "image": "none",
+            "resources": {"requests": resources, "limits": resources},
+        }
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"namespace": self.namespace, "name": f"p-{uuid.uuid4().hex[:12]}"},
+            "spec": {"containers": [container], "schedulerName": "nobody"},
+        }
+        try:
+            self.api.create("v1/pods", pod)
+        except ApiError as error:
+            if "denied the request" not in error.message:
+                raise
+            return False
+        return True
+
+
+@pytest.mark.parametrize(("admission", "controller"), [("before", "now"), ("now", "before")])
+def test_each_program_works_with_the_other_of_the_commit_before(
+    releases: Releases, admission: str, controller: str
+) -> None:
+    asked = releases.programs(admission).start_admission()
+    leader = releases.programs(controller).start_controller()
+    asked.wait_ready()
+    leader.wait_ready()
+    releases.ask(asked)
+    tenant = Tenant(releases.plane)
+    tenant.fill()
+    tenant.leave(3)
+    tenant.fill()
+    # The upgrade goes on: what was of before is replaced, and nothing is lost.
+    if admission == "before":
+        successor = releases.now.start_admission()
+        successor.wait_ready()
+        releases.ask(successor)
+        asked.stop()
+    else:
+        leader.stop()
+        successor = releases.now.start_controller()
+        successor.wait_ready()
+        eventually(lambda: "leads" in successor.log(), timeout=60)
+    tenant.leave(2)
+    tenant.fill()
+    tenant.wait_settled()
+    for program in (asked, leader, successor):
+        program.stop()
+        assert "Traceback" not in program.log()
+
+
+async def test_replicas_of_both_take_turns(releases: Releases) -> None:
+    leader = releases.now.start_controller()
+    replicas = {name: releases.programs(name).start_admission() for name in ("before", "now")}
+    forwarder = Forwarder([port_of(each) for each in replicas.values()])
+    async with forwarder.running():
+        for program in (leader, *replicas.values()):
+            await asyncio.to_thread(program.wait_ready)
+        address = f"https://127.0.0.1:{forwarder.port}"
+        await asyncio.to_thread(charts.register_webhooks, releases.plane, releases.chart, address)
+        tenant = await asyncio.to_thread(Tenant, releases.plane)
+        for _ in range(4):
+            await asyncio.to_thread(tenant.fill)
+            await asyncio.to_thread(tenant.leave, 5)
+        await asyncio.to_thread(tenant.fill)
+        assert min(forwarder.taken.values()) > 0, forwarder.taken
+        await asyncio.to_thread(replicas["before"].stop)
+        await asyncio.to_thread(tenant.leave, 2)
+        await asyncio.to_thread(tenant.fill)
+        await asyncio.to_thread(tenant.wait_settled)
+    for program in (leader, *replicas.values()):
+        program.stop()
+        assert "Traceback" not in program.log()
