@@ -45,7 +45,7 @@ GUARDS: Final = {
 #: MiB that one search may take.
 MEMORY: Final = 2000
 #: Seconds that one may take.
-PATIENCE: Final = 170
+PATIENCE: Final = 550
 
 
 @dataclass(frozen=True, slots=True)

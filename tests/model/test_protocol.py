@@ -12,6 +12,8 @@ import pytest
 from tests import preflight
 from tests.model.spin import GUARDS, MODEL, SCENES, search
 
+#: On a machine that does much else a search takes ten times as long.
+pytestmark = pytest.mark.timeout(600)
 searches = pytest.mark.skipif(preflight._spin() is not None, reason=str(preflight._spin()))
 
 
