@@ -19,6 +19,10 @@ test: preflight $(READY)  ## run every layer of tests; says how many ran at each
 unit: $(READY)  ## run the pure tests alone: no root, seconds
 	@$(BIN)/python -m pytest -q tests/unit $(ARGS)
 
+.PHONY: model
+model: $(READY)  ## search the model of the protocol with spin, whole and without each guard; needs spin and gcc
+	@$(BIN)/python -m pytest -q tests/model $(ARGS)
+
 e2e-kind: $(READY)  ## make a cluster with kind and run tests/e2e on it; KEEP=1 leaves it
 	@$(BIN)/python -m tests.kind $(ARGS)
 

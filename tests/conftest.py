@@ -15,8 +15,8 @@ import pytest
 
 from tests import mount_namespace, preflight
 
-LAYERS = ("unit", "kernel", "cluster", "image", "e2e")
-REQUIRED = ("unit", "kernel", "cluster", "image")
+LAYERS = ("unit", "model", "kernel", "cluster", "image", "e2e")
+REQUIRED = ("unit", "model", "kernel", "cluster", "image")
 #: Layers whose tests and programs mount; they skip where root is lacking.
 MOUNTING = ("kernel", "cluster", "image")
 #: Reasons of skips that REQUIRE_LAYERS accepts.

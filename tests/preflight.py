@@ -26,7 +26,7 @@ PROGRAMS = (
 
 def missing(*, demo: bool = False) -> list[str]:
     """A sentence for each thing that is not there, with its remedy; the demo needs less."""
-    checks = [_root, _cgroup2, _pages, _programs, *([] if demo else [_reader])]
+    checks = [_root, _cgroup2, _pages, _programs, *([] if demo else [_reader, _spin])]
     return [sentence for check in checks if (sentence := check())]
 
 
@@ -90,6 +90,21 @@ def _lacking_reader_packages(include: Path = Path("/usr/include")) -> list[str]:
         "libc6-dev": (include / "stdio.h").is_file(),
     }
     return [name for name, found in packages.items() if not found]
+
+
+def _spin() -> str | None:
+    """What the search of the protocol's model lacks."""
+    lacking = _lacking_model_packages()
+    if not lacking:
+        return None
+    return (
+        f"The model of the protocol can't be searched (make model): install {', '.join(lacking)}"
+        f" (apt-get install {' '.join(lacking)})."
+    )
+
+
+def _lacking_model_packages() -> list[str]:
+    return [name for name, program in (("spin", "spin"), ("gcc", "gcc")) if not _which(program)]
 
 
 #: Programs that make and run a node in a virtual machine, by the Debian package that has them.
@@ -156,7 +171,8 @@ def _programs() -> str | None:
 def main() -> None:
     """Print what is missing."""
     if "--packages" in sys.argv:
-        print(*sorted({*_lacking_reader_packages(), *_lacking_machine_packages()}))
+        lacking = (_lacking_reader_packages, _lacking_model_packages, _lacking_machine_packages)
+        print(*sorted({package for each in lacking for package in each()}))
         return
     sentences = missing(demo="--require" in sys.argv)
     if "--require-vm" in sys.argv:

@@ -177,6 +177,7 @@ class PodAdmission:
         """
         read: set[QuotaKey | str] = set()
         proved = False
+        attempt = 1
         while True:
             try:
                 chain = await self._counted(pod, deadline)
@@ -189,7 +190,7 @@ class PodAdmission:
                 if not pod.uid:
                     raise _Refusal(refusal.no_uid(str(pod)), frozenset())
                 if not dry_run:
-                    await self._charge(pod, wanted, chain, deadline)
+                    await self._charge(pod, wanted, chain, deadline, attempt)
                     return
                 self._refuse_shortfalls(pod, wanted, chain)
                 # Nothing is written that would prove it.
@@ -206,17 +207,24 @@ class PodAdmission:
                 await self._cache.refresh(refused.keys, refused.namespaces)
                 read |= refused.keys | refused.namespaces
             except PlaceChanged as changed:
+                attempt += 1
                 logger.info("pod %s: HugeTLBQuota %s changed; deciding again", pod, changed)
 
     async def _charge(
-        self, pod: _Subject, wanted: Charge, chain: tuple[QuotaObject, ...], deadline: Deadline
+        self,
+        pod: _Subject,
+        wanted: Charge,
+        chain: tuple[QuotaObject, ...],
+        deadline: Deadline,
+        attempt: int,
     ) -> None:
         """Reserve on all of ``chain``, and make sure that this is what governs the pod.
 
+        :param attempt: how often this request was decided on, this time included.
         :raises _Refusal: when a quota has no room, by what is known.
         :raises PlaceChanged: when another chain governs it; nothing is held then.
         """
-        reservation = self._reservation(pod, wanted, deadline)
+        reservation = self._reservation(pod, wanted, deadline, attempt)
         try:
             version = await self._committer.charge(chain, reservation, deadline)
         except NoRoom as error:
@@ -321,7 +329,12 @@ class PodAdmission:
             message = refusal.over_quota(str(pod), short, files)
             raise _Refusal(message, frozenset(each.quota for each in short))
 
-    def _reservation(self, pod: _Subject, wanted: Charge, deadline: Deadline) -> Reservation:
+    def _reservation(
+        self, pod: _Subject, wanted: Charge, deadline: Deadline, attempt: int
+    ) -> Reservation:
+        # Each attempt reserves anew: what the one before reserved is being taken back, and may
+        # look as if it were held still.
+        request = pod.request if attempt == 1 else f"{pod.request}.{attempt}"
         # From the last moment at which this answer may go out.
         lifetime = self._lifetime + timedelta(seconds=deadline.left())
         return Reservation(
@@ -329,7 +342,7 @@ class PodAdmission:
             pod=str(pod),
             charge=wanted,
             expires=self._now() + lifetime,
-            request=pod.request,
+            request=request,
             since=pod.since,
         )
 

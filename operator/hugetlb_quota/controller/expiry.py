@@ -39,14 +39,18 @@ class Expiry:
         self._pods = pods
         self._lifetime = lifetime.total_seconds()
         self._first_seen: dict[_Held, float] = {}
+        #: The resourceVersion of its pod that the recount knew of.
+        self._counted: dict[_Held, int] = {}
 
     def note(self, counters: Iterable[Counter]) -> None:
-        """Take in what all quotas hold now."""
+        """Take in what all quotas hold now, at the same moment as the pods are counted."""
         now = time.monotonic()
         held: set[_Held] = set()
+        self._counted = {}
         for counter in counters:
             held.update(each.id for each in counter.pending)
             held.update(counter.unreadable)
+            self._counted.update((each.id, self._version(each)) for each in counter.reservations)
         self._first_seen = {each: self._first_seen.get(each, now) for each in held}
 
     async def gone(self, counter: Counter) -> frozenset[_Held]:
@@ -82,10 +86,16 @@ class Expiry:
             raw = await self._connection.get(PODS, name, namespace)
         except errors.NotFound:
             return False
-        same = (raw.get("metadata") or {}).get("uid") == reservation.uid
-        # One that the informer has was counted where it belongs, and that is not here.
-        return same and not self._has_seen(reservation.uid, namespace, name)
+        metadata = raw.get("metadata") or {}
+        same = metadata.get("uid") == reservation.uid
+        # One that was counted as it is now was counted where it belongs, and that is not here.
+        return same and not self._has_seen(reservation, int(metadata.get("resourceVersion") or 0))
 
-    def _has_seen(self, uid: str, namespace: str, name: str) -> bool:
+    def _has_seen(self, reservation: Reservation, version: int) -> bool:
+        """Whether the recount knew the pod at ``version``; the informer may by now know more."""
+        return 0 < version <= self._counted.get(reservation.id, 0)
+
+    def _version(self, reservation: Reservation) -> int:
+        namespace, _, name = reservation.pod.partition("/")
         pod = self._pods.store.get(ObjectKey(namespace, name))
-        return pod is not None and pod.uid == uid
+        return pod.resource_version if pod is not None and pod.uid == reservation.uid else 0

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
+from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.admission.pods import PodAdmission
 from tests.unit.admission.fake_api import FakeApi, Json, admitting, create, namespace, pod, quota
@@ -77,6 +78,12 @@ async def ask(admission: PodAdmission, uid: str, where: str) -> bool:
     return (await admission.decide(create(raw, uid=uid), Deadline.after(60))).allowed
 
 
+async def taken_back(admission: PodAdmission) -> None:
+    """Wait until nothing is held any more of what was refused, or decided again."""
+    while admission._committer._backing_out:
+        await asyncio.sleep(0)
+
+
 @pytest.mark.parametrize("governed", [True, False], ids=["governed", "not governed"])
 async def test_a_quota_made_just_before_the_pod_is_never_missed(governed: bool) -> None:
     api = Late(seed=1)
@@ -99,8 +106,30 @@ async def test_a_quota_made_just_before_the_pod_is_never_missed(governed: bool) 
             if await ask(admission, f"pod-{number}", where):
                 missed.append(f"{change.__name__} at {number}")
             await before
+            await taken_back(admission)
             for name in ("full", "leaf", "new"):
                 if ("hugetlbquotas", where, name) in api.objects:
                     assert f"pod-{number}" not in api.reservations(f"{where}/{name}")
                     api.remove(f"{where}/{name}")
     assert missed == []
+
+
+async def test_what_is_decided_again_is_charged_to_every_quota() -> None:
+    # What the first attempt held is taken back at the same time as the second is decided.
+    api = Late(seed=2)
+    api.put(namespace("ns"))
+    again = 0
+    async with admitting(api) as admission:
+        for number in range(200):
+            where = f"ns-{number}"
+            api.put(quota(f"{where}/leaf", ROOM))
+            while not admission._cache.get(QuotaKey(where, "leaf")):
+                await asyncio.sleep(0)
+            api.put(quota(f"{where}/new", ROOM))
+            assert await ask(admission, f"pod-{number}", where)
+            await taken_back(admission)
+            for name in ("leaf", "new"):
+                assert f"pod-{number}" in api.reservations(f"{where}/{name}")
+            (line,) = api.raw(f"{where}/leaf")["status"]["reservations"]
+            again += f" pod-{number}.2 " in line
+    assert again

@@ -20,7 +20,7 @@ from hugetlb_quota.controller.census import Census
 from hugetlb_quota.controller.recounter import Recounter
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection
-from hugetlb_quota.kube.informer import Informer
+from hugetlb_quota.kube.informer import Informer, ObjectKey
 from hugetlb_quota.kube.lease import LeadershipLost
 from hugetlb_quota.kube.pods import project_demanding_pod
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, PODS, Resource
@@ -88,6 +88,34 @@ async def test_a_reservation_of_nobody_ends_no_program() -> None:
     held = [Reservation(f"u-{pod}", pod, Charge(), long_ago) for pod in ("ns/", "/", "", "ns/p")]
     counter = Counter(QuotaKey("ns", "q"), Charge(), reservations=tuple(held), unreadable=("what",))
     assert await proof.gone(counter) == {"what", *(each.id for each in held)}
+
+
+@pytest.mark.parametrize("known", [None, "80"], ids=["not counted", "counted as it was before"])
+async def test_a_reservation_stays_until_a_count_knew_the_pod_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, known: str | None
+) -> None:
+    now = running("p")
+    now["metadata"]["resourceVersion"] = "90"
+    held = Reservation("p", "db/name-of-p", Charge(), datetime(2020, 1, 1, tzinfo=UTC), "r", 80)
+    counter = Counter(QuotaKey("db", "leaf"), Charge(), reservations=(held,))
+
+    class Reading(Refusing):
+        async def get(self, *_: Any, **__: Any) -> dict[str, Any]:
+            key = ObjectKey("db", "name-of-p")
+            pods._apply(key, "p", project_demanding_pod(now), 90)  # while it is being read
+            return now
+
+    monkeypatch.setattr(expiry, "RESERVATION_LIFETIME", timedelta(0))
+    api = cast(Connection, Reading())
+    pods = Informer(api, PODS, project_demanding_pod)
+    if known is not None:
+        before = {**now, "metadata": {**now["metadata"], "resourceVersion": known}}
+        pods._apply(ObjectKey("db", "name-of-p"), "p", project_demanding_pod(before), int(known))
+    proof = expiry.Expiry(api, Census(), pods)
+    proof.note([counter])
+    assert await proof.gone(counter) == frozenset()
+    proof.note([counter])  # with the next count, which knows it
+    assert await proof.gone(counter) == {held.id}
 
 
 class Counting(FakeApi):

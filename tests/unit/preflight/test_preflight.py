@@ -75,6 +75,13 @@ def test_packages_that_the_reader_is_built_with_are_named(path: Path, tmp_path: 
     assert preflight._reader(include) is None
 
 
+def test_packages_that_the_model_is_searched_with_are_named(path: Path, tmp_path: Path) -> None:
+    program(path / "gcc", "")
+    assert "(apt-get install spin)" in (preflight._spin() or "")
+    program(path / "spin", "")
+    assert preflight._spin() is None
+
+
 def test_packages_that_virtual_machines_take_are_named(path: Path) -> None:
     # Others, such as debootstrap, are in /usr/sbin, where they are found on any PATH.
     told = preflight._machines() or ""
