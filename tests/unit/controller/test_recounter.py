@@ -92,7 +92,7 @@ async def test_a_reservation_of_nobody_ends_no_program() -> None:
 
 @pytest.mark.parametrize("known", [None, "80"], ids=["not counted", "counted as it was before"])
 async def test_a_reservation_stays_until_a_count_knew_the_pod_as_it_is(
-    monkeypatch: pytest.MonkeyPatch, known: str | None
+    known: str | None,
 ) -> None:
     now = running("p")
     now["metadata"]["resourceVersion"] = "90"
@@ -105,13 +105,12 @@ async def test_a_reservation_stays_until_a_count_knew_the_pod_as_it_is(
             pods._apply(key, "p", project_demanding_pod(now), 90)  # while it is being read
             return now
 
-    monkeypatch.setattr(expiry, "RESERVATION_LIFETIME", timedelta(0))
     api = cast(Connection, Reading())
     pods = Informer(api, PODS, project_demanding_pod)
     if known is not None:
         before = {**now, "metadata": {**now["metadata"], "resourceVersion": known}}
         pods._apply(ObjectKey("db", "name-of-p"), "p", project_demanding_pod(before), int(known))
-    proof = expiry.Expiry(api, Census(), pods)
+    proof = expiry.Expiry(api, Census(), pods, timedelta(0))
     proof.note([counter])
     assert await proof.gone(counter) == frozenset()
     proof.note([counter])  # with the next count, which knows it
