@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import preflight
+from tests.kernel import charge_reading
 from tests.kube import build
 from tests.kube.cluster import Cluster
 from tests.kube.control_plane import ControlPlane
@@ -21,6 +23,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if any(Path(__file__).parent in item.path.parents for item in session.items):
         with suppress(build.AssetsMissingError):
             build.assets()
+        # The agents read the kernel's charge list where it can be built.
+        if preflight._reader() is None:
+            charge_reading.build()
 
 
 @pytest.fixture(scope="session")

@@ -171,6 +171,7 @@ def test_a_pod_deleted_by_force_is_listed_as_long_as_its_cgroup_is_there(world: 
     world.start_agent()
     uid = world.run("held", "4Mi", "8Mi", "--hold")
     eventually(lambda: world.limits(uid) == (8, 8))
+    eventually(lambda: [pod.charged for pod in world.report().pods] == [{"hugepages-2Mi": "4Mi"}])
     # With the node's kubelet dead nothing ends the pod's process.
     world.node.kill()
     last = int(world.pod("held")["metadata"]["resourceVersion"])
