@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import ssl
 import subprocess
 import tempfile
@@ -125,6 +126,28 @@ class ControlPlane:
         """End all programs and remove all state. Does nothing the second time."""
         self._stop_children()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def back_up(self) -> Path:
+        """A copy of etcd's data as it is now."""
+        (etcd,) = [child for child in self._children if child.name == "etcd"]
+        backup = Path(tempfile.mkdtemp(prefix="backup-", dir=self.directory)) / "data"
+        # As after a crash, which etcd takes: nothing is written while it is copied.
+        os.kill(etcd.pid, signal.SIGSTOP)
+        try:
+            shutil.copytree(self._data, backup)
+        finally:
+            os.kill(etcd.pid, signal.SIGCONT)
+        return backup
+
+    def restore(self, backup: Path) -> None:
+        """Begin again with etcd as it was then; resourceVersions go back."""
+        for name in ("kube-apiserver", "etcd"):
+            (child,) = [child for child in self._children if child.name == name]
+            child.kill9()
+            self._children.remove(child)
+        shutil.rmtree(self._data)
+        shutil.copytree(backup, self._data)
+        self._start_servers(self._ports)
 
     # Identities
 
@@ -283,13 +306,8 @@ class ControlPlane:
         self.server = self._url("https", ports.apiserver)
         self.etcd = self._url("http", ports.etcd)
         self.admin_kubeconfig = self.user_kubeconfig("admin", ADMIN)
-        data = self.directory / f"etcd-{attempt}"
-        self._say("starting etcd")
-        etcd = self._child("etcd", _etcd_flags(ports, data, self.address))
-        self._wait(etcd, self._url("http", ports.etcd) + "/readyz")
-        self._say("starting kube-apiserver")
-        apiserver = self._child("kube-apiserver", self._apiserver_flags(ports))
-        self._wait(apiserver, f"{self.server}/readyz")
+        self._ports, self._data = ports, self.directory / f"etcd-{attempt}"
+        self._start_servers(ports)
         self.api = Api.from_kubeconfig(self.admin_kubeconfig)
         self._say("starting kube-scheduler and kube-controller-manager")
         scheduler = self._child("kube-scheduler", self._scheduler_flags(ports))
@@ -304,6 +322,16 @@ class ControlPlane:
             timeout=READY_TIMEOUT,
             what="the default ServiceAccount",
         )
+
+    def _start_servers(self, ports: Ports) -> None:
+        self._say("starting etcd")
+        etcd = self._child("etcd", _etcd_flags(ports, self._data, self.address))
+        # The others end before it.
+        self._children.insert(0, self._children.pop())
+        self._wait(etcd, self._url("http", ports.etcd) + "/readyz")
+        self._say("starting kube-apiserver")
+        apiserver = self._child("kube-apiserver", self._apiserver_flags(ports))
+        self._wait(apiserver, f"{self.server}/readyz")
 
     def _child(self, program: str, flags: list[str]) -> Child:
         child = Child(
