@@ -91,12 +91,8 @@ def test_another_file_of_that_name_is_left(file: Path, tmp_path: Path) -> None:
     assert file.with_name("moved").stat().st_blocks == 2 * PAGE // 512
 
 
-def test_no_opener_ever_loses_what_it_sees(
-    mounted: Superblock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_opener_ever_loses_what_it_sees(mounted: Superblock) -> None:
     """Somebody opens, maps and checks the file for ever, while it is being reclaimed."""
-    # As many attempts as there is time for.
-    monkeypatch.setattr("hugetlb_quota.node.reclaim._LEASE_AGAIN", ())
     path = mounted.path / "contended"
     over = threading.Event()
     seen = {"whole": 0, "torn": 0}

@@ -58,14 +58,11 @@ class Stress:
         return self.agent.subtree / naming.kubepods("systemd")
 
     async def run(self) -> None:
-        killer = asyncio.create_task(self._kill_now_and_then())
-        try:
-            async with asyncio.TaskGroup() as group:
-                for place in range(PLACES):
-                    group.create_task(self._occupy(place))
-        finally:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._kill_now_and_then())
+            places = [group.create_task(self._occupy(place)) for place in range(PLACES)]
+            await asyncio.wait(places)
             self.over.set()
-            await killer
 
     async def _occupy(self, place: int) -> None:
         """Pods in one place, one after the other, until enough was done."""
@@ -113,10 +110,12 @@ class Stress:
                 continue
             async with self.turn:
                 cgroup_tree.write(self.kubepods / "cgroup.freeze", "1")
-                await until(self._is_frozen)
-                await self._restart(dice)
-                await self.equals_the_kernel()
-                cgroup_tree.write(self.kubepods / "cgroup.freeze", "0")
+                try:
+                    await until(self._is_frozen)
+                    await self._restart(dice)
+                    await self.equals_the_kernel()
+                finally:
+                    cgroup_tree.write(self.kubepods / "cgroup.freeze", "0")
 
     async def _restart(self, dice: random.Random) -> None:
         await self.agent.end(signal.SIGKILL)

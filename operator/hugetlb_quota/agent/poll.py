@@ -47,12 +47,9 @@ class Poll:
         self._files = [f"{size.cgroup}.rsvd.current" for size in sizes]
         self._pods = pods
         self._due = due
-        folder = host.at("/sys/kernel/mm/hugepages")
+        folder = str(host.at("/sys/kernel/mm/hugepages"))
         self._pools = [
-            (
-                Counter(folder / size.sysfs / "free_hugepages"),
-                Counter(folder / size.sysfs / "resv_hugepages"),
-            )
+            tuple(Counter(f"{folder}/{size.sysfs}/{name}_hugepages") for name in ("free", "resv"))
             for size in sizes
         ]
         self._of_roots, self._of_pods = Counters(), Counters()
@@ -86,8 +83,8 @@ class Poll:
             for counter in pool:
                 counter.close()
 
-    def _paths(self, cgroups: Iterable[Path]) -> list[Path]:
-        return [cgroup / file for cgroup in cgroups for file in self._files]
+    def _paths(self, cgroups: Iterable[Path]) -> list[str]:
+        return [f"{cgroup}/{file}" for cgroup in cgroups for file in self._files]
 
     @staticmethod
     def _unreserved(free: Counter, reserved: Counter) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from pathlib import Path
 from typing import Final, Self
 
 _LONGEST: Final = 32
@@ -17,7 +16,7 @@ _LONGEST: Final = 32
 class Counter:
     """The number in the file at ``path``; None when there is none (any more)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self._path = path
         self._descriptor = -1
 
@@ -43,10 +42,10 @@ class Counters:
     """Tells whether any of several counters moved."""
 
     def __init__(self) -> None:
-        self._counters: dict[Path, Counter] = {}
-        self._values: dict[Path, int | None] = {}
+        self._counters: dict[str, Counter] = {}
+        self._values: dict[str, int | None] = {}
 
-    def moved(self, paths: Collection[Path]) -> bool:
+    def moved(self, paths: Collection[str]) -> bool:
         """Whether one of the counters at ``paths`` says another number than the time before.
 
         One that was not among them then did; one that is not among them any more did not.
