@@ -24,15 +24,19 @@ def test_every_program_runs_and_none_was_restarted(installed: Host, seen: Seen) 
 
 
 def test_a_quota_over_the_agents_own_namespace_is_enforced(installed: Host, seen: Seen) -> None:
-    """Under nsdelegate nobody writes the limits of their own cgroup namespace's root."""
+    """Nobody writes the limits of their own cgroup namespace's root: the agent's container.
+
+    The limit of its pod holds that container, and the condition Ready says so.
+    """
     name = "own"
     apply(quota(operator.NAMESPACE, name, "8Mi"))
     try:
         wait_used(operator.NAMESPACE, name, "0")
         (agent,) = operator.pods("agent")
-        groups = wait_limits(installed, agent["metadata"]["uid"], 0)
-        seen(f"{len(groups)} cgroups of the agent's own pod are held to 0")
+        uid = agent["metadata"]["uid"]
+        wait_limits(installed, uid, 0, containers=0)
         status, reason, message = condition(operator.node_report(installed.node), "Ready")
         assert status == "True", f"{reason}: {message}"
+        seen(f"the agent's own pod is held to 0; Ready: {message}")
     finally:
         delete("hugetlbquota", name, operator.NAMESPACE)

@@ -126,11 +126,6 @@ def test_the_scheduler_does_not_see_what_files_hold(
     seen(f"{held}Mi held by a file of {free}Mi: a pod of {asked}Mi is bound, and mmap fails")
 
 
-@pytest.mark.xfail(
-    reason="until the agent reads the kernel's charge list, a pod that ends while the agent is"
-    " away leaves files that the agent must guess about",
-    strict=False,
-)
 def test_two_pods_that_end_while_the_agent_is_away(
     installed: Host, namespace: str, folder: str, seen: Seen
 ) -> None:
