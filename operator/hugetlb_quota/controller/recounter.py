@@ -54,6 +54,10 @@ SILENT_AFTER: Final = 150.0
 #: Quotas written at the same time.
 WRITERS: Final = 8
 
+#: Seconds for which it is taken for granted that this controller leads: less than another
+#: waits before it takes the Lease.
+SURE_FOR: Final = 5.0
+
 logger = logging.getLogger(__name__)
 
 
@@ -75,6 +79,11 @@ class _Picture:
     silent: frozenset[str]
     identities: Identities
     wishes: tuple[tuple[NodeReport, NodeWishes], ...]
+
+
+def _now() -> float:
+    """Seconds on a clock that goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class _Superseded(Exception):
@@ -109,6 +118,7 @@ class Recounter:
         self._identity = identity
         self._ask_term = ask_term
         self._term = 0
+        self._sure_until = 0.0
         self._overruled = 0
         self._saying: set[asyncio.Task[None]] = set()
         self._census = Census()
@@ -131,7 +141,6 @@ class Recounter:
 
     async def run(self) -> None:
         """Recount for ever: soon after every change, and now and then."""
-        self._term = await self._first_term()
         informers = (self._pods, self._quotas, self._reports, self._nodes, self._namespaces)
         async with asyncio.TaskGroup() as group:
             for informer in informers:
@@ -141,7 +150,8 @@ class Recounter:
             while True:
                 self._wake.clear()
                 began = time.monotonic()
-                await self._recount()
+                if await self._leads():
+                    await self._recount()
                 try:
                     async with asyncio.timeout(PERIOD):
                         await self._wake.wait()
@@ -150,13 +160,26 @@ class Recounter:
                 except TimeoutError:
                     pass
 
-    async def _first_term(self) -> int:
-        while True:
-            try:
-                return await self._ask_term()
-            except errors.ApiError as error:
-                logger.warning("Who leads can't be read; trying again: %s", error)
-                await asyncio.sleep(RETRY)
+    async def _leads(self) -> bool:
+        """Whether this controller leads still; if that can't be read, it tries again soon.
+
+        Who was paused, and leads no more, must not count what it sees now: it would drop
+        reservations of pods that its successor has not seen yet, and the successor would
+        write its own count over that.
+
+        :raises LeadershipLost: when another leads.
+        """
+        now = _now()
+        if now < self._sure_until:
+            return True
+        try:
+            self._term = max(self._term, await self._ask_term())
+        except errors.ApiError as error:
+            logger.warning("Who leads can't be read; trying again: %s", error)
+            asyncio.get_running_loop().call_later(RETRY, self._wake.set)
+            return False
+        self._sure_until = now + SURE_FOR
+        return True
 
     async def _recount(self) -> None:
         picture = self._picture()

@@ -167,6 +167,34 @@ async def test_a_leader_that_was_paused_writes_over_no_later_count() -> None:
     assert api.writes == []
 
 
+async def test_a_leader_that_was_paused_looks_who_leads_before_it_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would count what its successor has not seen, and drop the reservation for that."""
+    clock = [0.0]
+
+    class Pausing(Counting):
+        async def replace(self, *arguments: Any, **options: Any) -> Json:
+            written = await super().replace(*arguments, **options)
+            clock[0] += 100  # while it is paused, another leads
+            counted_under(self, 7, "0")
+            return written
+
+    async def ask() -> int:
+        if clock[0]:
+            raise LeadershipLost("another leads")
+        return 7
+
+    monkeypatch.setattr(recounter_module, "_now", lambda: clock[0])
+    monkeypatch.setattr(recounter_module, "PERIOD", 0.01)
+    api = Pausing(running("a"))
+    counted_under(api, 1, "0")
+    with pytest.raises(ExceptionGroup) as ended:
+        await run_for(recounter_of(api, ask), 5)
+    assert ended.value.subgroup(LeadershipLost)
+    assert len(api.writes) == 1
+
+
 async def test_whoever_leads_later_writes_and_says_so() -> None:
     api = Counting(running("a"))
     counted_under(api, 7, "128Mi")
