@@ -84,8 +84,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--no-mirror-ungoverned",
         dest="mirror_ungoverned",
         action="store_false",
-        help="leave pods that ask for no huge pages, or are not known, as kubelet set them up;"
-        " they meet their limit at the touch (SIGBUS), not in mmap (ENOMEM)",
+        help="leave pods that the API has not told of yet as kubelet set them up; they meet"
+        " their limit at the touch (SIGBUS), not in mmap (ENOMEM)",
     )
     parser.add_argument(
         "--check",

@@ -122,9 +122,9 @@ class NodePods:
         return self._seen
 
     def allowance(self, cgroup: str) -> Allowance | None:
-        """What the pod whose cgroup has this UID may use; None when it asks for no huge pages."""
+        """What the pod whose cgroup has this UID may use; None when the pod is not known."""
         seen = self.seen().get(cgroup)
-        if seen is None or not seen.pod.demand:
+        if seen is None:
             return None
         pod = seen.pod
         return Allowance(

@@ -39,9 +39,14 @@ def test_a_pod_may_use_its_demand_and_its_containers_their_requests() -> None:
     assert (allowance.demand, dict(allowance.containers)) == (DEMAND, {"1f": DEMAND})
 
 
-@pytest.mark.parametrize("unknown", ["u", "other"])
-def test_one_that_asks_for_nothing_or_is_not_known_has_no_allowance(unknown: str) -> None:
-    assert with_pods(pod(demand=Charge())).allowance(unknown) is None
+def test_a_pod_that_asks_for_nothing_may_use_nothing() -> None:
+    allowance = with_pods(pod(demand=Charge())).allowance("u")
+    assert allowance is not None
+    assert not allowance.demand
+
+
+def test_a_pod_that_is_not_known_has_no_allowance() -> None:
+    assert with_pods(pod()).allowance("other") is None
 
 
 def test_a_deleted_pod_is_kept_until_it_is_forgotten() -> None:
