@@ -24,7 +24,7 @@ _BOTH: Final[tuple[Limit, Limit]] = ("rsvd.max", "max")
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What a governed pod may use.
+    """What a pod that asks for huge pages may use.
 
     ``demand``: the pod as a whole. ``containers``: the own request of each container
     that has an ID by now. ``pod_level``: sizes that the pod names for all of its
@@ -46,11 +46,11 @@ def plan(
 ) -> Limits:
     """What the files of one cgroup of a pod must say.
 
-    :param allowance: of a governed pod; None for one that no quota governs, or that is
-        not known yet.
+    :param allowance: of a pod that asks for huge pages; None for one that asks for none, or
+        that is not known yet.
     :param container: the ID of the container whose cgroup it is; None: the pod's own.
     :param found: what the files say now.
-    :param sizes: of the machine; a governed pod gets 0 of each it does not ask for.
+    :param sizes: of the machine; a pod with an allowance gets 0 of each it does not ask for.
     :param mirror: whether a pod without allowance gets kubelet's own ``max`` as its
         ``rsvd.max`` too: the same limit, met at mmap(2) and not at the touch.
     """
