@@ -129,7 +129,8 @@ class Ledger:
             team=None if "none" in selected else selected.get("team", ""),
             parent=None if parent is None else (parent["namespace"], parent["name"]),
             used=None if used is None else read_quantity(used),
-            reservations=len(status.get("reservations", [])),
+            # A line with a seventh word reserves nothing: it says who a counted pod is.
+            reservations=sum(len(line.split()) < 7 for line in status.get("reservations", [])),
             cap=hard,
         )
         if before is not None:

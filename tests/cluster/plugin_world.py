@@ -160,7 +160,7 @@ def _report(plane: ControlPlane, name: str, pods: list[Object], *, ready: bool =
         "pools": [pool],
         "pods": pods,
         "files": [file] if pods else [],
-        "conditions": [_condition("Ready", "Reading" if ready else "NoCgroup", good=ready)],
+        "conditions": [_condition("Ready", "Reading" if ready else "NoCgroup2", good=ready)],
     }
     plane.api.replace(NODES, created | {"status": status}, subresource="status")
 

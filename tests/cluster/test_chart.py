@@ -39,7 +39,7 @@ def test_the_programs_have_these_rights_and_no_others(rendered: chart.Chart) -> 
     assert rights_of(rendered, "hugetlb-quota-controller") == {
         "hugetlb.dev/hugetlbquotas": READ | {"patch"},
         "hugetlb.dev/hugetlbquotas/status": {"update"},
-        "hugetlb.dev/hugetlbnodes": READ,
+        "hugetlb.dev/hugetlbnodes": READ | {"update"},
         "pods": READ,
         "nodes": READ,
         "namespaces": READ,

@@ -210,7 +210,7 @@ def test_top_pods(run: Run) -> None:
 def test_top_nodes(run: Run) -> None:
     assert rows(run("top", "nodes")) == [
         ["n1", "2Mi", "1Gi", "960Mi", "32Mi", "32Mi", "0"],
-        ["n2", "2Mi", "1Gi", "960Mi", "0", "0", "0", "NoCgroup"],
+        ["n2", "2Mi", "1Gi", "960Mi", "0", "0", "0", "NoCgroup2"],
     ]
     first, _ = data(run("top", "nodes", "-o", "json"))["items"]
     assert first["pools"][0]["retained"] == "32Mi"
@@ -296,7 +296,7 @@ def test_check(run: Run) -> None:
     bad = [each for each in found["findings"] if each["level"] in ("ERROR", "WARNING")]
     assert all(each["remedy"] for each in bad)
     told = " ".join(each["message"] for each in bad)
-    assert "n2: Ready is False (NoCgroup)" in told
+    assert "n2: Ready is False (NoCgroup2)" in told
     assert "lab/lost is ParentNotFound" in told
 
 

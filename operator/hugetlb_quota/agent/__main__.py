@@ -61,7 +61,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="hugetlb-quota-agent",
-        description="Hold this node's pods to their huge page quotas, and report what they use.",
+        description="Hold this node's pods to the huge pages they ask for, and report their use.",
     )
     parser.add_argument("--node-name", required=True, help="name of the Node this runs on")
     parser.add_argument(

@@ -3,7 +3,7 @@
 A reservation stays charged to those above a cgroup when that is removed (mm/hugetlb_cgroup.c).
 So what kubepods is charged and no pod in it bounds what all that are gone still hold. Each of
 them is charged what it held as it was seen last, but not more than that bound: together that
-may be too much, and is never too little.
+may be too much. What none of them was seen to hold is unlisted.
 """
 
 from __future__ import annotations

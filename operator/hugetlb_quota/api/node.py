@@ -82,7 +82,7 @@ class MountStatus(Model):
     page_size: str
     limit: str | None = Field(default=None, description="size=, as a quantity; absent: none.")
     minimum: str | None = Field(default=None, description="min_size=, as a quantity.")
-    used: str = Field(description="What its files hold, as statfs tells it.")
+    used: str = Field(description="Reserved in it or allocated, as a quantity.")
 
 
 class ReclaimSpec(Model):

@@ -120,7 +120,7 @@ FALSE = [
     {
         "type": "Ready",
         "status": "False",
-        "reason": "NoCgroup",
+        "reason": "NoCgroup2",
         "message": "There is none.",
         "lastTransitionTime": OLD,
     }
@@ -172,7 +172,7 @@ FALSE = [
         ),
         (
             {"reports": [read_report(report("n1", conditions=FALSE))]},
-            *(Level.ERROR, "nodes", "NoCgroup"),
+            *(Level.ERROR, "nodes", "NoCgroup2"),
         ),
         (
             {"reports": [read_report(report("n1", bootID="before"))]},
