@@ -19,6 +19,8 @@ from typing import Any
 
 import aiohttp
 
+from tests.kube.reservations import pending
+
 QUOTAS = "/registry/hugetlb.dev/hugetlbquotas/"
 PODS = "/registry/pods/"
 LEASE = "/registry/leases/hugetlb-system/hugetlb-quota-controller"
@@ -129,8 +131,7 @@ class Ledger:
             team=None if "none" in selected else selected.get("team", ""),
             parent=None if parent is None else (parent["namespace"], parent["name"]),
             used=None if used is None else read_quantity(used),
-            # A line with a seventh word reserves nothing: it says who a counted pod is.
-            reservations=sum(len(line.split()) < 7 for line in status.get("reservations", [])),
+            reservations=len(pending(status)),
             cap=hard,
         )
         if before is not None:

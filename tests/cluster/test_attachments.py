@@ -9,6 +9,7 @@ import pytest
 from tests.cluster.test_quota_moves import QUOTAS, run
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.cluster import Cluster
+from tests.kube.reservations import pending
 from tests.waiting import eventually
 
 
@@ -64,7 +65,7 @@ def status(api: Api, namespace: str, name: str) -> Object:
 
 def counted(api: Api, namespace: str, name: str) -> str:
     told = status(api, namespace, name)
-    return str(told.get("pods", {}).get("hugepages-2Mi")) if not told.get("reservations") else ""
+    return str(told.get("pods", {}).get("hugepages-2Mi")) if not pending(told) else ""
 
 
 def ready(api: Api, namespace: str, name: str) -> str:

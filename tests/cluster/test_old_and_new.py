@@ -18,6 +18,7 @@ from tests.kube import chart as charts
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.control_plane import ControlPlane
 from tests.kube.programs import Program, Programs
+from tests.kube.reservations import pending
 from tests.waiting import eventually
 
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
@@ -114,7 +115,7 @@ class Tenant:
         used = f"{2 * ROOM}Mi"
         eventually(
             lambda: all(
-                each["used"]["hugepages-2Mi"] == used and not each["reservations"]
+                each["used"]["hugepages-2Mi"] == used and not pending(each)
                 for each in self.statuses()
             ),
             timeout=120,
