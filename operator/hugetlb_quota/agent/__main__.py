@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
@@ -53,6 +54,9 @@ EXIT_CODES: Final[dict[type[Exception], int]] = {
     NotConfigured: 7,
     NoProbePort: 8,
 }
+
+#: Open files, at most: of each pod's cgroup one for each page size is kept.
+DESCRIPTORS: Final = 65_536
 
 logger = logging.getLogger("hugetlb_quota.agent")
 
@@ -172,6 +176,7 @@ class Agent:
         )
         self._metrics = AgentMetrics(latest, sizes, self._not_enforced)
         self._informer.on_change(self._pod_changed)
+        self._wishes.on_change(self._wishes_changed)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Do what the agent is for, until ``stop`` is set."""
@@ -218,6 +223,12 @@ class Agent:
                     self._enforcer.pod_changed(pod.static_hash)
         self._due.set()
 
+    def _wishes_changed(self, old: object, new: object, at: int) -> None:
+        if new is None:
+            # Without a report the controller takes this for a node without an agent.
+            self._reporter.write_anew()
+        self._due.set()
+
     def _waits(self, node: str) -> Mapping[str, timedelta]:
         return self._wishes.store.get(ObjectKey("", node), {})
 
@@ -232,12 +243,21 @@ class Agent:
         return ", ".join(what for what, event in missing.items() if not event.is_set())
 
 
+def _allow_descriptors() -> None:
+    """Let this process open as many files as it may: it keeps some of every pod's cgroup open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def main() -> None:
     """Run the agent; see this module for the exit codes."""
     options = parse()
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    _allow_descriptors()
     try:
         if options.check:
             check(HostRoot(options.host_root))

@@ -12,6 +12,8 @@ Json = dict[str, Any]
 
 #: Sentences in a message; the others are counted.
 _NAMED: Final = 5
+#: Characters of a message: the API refuses one above 32768, and with it the whole report.
+_LONGEST: Final = 8192
 
 
 def ready_condition(
@@ -57,7 +59,8 @@ def room_condition(mounts: Iterable[MountStatus], before: Mapping[str, Any], now
         f" size={mount.limit}. What fails there (ENOSPC in fallocate, ENOMEM in mmap) fails on"
         " that and on no quota; truncate files there, or remount it with a larger size."
         for mount in mounts
-        if mount.limit is not None and quantity.parse(mount.used) >= quantity.parse(mount.limit)
+        if mount.limit is not None
+        and quantity.parse_sum(mount.used) >= quantity.parse_sum(mount.limit)
     )
     fine = "No hugetlbfs is used up to its own limit (size=)."
     return _condition("MountsHaveRoom", ("HaveRoom", "Full"), fine, full, before, now)
@@ -73,13 +76,13 @@ def _condition(
 ) -> Json:
     status = "False" if problems else "True"
     more = len(problems) - _NAMED
+    message = " ".join(problems[:_NAMED]) + (f" And {more} more." if more > 0 else "")
     return {
         "type": kind,
         "status": status,
         "reason": reasons[bool(problems)],
-        "message": " ".join(problems[:_NAMED]) + (f" And {more} more." if more > 0 else "")
-        if problems
-        else fine,
+        # A path in it may have any bytes, and be long.
+        "message": (message or fine).encode(errors="backslashreplace").decode()[:_LONGEST],
         "lastTransitionTime": before.get("lastTransitionTime", now)
         if before.get("status") == status
         else now,

@@ -106,8 +106,14 @@ class Enforcer:
 
     async def follow(self) -> None:
         """Enforce whatever happens to pods' cgroups, at once; for ever."""
-        async for happening in self._watcher:
-            self._handle(happening)
+        while True:
+            try:
+                async for happening in self._watcher:
+                    self._handle(happening)
+            except OSError as error:
+                logger.warning("Pods' cgroups can't be listed; trying again: %s", error)
+                self.due()
+                await asyncio.sleep(RETRY)
 
     async def pass_now_and_then(self, first_done: asyncio.Event) -> None:
         """A pass over all pods when one is due, and every :data:`FULL_PASS`; for ever.
@@ -116,9 +122,10 @@ class Enforcer:
         """
         while True:
             self._due.clear()
-            await self.full_pass()
-            first_done.set()
-            await wait_at_most(self._due, FULL_PASS)
+            whole = await self.full_pass()
+            if whole:
+                first_done.set()
+            await wait_at_most(self._due, FULL_PASS if whole else RETRY)
 
     async def retry(self) -> None:
         """Lower the limits that were below use, as the use falls; for ever."""
@@ -127,15 +134,24 @@ class Enforcer:
             for uid in list(self._above):
                 self.pod_changed(uid)
 
-    async def full_pass(self) -> None:
-        """Look at every pod, also at those of which no event told."""
-        for happening in self._watcher.scan():
-            if isinstance(happening, Removed):
-                self._handle(happening)
+    async def full_pass(self) -> bool:
+        """Look at every pod, also at those of which no event told.
+
+        :returns: whether all could be seen; if not, the log says why.
+        """
+        whole = True
+        try:
+            for happening in self._watcher.scan():
+                if isinstance(happening, Removed):
+                    self._handle(happening)
+        except OSError as error:
+            logger.warning("Pods' cgroups can't be listed; trying again: %s", error)
+            whole = False
         for done, pod in enumerate(self._watcher.pods):
             if done % _BATCH == 0:
                 await asyncio.sleep(0)
             self.enforce(pod)
+        return whole
 
     def enforce(self, pod: PodCgroup) -> None:
         """Make the files of ``pod`` say what the plan says.

@@ -130,7 +130,7 @@ def reconcile(reading: Reading, seen: Mapping[str, SeenPod], last: Report, now: 
         ``seen`` and whose cgroup is not in ``reading`` is gone for good.
     """
     now = now.replace(microsecond=0)
-    charged, unlisted = _charged(reading, last)
+    charged, unlisted = _charged(reading, seen, last)
     entries: dict[str, Entry] = {}
     for uid in sorted({*charged, *seen, *last.entries, *reading.there}):
         entry = _entry(
@@ -151,22 +151,36 @@ def reconcile(reading: Reading, seen: Mapping[str, SeenPod], last: Report, now: 
     )
 
 
-def _charged(reading: Reading, last: Report) -> tuple[dict[str, Charge], Charge]:
+def _charged(
+    reading: Reading, seen: Mapping[str, SeenPod], last: Report
+) -> tuple[dict[str, Charge], Charge]:
     """What is charged to whom, and what is in no list."""
     charged = {uid: charge for uid, charge in reading.charged.items() if charge}
     unlisted = reading.unlisted.without_zeros()
     missing = {
-        uid: entry.charged
+        uid: entry
         for uid, entry in last.entries.items()
-        if uid not in charged and uid not in reading.there and entry.charged
+        if uid not in charged and uid not in reading.there
     }
     if reading.bound is not None:
-        left, unlisted = totals.left(missing, reading.bound)
+        held = {uid: _may_hold(entry, seen.get(uid)) for uid, entry in missing.items()}
+        left, unlisted = totals.left(held, reading.bound)
         charged |= {uid: charge for uid, charge in left.items() if charge}
     elif not reading.whole:
         # It may be what the reading lacks; the next one tells.
-        charged |= missing
+        charged |= {uid: entry.charged for uid, entry in missing.items() if entry.charged}
     return charged, unlisted
+
+
+def _may_hold(before: Entry, seen: SeenPod | None) -> Charge:
+    """The most that a pod without a cgroup may hold, where the kernel tells nothing of it.
+
+    One that has ended since the last look may have filled all that it asked for before.
+    """
+    has_ended = seen is None or seen.ended
+    if before.live and has_ended:
+        return before.demand.peak(before.charged)
+    return before.charged
 
 
 def _entry(

@@ -114,9 +114,17 @@ class Reporter:
             except (ApiError, HostUnreadable, OSError) as error:
                 logger.warning("HugeTLBNode %s is not up to date: %s", self._node, error)
                 pause, wait = backoff.next(), 0.0
+            except (ValueError, TypeError):
+                # A bug, or a value that nobody foresaw: limits are kept all the same.
+                logger.exception("HugeTLBNode %s is not up to date.", self._node)
+                pause, wait = backoff.next(), 0.0
             await asyncio.sleep(pause)
             if wait:
                 await wait_at_most(due, wait)
+
+    def write_anew(self) -> None:
+        """The object is gone: the next pass writes, whatever it says."""
+        self._written = None
 
     async def run_once(self) -> None:
         """One pass: read, reconcile, report.
@@ -128,7 +136,7 @@ class Reporter:
         # The order matters: first what the API has told, then the cgroups, then the charges.
         # While a list is under way the informer has no position: what is known is still
         # what it was at the last.
-        self._seen_up_to = max(self._seen_up_to, self._position())
+        self._seen_up_to = self._position() or self._seen_up_to
         last = self._latest.report
         self._pods.remember(last.static, last.real)
         seen, ends, demand = self._pods.seen(), self._pods.ends, self._pods.demand()

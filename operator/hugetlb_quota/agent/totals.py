@@ -2,8 +2,9 @@
 
 A reservation stays charged to those above a cgroup when that is removed (mm/hugetlb_cgroup.c).
 So what kubepods is charged and no pod in it bounds what all that are gone still hold. Each of
-them is charged what it held as it was seen last, but not more than that bound: together that
-may be too much. What none of them was seen to hold is unlisted.
+them is charged what it held as it was seen last, or all that it asked for if it has ended since,
+but not more than that bound: together that may be too much. What is left of the bound then is
+unlisted.
 """
 
 from __future__ import annotations

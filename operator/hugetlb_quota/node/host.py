@@ -152,6 +152,7 @@ class HostRoot:
 
     def _read(self, path: Path) -> str:
         try:
-            return path.read_text()
+            # A path in it has whatever bytes a program chose.
+            return path.read_text(errors="surrogateescape")
         except OSError as error:
             raise HostUnreadable(self.path, path, error) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hugetlb_quota.agent.conditions import charge_list_condition, room_condition
+from hugetlb_quota.agent.conditions import charge_list_condition, ready_condition, room_condition
 from hugetlb_quota.api.node import MountStatus
 
 NOW = "2026-11-22T12:00:00Z"
@@ -47,3 +47,16 @@ def test_why_the_charge_list_can_not_be_read_is_told() -> None:
 @pytest.mark.parametrize("before", [{"status": "True"}, {"type": "Ready"}, {"status": 7}])
 def test_a_damaged_condition_does_no_harm(before: dict[str, object]) -> None:
     assert room_condition([], before, NOW)["lastTransitionTime"] == NOW
+
+
+def test_a_mount_larger_than_any_number_of_the_api_is_no_trouble() -> None:
+    condition = room_condition([mount("/huge", "2Mi", "8Ei")], {}, NOW)
+    assert condition["status"] == "True"
+
+
+def test_a_message_is_text_and_not_too_long_for_the_api() -> None:
+    sentence = "a\udcff" + "b" * 40_000
+    message = ready_condition((sentence,), {}, NOW)["message"]
+    assert message.startswith("a\\udcffb")
+    message.encode()
+    assert len(message) < 32_768

@@ -154,7 +154,8 @@ def test_what_a_reading_lacks_that_is_not_whole_is_as_it_was() -> None:
 
 def test_without_a_list_the_gone_hold_what_they_did_within_what_is_left() -> None:
     reading = Reading(there={"l": True}, charged={"l": charge(2)}, bound=charge(6))
-    before = last(entry("l"), entry("g", charged=charge(4)), entry("h", charged=charge(16)))
+    gone = entry("g", charged=charge(4), live=False)
+    before = last(entry("l"), gone, entry("h", charged=charge(16)))
     report = reconcile(reading, {}, before, NOW)
     assert {uid: each.charged for uid, each in report.entries.items()} == {
         "l": charge(2),
@@ -165,6 +166,15 @@ def test_without_a_list_the_gone_hold_what_they_did_within_what_is_left() -> Non
     # What none of them held is nobody's that is known.
     assert reconcile(reading, {}, last(entry("l")), NOW).unlisted == charge(6)
     assert reconcile(replace(reading, bound=charge(0)), {}, before, NOW).entries.keys() == {"l"}
+
+
+def test_without_a_list_one_that_ended_unseen_may_hold_all_that_it_asked_for() -> None:
+    reading = Reading(bound=charge(64))
+    live = replace(entry("p", charged=charge(2)), live=True, ended_at=None, demand=charge(32))
+    assert one(reconcile(reading, {}, last(live), NOW)).charged == charge(32)
+    # Its end was seen: by then it held what was reported.
+    gone = replace(live, live=False, ended_at=NOW)
+    assert one(reconcile(reading, {}, last(gone), NOW)).charged == charge(2)
 
 
 def file(path: str = "f", mount: Superblock | None = MOUNT, **charged: int) -> ChargedFile:

@@ -391,6 +391,38 @@ async def test_a_host_that_cannot_be_read_is_not_reported(running: Running) -> N
     await running.until(lambda: running.api.writes == 2)
 
 
+async def test_a_value_that_nobody_foresaw_ends_nothing(running: Running) -> None:
+    running.ready.set()
+    await running.until(lambda: running.api.writes == 1)
+    running.fails = ValueError("no number")
+    running.due.set()
+    await running.until(lambda: running.reads >= 3)
+    running.fails = None
+    running.see("a")
+    await running.until(lambda: running.api.writes == 2)
+
+
+async def test_an_object_that_is_gone_is_written_anew_though_nothing_changed(
+    running: Running,
+) -> None:
+    running.ready.set()
+    await running.until(lambda: running.api.writes == 1)
+    running.reporter.write_anew()
+    running.due.set()
+    await running.until(lambda: running.api.writes == 2)
+
+
+async def test_after_a_restore_of_etcd_it_claims_to_have_seen_no_more_than_it_has(
+    running: Running,
+) -> None:
+    running.ready.set()
+    await running.until(lambda: running.api.writes == 1)
+    running.position = 3
+    running.see("a")
+    await running.until(lambda: running.api.writes == 2)
+    assert running.api.status["podsResourceVersion"] == "3"
+
+
 def test_ready_keeps_the_time_of_its_last_transition() -> None:
     first = ready_condition((), {}, "T1")
     assert first["lastTransitionTime"] == "T1"

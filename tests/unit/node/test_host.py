@@ -82,3 +82,11 @@ def test_the_boot_id_is_read_below_the_root(tmp_path: Path) -> None:
 def test_the_host_itself_is_read_as_this_process_sees_it() -> None:
     points = [mount.point for mount in HostRoot().mounts()]
     assert "/proc" in points
+
+
+def test_a_mount_of_any_name_is_no_trouble(tmp_path: Path) -> None:
+    """A pod may name what it mounts as it likes, in bytes that are no text."""
+    found = host(tmp_path, at("/cg"), controllers={"/cg": "hugetlb"})
+    info = tmp_path / "proc/1/mountinfo"
+    info.write_bytes(b"50 31 0:40 /na\xffme /pod rw - ext4 /dev/vda rw\n" + info.read_bytes())
+    assert found.cgroup2() == tmp_path / "cg"
