@@ -104,8 +104,9 @@ def test_with_the_rights_to_reclaim_it_sees_the_hugetlbfs_that_are_named_and_not
         "from pathlib import Path\n"
         "from hugetlb_quota.node.reclaim import reclaim\n"
         f"root = Path({str(root)!r})\n"
-        f"path = root / {str(point).lstrip('/')!r} / 'file'\n"
-        "reclaim(path, path.stat().st_dev, path.stat().st_ino)\n"
+        f"point = root / {str(point).lstrip('/')!r}\n"
+        "found = (point / 'file').stat()\n"
+        "reclaim(point, ['file'], found.st_dev, found.st_ino)\n"
         "print(sorted(os.listdir(root)))\n"
     )
     with hugetlbfs(point) as superblock:

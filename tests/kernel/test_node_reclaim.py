@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from hugetlb_quota.node.hugetlbfs import Superblock
-from hugetlb_quota.node.reclaim import AnotherFile, StillHeld, reclaim
+from hugetlb_quota.node.reclaim import AnotherFile, NotReclaimed, StillHeld, reclaim
+from tests.testnode.volumes import mount, unmount_below
 from tests.tracking import PAGE, Actor, hugetlbfs
 
 
@@ -23,6 +24,18 @@ def mounted(tmp_path: Path, pages: Callable[[int], None]) -> Iterator[Superblock
 
 
 @pytest.fixture
+def linkable(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs: hugetlbfs refuses to make a symlink, with EINVAL."""
+    point = tmp_path / "linkable"
+    point.mkdir()
+    mount("tmpfs", point, "size=64M")
+    try:
+        yield point
+    finally:
+        unmount_below(point)
+
+
+@pytest.fixture
 def file(mounted: Superblock) -> Path:
     path = mounted.path / "file"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
@@ -30,6 +43,26 @@ def file(mounted: Superblock) -> Path:
     os.close(descriptor)
     assert path.stat().st_blocks == 2 * PAGE // 512
     return path
+
+
+def make(path: Path) -> Path:
+    """A file of one page, and the directories above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.posix_fallocate(descriptor, 0, PAGE)
+    os.close(descriptor)
+    return path
+
+
+def after_truncation(act: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do this between the truncation of a file and its removal."""
+    truncate = os.ftruncate
+
+    def truncate_and_act(descriptor: int, length: int) -> None:
+        truncate(descriptor, length)
+        act()
+
+    monkeypatch.setattr(os, "ftruncate", truncate_and_act)
 
 
 def identity(path: Path) -> tuple[int, int]:
@@ -48,7 +81,7 @@ def actor(cgroup_subtree: Path) -> Iterator[Actor]:
 def test_a_file_that_nobody_holds_is_removed_and_its_pages_are_free(file: Path) -> None:
     filesystem = file.parent
     free = _free_pages()
-    reclaim(file, *identity(file))
+    reclaim(filesystem, ["file"], *identity(file))
     assert list(filesystem.iterdir()) == []
     assert _free_pages() == free + 2
 
@@ -70,25 +103,125 @@ def test_a_file_that_is_open_or_mapped_is_left(
     for statement in holding:
         actor.do(statement)
     with pytest.raises(StillHeld, match="a process has it open or mapped"):
-        reclaim(file, *identity(file))
+        reclaim(file.parent, ["file"], *identity(file))
     assert file.stat().st_blocks == 2 * PAGE // 512
 
 
-def test_another_file_of_that_name_is_left(file: Path, tmp_path: Path) -> None:
-    meant = identity(file)
+def test_another_file_of_that_name_is_left(file: Path) -> None:
+    filesystem, meant = file.parent, identity(file)
     file.rename(file.with_name("moved"))
     file.touch()
     with pytest.raises(AnotherFile):
-        reclaim(file, *meant)
+        reclaim(filesystem, ["file"], *meant)
     assert file.exists()
     file.unlink()
     with pytest.raises(AnotherFile):
-        reclaim(file, *meant)
-    link = tmp_path / "link"
-    link.symlink_to(file.with_name("moved"))
+        reclaim(filesystem, ["file"], *meant)
+    file.mkdir()
     with pytest.raises(AnotherFile):
-        reclaim(link, *meant)
+        reclaim(filesystem, ["file"], *meant)
     assert file.with_name("moved").stat().st_blocks == 2 * PAGE // 512
+
+
+@pytest.mark.parametrize("link", ["", "a", "a/b", "a/b/file"])
+def test_no_link_is_followed(linkable: Path, link: str) -> None:
+    point = linkable / "mount"
+    file = make(point / "a/b/file")
+    meant = identity(file)
+    moved = (point / link).rename(linkable / "moved")
+    (point / link).symlink_to(moved)
+    with pytest.raises(AnotherFile):
+        reclaim(point, ["a", "b", "file"], *meant)
+    assert file.stat().st_size == PAGE
+
+
+@pytest.mark.parametrize("to", ["directory", "link"])
+def test_nothing_is_removed_in_what_takes_the_place_of_a_directory(
+    mounted: Superblock, linkable: Path, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    """Once the file is empty, its directory is renamed, and its name leads to another's."""
+    point = linkable if to == "link" else mounted.path
+    file, another = make(point / "d/file"), make(point / "another/file")
+    kept = identity(another)
+
+    def swap() -> None:
+        (point / "d").rename(point / "moved")
+        if to == "link":
+            (point / "d").symlink_to("another")
+        else:
+            (point / "another").rename(point / "d")
+
+    after_truncation(swap, monkeypatch)
+    reclaim(point, ["d", "file"], *identity(file))
+    assert identity(point / "d/file") == kept
+    assert (point / "d/file").stat().st_size == PAGE
+    assert list((point / "moved").iterdir()) == []
+
+
+@pytest.mark.parametrize("to", ["another file", "nothing"])
+def test_a_name_that_changes_its_meaning_is_not_removed(
+    mounted: Superblock, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    file, other = make(mounted.path / "file"), make(mounted.path / "other")
+
+    def swap() -> None:
+        file.rename(file.with_name("moved"))
+        if to == "another file":
+            other.rename(file)
+
+    after_truncation(swap, monkeypatch)
+    with pytest.raises(AnotherFile):
+        reclaim(mounted.path, ["file"], *identity(file))
+    assert (file if to == "another file" else other).stat().st_size == PAGE
+    assert file.with_name("moved").exists()
+
+
+def test_a_name_that_is_not_utf_8_is_reclaimed_and_is_in_no_sentence(
+    mounted: Superblock, actor: Actor
+) -> None:
+    names = [os.fsdecode(b"\xff"), os.fsdecode(b"caf\xe9")]
+    file = make(mounted.path.joinpath(*names))
+    actor.do(f"fd = os.open({os.fsencode(file)!r}, os.O_RDONLY)")
+    with pytest.raises(StillHeld) as held:
+        reclaim(mounted.path, names, *identity(file))
+    assert str(held.value) == held.value.why == "a process has it open or mapped"
+    actor.do("os.close(fd)")
+    reclaim(mounted.path, names, *identity(file))
+    assert list(file.parent.iterdir()) == []
+
+
+def test_a_path_that_is_longer_than_one_call_takes_is_reclaimed(mounted: Superblock) -> None:
+    names = ["d" * 250] * 20
+    assert len("/".join(names)) > os.pathconf(mounted.path, "PC_PATH_MAX")
+    directory = os.open(mounted.path, os.O_RDONLY)
+    for name in names:
+        os.mkdir(name, dir_fd=directory)
+        below = os.open(name, os.O_RDONLY, dir_fd=directory)
+        os.close(directory)
+        directory = below
+    try:
+        descriptor = os.open("file", os.O_RDWR | os.O_CREAT, dir_fd=directory)
+        os.posix_fallocate(descriptor, 0, PAGE)
+        found = os.fstat(descriptor)
+        os.close(descriptor)
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        reclaim(mounted.path, [*names, "file"], found.st_dev, found.st_ino)
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        with pytest.raises(FileNotFoundError):
+            os.stat("file", dir_fd=directory)
+    finally:
+        os.close(directory)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [[], [""], ["", "file"], ["/", "file"], ["d", "..", "file"], [".", "file"], ["d/../file"]],
+)
+def test_names_that_do_not_lead_down_are_refused(file: Path, names: list[str]) -> None:
+    (file.parent / "d").mkdir()
+    with pytest.raises(NotReclaimed, match="does not lead down from its mount"):
+        reclaim(file.parent, names, *identity(file))
+    assert file.stat().st_blocks == 2 * PAGE // 512
 
 
 def test_no_opener_ever_loses_what_it_sees(mounted: Superblock) -> None:
@@ -116,7 +249,7 @@ def test_no_opener_ever_loses_what_it_sees(mounted: Superblock) -> None:
     until = time.monotonic() + 3
     while time.monotonic() < until:
         try:
-            reclaim(path, *identity(path))
+            reclaim(mounted.path, ["contended"], *identity(path))
             reclaimed += 1
         except StillHeld:
             left += 1

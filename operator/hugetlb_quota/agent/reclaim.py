@@ -112,21 +112,23 @@ class Reclaimer:
         if not hugetlbfs.is_within_reach(file.mount):
             self._fail(
                 file,
-                f"{told} can't be reclaimed: the agent does not see {file.mount.point}. Name it,"
-                " or a directory above it, in the chart's agent.reclaimPaths, or remove the file.",
+                f"{told} can't be reclaimed: the agent does not see {printable(file.mount.point)}."
+                " Name it, or a directory above it, in the chart's agent.reclaimPaths, or remove"
+                " the file.",
             )
             return False
         try:
             # In a thread: giving back many pages takes its time.
-            await asyncio.to_thread(reclaim, file.mount.path / file.path, file.device, file.inode)
+            names = file.path.split("/")
+            await asyncio.to_thread(reclaim, file.mount.path, names, file.device, file.inode)
         except (StillHeld, AnotherFile):
             self._failed.pop((file.device, file.inode), None)
             return False  # held, or gone: the next look tells
         except NotReclaimed as error:
             self._fail(
                 file,
-                f"{told} can't be reclaimed: {error} Install the chart with agent.reclaim=true,"
-                " which gives the agent the rights to, or remove the file.",
+                f"{told} can't be reclaimed: {error.why}. Install the chart with"
+                " agent.reclaim=true, which gives the agent the rights to, or remove the file.",
             )
             return False
         self._failed.pop((file.device, file.inode), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from hugetlb_quota.agent.reading import ChargedFile, Reading
 from hugetlb_quota.agent.reclaim import Reclaimer, project_waits
 from hugetlb_quota.agent.reconcile import Entry, Report
 from hugetlb_quota.node.hugetlbfs import Superblock
-from hugetlb_quota.node.reclaim import NotReclaimed, StillHeld
+from hugetlb_quota.node.reclaim import NotReclaimed, StillHeld, reclaim
 from hugetlb_quota.page_size import PageSize
 
 SMALL = PageSize(2 << 20)
@@ -54,7 +55,7 @@ class Node:
         self.files = [file]
         self.entry = Entry("u", "ns", "p", charged=HELD, ended_at=ENDED)
         self.fails: Exception | None = None
-        self.reclaimed: list[Path] = []
+        self.reclaimed: list[tuple[Path, list[str]]] = []
         self.published: list[Any] = []
         self.reads = 0
         self.waits = {"u": timedelta(minutes=10)}
@@ -75,10 +76,10 @@ class Node:
         self.published.append(body)
         return body
 
-    def _reclaim(self, path: Path, device: int, inode: int) -> None:
+    def _reclaim(self, mount: Path, names: list[str], device: int, inode: int) -> None:
         if self.fails is not None:
             raise self.fails
-        self.reclaimed.append(path)
+        self.reclaimed.append((mount, names))
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
 
 async def test_its_pod_is_told(node: Node, tmp_path: Path) -> None:
     assert await node.reclaimer.reclaim_due(NOW) == 1
-    assert node.reclaimed == [tmp_path / "f"]
+    assert node.reclaimed == [(tmp_path, ["f"])]
     (event,) = node.published
     assert event["regarding"] == {
         "apiVersion": "v1",
@@ -120,13 +121,13 @@ async def test_nothing_is_read_while_nobody_is_due(node: Node) -> None:
 
 
 async def test_what_somebody_holds_is_left_without_a_word(node: Node) -> None:
-    node.fails = StillHeld(Path("f"))
+    node.fails = StillHeld()
     assert await node.reclaimer.reclaim_due(NOW) == 0
     assert node.reclaimer.failures == ()
 
 
 async def test_what_it_may_not_is_told_until_it_is_done(node: Node) -> None:
-    node.fails = NotReclaimed(Path("f"), "Permission denied")
+    node.fails = NotReclaimed("Permission denied")
     await node.reclaimer.reclaim_due(NOW)
     (failure,) = node.reclaimer.failures
     assert "Permission denied" in failure
@@ -134,6 +135,37 @@ async def test_what_it_may_not_is_told_until_it_is_done(node: Node) -> None:
     node.fails = None
     await node.reclaimer.reclaim_due(NOW)
     assert node.reclaimer.failures == ()
+
+
+async def test_the_way_to_the_file_is_handed_on_by_its_names(node: Node, tmp_path: Path) -> None:
+    node.files = [replace(node.files[0], path="a/b/f")]
+    assert await node.reclaimer.reclaim_due(NOW) == 1
+    assert node.reclaimed == [(tmp_path, ["a", "b", "f"])]
+
+
+@pytest.mark.parametrize("path", ["", "/f", "a//f", "a/", "./f", "../f", "a/../f"])
+async def test_a_path_that_does_not_lead_down_is_refused(
+    node: Node, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "reclaim", reclaim)
+    node.files = [replace(node.files[0], path=path)]
+    assert await node.reclaimer.reclaim_due(NOW) == 0
+    (failure,) = node.reclaimer.failures
+    assert "its path does not lead down from its mount" in failure
+
+
+async def test_what_is_told_can_stand_in_json(node: Node) -> None:
+    bad = os.fsdecode(b"\xff")
+    node.files = [replace(node.files[0], path=f"{bad}/f")]
+    node.fails = NotReclaimed("Permission denied")
+    await node.reclaimer.reclaim_due(NOW)
+    (failure,) = node.reclaimer.failures
+    assert failure.encode().startswith(b"/dev/hugepages/\\udcff/f on node n")
+    far = replace(node.mount, device=node.mount.device + 1, point=f"/{bad}")
+    node.files = [replace(node.files[0], mount=far)]
+    await node.reclaimer.reclaim_due(NOW)
+    (failure,) = node.reclaimer.failures
+    assert b"the agent does not see /\\udcff." in failure.encode()
 
 
 async def test_what_is_out_of_its_sight_is_told(node: Node) -> None:
