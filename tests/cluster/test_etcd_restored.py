@@ -54,7 +54,7 @@ def test_admission_and_count_go_on_from_what_was_restored(restored: Cluster) -> 
     raised = {"spec": {"hard": {"hugepages-2Mi": "128Mi"}}}
     api.patch(QUOTAS, "new", raised, namespace=namespace)
     after = {"root": "64Mi", "leaf": "64Mi", "new": "64Mi"}
-    eventually(lambda: used(api, namespace) == after and settled(api, namespace), timeout=100)
+    eventually(lambda: used(api, namespace) == after and settled(api, namespace), timeout=240)
 
     def admitted() -> bool:
         try:
