@@ -52,8 +52,7 @@ def test_the_programs_have_these_rights_and_no_others(rendered: chart.Chart) -> 
         },
     }
     assert rights_of(rendered, "hugetlb-quota-agent") == {
-        "hugetlb.dev/hugetlbquotas": READ,
-        "hugetlb.dev/hugetlbnodes": {"get", "create"},
+        "hugetlb.dev/hugetlbnodes": READ | {"create"},
         "hugetlb.dev/hugetlbnodes/status": {"update"},
         "pods": READ,
         "nodes": {"get"},

@@ -82,8 +82,9 @@ async def test_an_end_that_no_agent_saw_is_charged_what_it_held(
         each.end()
         await each.delete()
     await agent.start(TOTALS)
-    await until(lambda: api.left() == {"known": 4})
-    assert api.status["unlisted"] == {"hugepages-2Mi": "2Mi"}
+    # It may have filled that too: too much rather than too little.
+    await until(lambda: api.left() == {"known": 6})
+    assert api.status["unlisted"] == {}
     # With the list it is known whose that is.
     await agent.end(signal.SIGKILL)
     await agent.start()

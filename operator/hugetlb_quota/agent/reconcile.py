@@ -163,24 +163,18 @@ def _charged(
         if uid not in charged and uid not in reading.there
     }
     if reading.bound is not None:
-        held = {uid: _may_hold(entry, seen.get(uid)) for uid, entry in missing.items()}
-        left, unlisted = totals.left(held, reading.bound)
+        held = {uid: entry.charged for uid, entry in missing.items()}
+        more = {
+            uid: entry.demand.beyond(entry.charged)
+            for uid, entry in missing.items()
+            if entry.live and (uid not in seen or seen[uid].ended)
+        }
+        left, unlisted = totals.left(held, more, reading.bound)
         charged |= {uid: charge for uid, charge in left.items() if charge}
     elif not reading.whole:
         # It may be what the reading lacks; the next one tells.
         charged |= {uid: entry.charged for uid, entry in missing.items() if entry.charged}
     return charged, unlisted
-
-
-def _may_hold(before: Entry, seen: SeenPod | None) -> Charge:
-    """The most that a pod without a cgroup may hold, where the kernel tells nothing of it.
-
-    One that has ended since the last look may have filled all that it asked for before.
-    """
-    has_ended = seen is None or seen.ended
-    if before.live and has_ended:
-        return before.demand.peak(before.charged)
-    return before.charged
 
 
 def _entry(

@@ -2,9 +2,9 @@
 
 A reservation stays charged to those above a cgroup when that is removed (mm/hugetlb_cgroup.c).
 So what kubepods is charged and no pod in it bounds what all that are gone still hold. Each of
-them is charged what it held as it was seen last, or all that it asked for if it has ended since,
-but not more than that bound: together that may be too much. What is left of the bound then is
-unlisted.
+them is charged what it held as it was seen last, but not more than that bound. What is left of
+the bound then is charged to those that have ended since, each up to what it asked for: together
+that may be too much.
 """
 
 from __future__ import annotations
@@ -75,10 +75,17 @@ def _reserved(path: Path, sizes: tuple[PageSize, ...]) -> Charge:
     return Charge(amounts)
 
 
-def left(held: Mapping[str, Charge], bound: Charge) -> tuple[dict[str, Charge], Charge]:
-    """What pods that are gone are charged, and what of ``bound`` none of them held.
+def left(
+    held: Mapping[str, Charge], more: Mapping[str, Charge], bound: Charge
+) -> tuple[dict[str, Charge], Charge]:
+    """What pods that are gone are charged, and what of ``bound`` none of them can hold.
 
     :param held: what each held when it was seen last.
+    :param more: what each may have filled since, of those of which the end was not seen.
     """
     charged = {uid: charge.within(bound).without_zeros() for uid, charge in held.items()}
-    return charged, bound.beyond(Charge.total(charged.values())).without_zeros()
+    rest = bound.beyond(Charge.total(charged.values()))
+    filled = {uid: charge.within(rest) for uid, charge in more.items()}
+    for uid, charge in filled.items():
+        charged[uid] = (charged.get(uid, Charge()) + charge).without_zeros()
+    return charged, rest.beyond(Charge.total(filled.values())).without_zeros()
