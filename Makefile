@@ -10,7 +10,7 @@ READER := operator/hugetlb_quota/node/reader
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: require $(READY)  ## show the main job, on a real API server, real cgroups and real huge pages
+demo: require $(READY) reader  ## show the main job, on a real API server, real cgroups and real huge pages
 	@$(BIN)/python -m demo
 
 test: preflight $(READY)  ## run every layer of tests; says how many ran at each and why any was skipped

@@ -26,7 +26,7 @@ PROGRAMS = (
 
 def missing(*, demo: bool = False) -> list[str]:
     """A sentence for each thing that is not there, with its remedy; the demo needs less."""
-    checks = [_root, _cgroup2, _pages, _programs, *([] if demo else [_reader, _spin])]
+    checks = [_root, _cgroup2, _pages, _programs, _reader, *([] if demo else [_spin])]
     return [sentence for check in checks if (sentence := check())]
 
 
