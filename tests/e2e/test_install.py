@@ -26,7 +26,7 @@ def test_every_program_runs_and_none_was_restarted(installed: Host, seen: Seen) 
 def test_a_quota_over_the_agents_own_namespace_is_enforced(installed: Host, seen: Seen) -> None:
     """Nobody writes the limits of their own cgroup namespace's root: the agent's container.
 
-    The limit of its pod holds that container, and the condition Ready says so.
+    The limit of its pod holds that container.
     """
     name = "own"
     apply(quota(operator.NAMESPACE, name, "8Mi"))
