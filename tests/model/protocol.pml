@@ -660,7 +660,7 @@ inline see_report(c) {
 #define LEADS(c) (leads > c)
 #else
 /* When the picture is taken nobody else can have led: all that is in it was seen before.
-   code: controller.recounter:Recounter._leads */
+   code: controller.term:Term.is_held */
 #define LEADS(c) (leads == c + 1)
 #endif
 

@@ -31,6 +31,7 @@ from hugetlb_quota.controller.nodes import (
     project_node,
     project_report,
 )
+from hugetlb_quota.controller.term import Superseded, Term
 from hugetlb_quota.controller.unread import Unread
 from hugetlb_quota.kube import errors, events
 from hugetlb_quota.kube.connection import Connection
@@ -53,10 +54,6 @@ RETRY: Final = 1.0
 SILENT_AFTER: Final = 150.0
 #: Quotas written at the same time.
 WRITERS: Final = 8
-
-#: Seconds for which it is taken for granted that this controller leads: less than another
-#: waits before it takes the Lease.
-SURE_FOR: Final = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -81,28 +78,11 @@ class _Picture:
     wishes: tuple[tuple[NodeReport, NodeWishes], ...]
 
 
-def _now() -> float:
-    """Seconds on a clock that goes on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-class _Superseded(Exception):
-    """A quota whose count was written in a later term than this controller's."""
-
-    def __init__(self, quota: QuotaObject) -> None:
-        self.term = quota.counted_under
-        super().__init__(
-            f"HugeTLBQuota {quota.key} was counted under the Lease's resourceVersion {self.term},"
-            " later than this controller came to lead."
-        )
-
-
 class Recounter:
     """Keeps the status of every HugeTLBQuota true.
 
     :param identity: of this controller, for its Events.
-    :param ask_term: for a number above that of every leader before, and below that of every
-        later one; it raises LeadershipLost when another leads.
+    :param ask_term: as :class:`Term` asks.
     :param lifetime: how long a create may be under way after admission.
     """
 
@@ -116,10 +96,7 @@ class Recounter:
     ) -> None:
         self._connection = connection
         self._identity = identity
-        self._ask_term = ask_term
-        self._term = 0
-        self._sure_until = 0.0
-        self._overruled = 0
+        self._term = Term(ask_term)
         self._saying: set[asyncio.Task[None]] = set()
         self._census = Census()
         self._wake = asyncio.Event()
@@ -150,8 +127,10 @@ class Recounter:
             while True:
                 self._wake.clear()
                 began = time.monotonic()
-                if await self._leads():
+                if await self._term.is_held():
                     await self._recount()
+                else:
+                    self._try_again()
                 try:
                     async with asyncio.timeout(PERIOD):
                         await self._wake.wait()
@@ -160,26 +139,9 @@ class Recounter:
                 except TimeoutError:
                     pass
 
-    async def _leads(self) -> bool:
-        """Whether this controller leads still; if that can't be read, it tries again soon.
-
-        Who was paused, and leads no more, must not count what it sees now: it would drop
-        reservations of pods that its successor has not seen yet, and the successor would
-        write its own count over that.
-
-        :raises LeadershipLost: when another leads.
-        """
-        now = _now()
-        if now < self._sure_until:
-            return True
-        try:
-            self._term = max(self._term, await self._ask_term())
-        except errors.ApiError as error:
-            logger.warning("Who leads can't be read; trying again: %s", error)
-            asyncio.get_running_loop().call_later(RETRY, self._wake.set)
-            return False
-        self._sure_until = now + SURE_FOR
-        return True
+    def _try_again(self) -> None:
+        """Recount in a moment: what was to be read or written just now could not be."""
+        asyncio.get_running_loop().call_later(RETRY, self._wake.set)
 
     async def _recount(self) -> None:
         picture = self._picture()
@@ -193,7 +155,7 @@ class Recounter:
         async def wish(report: NodeReport, wanted: NodeWishes) -> None:
             async with limit:
                 if not await write_wishes(self._connection, report, wanted):
-                    asyncio.get_running_loop().call_later(RETRY, self._wake.set)
+                    self._try_again()
 
         # From the leaves up: a reservation must not end above before its identity stands below.
         for quotas in from_the_leaves(self._quotas.store.values(), picture.forest):
@@ -256,13 +218,14 @@ class Recounter:
                 before = known.conditions
                 written = await compare_and_swap(self._connection, known.key, change, known=known)
                 await self._tell(written, conditions.turned(before, written.conditions))
-        except _Superseded as newer:
-            await self._meet(newer)
+        except Superseded as newer:
+            await self._term.meet(newer)
+            self._try_again()
         except errors.NotFound:
             logger.info("HugeTLBQuota %s went while it was recounted.", known.key)
         except (errors.ApiError, InvalidQuota) as error:
             logger.warning("HugeTLBQuota %s was not recounted; trying again: %s", known.key, error)
-            asyncio.get_running_loop().call_later(RETRY, self._wake.set)
+            self._try_again()
 
     def _change(
         self,
@@ -274,8 +237,7 @@ class Recounter:
         held = picture.held.get(known.key, ())
 
         def change(quota: QuotaObject) -> QuotaObject:
-            if quota.counted_under > max(self._term, self._overruled):
-                raise _Superseded(quota)
+            self._term.check(quota)
             counter = recount(quota.counter, total, gone, picture.identities)
             found = conditions.findings(quota.quota, counter, picture.forest, held, picture.silent)
             counted = restate(
@@ -290,25 +252,10 @@ class Recounter:
                 attached_to = picture.forest.attachment(quota.quota, charged=bool(counter.used))
                 counted = counted.attached(attached_to)
             # The same count is not written anew for having another counter.
-            return counted if counted.is_stored else replace(counted, counted_under=self._term)
+            under = self._term.number
+            return counted if counted.is_stored else replace(counted, counted_under=under)
 
         return change
-
-    async def _meet(self, newer: _Superseded) -> None:
-        """Find out whether another leads by now, or these are the words of one that led before.
-
-        :raises LeadershipLost: when another leads.
-        """
-        try:
-            self._term = await self._ask_term()
-        except errors.ApiError as error:
-            logger.warning("%s Who leads can't be read; trying again: %s", newer, error)
-        else:
-            if self._term <= newer.term:
-                # This one leads, so history went back: etcd was restored from a backup.
-                logger.error("%s The Lease is of %d: writing over it.", newer, self._term)
-                self._overruled = max(self._overruled, newer.term)
-        asyncio.get_running_loop().call_later(RETRY, self._wake.set)
 
     def _to_count(self, raw: dict[str, Any]) -> QuotaObject:
         metadata = raw["metadata"]

@@ -14,7 +14,7 @@ from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.reservation import Reservation
-from hugetlb_quota.controller import expiry
+from hugetlb_quota.controller import expiry, term
 from hugetlb_quota.controller import recounter as recounter_module
 from hugetlb_quota.controller.census import Census
 from hugetlb_quota.controller.recounter import Recounter
@@ -185,7 +185,7 @@ async def test_a_leader_that_was_paused_looks_who_leads_before_it_counts(
             raise LeadershipLost("another leads")
         return 7
 
-    monkeypatch.setattr(recounter_module, "_now", lambda: clock[0])
+    monkeypatch.setattr(term, "_now", lambda: clock[0])
     monkeypatch.setattr(recounter_module, "PERIOD", 0.01)
     api = Pausing(running("a"))
     counted_under(api, 1, "0")
