@@ -48,8 +48,7 @@ class QuotaCache:
         self._known: dict[QuotaKey, Known] = {}
         self._by_namespace: dict[str, dict[QuotaKey, Known]] = {}
         self._labels: dict[str, Mapping[str, str]] = {}
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._serial = itertools.count()
+        self._fences = _Fences()
         self._watchers: dict[QuotaKey, list[asyncio.Future[None]]] = {}
         self._reads = _SharedReads()
         self._quotas.on_change(self._changed)
@@ -138,9 +137,7 @@ class QuotaCache:
         """
         if self._quotas.resource_version >= resource_version:
             return
-        future = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (resource_version, next(self._serial), future))
-        await future
+        await self._fences.wait(resource_version)
 
     async def newer(self, known: QuotaObject, patience: float) -> QuotaObject:
         """The quota after ``known``, which a conflict has shown to be old.
@@ -285,7 +282,27 @@ class QuotaCache:
                 self._set(key, None)
             for quota in self._quotas.store.values():
                 self._set(quota.key, quota)
-        position = self._quotas.resource_version
+        self._fences.moved(self.position, listed=listed)
+
+
+class _Fences:
+    """Those that wait for the watch to reach a resourceVersion."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._serial = itertools.count()
+
+    async def wait(self, resource_version: int) -> None:
+        """Wait until the watch is there.
+
+        :raises Gone: when a list came first that is of an earlier one: history was lost.
+        """
+        future = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (resource_version, next(self._serial), future))
+        await future
+
+    def moved(self, position: int, *, listed: bool) -> None:
+        """The watch is at ``position`` now, by a list or by an event."""
         while self._waiting and (listed or self._waiting[0][0] <= position):
             wanted, _, future = heapq.heappop(self._waiting)
             if future.done():
