@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.cluster.test_quota_moves import QUOTAS, used
+from tests.cluster.test_quota_moves import QUOTAS, run, used
 from tests.kube.api import Api, Object
 from tests.kube.cluster import Cluster
 from tests.waiting import eventually
@@ -28,22 +28,6 @@ def make(api: Api, namespace: str, team: str) -> None:
     api.create(QUOTAS, body)
 
 
-def run(api: Api, namespace: str, name: str, team: str) -> None:
-    resources = {"hugepages-2Mi": "64Mi", "cpu": "1m", "memory": "1Mi"}
-    container = {
-        "name": "main",
-        "image": "none",
-        "resources": {"requests": resources, "limits": resources},
-    }
-    body = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"namespace": namespace, "name": name, "labels": {"team": team}},
-        "spec": {"containers": [container], "nodeSelector": {"nowhere": "at-all"}},
-    }
-    api.create("v1/pods", body)
-
-
 def within_limits(api: Api, namespace: str, name: str) -> str:
     conditions = api.get(QUOTAS, name, namespace=namespace)["status"]["conditions"]
     return str(next(each["status"] for each in conditions if each["type"] == "WithinLimits"))
@@ -56,7 +40,7 @@ def test_what_a_binder_moves_is_counted_and_said(
     api.create("v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}})
     for team in ("a", "b"):
         make(api, namespace, team)
-        run(api, namespace, f"of-{team}", team)
+        run(api, namespace, f"of-{team}", "64Mi", team=team)
     eventually(lambda: used(api, namespace) == {"a": "64Mi", "b": "64Mi"})
     binding: Object = {
         "apiVersion": "v1",

@@ -33,7 +33,7 @@ def make(api: Api, namespace: str, name: str, hard: str, parent: str | None = No
     api.create(QUOTAS, body)
 
 
-def run(api: Api, namespace: str, name: str, amount: str) -> None:
+def run(api: Api, namespace: str, name: str, amount: str, **labels: str) -> None:
     resources = {"hugepages-2Mi": amount, "cpu": "1m", "memory": "1Mi"}
     container = {
         "name": "main",
@@ -43,7 +43,7 @@ def run(api: Api, namespace: str, name: str, amount: str) -> None:
     body = {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"namespace": namespace, "name": name},
+        "metadata": {"namespace": namespace, "name": name, "labels": labels},
         "spec": {"containers": [container], "nodeSelector": {"nowhere": "at-all"}},
     }
     api.create("v1/pods", body)

@@ -31,6 +31,20 @@ from tests.testnode import cgroup_tree, naming
 from tests.tracking import Actor, hand_over
 
 
+async def two_that_an_agent_saw(
+    agent: Agent, api: Api, pod: Callable[[str], Pod]
+) -> tuple[Pod, Pod]:
+    """Two pods that run and were reported; the agent is killed then."""
+    await agent.start()
+    await agent.ready()
+    two = pod("one"), pod("two")
+    for each in two:
+        await each.start()
+    await until(lambda: sorted(api.listed()) == ["one", "two"])
+    await agent.end(signal.SIGKILL)
+    return two
+
+
 async def test_what_a_pod_left_is_in_the_report_in_which_it_is_gone(
     agent: Agent,
     api: Api,
@@ -192,13 +206,7 @@ async def test_two_pods_that_end_while_the_agent_is_away_and_leave_different_siz
     pod: Callable[[str], Pod],
 ) -> None:
     pages(8)
-    await agent.start()
-    await agent.ready()
-    two = pod("one"), pod("two")
-    for each in two:
-        await each.start()
-    await until(lambda: sorted(api.listed()) == ["one", "two"])
-    await agent.end(signal.SIGKILL)
+    two = await two_that_an_agent_saw(agent, api, pod)
     for each, size in zip(two, ("2Mi", "6Mi"), strict=True):
         await each.maps(size, f"--file={hugetlbfs / each.uid}")
         await each.maps("2Mi")
@@ -279,13 +287,7 @@ async def test_mappings_that_overlap_are_charged_to_who_was_first(
 ) -> None:
     """Made while no agent runs."""
     pages(8)
-    await agent.start()
-    await agent.ready()
-    two = pod("one"), pod("two")
-    for each in two:
-        await each.start()
-    await until(lambda: sorted(api.listed()) == ["one", "two"])
-    await agent.end(signal.SIGKILL)
+    two = await two_that_an_agent_saw(agent, api, pod)
     actors = [each.actor() for each in two]
     for actor in actors:
         actor.do(f"fd = create({str(hugetlbfs / 'file')!r})")

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 from hugetlb_quota.accounting.forest import LONGEST_CHAIN, Forest, QuotaKey
 from hugetlb_quota.admission.deadline import Deadline
-from hugetlb_quota.kube import errors, events, status
+from hugetlb_quota.kube import errors, events
 from hugetlb_quota.kube.connection import REQUEST_TIMEOUT
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject, project_quota
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, NAMESPACES, Resource
@@ -16,7 +16,7 @@ from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, NAMESPACES, Resource
 _PAGE: Final = 500
 
 
-class Api(status.QuotaApi, events.SeriesApi, Protocol):
+class Api(events.SeriesApi, Protocol):
     """The part of a Connection that admission needs."""
 
     async def list_page(

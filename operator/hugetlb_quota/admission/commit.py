@@ -26,6 +26,7 @@ from hugetlb_quota.admission.cache import QuotaCache
 from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.admission.lane import Lane, Wanted
 from hugetlb_quota.kube import errors, status
+from hugetlb_quota.kube.api import ObjectApi
 from hugetlb_quota.kube.connection import REQUEST_TIMEOUT
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
 
@@ -83,7 +84,7 @@ class Overloaded(Exception):
 class Committer:
     """Reserves and takes back; owns what is still being taken back."""
 
-    def __init__(self, api: status.QuotaApi, cache: QuotaCache) -> None:
+    def __init__(self, api: ObjectApi, cache: QuotaCache) -> None:
         self._api = api
         self._cache = cache
         self._lanes: dict[QuotaKey, Lane] = {}

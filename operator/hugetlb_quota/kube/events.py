@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, Protocol
 
+from hugetlb_quota.kube.api import ObjectApi
 from hugetlb_quota.kube.errors import AlreadyExists, ApiError, Conflict, NotFound
 from hugetlb_quota.kube.resources import EVENTS, Resource
 
@@ -51,32 +52,8 @@ class Regarding:
     uid: str = ""
 
 
-class SeriesApi(EventApi, Protocol):
+class SeriesApi(EventApi, ObjectApi, Protocol):
     """The same, for Events that are counted."""
-
-    async def get(
-        self,
-        resource: Resource,
-        name: str,
-        namespace: str | None = None,
-        *,
-        timeout: float = _TIMEOUT,  # noqa: ASYNC109
-    ) -> dict[str, Any]:
-        """One object by quorum read."""
-        ...
-
-    async def replace(
-        self,
-        resource: Resource,
-        name: str,
-        body: dict[str, Any],
-        namespace: str | None = None,
-        *,
-        subresource: str | None = None,
-        timeout: float = _TIMEOUT,  # noqa: ASYNC109
-    ) -> dict[str, Any]:
-        """PUT one object."""
-        ...
 
 
 def event(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.kube import errors
+from hugetlb_quota.kube.api import ObjectApi
 from hugetlb_quota.kube.connection import REQUEST_TIMEOUT
 from hugetlb_quota.kube.quotas import QuotaObject, status_body
-from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, Resource
+from hugetlb_quota.kube.resources import HUGETLB_QUOTAS
 
 #: Waits between attempts, in seconds: a random part of it, doubled up to the last.
 FIRST_BACKOFF: Final = 0.01
@@ -22,36 +23,8 @@ LONGEST_BACKOFF: Final = 0.32
 Change = Callable[[QuotaObject], QuotaObject]
 
 
-class QuotaApi(Protocol):
-    """The part of a Connection that this needs."""
-
-    async def get(
-        self,
-        resource: Resource,
-        name: str,
-        namespace: str | None = None,
-        *,
-        timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
-    ) -> dict[str, Any]:
-        """One object by quorum read."""
-        ...
-
-    async def replace(
-        self,
-        resource: Resource,
-        name: str,
-        body: dict[str, Any],
-        namespace: str | None = None,
-        *,
-        subresource: str | None = None,
-        timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
-    ) -> dict[str, Any]:
-        """PUT one object."""
-        ...
-
-
 async def read(
-    connection: QuotaApi,
+    connection: ObjectApi,
     key: QuotaKey,
     *,
     timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
@@ -66,7 +39,7 @@ async def read(
 
 
 async def write(
-    connection: QuotaApi,
+    connection: ObjectApi,
     quota: QuotaObject,
     *,
     timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
@@ -87,7 +60,7 @@ async def write(
 
 
 async def compare_and_swap(
-    connection: QuotaApi,
+    connection: ObjectApi,
     key: QuotaKey,
     change: Change,
     *,

@@ -1,0 +1,36 @@
+"""The part of a Connection that reads one object and writes it over what was read."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from hugetlb_quota.kube.connection import REQUEST_TIMEOUT
+from hugetlb_quota.kube.resources import Resource
+
+
+class ObjectApi(Protocol):
+    """One object at a time."""
+
+    async def get(
+        self,
+        resource: Resource,
+        name: str,
+        namespace: str | None = None,
+        *,
+        timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
+    ) -> dict[str, Any]:
+        """One object by quorum read."""
+        ...
+
+    async def replace(
+        self,
+        resource: Resource,
+        name: str,
+        body: dict[str, Any],
+        namespace: str | None = None,
+        *,
+        subresource: str | None = None,
+        timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
+    ) -> dict[str, Any]:
+        """PUT one object."""
+        ...
