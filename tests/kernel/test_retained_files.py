@@ -230,6 +230,7 @@ async def test_it_is_reclaimed_when_all_are_gone_who_are_charged_and_nobody_hold
         await until(lambda: not (hugetlbfs / "a").exists(), 4 * SOON)
         assert (hugetlbfs / "held").exists()
         assert (hugetlbfs / "both").exists()
+        await until(lambda: api.published, SOON)  # after the file is gone
         (event,) = api.published
         assert (event["reason"], event["regarding"]["kind"]) == ("Reclaimed", "Pod")
         assert (event["regarding"]["namespace"], event["regarding"]["uid"]) == ("ns", "a")
