@@ -85,8 +85,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         " default), or by what cgroups count, which may be too much",
     )
     parser.add_argument(
-        "--no-mirror-ungoverned",
-        dest="mirror_ungoverned",
+        "--no-mirror-unknown",
+        dest="mirror_unknown",
         action="store_false",
         help="leave pods that the API has not told of yet as kubelet set them up; they meet"
         " their limit at the touch (SIGBUS), not in mmap (ENOMEM)",
@@ -154,7 +154,7 @@ class Agent:
             sizes,
             self._pods.allowance,
             due.set,
-            mirror=options.mirror_ungoverned,
+            mirror=options.mirror_unknown,
         )
         reader = ChargeReader() if options.charge_list == "kernel" else None
         self._host = HostReader(host, cgroup2, parents, sizes, reader)

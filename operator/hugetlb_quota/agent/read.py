@@ -15,7 +15,11 @@ from hugetlb_quota.agent.reading import SYSTEM, ChargedFile, MountUse, Reading
 from hugetlb_quota.node import cgroup, hugetlbfs, kubepods
 from hugetlb_quota.node.cgroup import CgroupError
 from hugetlb_quota.node.charge_list import ChargeList, File
-from hugetlb_quota.node.charge_reader import ChargeListUnreadable, ChargeReader
+from hugetlb_quota.node.charge_reader import (
+    ChargeListUnreadable,
+    ChargeReader,
+    ReaderPauses,
+)
 from hugetlb_quota.node.host import HostRoot, HostUnreadable
 from hugetlb_quota.node.hugetlbfs import Superblock
 from hugetlb_quota.node.pools import pools
@@ -132,6 +136,8 @@ class HostReader:
         try:
             try:
                 charges = await self._reader.read(largest)
+            except ReaderPauses:
+                raise  # it failed before, and asking again would only delay the totals
             except ChargeListUnreadable:
                 await asyncio.sleep(AFTER_FAILURE)
                 charges = await self._reader.read(largest)
@@ -140,6 +146,10 @@ class HostReader:
                     break
                 await asyncio.sleep(AGAIN)
                 charges = await self._reader.read(largest)
+        except ReaderPauses as error:
+            # Without the seconds: a report that differs in them alone would be written anew.
+            self._unreadable = error.why
+            return None
         except ChargeListUnreadable as error:
             self._unreadable = str(error)
             return None
