@@ -280,16 +280,18 @@ def due_files(files: Iterable[ChargedFile], due: Collection[str]) -> Iterator[Ch
 def adopt(status: Mapping[str, Any], boot_id: str) -> Report:
     """The last report, from the ``status`` of this node's HugeTLBNode, whoever wrote it.
 
-    Nothing, when it is of another boot. What of it can't be understood is passed over: what
-    is charged the kernel tells anyway.
+    Of another boot it tells names alone: kubelet starts the pods of its node anew under their
+    UIDs, and one of them may be deleted before an agent runs. What of it can't be understood is
+    passed over: what is charged the kernel tells anyway.
     """
-    if status.get("bootID") != boot_id:
-        return NO_REPORT
+    same_boot = status.get("bootID") == boot_id
     entries = {}
     for pod in _rows(status, "pods", NodePodStatus):
         entry = _adopted(pod)
         if entry is not None:
-            entries[entry.cgroup_uid] = entry
+            entries[entry.cgroup_uid] = entry if same_boot else _named(entry)
+    if not same_boot:
+        return Report(entries)
     return Report(
         entries, tuple(filter(None, map(_adopted_file, _rows(status, "files", FileStatus))))
     )
@@ -318,6 +320,11 @@ def _adopted(pod: NodePodStatus) -> Entry | None:
         _amounts(pod.uid, pod.charged),
         _aware(pod.ended_at) if pod.ended_at is not None else None,
     )
+
+
+def _named(entry: Entry) -> Entry:
+    """Who it was, and nothing that it had."""
+    return Entry(entry.uid, entry.namespace, entry.name, entry.labels, entry.cgroup)
 
 
 def _amounts(uid: str, amounts: Mapping[str, str]) -> Charge:

@@ -254,7 +254,28 @@ def test_a_report_goes_on_from_itself() -> None:
     )
     report = reconcile(reading, {**seen(ended=True), **seen("l")}, last(entry(**GONE)), LATER)
     assert adopt(as_status(report), "boot") == replace(report, system=Charge())
-    assert adopt(as_status(report), "another boot") == NO_REPORT
+
+
+def test_after_a_boot_the_last_report_tells_names_and_nothing_else() -> None:
+    reading = Reading(
+        there={"u": True, "hash": True},
+        charged={"u": charge(4), "hash": charge(2)},
+        files=(file(u=4),),
+        system=charge(2),
+    )
+    pods = {**seen(), **seen("mirror", static_hash="hash")}
+    before = adopt(as_status(reconcile(reading, pods, NO_REPORT, NOW)), "another boot")
+    assert reconcile(Reading(), {}, before, LATER) == NO_REPORT
+    # Kubelet started it anew, it was deleted, and then the agent starts.
+    left = Reading(charged={"u": charge(8)}, there={"hash": True})
+    report = reconcile(left, {}, before, LATER)
+    assert report.entries["u"] == Entry(
+        "u", "ns", "name-of-u", {"a": "b"}, charged=charge(8), ended_at=LATER
+    )
+    assert (report.entries["hash"].uid, report.entries["hash"].live) == ("mirror", True)
+    # Not so where the counters alone are read: it had nothing that it may hold still.
+    report = reconcile(Reading(bound=charge(64)), {}, before, LATER)
+    assert (report.entries, report.unlisted) == ({}, charge(64))
 
 
 def test_fields_of_a_newer_release_are_passed_over() -> None:
