@@ -157,12 +157,9 @@ def _charged(
     """What is charged to whom, and what is in no list."""
     charged = {uid: charge for uid, charge in reading.charged.items() if charge}
     unlisted = reading.unlisted.without_zeros()
-    missing = {
-        uid: entry
-        for uid, entry in last.entries.items()
-        if uid not in charged and uid not in reading.there
-    }
+    gone = {uid: entry for uid, entry in last.entries.items() if uid not in reading.there}
     if reading.bound is not None:
+        missing = {uid: entry for uid, entry in gone.items() if uid not in charged}
         held = {uid: entry.charged for uid, entry in missing.items()}
         more = {
             uid: entry.demand.beyond(entry.charged)
@@ -171,9 +168,12 @@ def _charged(
         }
         left, unlisted = totals.left(held, more, reading.bound)
         charged |= {uid: charge for uid, charge in left.items() if charge}
-    elif not reading.whole:
-        # It may be what the reading lacks; the next one tells.
-        charged |= {uid: entry.charged for uid, entry in missing.items() if entry.charged}
+    else:
+        for uid, entry in gone.items():
+            # It may be what the reading lacks: a pod that is gone is charged nothing new.
+            listed = charged.get(uid, NOTHING)
+            if lacking := entry.charged.beyond(listed).within(reading.missing):
+                charged[uid] = listed + lacking
     return charged, unlisted
 
 

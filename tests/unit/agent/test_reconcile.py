@@ -146,10 +146,21 @@ def test_one_that_runs_again_has_not_ended() -> None:
     assert (found.live, found.ended_at) == (True, None)
 
 
-def test_what_a_reading_lacks_that_is_not_whole_is_as_it_was() -> None:
-    reading = Reading(whole=False)
+def test_what_a_reading_may_lack_is_as_it_was() -> None:
+    reading = Reading(whole=False, missing=charge(64))
     assert one(reconcile(reading, {}, last(entry(**GONE)), LATER)) == entry(**GONE)
-    assert reconcile(replace(reading, whole=True), {}, last(entry(**GONE)), NOW).entries == {}
+    # Of a part of it too; and never more than may be missing, or than it held.
+    part = replace(reading, charged={"u": charge(1)})
+    assert one(reconcile(part, {}, last(entry(**GONE)), LATER)) == entry(**GONE)
+    part = replace(part, missing=charge(2))
+    assert one(reconcile(part, {}, last(entry(**GONE)), LATER)).charged == charge(3)
+
+
+def test_one_of_which_the_counters_prove_that_nothing_is_missing_goes() -> None:
+    """Though the reading is not whole: a live pod has more mappings than are looked at."""
+    reading = Reading(there={"l": True}, charged={"l": charge(8)}, whole=False)
+    report = reconcile(reading, {}, last(entry("l"), entry(**GONE)), NOW)
+    assert report.entries.keys() == {"l"}
 
 
 def test_without_a_list_the_gone_hold_what_they_did_within_what_is_left() -> None:
