@@ -357,6 +357,7 @@ async def test_a_limit_of_kubepods_itself_below_what_its_pods_ask_for_is_told(
     )
 
 
+@pytest.mark.parametrize("later", [False, True], ids=["there before", "made later"])
 async def test_kubepods_is_found_below_another_slice_without_being_told_where(
     agent: Agent,
     api: Api,
@@ -364,10 +365,15 @@ async def test_kubepods_is_found_below_another_slice_without_being_told_where(
     pages: Callable[[int], None],
     pod: Callable[[str], Pod],
     tmp_path: Path,
+    later: bool,
 ) -> None:
     """On a host that has the test's cgroup as its root, seen from a container."""
     pages(4)
     host = host_with(agent.subtree, tmp_path / "host")
+    if later:
+        agent.cgroup_root = None
+        await agent.start(f"--host-root={host}")
+        await agent.ready()
     foreign = agent.subtree / "user.slice/app.service"
     agent.cgroup_root, agent.subtree = None, agent.subtree / "container.slice"
     for qos in ("Guaranteed", "Burstable"):
@@ -377,8 +383,9 @@ async def test_kubepods_is_found_below_another_slice_without_being_told_where(
     forged = foreign / naming.pod_level("systemd", "Burstable", "forged")
     cgroup_tree.make(agent.subtree.parent, forged.parent)
     forged.mkdir()
-    await agent.start(f"--host-root={host}")
-    await agent.ready()
+    if not later:
+        await agent.start(f"--host-root={host}")
+        await agent.ready()
     deep = pod("deep")
     await deep.start()
     await until(lambda: limits(deep.cgroup) == ("8", "8"))

@@ -43,6 +43,7 @@ from hugetlb_quota.node.host import (
     NoHugetlbController,
     UnusableHost,
 )
+from hugetlb_quota.node.kubepods import Parents
 from hugetlb_quota.node.pools import page_sizes
 from hugetlb_quota.node.watcher import KubepodsWatcher, NoInotify
 
@@ -134,7 +135,7 @@ class Agent:
 
     def __init__(self, options: argparse.Namespace, host: HostRoot, connection: Connection) -> None:
         node, cgroup2, sizes = options.node_name, host.cgroup2(), page_sizes(host)
-        parents = kubepods.parents(cgroup2, options.cgroup_root)
+        parents = Parents(lambda: kubepods.parents(cgroup2, options.cgroup_root))
         logger.info(
             "cgroup2 is at %s, kubepods is looked for in %s", cgroup2, list(map(str, parents))
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 class HostReader:
     """Reads the host.
 
-    :param parents: where kubepods is, as :func:`kubepods.parents` gives it.
+    :param parents: where kubepods is, as :class:`kubepods.Parents` tells.
     :param reader: None: by the cgroups' counters alone, as :mod:`totals` tells.
     """
 
@@ -47,7 +47,7 @@ class HostReader:
         self,
         host: HostRoot,
         cgroup2: Path,
-        parents: tuple[Path, ...],
+        parents: Iterable[Path],
         sizes: tuple[PageSize, ...],
         reader: ChargeReader | None,
     ) -> None:
