@@ -46,6 +46,7 @@ from hugetlb_quota.node.host import (
 from hugetlb_quota.node.kubepods import Parents
 from hugetlb_quota.node.pools import page_sizes
 from hugetlb_quota.node.watcher import KubepodsWatcher, NoInotify
+from hugetlb_quota.program import add_options, start_log
 
 EXIT_CODES: Final[dict[type[Exception], int]] = {
     NoCgroup2: 3,
@@ -104,6 +105,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="address of the probes (default: %(default)s, all of IPv4 and IPv6)",
     )
     parser.add_argument("--health-port", type=int, default=8082, help="port of the probes")
+    add_options(parser)
     return parser.parse_args(arguments)
 
 
@@ -255,9 +257,7 @@ def _allow_descriptors() -> None:
 def main() -> None:
     """Run the agent; see this module for the exit codes."""
     options = parse()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    start_log(options)
     _allow_descriptors()
     try:
         if options.check:

@@ -22,6 +22,7 @@ from hugetlb_quota.backoff import Backoff
 from hugetlb_quota.kube.errors import ApiError
 from hugetlb_quota.node.host import HostUnreadable
 from hugetlb_quota.node.pools import Pool
+from hugetlb_quota.program import about
 
 Json = dict[str, Any]
 
@@ -114,11 +115,17 @@ class Reporter:
                 backoff.reset()
                 wait = HEARTBEAT if self._latest.reading.whole else again.next()
             except (ApiError, HostUnreadable, OSError) as error:
-                logger.warning("HugeTLBNode %s is not up to date: %s", self._node, error)
+                logger.warning(
+                    "HugeTLBNode %s is not up to date: %s",
+                    *(self._node, error),
+                    extra=about(node=self._node),
+                )
                 pause, wait = backoff.next(), 0.0
             except (ValueError, TypeError):
                 # A bug, or a value that nobody foresaw: limits are kept all the same.
-                logger.exception("HugeTLBNode %s is not up to date.", self._node)
+                logger.exception(
+                    "HugeTLBNode %s is not up to date.", self._node, extra=about(node=self._node)
+                )
                 pause, wait = backoff.next(), 0.0
             await asyncio.sleep(pause)
             if wait:

@@ -25,6 +25,7 @@ from hugetlb_quota.node.host import HostRoot, HostUnreadable, UnusableHost
 from hugetlb_quota.node.kubepods import Parents
 from hugetlb_quota.node.pools import pools
 from hugetlb_quota.node.watcher import KubepodsWatcher
+from hugetlb_quota.program import about
 
 #: Between two looks at the host, in seconds; each is a heartbeat of the report too.
 PERIOD: Final = 60.0
@@ -79,14 +80,22 @@ class UnusableNode:
             backoff = Backoff(FIRST_BACKOFF, period)
             while not stop.is_set() and (lacking := self._lacking(check)) is not None:
                 if str(lacking) != self._told:
-                    logger.error("No pod of this node can be limited: %s", lacking)
+                    logger.error(
+                        "No pod of this node can be limited: %s",
+                        lacking,
+                        extra=about(node=self._node),
+                    )
                 try:
                     await self._tell(lacking)
                     self._told = str(lacking)
                     backoff.reset()
                     pause = period
                 except ApiError as error:
-                    logger.warning("HugeTLBNode %s is not up to date: %s", self._node, error)
+                    logger.warning(
+                        "HugeTLBNode %s is not up to date: %s",
+                        *(self._node, error),
+                        extra=about(node=self._node),
+                    )
                     pause = backoff.next()
                 await wait_at_most(stop, pause)
         if not stop.is_set():
