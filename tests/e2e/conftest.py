@@ -7,14 +7,16 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from tests.e2e import collect, operator
-from tests.e2e.host import Host, nodes_with_pages
+from tests.e2e.host import Host, forget, nodes_with_pages
 from tests.e2e.kubectl import CommandFailed, apply, kubectl
+from tests.e2e.pods import pin
 
 HERE = Path(__file__).resolve().parent
 SCENE_TIMEOUT = 1200
@@ -48,27 +50,42 @@ def host() -> Iterator[Host]:
     nodes = nodes_with_pages()
     if not nodes:
         pytest.skip("no node of the cluster has huge pages of 2 MiB: reserve some (nr_hugepages)")
-    node = Host(nodes[0])
+    pin(nodes[0])
+    node = Host(nodes[0]["metadata"]["name"])
     node.start()
     yield node
-    node.stop()
+    forget()
 
 
 @pytest.fixture(scope="session")
-def installed(host: Host) -> Iterator[Host]:
+def released(host: Host) -> Iterator[Host]:
+    """The node, with the chart installed and all its programs Ready."""
+    with kept_on_failure(host):
+        there = operator.is_installed()
+        if not there:
+            operator.install()
+    yield host
+    # One that was made by hand, or by a run that was ended early, is not this run's to remove.
+    if not there and not os.environ.get("E2E_LEAVE"):
+        operator.uninstall()
+
+
+@pytest.fixture(scope="session")
+def installed(released: Host) -> Host:
     """The node, with the chart installed and the limits of its pods in force."""
+    with kept_on_failure(released):
+        operator.wait_enforced(released.node)
+    return released
+
+
+@contextmanager
+def kept_on_failure(host: Host) -> Iterator[None]:
+    """Keep what there is to read when the installing fails."""
     try:
-        if operator.is_installed():
-            yield host  # by hand, or by a run that was ended early: not this run's to remove
-            return
-        operator.install()
-        operator.wait_enforced(host.node)
+        yield
     except (CommandFailed, AssertionError) as error:
         kept = collect.collect("install", host)
         raise AssertionError(f"{error}\nkept in {kept}") from error
-    yield host
-    if not os.environ.get("E2E_LEAVE"):
-        operator.uninstall()
 
 
 @pytest.fixture
