@@ -140,6 +140,22 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     return result
 
 
+def lines(scene: Scene, width: int) -> list[str]:
+    """A scene as the table has it."""
+    first, *rest = scene.seen or [""]
+    head = f"{scene.name:<{width}} {scene.outcome:<7} {scene.seconds:5.0f} s  {first}"
+    return [head, *(f"{'':<{width}} {'':<7} {'':>7}  {line}" for line in rest)]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    """Say how a scene ended when it ends, in place of a dot: a run takes minutes."""
+    scene = SCENES.get(report.nodeid)
+    if scene is None or report.when != "call":
+        return None
+    return report.outcome, "\n".join(lines(scene, 0)) + "\n", scene.outcome
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Draw the table."""
     if not SCENES:
@@ -147,9 +163,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("scenes")
     width = max(len(scene.name) for scene in SCENES.values())
     for scene in SCENES.values():
-        first, *rest = scene.seen or [""]
-        terminalreporter.write_line(
-            f"{scene.name:<{width}} {scene.outcome:<7} {scene.seconds:5.0f} s  {first}"
-        )
-        for line in rest:
-            terminalreporter.write_line(f"{'':<{width}} {'':<7} {'':>7}  {line}")
+        for line in lines(scene, width):
+            terminalreporter.write_line(line)
