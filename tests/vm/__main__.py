@@ -26,6 +26,12 @@ from tests.vm.steps import StepFailed, say, step
 OTHER_NAMES = NodeConfig(driver="cgroupfs", cgroup_root="/kubelet")
 AGAIN = "reboot or qos or static or sidecars"
 """Scenes that run when the node has booted into the other names."""
+MAY_BE_SKIPPED = (
+    "the node has the hugetlb controller",
+    "the cluster has one node with huge pages",
+    "name no release to upgrade from",
+)
+"""Reasons of skips; another one fails the run."""
 WITHOUT_HUGETLB = NodeConfig(kernel="cgroup_disable=hugetlb")
 
 
@@ -62,6 +68,7 @@ def _environment(
     return {
         # An emulated node takes some seconds of both processors for each start.
         "E2E_STARTS": "20",
+        "E2E_MAY_SKIP": "|".join(MAY_BE_SKIPPED),
         **os.environ,
         **(before.environment() if before else {}),
         "PATH": f"{cluster.control_plane.assets}:{os.environ['PATH']}",

@@ -14,7 +14,7 @@ from tests.vm.qemu import Qemu
 from tests.vm.root import Disk
 from tests.vm.steps import StepFailed
 
-CPU = "Haswell-noTSX,smap=off,smep=off"
+CPU = "Haswell-noTSX,pdpe1gb=on,smap=off,smep=off"
 """Emulating five levels of page tables, SMAP and wide vectors ("max") makes it a sixth slower."""
 MEMORY_MIB = 4608
 PAGES_1G = 1
