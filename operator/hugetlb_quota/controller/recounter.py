@@ -39,6 +39,7 @@ from hugetlb_quota.kube.pods import Pod, project_demanding_pod
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
 from hugetlb_quota.kube.resources import HUGETLB_NODES, HUGETLB_QUOTAS, NAMESPACES, NODES, PODS
 from hugetlb_quota.kube.status import compare_and_swap
+from hugetlb_quota.program import about
 
 #: Seconds from a change to the recount, so that a burst makes one.
 SETTLE: Final = 0.1
@@ -204,6 +205,7 @@ class Recounter:
                 "Node %s: huge pages are charged to pod %s, of which nobody knows whose it is; no"
                 " quota is charged for them. HugeTLBNode %s tells of it.",
                 *(node, uid, node),
+                extra=about(node=node, uid=uid),
             )
         self._orphans = count.orphans
 
@@ -221,9 +223,17 @@ class Recounter:
             await self._term.meet(newer)
             self._try_again()
         except errors.NotFound:
-            logger.info("HugeTLBQuota %s went while it was recounted.", known.key)
+            logger.info(
+                "HugeTLBQuota %s went while it was recounted.",
+                known.key,
+                extra=about(quota=known.key),
+            )
         except (errors.ApiError, InvalidQuota) as error:
-            logger.warning("HugeTLBQuota %s was not recounted; trying again: %s", known.key, error)
+            logger.warning(
+                "HugeTLBQuota %s was not recounted; trying again: %s",
+                *(known.key, error),
+                extra=about(quota=known.key),
+            )
             self._try_again()
 
     def _change(
@@ -265,7 +275,7 @@ class Recounter:
                 f"HugeTLBQuota {quota.key} can't be understood: {quota.invalid} What was charged"
                 " stays charged, and its pods are refused; correct its spec."
             )
-            logger.error(sentence)
+            logger.error(sentence, extra=about(quota=quota.key))
             self._say(quota, "Invalid", sentence)
         return quota
 
