@@ -299,12 +299,18 @@ def test_a_uid_that_the_kernel_alone_names_is_paid_by_the_quota_that_has_its_lin
 
 
 def test_what_is_charged_to_nobody_is_told() -> None:
-    counted = Census().count(world(report(50, NAMELESS, replace(GONE, uid="b", namespace="free"))))
-    assert counted.orphans == {("worker", "uid")}
+    free = replace(GONE, uid="free", namespace="free")
+    told = report(50, NAMELESS, free, replace(free, uid="runs", live=True))
+    counted = Census().count(world(told))
+    assert counted.orphans == {("worker", "uid", ""), ("worker", "free", "free/pod")}
     assert [(each.uid, each.quotas) for each in counted.retained] == [
         ("uid", frozenset()),
-        ("b", frozenset()),
+        ("free", frozenset()),
     ]
+    # Its quota and namespace were deleted, and there was none above.
+    meant = world(told)
+    rule = replace(meant.attribution, heirs={("worker", "free"): frozenset()})
+    assert Census().count(replace(meant, attribution=rule)).orphans == {("worker", "uid", "")}
 
 
 WORKERS = tuple(NodeFacts(name, "boot", out_of_service=False) for name in ("worker", "other"))
