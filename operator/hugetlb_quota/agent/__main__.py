@@ -43,6 +43,7 @@ from hugetlb_quota.node.host import (
     NoHugetlbController,
     UnusableHost,
 )
+from hugetlb_quota.node.kubepods import Parents
 from hugetlb_quota.node.pools import page_sizes
 from hugetlb_quota.node.watcher import KubepodsWatcher, NoInotify
 from hugetlb_quota.program import add_options, start_log
@@ -86,8 +87,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         " default), or by what cgroups count, which may be too much",
     )
     parser.add_argument(
-        "--no-mirror-ungoverned",
-        dest="mirror_ungoverned",
+        "--no-mirror-unknown",
+        dest="mirror_unknown",
         action="store_false",
         help="leave pods that the API has not told of yet as kubelet set them up; they meet"
         " their limit at the touch (SIGBUS), not in mmap (ENOMEM)",
@@ -136,7 +137,7 @@ class Agent:
 
     def __init__(self, options: argparse.Namespace, host: HostRoot, connection: Connection) -> None:
         node, cgroup2, sizes = options.node_name, host.cgroup2(), page_sizes(host)
-        parents = kubepods.parents(cgroup2, options.cgroup_root)
+        parents = Parents(lambda: kubepods.parents(cgroup2, options.cgroup_root))
         logger.info(
             "cgroup2 is at %s, kubepods is looked for in %s", cgroup2, list(map(str, parents))
         )
@@ -156,7 +157,7 @@ class Agent:
             sizes,
             self._pods.allowance,
             due.set,
-            mirror=options.mirror_ungoverned,
+            mirror=options.mirror_unknown,
         )
         reader = ChargeReader() if options.charge_list == "kernel" else None
         self._host = HostReader(host, cgroup2, parents, sizes, reader)

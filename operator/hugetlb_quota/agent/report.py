@@ -29,7 +29,8 @@ Json = dict[str, Any]
 
 #: At least between two passes, in seconds: a burst of changes is one.
 COALESCE: Final = 0.2
-#: Between two passes where a reading was not whole, in seconds.
+#: Between two passes where a reading was not whole, in seconds; doubled while nothing moves, as
+#: it never is where a pod has more mappings than the reader looks at.
 AGAIN: Final = 1.0
 #: At most between two passes, and between two writes, in seconds.
 HEARTBEAT: Final = 60.0
@@ -113,6 +114,7 @@ class Reporter:
         """
         await ready.wait()
         backoff = Backoff(FIRST_BACKOFF, LONGEST_BACKOFF)
+        again = Backoff(AGAIN, HEARTBEAT)
         adopted = False
         while True:
             due.clear()
@@ -124,7 +126,7 @@ class Reporter:
                 await self.run_once()
                 self._latest.passed()
                 backoff.reset()
-                wait = HEARTBEAT if self._latest.reading.whole else AGAIN
+                wait = HEARTBEAT if self._latest.reading.whole else again.next()
             except (ApiError, HostUnreadable, OSError) as error:
                 self._latest.passes["failed"] += 1
                 logger.warning(
@@ -143,6 +145,8 @@ class Reporter:
             await asyncio.sleep(pause)
             if wait:
                 await wait_at_most(due, wait)
+            if due.is_set():
+                again.reset()
 
     def write_anew(self) -> None:
         """The object is gone: the next pass writes, whatever it says."""

@@ -23,6 +23,7 @@ from hugetlb_quota.backoff import Backoff
 from hugetlb_quota.kube.errors import ApiError
 from hugetlb_quota.kube.probes import serve_probes
 from hugetlb_quota.node.host import HostRoot, HostUnreadable, UnusableHost
+from hugetlb_quota.node.kubepods import Parents
 from hugetlb_quota.node.pools import pools
 from hugetlb_quota.node.watcher import KubepodsWatcher
 from hugetlb_quota.program import about
@@ -44,7 +45,7 @@ def check(host: HostRoot) -> None:
     """
     host.boot_id()
     host.cgroup2()
-    with KubepodsWatcher(()):  # an inotify instance
+    with KubepodsWatcher(Parents(tuple)):  # an inotify instance
         pass
 
 

@@ -26,6 +26,7 @@ from hugetlb_quota.controller.nodes import (
     NodeReport,
     NodeWishes,
     evidence,
+    heirs,
     project_node,
     project_report,
 )
@@ -188,11 +189,8 @@ class Recounter:
         forest = Forest((each.quota for each in quotas), labels)
         reports = {key.name: report for key, report in self._reports.store.items()}
         nodes = {key.name: node for key, node in self._nodes.store.items()}
-        heirs = {
-            uid: who for report in reports.values() for uid, who in report.wishes.heirs.items()
-        }
         world = World(
-            attribution=Attribution(forest, heirs, read_lines(counters, forest)),
+            attribution=Attribution(forest, heirs(reports.values()), read_lines(counters, forest)),
             pods=self._pods.store.values(),
             seen_up_to=self._pods.resource_version,
             listed_at=self._pods.listed_at,
