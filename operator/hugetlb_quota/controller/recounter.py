@@ -15,12 +15,10 @@ from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
 from hugetlb_quota.accounting.recount import Identities, RetainedFile, Tally, recount, tally
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, ReservationId
-from hugetlb_quota.api import API_VERSION
-from hugetlb_quota.api.model import Condition
-from hugetlb_quota.api.quota import KIND
 from hugetlb_quota.controller import conditions
 from hugetlb_quota.controller.census import Census, Held, World, held_by_quota
 from hugetlb_quota.controller.expiry import Expiry
+from hugetlb_quota.controller.lag import Lag
 from hugetlb_quota.controller.node_history import NodeHistory, evidence, heirs
 from hugetlb_quota.controller.node_wishes import Succession, wishes, write_wishes
 from hugetlb_quota.controller.nodes import (
@@ -31,9 +29,10 @@ from hugetlb_quota.controller.nodes import (
     project_report,
 )
 from hugetlb_quota.controller.orphans import Orphans
+from hugetlb_quota.controller.quota_events import QuotaEvents
 from hugetlb_quota.controller.term import Superseded, Term
 from hugetlb_quota.controller.unread import Unread
-from hugetlb_quota.kube import errors, events
+from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.informer import Informer, ObjectKey
 from hugetlb_quota.kube.pods import Pod, project_demanding_pod
@@ -96,9 +95,9 @@ class Recounter:
         lifetime: timedelta = RESERVATION_LIFETIME,
     ) -> None:
         self._connection = connection
-        self._identity = identity
         self._term = Term(ask_term)
-        self._saying: set[asyncio.Task[None]] = set()
+        self.lag = Lag()
+        self._events = QuotaEvents(connection, identity)
         self._census = Census()
         self._wake = asyncio.Event()
         self._reported: dict[str, float] = {}
@@ -115,7 +114,18 @@ class Recounter:
         self._nodes.on_change(self._note_node)
         self._reports.on_change(self._note_report)
         for informer in (self._pods, self._quotas, self._nodes, self._namespaces):
-            informer.on_change(lambda *_: self._wake.set())
+            informer.on_change(lambda *_: self._changed())
+
+    @property
+    def quotas(self) -> tuple[QuotaObject, ...]:
+        """All that are known; none before this controller leads."""
+        return tuple(self._quotas.store.values())
+
+    @property
+    def report_ages(self) -> Mapping[str, float]:
+        """By node, how many seconds ago its last report came."""
+        now = time.monotonic()
+        return {node: now - at for node, at in self._reported.items()}
 
     async def run(self) -> None:
         """Recount for ever: soon after every change, and now and then."""
@@ -142,9 +152,15 @@ class Recounter:
 
     def _try_again(self) -> None:
         """Recount in a moment: what was to be read or written just now could not be."""
+        self.lag.failed()
         asyncio.get_running_loop().call_later(RETRY, self._wake.set)
 
+    def _changed(self) -> None:
+        self.lag.changed()
+        self._wake.set()
+
     async def _recount(self) -> None:
+        self.lag.begin()
         picture = self._picture()
         self._expiry.note(quota.counter for quota in self._quotas.store.values())
         limit = asyncio.Semaphore(WRITERS)
@@ -162,6 +178,7 @@ class Recounter:
         for quotas in from_the_leaves(self._quotas.store.values(), picture.forest):
             await asyncio.gather(*(write(quota) for quota in quotas if not quota.invalid))
         await asyncio.gather(*(wish(report, wanted) for report, wanted in picture.wishes))
+        self.lag.end()
 
     def _picture(self) -> _Picture:
         quotas = tuple(self._quotas.store.values())
@@ -209,7 +226,7 @@ class Recounter:
             if not change(known).is_stored:
                 before = known.conditions
                 written = await compare_and_swap(self._connection, known.key, change, known=known)
-                await self._tell(written, conditions.turned(before, written.conditions))
+                await self._events.turned(written, conditions.turned(before, written.conditions))
         except Superseded as newer:
             await self._term.meet(newer)
             self._try_again()
@@ -267,24 +284,8 @@ class Recounter:
                 " stays charged, and its pods are refused; correct its spec."
             )
             logger.error(sentence, extra=about(quota=quota.key))
-            self._say(quota, "Invalid", sentence)
+            self._events.warn(quota, "Invalid", sentence)
         return quota
-
-    def _say(self, quota: QuotaObject, reason: str, sentence: str) -> None:
-        """Publish a warning about ``quota``, in a task of its own."""
-        task = asyncio.get_running_loop().create_task(
-            events.publish(
-                self._connection,
-                events.Regarding(API_VERSION, KIND, quota.key.namespace, quota.key.name, quota.uid),
-                kind="Warning",
-                reason=reason,
-                note=sentence,
-                program="controller",
-                instance=self._identity,
-            )
-        )
-        self._saying.add(task)
-        task.add_done_callback(self._saying.discard)
 
     def _to_report(self, raw: dict[str, Any]) -> NodeReport | None:
         return project_report(raw, self._reports.store.get(ObjectKey("", raw["metadata"]["name"])))
@@ -304,19 +305,7 @@ class Recounter:
             self._reported[new.node] = time.monotonic()
         # A mere heartbeat changes no count.
         if old is None or new is None or replace(old, reported_at=new.reported_at) != new:
-            self._wake.set()
-
-    async def _tell(self, quota: QuotaObject, turned: tuple[Condition, ...]) -> None:
-        for condition in turned:
-            await events.publish(
-                self._connection,
-                events.Regarding(API_VERSION, KIND, quota.key.namespace, quota.key.name, quota.uid),
-                kind="Normal" if condition.status == "True" else "Warning",
-                reason=condition.reason,
-                note=condition.message,
-                program="controller",
-                instance=self._identity,
-            )
+            self._changed()
 
 
 def from_the_leaves(
