@@ -41,29 +41,40 @@ class Attribution:
     lines: Mapping[str, Line] = field(default_factory=dict)
 
     def who_pays(
-        self, uid: str, namespace: str = "", labels: Mapping[str, str] | None = None
+        self,
+        uid: str,
+        namespace: str = "",
+        labels: Mapping[str, str] | None = None,
+        *,
+        partial: bool = False,
     ) -> frozenset[QuotaKey]:
         """The quotas that are charged directly for the pod ``uid``.
 
         By :meth:`by_rule`; where that names none, those that have its line.
 
         :param namespace: "" when neither the API nor a report ever told of the pod.
-        :param labels: the last that are known.
+        :param labels: the last that are known; ``partial``: it has more.
         """
-        ruled = self.by_rule(uid, namespace, labels)
+        ruled = self.by_rule(uid, namespace, labels, partial=partial)
         return self.by_line(uid) if ruled is None else ruled
 
     def by_rule(
-        self, uid: str, namespace: str, labels: Mapping[str, str] | None
+        self,
+        uid: str,
+        namespace: str,
+        labels: Mapping[str, str] | None,
+        *,
+        partial: bool = False,
     ) -> frozenset[QuotaKey] | None:
         """The quotas that govern the pod, and its heirs; None when there are neither.
 
-        A quota that is being deleted governs it only until an heir is named.
+        A quota that is being deleted governs it only until an heir is named. Of a pod that has
+        more than these ``labels`` every quota does that may.
         """
         inherited = uid in self.heirs
         governing = frozenset(
             quota.key
-            for quota in self.forest.selecting(namespace, labels or {})
+            for quota in self.forest.selecting(namespace, labels or {}, partial=partial)
             if not (inherited and quota.terminating)
         )
         heirs = frozenset(key for key in self.heirs.get(uid, NOBODY) if key in self.forest)

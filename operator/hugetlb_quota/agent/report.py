@@ -5,19 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from hugetlb_quota import quantity
 from hugetlb_quota.accounting.charge import Charge
-from hugetlb_quota.agent.conditions import charge_list_condition, ready_condition, room_condition
+from hugetlb_quota.agent.conditions import (
+    charge_list_condition,
+    complete_condition,
+    ready_condition,
+    room_condition,
+)
+from hugetlb_quota.agent.fit import fit
 from hugetlb_quota.agent.node_object import NodeApi, NodeObject
 from hugetlb_quota.agent.pods import NodePods
 from hugetlb_quota.agent.reading import MountUse, Reading
 from hugetlb_quota.agent.reconcile import LARGEST, NO_REPORT, Report, adopt, printable, reconcile
 from hugetlb_quota.agent.waiting import wait_at_most
-from hugetlb_quota.api.node import MountStatus
+from hugetlb_quota.api.node import LeftOut, MountStatus
 from hugetlb_quota.backoff import Backoff
 from hugetlb_quota.kube.errors import ApiError
 from hugetlb_quota.node.host import HostUnreadable
@@ -89,6 +96,8 @@ class Reporter:
         self._problems = problems
         self._notes = notes
         self._seen_up_to = 0
+        self._proved = 0
+        self._told: frozenset[str] = frozenset()
         self._conditions: dict[str, Mapping[str, Any]] = {}
         self._written: Json | None = None
         self._written_ends = 0
@@ -158,28 +167,42 @@ class Reporter:
             if isinstance(each, dict) and "type" in each
         }
         self._latest.report = adopt(status, self._boot_id)
+        if status.get("bootID") == self._boot_id:
+            self._told = frozenset(self._latest.report.entries)
+            with suppress(ValueError, TypeError):
+                self._proved = int(status.get("podsResourceVersion") or 0)
 
     async def _write(self, report: Report, reading: Reading, demand: Charge, ends: int) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         mounts = [_mount_status(each) for each in reading.mounts[:_MOUNTS]]
         problems = (*self._problems(), *too_low(reading.ceiling, demand))
+        fitted = fit(
+            [each.to_status().to_json() for each in report.entries.values()],
+            [each.to_status().to_json() for each in report.files],
+            self._told,
+        )
         before = self._conditions
         conditions = (
             ready_condition(problems, before.get("Ready", {}), now, tuple(self._notes())),
             charge_list_condition(reading.unreadable, before.get("ChargeListReadable", {}), now),
             room_condition(mounts, before.get("MountsHaveRoom", {}), now),
+            complete_condition(fitted.left_out, before.get("ReportComplete", {}), now),
         )
         self._conditions = {each["type"]: each for each in conditions}
         content = {
             "bootID": self._boot_id,
             "pools": [pool_status(pool) for pool in reading.pools],
-            "pods": [each.to_status().to_json() for each in report.entries.values()],
+            "pods": fitted.pods,
             "system": report.system.to_resources(),
             "unlisted": report.unlisted.to_resources(),
-            "files": [each.to_status().to_json() for each in report.files],
+            "files": fitted.files,
             "mounts": [each.to_json() for each in mounts],
             "conditions": list(conditions),
         }
+        if fitted.left_out != LeftOut():
+            content["leftOut"] = fitted.left_out.to_json()
+        # Without some pods the report proves no end since the last that had them all.
+        proved = min(self._proved, self._seen_up_to) if fitted.left_out.pods else self._seen_up_to
         clock = asyncio.get_running_loop().time()
         if (
             content == self._written
@@ -188,10 +211,10 @@ class Reporter:
             and clock - self._written_at < HEARTBEAT
         ):
             return
-        await self._object.write(
-            {**content, "podsResourceVersion": str(self._seen_up_to), "reportedAt": now}
-        )
+        await self._object.write({**content, "podsResourceVersion": str(proved), "reportedAt": now})
         self._written, self._written_ends, self._written_at = content, ends, clock
+        self._proved = proved
+        self._told = frozenset(row.get("cgroup") or row["uid"] for row in fitted.pods)
 
 
 def too_low(ceiling: Charge, demand: Charge) -> Iterable[str]:

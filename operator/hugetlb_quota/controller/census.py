@@ -72,7 +72,7 @@ class World:
         return lines
 
     def _line(self, node: str, pod: ReportedPod) -> Line:
-        payers = self.attribution.who_pays(pod.uid, pod.namespace, pod.labels)
+        payers = self.attribution.who_pays(pod.uid, pod.namespace, pod.labels, partial=pod.partial)
         charge = pod.demand.peak(pod.charged)
         return Line(pod.uid, f"{pod.namespace}/{pod.name}", charge, payers, counted=node)
 
@@ -334,7 +334,7 @@ class _Counting:
         attribution, uid = self.world.attribution, reported.uid
         pod = self.known.get(uid)
         ruled = (
-            attribution.by_rule(uid, reported.namespace, reported.labels)
+            attribution.by_rule(uid, reported.namespace, reported.labels, partial=reported.partial)
             if pod is None
             else attribution.by_rule(uid, pod.namespace, pod.labels)
         )
