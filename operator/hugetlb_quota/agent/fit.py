@@ -119,4 +119,4 @@ def _bytes(rows: Iterable[Json]) -> int:
 
 def _size(row: Json) -> int:
     """Bytes that it takes with the comma after it; a letter beyond ASCII counts as its escape."""
-    return len(json.dumps(row)) + 1
+    return len(json.dumps(row)) + len(", ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ from hugetlb_quota.agent.conditions import (
     ready_condition,
     room_condition,
 )
-from hugetlb_quota.agent.fit import fit
+from hugetlb_quota.agent.fit import Fitted, fit
 from hugetlb_quota.agent.node_object import NodeApi, NodeObject
 from hugetlb_quota.agent.pods import NodePods
 from hugetlb_quota.agent.reading import MountUse, Reading
@@ -154,9 +154,10 @@ class Reporter:
         self._pods.remember(last.static, last.real)
         seen, ends, demand = self._pods.seen(), self._pods.ends, self._pods.demand()
         reading = await self._host.read(LARGEST)
-        report = reconcile(reading, seen, last, datetime.now(UTC))
+        # In a thread, as of many pods it takes so long that limits would wait for it.
+        report = await asyncio.to_thread(reconcile, reading, seen, last, datetime.now(UTC))
         self._latest.report, self._latest.reading = report, reading
-        self._pods.forget(report.entries.keys() | reading.there.keys())
+        self._pods.forget(report.entries.keys() | reading.there.keys(), seen)
         await self._write(report, reading, demand, ends)
 
     def _adopt(self, status: Mapping[str, Any]) -> None:
@@ -176,11 +177,7 @@ class Reporter:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         mounts = [_mount_status(each) for each in reading.mounts[:_MOUNTS]]
         problems = (*self._problems(), *too_low(reading.ceiling, demand))
-        fitted = fit(
-            [each.to_status().to_json() for each in report.entries.values()],
-            [each.to_status().to_json() for each in report.files],
-            self._told,
-        )
+        fitted = await asyncio.to_thread(_fitted, report, self._told)
         before = self._conditions
         conditions = (
             ready_condition(problems, before.get("Ready", {}), now, tuple(self._notes())),
@@ -215,6 +212,14 @@ class Reporter:
         self._written, self._written_ends, self._written_at = content, ends, clock
         self._proved = proved
         self._told = frozenset(row.get("cgroup") or row["uid"] for row in fitted.pods)
+
+
+def _fitted(report: Report, told: Collection[str]) -> Fitted:
+    return fit(
+        [each.to_status().to_json() for each in report.entries.values()],
+        [each.to_status().to_json() for each in report.files],
+        told,
+    )
 
 
 def too_low(ceiling: Charge, demand: Charge) -> Iterable[str]:
