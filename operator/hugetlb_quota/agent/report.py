@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -32,8 +32,11 @@ from hugetlb_quota.node.pools import Pool
 
 Json = dict[str, Any]
 
-#: At least between two passes, in seconds: a burst of changes is one.
-COALESCE: Final = 0.2
+#: At least between two passes, in seconds: a burst of changes is one. Doubled while there is
+#: something new after each, up to the longest: an end is told at once, and a node where pods
+#: come and go without pause takes no more of the API server.
+COALESCE: Final = 0.05
+LONGEST_COALESCE: Final = 0.2
 #: Between two passes where a reading was not whole, in seconds; doubled while nothing moves, as
 #: it never is where a pod has more mappings than the reader looks at.
 AGAIN: Final = 1.0
@@ -71,6 +74,7 @@ class Reporter:
         told.
     :param problems: what keeps the node from being Ready beside what a pass finds, a sentence
         each; ``notes`` what is told where nothing does.
+    :param sleep: waits so many seconds between two passes.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Reporter:
         position: Callable[[], int],
         problems: Callable[[], Iterable[str]] = tuple,
         notes: Callable[[], Iterable[str]] = tuple,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._object = NodeObject(connection, node)
         self._node = node
@@ -95,6 +100,7 @@ class Reporter:
         self._position = position
         self._problems = problems
         self._notes = notes
+        self._sleep = sleep
         self._seen_up_to = 0
         self._proved = 0
         self._told: frozenset[str] = frozenset()
@@ -110,11 +116,11 @@ class Reporter:
         """
         await ready.wait()
         backoff = Backoff(FIRST_BACKOFF, LONGEST_BACKOFF)
-        again = Backoff(AGAIN, HEARTBEAT)
+        again, pace = Backoff(AGAIN, HEARTBEAT), Backoff(COALESCE, LONGEST_COALESCE)
         adopted = False
         while True:
             due.clear()
-            pause = COALESCE
+            pause = pace.next()
             try:
                 if not adopted:
                     self._adopt(await self._object.last_status() or {})
@@ -129,7 +135,9 @@ class Reporter:
                 # A bug, or a value that nobody foresaw: limits are kept all the same.
                 logger.exception("HugeTLBNode %s is not up to date.", self._node)
                 pause, wait = backoff.next(), 0.0
-            await asyncio.sleep(pause)
+            await self._sleep(pause)
+            if not due.is_set():
+                pace.reset()
             if wait:
                 await wait_at_most(due, wait)
             if due.is_set():

@@ -125,6 +125,12 @@ class Running:
         self.reads = 0
         self.position, self.pods, self.latest = 5, NodePods(), Latest()
         self.problems: tuple[str, ...] = ()
+        #: Between passes; after so many there is something new.
+        self.pauses: list[float] = []
+        self.busy = 0
+        #: While it is not set, a pause does not end.
+        self.rested = asyncio.Event()
+        self.rested.set()
         self.reporter = Reporter(
             self.api,
             "n",
@@ -134,7 +140,15 @@ class Running:
             self.latest,
             position=lambda: self.position,
             problems=lambda: self.problems,
+            sleep=self.sleep,
         )
+
+    async def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        if len(self.pauses) <= self.busy:
+            self.due.set()
+        await asyncio.sleep(seconds)
+        await self.rested.wait()
 
     async def read(self, largest: int | None) -> Reading:
         self.reads += 1
@@ -267,15 +281,28 @@ async def test_an_end_is_written_even_if_it_changes_nothing_else(running: Runnin
     assert running.api.status["podsResourceVersion"] == "12"
 
 
-async def test_a_burst_is_one_write(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "COALESCE", 0.2)
+async def test_a_burst_is_one_write(running: Running) -> None:
+    running.rested.clear()
     running.ready.set()
     await running.until(lambda: running.api.writes == 1)
     for number in range(20):
         running.see(f"pod-{number}")
         await asyncio.sleep(0.002)
+    running.rested.set()
     await running.until(lambda: running.api.status["pods"] == [entry("pod-19")])
     assert running.api.writes == 2
+
+
+async def test_pauses_grow_while_there_is_something_new_after_each(running: Running) -> None:
+    first, longest = 0.02, report.LONGEST_COALESCE
+    running.busy = 5
+    running.ready.set()
+    await running.until(lambda: len(running.pauses) == 6)
+    assert running.pauses == [min(first * 2**number, longest) for number in range(6)]
+    await asyncio.sleep(2 * longest)  # nothing is new
+    running.see("a")
+    await running.until(lambda: len(running.pauses) == 7)
+    assert running.pauses[-1] == first
 
 
 async def test_it_is_written_now_and_then_to_show_that_the_agent_lives(
