@@ -85,8 +85,11 @@ class Programs:
         self._source = {} if source is None else {"PYTHONPATH": str(source)}
         self.running: list[Program] = []
 
-    def start_admission(self, *, port: int | None = None) -> Program:
-        """Start one replica; not yet ready. The webhooks still have to be pointed at it."""
+    def start_admission(self, *, port: int | None = None, drain_seconds: int | None = 0) -> Program:
+        """Start one replica; not yet ready. The webhooks still have to be pointed at it.
+
+        `drain_seconds`: how long it serves on at its end; None is what the chart says.
+        """
         port = port or free_ports(1)[0]
         cert, key = self._control_plane.serving_certificate("admission")
         secret = self._control_plane.directory / "admission-path"
@@ -97,6 +100,12 @@ class Programs:
             "--path-secret": str(secret),
             "--port": str(port),
         }
+        # The release before had no drain.
+        drains = any(
+            "--drain-seconds=" in each for each in self._chart.container("admission").command
+        )
+        if drains and drain_seconds is not None:
+            flags["--drain-seconds"] = str(drain_seconds)
         program = self._start("admission", f"https://127.0.0.1:{port}", flags)
         program.webhooks = f"{program.address}/{self._chart.path_secret}"
         return program

@@ -16,6 +16,7 @@ from typing import Final
 import uvloop
 
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
+from hugetlb_quota.admission.connections import DRAIN_TIMEOUT, Connections
 from hugetlb_quota.admission.server import Certificate, PathSecret, serve
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.listening import EVERYWHERE
@@ -65,13 +66,14 @@ async def _run(arguments: argparse.Namespace) -> None:
                 path,
                 arguments.bind,
                 arguments.port,
+                Connections(drain=arguments.drain_seconds),
                 changes=arguments.changes,
                 lifetime=timedelta(seconds=arguments.request_timeout),
             )
             async with serving as bound:
                 logger.info("Serving admission on %s port %d.", *bound)
                 await stop.wait()
-                logger.info("Ending: answering what was asked already.")
+                logger.info("Ending: answering until the API server has left.")
         except OSError as error:
             sys.exit(f"Can't listen on {arguments.bind} port {arguments.port}: {error}")
 
@@ -102,6 +104,13 @@ def _arguments() -> argparse.Namespace:
         help="address to listen on (default: %(default)s, all of IPv4 and IPv6)",
     )
     parser.add_argument("--port", type=int, default=8443, help="port to listen on")
+    parser.add_argument(
+        "--drain-seconds",
+        type=float,
+        default=DRAIN_TIMEOUT,
+        help="how long to go on answering at the end, until the API server has closed its"
+        " connections (default: %(default)s)",
+    )
     parser.add_argument(
         "--request-timeout",
         type=int,

@@ -150,6 +150,7 @@ class Admission:
         self._ready_lock = asyncio.Lock()
         self._ready_until = 0.0
         self._not_ready = ""
+        self._ending = False
 
     def application(self, *middlewares: Middleware) -> web.Application:
         """The aiohttp application."""
@@ -176,6 +177,10 @@ class Admission:
                 await asyncio.gather(telling, return_exceptions=True)
                 await self._committer.close()
                 await self._refusals.finish()
+
+    def end(self) -> None:
+        """Be Ready no more, so that no new connection comes here; go on answering."""
+        self._ending = True
 
     def _uid_of(self, key: QuotaKey) -> str:
         known = self._cache.get(key)
@@ -234,6 +239,8 @@ class Admission:
         return web.Response(text="ok\n")
 
     async def _readyz(self, _: web.Request) -> web.Response:
+        if self._ending:
+            return web.Response(status=503, text="Ending: other replicas serve.\n")
         async with self._ready_lock:
             if time.monotonic() >= self._ready_until:
                 self._not_ready = await self._why_not_ready()
@@ -300,8 +307,9 @@ async def serve(
     :param changes: namespace and name of the ConfigMap of :class:`ChangeNotes`.
     :param lifetime: how long a create may be under way after admission.
 
-    At the end running requests are answered, and what they took is taken back if they
-    were refused.
+    At the end it is Ready no more, and serves on until the connections are drained, as
+    :meth:`Connections.drain` has it. Running requests are answered, and what they took is
+    taken back if they were refused.
     """
     admission = Admission(api, path, changes, lifetime)
     connections = Connections() if connections is None else connections
@@ -330,6 +338,8 @@ async def serve(
         host, bound, *_ = listeners[0].sockets[0].getsockname()
         async with admission.running():
             yield host, bound
+            admission.end()
+            await connections.drain()
             # Whoever asked already is answered while the quotas are followed.
             for listener in listeners:
                 listener.close()
