@@ -34,6 +34,8 @@ class Program:
         """A controller's, in the Lease."""
         self.address = address
         """Scheme, host and port that it serves."""
+        self.metrics = f"{address}/metrics"
+        """Where Prometheus reads its metrics."""
         self.webhooks = ""
         """Admission's: what the URLs of its webhooks begin with."""
         self.kubeconfig = kubeconfig
@@ -90,7 +92,8 @@ class Programs:
 
         `drain_seconds`: how long it serves on at its end; None is what the chart says.
         """
-        port = port or free_ports(1)[0]
+        free = free_ports(2)
+        port, health_port = port or free[0], free[1]
         cert, key = self._control_plane.serving_certificate("admission")
         secret = self._control_plane.directory / "admission-path"
         secret.write_text(self._chart.path_secret)
@@ -100,13 +103,14 @@ class Programs:
             "--path-secret": str(secret),
             "--port": str(port),
         }
-        # The release before had no drain.
-        drains = any(
-            "--drain-seconds=" in each for each in self._chart.container("admission").command
-        )
-        if drains and drain_seconds is not None:
-            flags["--drain-seconds"] = str(drain_seconds)
+        command = self._chart.container("admission").command
+        more = {"--health-port": str(health_port)}
+        if drain_seconds is not None:
+            more["--drain-seconds"] = str(drain_seconds)
+        # The release before this one has none of these.
+        flags |= {f: v for f, v in more.items() if any(w.startswith(f"{f}=") for w in command)}
         program = self._start("admission", f"https://127.0.0.1:{port}", flags)
+        program.metrics = f"http://127.0.0.1:{health_port}/metrics"
         program.webhooks = f"{program.address}/{self._chart.path_secret}"
         return program
 
