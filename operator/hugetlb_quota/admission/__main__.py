@@ -9,7 +9,6 @@ import logging
 import signal
 import ssl
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +21,7 @@ from hugetlb_quota.admission.server import Certificate, PathSecret, serve
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.listening import EVERYWHERE
 from hugetlb_quota.kube.probes import NoProbePort, serve_probes
-from hugetlb_quota.program import add_options, start_log
+from hugetlb_quota.program import add_options, add_request_timeout, start_log
 
 #: Objects made and not freed before the youngest are collected; Python's own is 700.
 GARBAGE_THRESHOLD: Final = 20_000
@@ -76,7 +75,7 @@ async def _run(arguments: argparse.Namespace) -> None:
                 arguments.port,
                 Connections(drain=arguments.drain_seconds),
                 changes=arguments.changes,
-                lifetime=timedelta(seconds=arguments.request_timeout),
+                lifetime=arguments.request_timeout,
                 metrics=metrics,
                 require_quota=arguments.require_quota,
             )
@@ -128,13 +127,7 @@ def _arguments() -> argparse.Namespace:
         help="how long to go on answering at the end, until the API server has closed its"
         " connections (default: %(default)s)",
     )
-    parser.add_argument(
-        "--request-timeout",
-        type=int,
-        default=int(RESERVATION_LIFETIME.total_seconds()),
-        help="kube-apiserver's --request-timeout in seconds, at least: what was admitted may"
-        " still be created for so long (default: %(default)s)",
-    )
+    add_request_timeout(parser, RESERVATION_LIFETIME)
     parser.add_argument(
         "--require-quota",
         action="store_true",
