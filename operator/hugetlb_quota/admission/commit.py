@@ -155,9 +155,11 @@ class Committer:
                 await asyncio.sleep(lane.gathering * random.uniform(0.5, 1.0))  # noqa: S311
                 await lane.gather()
                 conflicts, began = self.conflicts, loop.time()
-                await self._commit_or_tell(lane.take())
+                batch = lane.take()
+                await self._commit_or_tell(batch)
                 took = loop.time() - began
                 lane.batch_seconds = max(took, 0.9 * lane.batch_seconds + 0.1 * took)
+                lane.answered(len(batch))
                 if self.conflicts > conflicts:
                     lane.gathering = min(
                         max(2 * lane.gathering, FIRST_GATHERING), LONGEST_GATHERING
@@ -166,6 +168,8 @@ class Committer:
                     lane.gathering /= 2
                     if lane.gathering < FIRST_GATHERING / 4:
                         lane.gathering = 0.0
+                if not len(lane):
+                    await lane.gather()
         finally:
             lane.task = None
             if not len(lane):

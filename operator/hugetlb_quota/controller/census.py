@@ -112,6 +112,8 @@ class Census:
         self._gone: dict[str, tuple[Pod, EndedPod]] = {}
         self._recalled: dict[str, tuple[Line, int]] = {}
         self._released: dict[str, None] = {}
+        #: Those let go while their node's first report may yet come.
+        self._awaited: dict[str, Pod] = {}
 
     def pod_changed(
         self, old: Pod | None, new: Pod | None, resource_version: int, *, missed: bool = False
@@ -145,6 +147,7 @@ class Census:
         for pod, ended in list(self._gone.values()):
             if pod.uid not in in_api:
                 self._end(counting, pod, ended)
+        self._awaited = {uid: it for uid, it in self._awaited.items() if counting.keep_line(it)}
         for line, missing_at in list(self._recalled.values()):
             self._end_recalled(counting, line, missing_at)
         for uid in counting.charge_reported():
@@ -181,6 +184,8 @@ class Census:
         else:
             self._gone.pop(pod.uid, None)
             self._release(pod.uid)
+            if counting.keep_line(pod) and len(self._awaited) < RELEASED_KEPT:
+                self._awaited[pod.uid] = pod
 
     def _end_recalled(self, counting: _Counting, line: Line, missing_at: int) -> None:
         """Decide on a pod of which only its line is known.
@@ -259,6 +264,14 @@ class _Counting:
         self.known[pod.uid] = pod
         self.held.append(Held(self._charge_seen(pod, in_api=False), nodes))
 
+    def keep_line(self, pod: Pod) -> bool:
+        """Keep who one is that was let go, if its node's first report may yet come; whether."""
+        if pod.node is None or not self._is_awaited(pod.node):
+            return False
+        in_api = pod.uid in self.known
+        self.kept[pod.uid] = Identity(pod.node, self._payers(pod), in_api)
+        return True
+
     def hold_line(self, line: Line, nodes: frozenset[str]) -> None:
         """Keep who ``line`` names, and charge it if it was counted before."""
         told = self.told.get(line.uid, {})
@@ -333,6 +346,10 @@ class _Counting:
             if (report.node, file.uid) in retained
         )
         lines = self.world.attribution.lines
+        for uid, line in lines.items():
+            if uid not in self.kept and self._is_awaited(line.counted):
+                # Its charge went for want of an agent, which may yet begin and tell of it.
+                self.kept[uid] = Identity(line.counted, line.quotas, in_api=False)
         return Count(
             pods=tuple(self.pods.values()),
             held=tuple(self.held),
@@ -353,10 +370,16 @@ class _Counting:
         charge = pod.demand
         if charged := Charge.total(told[node].charged for node in nodes):
             charge = charge.peak(charged).without_zeros()
-        payers = self.world.attribution.who_pays(pod.uid, pod.namespace, pod.labels, pod.node)
-        self.pods[pod.uid] = ChargedPod(pod.uid, charge, payers, pod.resource_version)
+        self.pods[pod.uid] = ChargedPod(pod.uid, charge, self._payers(pod), pod.resource_version)
         self._keep_identity(self.pods[pod.uid], pod.node, in_api=in_api)
         return self.pods[pod.uid]
+
+    def _payers(self, pod: Pod) -> frozenset[QuotaKey]:
+        return self.world.attribution.who_pays(pod.uid, pod.namespace, pod.labels, pod.node)
+
+    def _is_awaited(self, node: str) -> bool:
+        evidence = self.world.evidence.get(node)
+        return evidence is not None and not is_lost(evidence) and evidence.awaited
 
     def _home(self, uid: str) -> str | None:
         """The node of the pod, by the API or by its line; None where they don't tell."""
@@ -394,8 +417,10 @@ class _Counting:
             self.kept[pod.uid] = Identity(UNBOUND, pod.quotas, in_api)
             return
         evidence = self.world.evidence.get(node)
-        if is_lost(evidence) or evidence is None or evidence.pods_resource_version is None:
+        if evidence is None or is_lost(evidence):
             return
+        if evidence.pods_resource_version is None and not evidence.awaited:
+            return  # there is no agent that could name it
         reported = self.told.get(pod.uid, {}).get(node)
         if reported is None or not reported.is_named:
             self.kept[pod.uid] = Identity(node, pod.quotas, in_api)

@@ -18,15 +18,13 @@ from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, Reservati
 from hugetlb_quota.controller import conditions
 from hugetlb_quota.controller.census import Census, Count, Held, World, held_by_quota
 from hugetlb_quota.controller.expiry import Expiry
+from hugetlb_quota.controller.node_history import NodeHistory, evidence, heirs
 from hugetlb_quota.controller.lag import Lag
 from hugetlb_quota.controller.node_wishes import Succession, wishes, write_wishes
 from hugetlb_quota.controller.nodes import (
-    Boots,
     NodeFacts,
     NodeReport,
     NodeWishes,
-    evidence,
-    heirs,
     project_node,
     project_report,
 )
@@ -108,7 +106,7 @@ class Recounter:
         self._reports = Informer(connection, HUGETLB_NODES, self._to_report)
         self._nodes = Informer(connection, NODES, project_node)
         self._namespaces = Informer(connection, NAMESPACES, _project_namespace)
-        self._boots = Boots()
+        self._history = NodeHistory()
         self._unread = Unread()
         self._orphans = frozenset[tuple[str, str]]()
         self._pods.on_change(self._note_pod)
@@ -187,14 +185,17 @@ class Recounter:
         namespaces = {key.name: each for key, each in self._namespaces.store.items()}
         labels = {name: each.labels for name, each in namespaces.items()}
         forest = Forest((each.quota for each in quotas), labels)
-        reports = {key.name: report for key, report in self._reports.store.items()}
+        reports = self._history.reports(
+            {key.name: report for key, report in self._reports.store.items()}
+        )
+        self._reported = {name: self._reported[name] for name in reports}
         nodes = {key.name: node for key, node in self._nodes.store.items()}
         world = World(
             attribution=Attribution(forest, heirs(reports.values()), read_lines(counters, forest)),
             pods=self._pods.store.values(),
             seen_up_to=self._pods.resource_version,
             listed_at=self._pods.listed_at,
-            evidence=evidence(nodes, reports.values(), self._boots),
+            evidence=evidence(nodes, reports.values(), self._history),
             reports=reports,
         )
         count = self._census.count(world)
@@ -305,13 +306,12 @@ class Recounter:
 
     def _note_node(self, old: NodeFacts | None, new: NodeFacts | None, version: int) -> None:
         listing = not self._nodes.resource_version
-        self._boots.node_changed(old, new, 0 if listing else version)
+        self._history.node_changed(old, new, 0 if listing else version)
 
     def _note_report(self, old: NodeReport | None, new: NodeReport | None, _: int) -> None:
+        self._history.report_changed(old, new)
         if new is not None:
             self._reported[new.node] = time.monotonic()
-        elif old is not None:
-            self._reported.pop(old.node, None)
         # A mere heartbeat changes no count.
         if old is None or new is None or replace(old, reported_at=new.reported_at) != new:
             self._changed()
