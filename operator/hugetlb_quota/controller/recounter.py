@@ -18,8 +18,8 @@ from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, Reservati
 from hugetlb_quota.controller import conditions
 from hugetlb_quota.controller.census import Census, Count, Held, World, held_by_quota
 from hugetlb_quota.controller.expiry import Expiry
-from hugetlb_quota.controller.node_history import NodeHistory, evidence, heirs
 from hugetlb_quota.controller.lag import Lag
+from hugetlb_quota.controller.node_history import NodeHistory, evidence, heirs
 from hugetlb_quota.controller.node_wishes import Succession, wishes, write_wishes
 from hugetlb_quota.controller.nodes import (
     NodeFacts,
