@@ -226,6 +226,7 @@ class Recounter:
             if not change(known).is_stored:
                 before = known.conditions
                 written = await compare_and_swap(self._connection, known.key, change, known=known)
+                self._events.retained(known, total.files)
                 await self._events.turned(written, conditions.turned(before, written.conditions))
         except Superseded as newer:
             await self._term.meet(newer)
