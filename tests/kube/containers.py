@@ -110,7 +110,7 @@ class Containers:
     def _volumes(self, container: Container, directory: Path) -> list[Mount]:
         mounts = []
         for target, volume in container.volumes.items():
-            if volume["hostPath"].get("type") == "DirectoryOrCreate":
+            if volume["name"].startswith("reclaim-"):
                 # This machine's own is that of an agent that may run here.
                 made = directory / volume["name"]
                 made.mkdir()

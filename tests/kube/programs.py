@@ -33,6 +33,8 @@ class Program:
         """A controller's, in the Lease."""
         self.address = address
         """Scheme, host and port that it serves."""
+        self.metrics = f"{address}/metrics"
+        """Where Prometheus reads its metrics."""
         self.kubeconfig = kubeconfig
         """Its ServiceAccount's, to try what it may do."""
         self.child = child
@@ -85,12 +87,18 @@ class Programs:
 
     def start_admission(self, *, port: int | None = None) -> Program:
         """Start one replica; not yet ready. The webhooks still have to be pointed at it."""
-        port = port or free_ports(1)[0]
+        free = free_ports(2)
+        port, health_port = port or free[0], free[1]
         flags = {"--port": str(port)}
         command = self._chart.container("admission").command
+        # The release before this one may serve from files.
         if any(word.startswith("--path-secret=") for word in command):
             flags |= self._files()
-        return self._start("admission", f"https://127.0.0.1:{port}", flags)
+        if any(word.startswith("--health-port=") for word in command):
+            flags["--health-port"] = str(health_port)
+        program = self._start("admission", f"https://127.0.0.1:{port}", flags)
+        program.metrics = f"http://127.0.0.1:{health_port}/metrics"
+        return program
 
     def _files(self) -> dict[str, str]:
         """What is served with, in files, as releases without the Secret of it take it."""

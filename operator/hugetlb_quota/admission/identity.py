@@ -11,12 +11,13 @@ import logging
 import os
 import ssl
 from base64 import b64decode
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from hugetlb_quota.kube import serving
+from hugetlb_quota.kube.certificate import ends
 from hugetlb_quota.kube.informer import Informer, Source
 from hugetlb_quota.kube.resources import SECRETS
 
@@ -35,6 +36,8 @@ class Certificate:
     def __init__(self, certificate: Path, key: Path) -> None:
         self._files = (certificate, key)
         self.context = _server_context()
+        #: When what was taken up ends, in seconds since 1970; None where that can't be read.
+        self.ends: float | None = None
         self._loaded = self._stamp()
         self._load()
 
@@ -70,6 +73,7 @@ class Certificate:
     def _load(self) -> None:
         certificate, key = self._files
         _load(self.context, str(certificate), str(key))
+        self.ends = _end_of(certificate.read_text)
 
     def _stamp(self) -> tuple[tuple[int, int, int], ...]:
         # Through kubelet's symlinks, which it swaps: the inode tells even if the time does not.
@@ -90,6 +94,8 @@ class Identity:
         namespace, name = where
         self._name = f"{namespace}/{name}"
         self.context = _server_context()
+        #: When what is served ends, in seconds since 1970; None before there is any.
+        self.ends: float | None = None
         self._pair: tuple[bytes, bytes] | None = None
         self._paths: tuple[bytes, ...] = ()
         self._changed = asyncio.Event()
@@ -165,6 +171,7 @@ class Identity:
             os.close(certificate)
             os.close(key)
         self._pair = pair
+        self.ends = _end_of(pair[0].decode)
         logger.info("The certificate in Secret %s is in use for new connections.", self._name)
 
 
@@ -180,6 +187,14 @@ def _load(context: ssl.SSLContext, certificate: str, key: str) -> None:
     ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
     # On the very context the server listens with: its next handshakes use it.
     context.load_cert_chain(certificate, key)
+
+
+def _end_of(read: Callable[[], str]) -> float | None:
+    try:
+        return ends(read())
+    except (OSError, ValueError) as error:
+        logger.warning("When the certificate ends can't be read: %s", error)
+        return None
 
 
 def _in_memory(content: bytes) -> int:

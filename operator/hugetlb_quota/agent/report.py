@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,12 +23,14 @@ from hugetlb_quota.backoff import Backoff
 from hugetlb_quota.kube.errors import ApiError
 from hugetlb_quota.node.host import HostUnreadable
 from hugetlb_quota.node.pools import Pool
+from hugetlb_quota.program import about
 
 Json = dict[str, Any]
 
 #: At least between two passes, in seconds: a burst of changes is one.
 COALESCE: Final = 0.2
-#: Between two passes where a reading was not whole, in seconds.
+#: Between two passes where a reading was not whole, in seconds; doubled while nothing moves, as
+#: it never is where a pod has more mappings than the reader looks at.
 AGAIN: Final = 1.0
 #: At most between two passes, and between two writes, in seconds.
 HEARTBEAT: Final = 60.0
@@ -54,6 +57,17 @@ class Latest:
 
     report: Report = NO_REPORT
     reading: Reading = field(default_factory=Reading)
+    #: How many passes there were, by how they went.
+    passes: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("whole", "moving", "failed"), 0)
+    )
+    #: When the last one ended that did not fail, in seconds since 1970.
+    passed_at: float = 0.0
+
+    def passed(self) -> None:
+        """A pass is over, and ``reading`` is its own."""
+        self.passes["whole" if self.reading.whole else "moving"] += 1
+        self.passed_at = time.time()
 
 
 class Reporter:
@@ -100,6 +114,7 @@ class Reporter:
         """
         await ready.wait()
         backoff = Backoff(FIRST_BACKOFF, LONGEST_BACKOFF)
+        again = Backoff(AGAIN, HEARTBEAT)
         adopted = False
         while True:
             due.clear()
@@ -109,18 +124,29 @@ class Reporter:
                     self._adopt(await self._object.last_status() or {})
                     adopted = True
                 await self.run_once()
+                self._latest.passed()
                 backoff.reset()
-                wait = HEARTBEAT if self._latest.reading.whole else AGAIN
+                wait = HEARTBEAT if self._latest.reading.whole else again.next()
             except (ApiError, HostUnreadable, OSError) as error:
-                logger.warning("HugeTLBNode %s is not up to date: %s", self._node, error)
+                self._latest.passes["failed"] += 1
+                logger.warning(
+                    "HugeTLBNode %s is not up to date: %s",
+                    *(self._node, error),
+                    extra=about(node=self._node),
+                )
                 pause, wait = backoff.next(), 0.0
             except (ValueError, TypeError):
                 # A bug, or a value that nobody foresaw: limits are kept all the same.
-                logger.exception("HugeTLBNode %s is not up to date.", self._node)
+                self._latest.passes["failed"] += 1
+                logger.exception(
+                    "HugeTLBNode %s is not up to date.", self._node, extra=about(node=self._node)
+                )
                 pause, wait = backoff.next(), 0.0
             await asyncio.sleep(pause)
             if wait:
                 await wait_at_most(due, wait)
+            if due.is_set():
+                again.reset()
 
     def write_anew(self) -> None:
         """The object is gone: the next pass writes, whatever it says."""

@@ -18,12 +18,14 @@ from hugetlb_quota.controller import deletion
 from hugetlb_quota.controller.asking import Asking
 from hugetlb_quota.controller.certificates.keeper import Keeper, Names
 from hugetlb_quota.controller.certificates.rotation import Policy
+from hugetlb_quota.controller.metrics import ControllerMetrics
 from hugetlb_quota.controller.recounter import Recounter
 from hugetlb_quota.controller.webhooks import Webhooks
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.lease import LeadershipLost, lead, term
 from hugetlb_quota.kube.listening import EVERYWHERE
 from hugetlb_quota.kube.probes import NoProbePort, serve_probes
+from hugetlb_quota.program import add_options, start_log
 
 LEASE = "hugetlb-quota-controller"
 
@@ -32,9 +34,10 @@ logger = logging.getLogger("hugetlb_quota.controller")
 
 def main() -> None:
     """Run until a signal, or until the Lease is lost; then Kubernetes starts it anew."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    arguments = _arguments()
+    start_log(arguments)
     try:
-        asyncio.run(_main(_arguments()))
+        asyncio.run(_main(arguments))
     except (NotConfigured, NoProbePort, LeadershipLost) as error:
         sys.exit(str(error))
     except BaseExceptionGroup as group:  # of the tasks that a leader runs
@@ -65,7 +68,11 @@ async def _main(arguments: argparse.Namespace) -> None:
             may_begin=lambda: asking.in_force or not arguments.webhooks,
         )
         asking = Asking(
-            connection, lambda: recounter.quotas_exist, lambda: term(*lease), recounter.look
+            connection,
+            # Where no pod may do without a quota, pods are asked about without one too.
+            lambda: arguments.require_quota or recounter.quotas_exist,
+            lambda: term(*lease),
+            recounter.look,
         )
         names = _names(arguments)
         keeper = Keeper(connection, names, _policy(arguments), lambda: term(*lease))
@@ -83,7 +90,10 @@ async def _main(arguments: argparse.Namespace) -> None:
             # kopf takes the signals for itself, and returns when one comes.
             program.cancel()
 
+        metrics = ControllerMetrics(recounter)
+
         async def work() -> None:
+            metrics.leads = True
             async with asyncio.TaskGroup() as group:
                 group.create_task(recounter.run())
                 if arguments.webhooks:
@@ -91,7 +101,7 @@ async def _main(arguments: argparse.Namespace) -> None:
                 group.create_task(handle_deletions())
 
         # A controller that waits for the Lease is ready to take over, so it is ready.
-        async with serve_probes(arguments.bind, arguments.health_port, lambda: ""):
+        async with serve_probes(arguments.bind, arguments.health_port, lambda: "", metrics.render):
             try:
                 await lead(*lease, work)
             except asyncio.CancelledError:
@@ -142,6 +152,7 @@ def _arguments() -> argparse.Namespace:
         " still be created for so long (default: %(default)s)",
     )
     _add_certificates(parser)
+    add_options(parser)
     return parser.parse_args()
 
 
@@ -162,6 +173,11 @@ def _add_certificates(parser: argparse.ArgumentParser) -> None:
         "--authority-secret",
         default="",
         help="the Secret of the CA, there too; without, somebody else makes certificates",
+    )
+    group.add_argument(
+        "--require-quota",
+        action="store_true",
+        help="have pods asked about though there is no quota: admission refuses them",
     )
     usual = Policy("", ())
     for flag, default, what in (
