@@ -27,6 +27,7 @@ QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
 QUICK = ("--certificate-overlap=3",)
 """A rotation takes twice that."""
 NAME = "hugetlb-quota"
+OF = f"--set=image.repository={charts.IMAGE['repository']}"
 
 
 @pytest.fixture
@@ -297,7 +298,7 @@ def test_an_upgrade_from_a_chart_that_made_certificates_cuts_nobody_off(
     folder = tmp_path / "legacy"
     helm("install", NAME, str(legacy_chart(folder, chart, ca)), "--take-ownership")
     for _ in range(2):  # and once more, when it is of this chart already
-        helm("upgrade", NAME, str(charts.CHART), "--take-ownership", "--force-conflicts")
+        helm("upgrade", NAME, str(charts.CHART), OF, "--take-ownership", "--force-conflicts")
         assert told(api) == Trust((ca.certificate,), "old")
         assert asks(api)
     # The Service is the chart's now; here nobody routes its address.
@@ -311,7 +312,7 @@ def test_an_upgrade_from_a_chart_that_made_certificates_cuts_nobody_off(
     assert charts.serving(plane, chart).pair is None
     eventually(lambda: charts.serving(plane, chart).pair is not None, timeout=60)
     assert ca.certificate in told(api).bundle
-    helm("upgrade", NAME, str(charts.CHART), "--force-conflicts")
+    helm("upgrade", NAME, str(charts.CHART), OF, "--force-conflicts")
     assert len(told(api).bundle) == 2
     assert "Traceback" not in controller.log()
 
@@ -319,13 +320,13 @@ def test_an_upgrade_from_a_chart_that_made_certificates_cuts_nobody_off(
 def test_what_helm_has_installed_holds_nothing_of_the_leaders(
     plane: ControlPlane, chart: charts.Chart, programs: Programs, helm: Helm
 ) -> None:
-    helm("install", NAME, str(charts.CHART), "--take-ownership", "--force-conflicts")
+    helm("install", NAME, str(charts.CHART), OF, "--take-ownership", "--force-conflicts")
     charts.install(plane, chart, certificates=False)
     programs.start_controller()
     eventually(lambda: charts.serving(plane, chart).pair is not None, timeout=60)
     before = told(plane.api)
     for _ in range(2):
-        helm("upgrade", NAME, str(charts.CHART), "--force-conflicts")
+        helm("upgrade", NAME, str(charts.CHART), OF, "--force-conflicts")
         assert told(plane.api) == before
     manifest = helm("get", "manifest", NAME)
     assert "caBundle" not in manifest

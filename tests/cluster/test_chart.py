@@ -123,11 +123,38 @@ def test_leaves_the_crds_out_when_told(helm: Path) -> None:
         ({"requestTimeoutSeconds": 0}, "/requestTimeoutSeconds"),
         ({"priorityClassQuota": {"pods": "many"}}, "/priorityClassQuota/pods"),
         ({"admission": {"tls": {"existingSecret": "mine"}}}, "admission.tls.caBundle must hold"),
+        ({"image": {}}, "image.repository is not set, and there is no public image. Build one"),
+        ({"image": {"repository": "a:1"}}, "/image/repository"),
+        ({"image": {"repository": "a", "digest": "sha256:1"}}, "/image/digest"),
     ],
 )
 def test_refuses_bad_values(values: dict[str, Any], why: str, helm: Path) -> None:
     with pytest.raises(ProgramError, match=why):
         chart.render(helm, values=values)
+
+
+DIGEST = f"sha256:{'0' * 64}"
+
+
+@pytest.mark.parametrize(
+    ("image", "registry", "expected"),
+    [
+        ({"repository": "a/b"}, "", "a/b:0.1.0"),
+        ({"repository": "a/b", "tag": "1"}, "r.test:5000", "r.test:5000/a/b:1"),
+        ({"repository": "r.test:5000/b", "digest": DIGEST}, "", f"r.test:5000/b@{DIGEST}"),
+    ],
+)
+def test_all_programs_are_of_the_image_that_is_named(
+    image: dict[str, str], registry: str, expected: str, helm: Path
+) -> None:
+    values = {"image": image, "global": {"imageRegistry": registry}}
+    told = chart.render(helm, values=values)
+    images = {
+        container["image"]
+        for workload in told.of_kind("Deployment") + told.of_kind("DaemonSet")
+        for container in workload["spec"]["template"]["spec"]["containers"]
+    }
+    assert images == {expected}
 
 
 def test_rendering_twice_gives_the_same_bytes_and_no_key(helm: Path, rendered: chart.Chart) -> None:
@@ -274,9 +301,8 @@ def release(
     name = unique("release")
     quiet = tmp_path / "values.yaml"
     selector = {"matchLabels": {"release": name}}
-    quiet.write_text(
-        yaml.safe_dump({"crds": {"install": False}, "admission": {"namespaceSelector": selector}})
-    )
+    values = {"crds": {"install": False}, "admission": {"namespaceSelector": selector}}
+    quiet.write_text(yaml.safe_dump(values | {"image": chart.IMAGE}))
 
     def run(*args: str) -> str:
         done = subprocess.run(

@@ -33,6 +33,7 @@ RELEASE: Final = "hugetlb-quota"
 NAMESPACE: Final = "hugetlb-system"
 
 WEBHOOKS: Final = "ValidatingWebhookConfiguration"
+IMAGE: Final = {"repository": "registry.test/hugetlb-quota"}
 SECRETS: Final = "v1/secrets"
 CRD: Final = "CustomResourceDefinition"
 NEEDS_KUBELET: Final = frozenset(
@@ -93,7 +94,7 @@ def render(
     values: Mapping[str, Any] | None = None,
     chart: Path = CHART,
 ) -> Chart:
-    """Run `helm template` with these values.
+    """Run `helm template` with these values, and an image unless they name one.
 
     Raises ProgramError with helm's words when the values are refused.
     """
@@ -101,7 +102,7 @@ def render(
     command += [f"--kube-version={kubernetes_version()}", "--values=-"]
     done = subprocess.run(
         command,
-        input=json.dumps(values or {}),
+        input=json.dumps({"image": IMAGE, **(values or {})}),
         capture_output=True,
         text=True,
         timeout=60,

@@ -32,7 +32,16 @@ app.kubernetes.io/component: {{ last . }}
 {{- end }}
 
 {{- define "hugetlb-quota.image" -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- $why := printf "image.repository is not set, and there is no public image. Build one (make image IMAGE=registry.example.com/hugetlb-quota:%s), push it to a registry that your nodes pull from, and name it: --set image.repository=registry.example.com/hugetlb-quota" .Chart.AppVersion }}
+{{- $repository := required $why .Values.image.repository }}
+{{- with .Values.global.imageRegistry }}
+{{- $repository = printf "%s/%s" (trimSuffix "/" .) $repository }}
+{{- end }}
+{{- if .Values.image.digest }}
+{{- printf "%s@%s" $repository .Values.image.digest }}
+{{- else }}
+{{- printf "%s:%s" $repository (.Values.image.tag | default .Chart.AppVersion) }}
+{{- end }}
 {{- end }}
 
 {{/* Who makes the webhooks' certificates: the controller, or "" where the values name another. */}}
