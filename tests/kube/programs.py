@@ -93,7 +93,7 @@ class Programs:
         free = free_ports(2)
         port, health_port = port or free[0], free[1]
         command = self._chart.container("admission").command
-        flags = {}
+        flags: dict[str, str] = {}
         # The release before this one may serve from files.
         if any(word.startswith("--path-secret=") for word in command):
             flags |= self._files()
