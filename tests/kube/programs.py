@@ -87,8 +87,11 @@ class Programs:
         self._source = {} if source is None else {"PYTHONPATH": str(source)}
         self.running: list[Program] = []
 
-    def start_admission(self, *, port: int | None = None) -> Program:
-        """Start one replica; not yet ready. The webhooks still have to be pointed at it."""
+    def start_admission(self, *, port: int | None = None, drain_seconds: int | None = 0) -> Program:
+        """Start one replica; not yet ready. The webhooks still have to be pointed at it.
+
+        `drain_seconds`: how long it serves on at its end; None is what the chart says.
+        """
         free = free_ports(2)
         port, health_port = port or free[0], free[1]
         cert, key = self._control_plane.serving_certificate("admission")
@@ -100,9 +103,12 @@ class Programs:
             "--path-secret": str(secret),
             "--port": str(port),
         }
-        # The release before this one has none.
-        if any(w.startswith("--health-port=") for w in self._chart.container("admission").command):
-            flags["--health-port"] = str(health_port)
+        command = self._chart.container("admission").command
+        more = {"--health-port": str(health_port)}
+        if drain_seconds is not None:
+            more["--drain-seconds"] = str(drain_seconds)
+        # The release before this one has none of these.
+        flags |= {f: v for f, v in more.items() if any(w.startswith(f"{f}=") for w in command)}
         program = self._start("admission", f"https://127.0.0.1:{port}", flags)
         program.metrics = f"http://127.0.0.1:{health_port}/metrics"
         program.webhooks = f"{program.address}/{self._chart.path_secret}"

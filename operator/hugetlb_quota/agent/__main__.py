@@ -58,6 +58,8 @@ EXIT_CODES: Final[dict[type[Exception], int]] = {
     NoProbePort: 8,
 }
 
+#: A thread that computes lets go for who sets limits after so long, in seconds.
+SWITCH: Final = 0.001
 #: Open files, at most: of each pod's cgroup one for each page size is kept.
 DESCRIPTORS: Final = 65_536
 
@@ -270,6 +272,7 @@ def main() -> None:
     options = parse()
     start_log(options)
     _allow_descriptors()
+    sys.setswitchinterval(SWITCH)
     try:
         if options.check:
             check(HostRoot(options.host_root))

@@ -40,6 +40,11 @@ class NodePodStatus(Model):
     labels: dict[str, str] = Field(
         default_factory=dict, description="As the agent saw them last: they say who pays."
     )
+    labels_left_out: int | None = Field(
+        default=None,
+        description="So many more it has, for which there was no room: every quota pays that may"
+        " select it by those that are here. Absent: none.",
+    )
     cgroup: str = Field(
         default="",
         description="The UID in the name of its cgroup where that is another: of a static pod.",
@@ -83,6 +88,17 @@ class MountStatus(Model):
     limit: str | None = Field(default=None, description="size=, as a quantity; absent: none.")
     minimum: str | None = Field(default=None, description="min_size=, as a quantity.")
     used: str = Field(description="Reserved in it or allocated, as a quantity.")
+
+
+class LeftOut(Model):
+    """What a report has no room for: an object's size has a limit."""
+
+    files: int = Field(default=0, description="Of the largest files that would be told.")
+    labels: int = Field(default=0, description="Pods of which labels are left out.")
+    pods: int = Field(
+        default=0,
+        description="Pods of which no report told yet; podsResourceVersion stays where it was.",
+    )
 
 
 class ReclaimSpec(Model):
@@ -142,6 +158,7 @@ class HugeTLBNodeStatus(Model):
     mounts: list[MountStatus] = Field(
         default_factory=list, description="The hugetlbfs mounts of the host."
     )
+    left_out: LeftOut | None = Field(default=None, description="Absent: nothing.")
     conditions: list[Condition] = Field(
         default_factory=list,
         description="Ready: pods are held to what they may use. ChargeListReadable: the kernel's"

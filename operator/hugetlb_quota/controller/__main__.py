@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import sys
-from datetime import timedelta
 
 import kopf
 
@@ -21,7 +20,7 @@ from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.lease import LeadershipLost, lead, term
 from hugetlb_quota.kube.listening import EVERYWHERE
 from hugetlb_quota.kube.probes import NoProbePort, serve_probes
-from hugetlb_quota.program import add_options, start_log
+from hugetlb_quota.program import add_options, add_request_timeout, start_log
 
 LEASE = "hugetlb-quota-controller"
 
@@ -60,7 +59,7 @@ async def _main(arguments: argparse.Namespace) -> None:
             connection,
             arguments.identity,
             lambda: term(*lease),
-            lifetime=timedelta(seconds=arguments.request_timeout),
+            lifetime=arguments.request_timeout,
         )
 
         async def handle_deletions() -> None:
@@ -107,13 +106,7 @@ def _arguments() -> argparse.Namespace:
         help="address of the probes (default: %(default)s, all of IPv4 and IPv6)",
     )
     parser.add_argument("--health-port", type=int, default=8081, help="port of the probes")
-    parser.add_argument(
-        "--request-timeout",
-        type=int,
-        default=int(RESERVATION_LIFETIME.total_seconds()),
-        help="kube-apiserver's --request-timeout in seconds, at least: what was admitted may"
-        " still be created for so long (default: %(default)s)",
-    )
+    add_request_timeout(parser, RESERVATION_LIFETIME)
     add_options(parser)
     return parser.parse_args()
 
