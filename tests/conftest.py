@@ -32,7 +32,8 @@ OPTIONAL = (
 )
 
 # No test asserts on wall time: a busy machine takes longer for each example.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SLOW = [HealthCheck.too_slow]
+settings.register_profile("any machine", deadline=None, suppress_health_check=SLOW)
 settings.load_profile("any machine")
 
 
