@@ -32,12 +32,12 @@ class Line:
 class Attribution:
     """The rule, with all that it looks at.
 
-    ``heirs``: by UID, who pays for a pod that is gone and whose quota was deleted.
-    ``lines``: what the quotas' reservations say, by UID.
+    ``heirs``: by node and UID, who pays for what a pod that is gone left on that node, and
+    whose quota was deleted. ``lines``: what the quotas' reservations say, by UID.
     """
 
     forest: Forest
-    heirs: Mapping[str, frozenset[QuotaKey]] = field(default_factory=dict)
+    heirs: Mapping[tuple[str, str], frozenset[QuotaKey]] = field(default_factory=dict)
     lines: Mapping[str, Line] = field(default_factory=dict)
 
     def who_pays(
@@ -45,6 +45,7 @@ class Attribution:
         uid: str,
         namespace: str = "",
         labels: Mapping[str, str] | None = None,
+        node: str | None = None,
         *,
         partial: bool = False,
     ) -> frozenset[QuotaKey]:
@@ -54,8 +55,9 @@ class Attribution:
 
         :param namespace: "" when neither the API nor a report ever told of the pod.
         :param labels: the last that are known; ``partial``: it has more.
+        :param node: where it runs or ran; None when it is bound to none.
         """
-        ruled = self.by_rule(uid, namespace, labels, partial=partial)
+        ruled = self.by_rule(uid, namespace, labels, node, partial=partial)
         return self.by_line(uid) if ruled is None else ruled
 
     def by_rule(
@@ -63,6 +65,7 @@ class Attribution:
         uid: str,
         namespace: str,
         labels: Mapping[str, str] | None,
+        node: str | None,
         *,
         partial: bool = False,
     ) -> frozenset[QuotaKey] | None:
@@ -71,13 +74,14 @@ class Attribution:
         A quota that is being deleted governs it only until an heir is named. Of a pod that has
         more than these ``labels`` every quota does that may.
         """
-        inherited = uid in self.heirs
+        named = self.heirs.get((node or "", uid))
+        inherited = named is not None
         governing = frozenset(
             quota.key
             for quota in self.forest.selecting(namespace, labels or {}, partial=partial)
             if not (inherited and quota.terminating)
         )
-        heirs = frozenset(key for key in self.heirs.get(uid, NOBODY) if key in self.forest)
+        heirs = frozenset(key for key in named or NOBODY if key in self.forest)
         return governing | heirs if governing or inherited else None
 
     def by_line(self, uid: str) -> frozenset[QuotaKey]:

@@ -16,9 +16,12 @@ from typing import Final
 import uvloop
 
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
+from hugetlb_quota.admission.metrics import AdmissionMetrics
 from hugetlb_quota.admission.server import Certificate, PathSecret, serve
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.listening import EVERYWHERE
+from hugetlb_quota.kube.probes import NoProbePort, serve_probes
+from hugetlb_quota.program import add_options, start_log
 
 #: Objects made and not freed before the youngest are collected; Python's own is 700.
 GARBAGE_THRESHOLD: Final = 20_000
@@ -29,16 +32,14 @@ logger = logging.getLogger("hugetlb_quota.admission")
 def main() -> None:
     """Serve until SIGTERM; exit code 1 with a sentence when that can't begin."""
     arguments = _arguments()
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    start_log(arguments)
     # What was imported is never garbage, and of what a request makes nearly all goes by its
     # reference count: with Python's own threshold collections took 6 % of the time.
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
     try:
         uvloop.run(_run(arguments))
-    except NotConfigured as error:
+    except (NotConfigured, NoProbePort) as error:
         sys.exit(str(error))
 
 
@@ -59,6 +60,13 @@ async def _run(arguments: argparse.Namespace) -> None:
         sys.exit(f"The secret of the path, {arguments.path_secret}, can't be read: {error}")
     async with Connection.open("hugetlb-quota-admission") as connection:
         try:
+            metrics, is_serving = AdmissionMetrics(), asyncio.Event()
+            probes = serve_probes(
+                arguments.bind,
+                arguments.health_port,
+                lambda: "" if is_serving.is_set() else "the webhooks",
+                metrics.render,
+            )
             serving = serve(
                 connection,
                 certificate,
@@ -67,8 +75,11 @@ async def _run(arguments: argparse.Namespace) -> None:
                 arguments.port,
                 changes=arguments.changes,
                 lifetime=timedelta(seconds=arguments.request_timeout),
+                metrics=metrics,
+                require_quota=arguments.require_quota,
             )
-            async with serving as bound:
+            async with probes, serving as bound:
+                is_serving.set()
                 logger.info("Serving admission on %s port %d.", *bound)
                 await stop.wait()
                 logger.info("Ending: answering what was asked already.")
@@ -103,12 +114,24 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--port", type=int, default=8443, help="port to listen on")
     parser.add_argument(
+        "--health-port",
+        type=int,
+        default=8083,
+        help="port of the probes and of /metrics, in plain HTTP",
+    )
+    parser.add_argument(
         "--request-timeout",
         type=int,
         default=int(RESERVATION_LIFETIME.total_seconds()),
         help="kube-apiserver's --request-timeout in seconds, at least: what was admitted may"
         " still be created for so long (default: %(default)s)",
     )
+    parser.add_argument(
+        "--require-quota",
+        action="store_true",
+        help="refuse pods that ask for huge pages and that no quota governs",
+    )
+    add_options(parser)
     return parser.parse_args()
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
@@ -29,6 +29,7 @@ from hugetlb_quota.kube import errors, status
 from hugetlb_quota.kube.api import ObjectApi
 from hugetlb_quota.kube.connection import REQUEST_TIMEOUT
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
+from hugetlb_quota.program import about
 
 #: How long taking back may go on, in seconds, also after the request was answered.
 BACK_OUT_TIMEOUT: Final = 10.0
@@ -82,10 +83,19 @@ class Overloaded(Exception):
 
 
 class Committer:
-    """Reserves and takes back; owns what is still being taken back."""
+    """Reserves and takes back; owns what is still being taken back.
 
-    def __init__(self, api: ObjectApi, cache: QuotaCache) -> None:
+    :param committed: told how many requests each group had.
+    """
+
+    def __init__(
+        self,
+        api: ObjectApi,
+        cache: QuotaCache,
+        committed: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._api = api
+        self._committed = committed
         self._cache = cache
         self._lanes: dict[QuotaKey, Lane] = {}
         self._backing_out: set[asyncio.Task[None]] = set()
@@ -145,9 +155,11 @@ class Committer:
                 await asyncio.sleep(lane.gathering * random.uniform(0.5, 1.0))  # noqa: S311
                 await lane.gather()
                 conflicts, began = self.conflicts, loop.time()
-                await self._commit_or_tell(lane.take())
+                batch = lane.take()
+                await self._commit_or_tell(batch)
                 took = loop.time() - began
                 lane.batch_seconds = max(took, 0.9 * lane.batch_seconds + 0.1 * took)
+                lane.answered(len(batch))
                 if self.conflicts > conflicts:
                     lane.gathering = min(
                         max(2 * lane.gathering, FIRST_GATHERING), LONGEST_GATHERING
@@ -156,6 +168,8 @@ class Committer:
                     lane.gathering /= 2
                     if lane.gathering < FIRST_GATHERING / 4:
                         lane.gathering = 0.0
+                if not len(lane):
+                    await lane.gather()
         finally:
             lane.task = None
             if not len(lane):
@@ -172,6 +186,7 @@ class Committer:
                 self.take_back(wanted.chain, wanted.reservation)
 
     async def _commit(self, batch: list[Wanted]) -> None:
+        self._committed(len(batch))
         levels = self._decide(batch)
         await asyncio.gather(*(self._write(base, wanted) for base, wanted in levels.values()))
         back: dict[QuotaKey, dict[ReservationId, Reservation]] = {}
@@ -288,6 +303,7 @@ class Committer:
                     "The reservation of pod %s (%s) on HugeTLBQuota %s could not be taken back"
                     " and is left to expire at %s: %s",
                     *(each.pod, each.uid, key, each.expires.isoformat(timespec="seconds"), error),
+                    extra=about(pod=each.pod, uid=each.uid, quota=key),
                 )
 
 

@@ -35,7 +35,7 @@ from hugetlb_quota.kube.pods import Pod, project_pod
 from hugetlb_quota.kube.probes import NoProbePort, serve_probes
 from hugetlb_quota.kube.resources import HUGETLB_NODES, PODS
 from hugetlb_quota.node import kubepods
-from hugetlb_quota.node.charge_reader import ChargeReader
+from hugetlb_quota.node.charge_reader import ChargeReader, Reads
 from hugetlb_quota.node.host import (
     HostRoot,
     HostUnreadable,
@@ -46,6 +46,7 @@ from hugetlb_quota.node.host import (
 from hugetlb_quota.node.kubepods import Parents
 from hugetlb_quota.node.pools import page_sizes
 from hugetlb_quota.node.watcher import KubepodsWatcher, NoInotify
+from hugetlb_quota.program import add_options, start_log
 
 EXIT_CODES: Final[dict[type[Exception], int]] = {
     NoCgroup2: 3,
@@ -106,6 +107,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="address of the probes (default: %(default)s, all of IPv4 and IPv6)",
     )
     parser.add_argument("--health-port", type=int, default=8082, help="port of the probes")
+    add_options(parser)
     return parser.parse_args(arguments)
 
 
@@ -177,7 +179,9 @@ class Agent:
             problems=lambda: (*self._not_enforced(), *self._reclaimer.failures),
             notes=lambda: self._enforcer.by_pod_alone,
         )
-        self._metrics = AgentMetrics(latest, sizes, self._not_enforced)
+        self._metrics = AgentMetrics(
+            latest, sizes, self._not_enforced, lambda: Reads() if reader is None else reader.reads
+        )
         self._informer.on_change(self._pod_changed)
         self._wishes.on_change(self._wishes_changed)
 
@@ -257,9 +261,7 @@ def _allow_descriptors() -> None:
 def main() -> None:
     """Run the agent; see this module for the exit codes."""
     options = parse()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    start_log(options)
     _allow_descriptors()
     sys.setswitchinterval(SWITCH)
     try:

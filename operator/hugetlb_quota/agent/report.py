@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from hugetlb_quota.backoff import Backoff
 from hugetlb_quota.kube.errors import ApiError
 from hugetlb_quota.node.host import HostUnreadable
 from hugetlb_quota.node.pools import Pool
+from hugetlb_quota.program import about
 
 Json = dict[str, Any]
 
@@ -65,6 +67,17 @@ class Latest:
 
     report: Report = NO_REPORT
     reading: Reading = field(default_factory=Reading)
+    #: How many passes there were, by how they went.
+    passes: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("whole", "moving", "failed"), 0)
+    )
+    #: When the last one ended that did not fail, in seconds since 1970.
+    passed_at: float = 0.0
+
+    def passed(self) -> None:
+        """A pass is over, and ``reading`` is its own."""
+        self.passes["whole" if self.reading.whole else "moving"] += 1
+        self.passed_at = time.time()
 
 
 class Reporter:
@@ -126,14 +139,23 @@ class Reporter:
                     self._adopt(await self._object.last_status() or {})
                     adopted = True
                 await self.run_once()
+                self._latest.passed()
                 backoff.reset()
                 wait = HEARTBEAT if self._latest.reading.whole else again.next()
             except (ApiError, HostUnreadable, OSError) as error:
-                logger.warning("HugeTLBNode %s is not up to date: %s", self._node, error)
+                self._latest.passes["failed"] += 1
+                logger.warning(
+                    "HugeTLBNode %s is not up to date: %s",
+                    *(self._node, error),
+                    extra=about(node=self._node),
+                )
                 pause, wait = backoff.next(), 0.0
             except (ValueError, TypeError):
                 # A bug, or a value that nobody foresaw: limits are kept all the same.
-                logger.exception("HugeTLBNode %s is not up to date.", self._node)
+                self._latest.passes["failed"] += 1
+                logger.exception(
+                    "HugeTLBNode %s is not up to date.", self._node, extra=about(node=self._node)
+                )
                 pause, wait = backoff.next(), 0.0
             await self._sleep(pause)
             if not due.is_set():
@@ -216,10 +238,11 @@ class Reporter:
             and clock - self._written_at < HEARTBEAT
         ):
             return
+        told = frozenset(row.get("cgroup") or row["uid"] for row in fitted.pods)
+        self._told |= told  # also by a write of which no answer comes
         await self._object.write({**content, "podsResourceVersion": str(proved), "reportedAt": now})
         self._written, self._written_ends, self._written_at = content, ends, clock
-        self._proved = proved
-        self._told = frozenset(row.get("cgroup") or row["uid"] for row in fitted.pods)
+        self._proved, self._told = proved, told
 
 
 def _fitted(report: Report, told: Collection[str]) -> Fitted:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from hugetlb_quota.agent.conditions import unusable_condition
+from hugetlb_quota.agent.metrics import PoolMetrics
 from hugetlb_quota.agent.node_object import NodeApi, NodeObject
 from hugetlb_quota.agent.report import pool_status
 from hugetlb_quota.agent.waiting import wait_at_most
@@ -25,6 +26,7 @@ from hugetlb_quota.node.host import HostRoot, HostUnreadable, UnusableHost
 from hugetlb_quota.node.kubepods import Parents
 from hugetlb_quota.node.pools import pools
 from hugetlb_quota.node.watcher import KubepodsWatcher
+from hugetlb_quota.program import about
 
 #: Between two looks at the host, in seconds; each is a heartbeat of the report too.
 PERIOD: Final = 60.0
@@ -75,18 +77,27 @@ class UnusableNode:
         """
         if self._lacking(check) is None:
             return True
-        async with serve_probes(self._bind, self._port, self._waiting_for):
+        metrics = PoolMetrics(lambda: pools(self._host))
+        async with serve_probes(self._bind, self._port, self._waiting_for, metrics.render):
             backoff = Backoff(FIRST_BACKOFF, period)
             while not stop.is_set() and (lacking := self._lacking(check)) is not None:
                 if str(lacking) != self._told:
-                    logger.error("No pod of this node can be limited: %s", lacking)
+                    logger.error(
+                        "No pod of this node can be limited: %s",
+                        lacking,
+                        extra=about(node=self._node),
+                    )
                 try:
                     await self._tell(lacking)
                     self._told = str(lacking)
                     backoff.reset()
                     pause = period
                 except ApiError as error:
-                    logger.warning("HugeTLBNode %s is not up to date: %s", self._node, error)
+                    logger.warning(
+                        "HugeTLBNode %s is not up to date: %s",
+                        *(self._node, error),
+                        extra=about(node=self._node),
+                    )
                     pause = backoff.next()
                 await wait_at_most(stop, pause)
         if not stop.is_set():

@@ -15,11 +15,13 @@ import kopf
 
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
 from hugetlb_quota.controller import deletion
+from hugetlb_quota.controller.metrics import ControllerMetrics
 from hugetlb_quota.controller.recounter import Recounter
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.lease import LeadershipLost, lead, term
 from hugetlb_quota.kube.listening import EVERYWHERE
 from hugetlb_quota.kube.probes import NoProbePort, serve_probes
+from hugetlb_quota.program import add_options, start_log
 
 LEASE = "hugetlb-quota-controller"
 
@@ -28,9 +30,10 @@ logger = logging.getLogger("hugetlb_quota.controller")
 
 def main() -> None:
     """Run until a signal, or until the Lease is lost; then Kubernetes starts it anew."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    arguments = _arguments()
+    start_log(arguments)
     try:
-        asyncio.run(_main(_arguments()))
+        asyncio.run(_main(arguments))
     except (NotConfigured, NoProbePort, LeadershipLost) as error:
         sys.exit(str(error))
     except BaseExceptionGroup as group:  # of the tasks that a leader runs
@@ -71,13 +74,16 @@ async def _main(arguments: argparse.Namespace) -> None:
             # kopf takes the signals for itself, and returns when one comes.
             program.cancel()
 
+        metrics = ControllerMetrics(recounter)
+
         async def work() -> None:
+            metrics.leads = True
             async with asyncio.TaskGroup() as group:
                 group.create_task(recounter.run())
                 group.create_task(handle_deletions())
 
         # A controller that waits for the Lease is ready to take over, so it is ready.
-        async with serve_probes(arguments.bind, arguments.health_port, lambda: ""):
+        async with serve_probes(arguments.bind, arguments.health_port, lambda: "", metrics.render):
             try:
                 await lead(*lease, work)
             except asyncio.CancelledError:
@@ -108,6 +114,7 @@ def _arguments() -> argparse.Namespace:
         help="kube-apiserver's --request-timeout in seconds, at least: what was admitted may"
         " still be created for so long (default: %(default)s)",
     )
+    add_options(parser)
     return parser.parse_args()
 
 

@@ -15,31 +15,30 @@ from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
 from hugetlb_quota.accounting.recount import Identities, RetainedFile, Tally, recount, tally
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, ReservationId
-from hugetlb_quota.api import API_VERSION
-from hugetlb_quota.api.model import Condition
-from hugetlb_quota.api.quota import KIND
 from hugetlb_quota.controller import conditions
 from hugetlb_quota.controller.census import Census, Count, Held, World, held_by_quota
 from hugetlb_quota.controller.expiry import Expiry
+from hugetlb_quota.controller.lag import Lag
+from hugetlb_quota.controller.node_history import NodeHistory, evidence, heirs
 from hugetlb_quota.controller.node_wishes import Succession, wishes, write_wishes
 from hugetlb_quota.controller.nodes import (
-    Boots,
     NodeFacts,
     NodeReport,
     NodeWishes,
-    evidence,
     project_node,
     project_report,
 )
+from hugetlb_quota.controller.quota_events import QuotaEvents
 from hugetlb_quota.controller.term import Superseded, Term
 from hugetlb_quota.controller.unread import Unread
-from hugetlb_quota.kube import errors, events
+from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.informer import Informer, ObjectKey
 from hugetlb_quota.kube.pods import Pod, project_demanding_pod
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
 from hugetlb_quota.kube.resources import HUGETLB_NODES, HUGETLB_QUOTAS, NAMESPACES, NODES, PODS
 from hugetlb_quota.kube.status import compare_and_swap
+from hugetlb_quota.program import about
 
 #: Seconds from a change to the recount, so that a burst makes one.
 SETTLE: Final = 0.1
@@ -95,9 +94,9 @@ class Recounter:
         lifetime: timedelta = RESERVATION_LIFETIME,
     ) -> None:
         self._connection = connection
-        self._identity = identity
         self._term = Term(ask_term)
-        self._saying: set[asyncio.Task[None]] = set()
+        self.lag = Lag()
+        self._events = QuotaEvents(connection, identity)
         self._census = Census()
         self._wake = asyncio.Event()
         self._reported: dict[str, float] = {}
@@ -107,14 +106,25 @@ class Recounter:
         self._reports = Informer(connection, HUGETLB_NODES, self._to_report)
         self._nodes = Informer(connection, NODES, project_node)
         self._namespaces = Informer(connection, NAMESPACES, _project_namespace)
-        self._boots = Boots()
+        self._history = NodeHistory()
         self._unread = Unread()
         self._orphans = frozenset[tuple[str, str]]()
         self._pods.on_change(self._note_pod)
         self._nodes.on_change(self._note_node)
         self._reports.on_change(self._note_report)
         for informer in (self._pods, self._quotas, self._nodes, self._namespaces):
-            informer.on_change(lambda *_: self._wake.set())
+            informer.on_change(lambda *_: self._changed())
+
+    @property
+    def quotas(self) -> tuple[QuotaObject, ...]:
+        """All that are known; none before this controller leads."""
+        return tuple(self._quotas.store.values())
+
+    @property
+    def report_ages(self) -> Mapping[str, float]:
+        """By node, how many seconds ago its last report came."""
+        now = time.monotonic()
+        return {node: now - at for node, at in self._reported.items()}
 
     async def run(self) -> None:
         """Recount for ever: soon after every change, and now and then."""
@@ -141,9 +151,15 @@ class Recounter:
 
     def _try_again(self) -> None:
         """Recount in a moment: what was to be read or written just now could not be."""
+        self.lag.failed()
         asyncio.get_running_loop().call_later(RETRY, self._wake.set)
 
+    def _changed(self) -> None:
+        self.lag.changed()
+        self._wake.set()
+
     async def _recount(self) -> None:
+        self.lag.begin()
         picture = self._picture()
         self._expiry.note(quota.counter for quota in self._quotas.store.values())
         limit = asyncio.Semaphore(WRITERS)
@@ -161,6 +177,7 @@ class Recounter:
         for quotas in from_the_leaves(self._quotas.store.values(), picture.forest):
             await asyncio.gather(*(write(quota) for quota in quotas if not quota.invalid))
         await asyncio.gather(*(wish(report, wanted) for report, wanted in picture.wishes))
+        self.lag.end()
 
     def _picture(self) -> _Picture:
         quotas = tuple(self._quotas.store.values())
@@ -168,17 +185,17 @@ class Recounter:
         namespaces = {key.name: each for key, each in self._namespaces.store.items()}
         labels = {name: each.labels for name, each in namespaces.items()}
         forest = Forest((each.quota for each in quotas), labels)
-        reports = {key.name: report for key, report in self._reports.store.items()}
+        reports = self._history.reports(
+            {key.name: report for key, report in self._reports.store.items()}
+        )
+        self._reported = {name: self._reported[name] for name in reports}
         nodes = {key.name: node for key, node in self._nodes.store.items()}
-        heirs = {
-            uid: who for report in reports.values() for uid, who in report.wishes.heirs.items()
-        }
         world = World(
-            attribution=Attribution(forest, heirs, read_lines(counters, forest)),
+            attribution=Attribution(forest, heirs(reports.values()), read_lines(counters, forest)),
             pods=self._pods.store.values(),
             seen_up_to=self._pods.resource_version,
             listed_at=self._pods.listed_at,
-            evidence=evidence(nodes, reports.values(), self._boots),
+            evidence=evidence(nodes, reports.values(), self._history),
             reports=reports,
         )
         count = self._census.count(world)
@@ -205,6 +222,7 @@ class Recounter:
                 "Node %s: huge pages are charged to pod %s, of which nobody knows whose it is; no"
                 " quota is charged for them. HugeTLBNode %s tells of it.",
                 *(node, uid, node),
+                extra=about(node=node, uid=uid),
             )
         self._orphans = count.orphans
 
@@ -217,14 +235,22 @@ class Recounter:
             if not change(known).is_stored:
                 before = known.conditions
                 written = await compare_and_swap(self._connection, known.key, change, known=known)
-                await self._tell(written, conditions.turned(before, written.conditions))
+                await self._events.turned(written, conditions.turned(before, written.conditions))
         except Superseded as newer:
             await self._term.meet(newer)
             self._try_again()
         except errors.NotFound:
-            logger.info("HugeTLBQuota %s went while it was recounted.", known.key)
+            logger.info(
+                "HugeTLBQuota %s went while it was recounted.",
+                known.key,
+                extra=about(quota=known.key),
+            )
         except (errors.ApiError, InvalidQuota) as error:
-            logger.warning("HugeTLBQuota %s was not recounted; trying again: %s", known.key, error)
+            logger.warning(
+                "HugeTLBQuota %s was not recounted; trying again: %s",
+                *(known.key, error),
+                extra=about(quota=known.key),
+            )
             self._try_again()
 
     def _change(
@@ -266,25 +292,9 @@ class Recounter:
                 f"HugeTLBQuota {quota.key} can't be understood: {quota.invalid} What was charged"
                 " stays charged, and its pods are refused; correct its spec."
             )
-            logger.error(sentence)
-            self._say(quota, "Invalid", sentence)
+            logger.error(sentence, extra=about(quota=quota.key))
+            self._events.warn(quota, "Invalid", sentence)
         return quota
-
-    def _say(self, quota: QuotaObject, reason: str, sentence: str) -> None:
-        """Publish a warning about ``quota``, in a task of its own."""
-        task = asyncio.get_running_loop().create_task(
-            events.publish(
-                self._connection,
-                events.Regarding(API_VERSION, KIND, quota.key.namespace, quota.key.name, quota.uid),
-                kind="Warning",
-                reason=reason,
-                note=sentence,
-                program="controller",
-                instance=self._identity,
-            )
-        )
-        self._saying.add(task)
-        task.add_done_callback(self._saying.discard)
 
     def _to_report(self, raw: dict[str, Any]) -> NodeReport | None:
         return project_report(raw, self._reports.store.get(ObjectKey("", raw["metadata"]["name"])))
@@ -296,28 +306,15 @@ class Recounter:
 
     def _note_node(self, old: NodeFacts | None, new: NodeFacts | None, version: int) -> None:
         listing = not self._nodes.resource_version
-        self._boots.node_changed(old, new, 0 if listing else version)
+        self._history.node_changed(old, new, 0 if listing else version)
 
     def _note_report(self, old: NodeReport | None, new: NodeReport | None, _: int) -> None:
+        self._history.report_changed(old, new)
         if new is not None:
             self._reported[new.node] = time.monotonic()
-        elif old is not None:
-            self._reported.pop(old.node, None)
         # A mere heartbeat changes no count.
         if old is None or new is None or replace(old, reported_at=new.reported_at) != new:
-            self._wake.set()
-
-    async def _tell(self, quota: QuotaObject, turned: tuple[Condition, ...]) -> None:
-        for condition in turned:
-            await events.publish(
-                self._connection,
-                events.Regarding(API_VERSION, KIND, quota.key.namespace, quota.key.name, quota.uid),
-                kind="Normal" if condition.status == "True" else "Warning",
-                reason=condition.reason,
-                note=condition.message,
-                program="controller",
-                instance=self._identity,
-            )
+            self._changed()
 
 
 def from_the_leaves(

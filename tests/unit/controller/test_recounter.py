@@ -5,24 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
 
-from hugetlb_quota.accounting.charge import Charge
-from hugetlb_quota.accounting.counter import Counter
-from hugetlb_quota.accounting.forest import QuotaKey
-from hugetlb_quota.accounting.reservation import Reservation
-from hugetlb_quota.controller import expiry, term
 from hugetlb_quota.controller import recounter as recounter_module
-from hugetlb_quota.controller.census import Census
+from hugetlb_quota.controller import term
 from hugetlb_quota.controller.recounter import Recounter
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection
-from hugetlb_quota.kube.informer import Informer, ObjectKey
 from hugetlb_quota.kube.lease import LeadershipLost
-from hugetlb_quota.kube.pods import project_demanding_pod
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, PODS, Resource
 from tests.unit.admission.fake_api import FakeApi, Json, namespace, pod, quota
 
@@ -75,46 +67,6 @@ async def test_a_refused_write_is_not_tried_again_at_once() -> None:
     api = Refusing()
     await run_for(recounter_of(api), 0.8)
     assert api.tried == 1
-
-
-async def test_a_reservation_of_nobody_ends_no_program() -> None:
-    class Listing(Refusing):
-        async def get(self, *_: Any, **__: Any) -> dict[str, Any]:
-            return {"kind": "PodList", "items": []}  # what a name that is none gets
-
-    api = cast(Connection, Listing())
-    proof = expiry.Expiry(api, Census(), Informer(api, PODS, project_demanding_pod), timedelta(0))
-    long_ago = datetime(2020, 1, 1, tzinfo=UTC)
-    held = [Reservation(f"u-{pod}", pod, Charge(), long_ago) for pod in ("ns/", "/", "", "ns/p")]
-    counter = Counter(QuotaKey("ns", "q"), Charge(), reservations=tuple(held), unreadable=("what",))
-    assert await proof.gone(counter) == {"what", *(each.id for each in held)}
-
-
-@pytest.mark.parametrize("known", [None, "80"], ids=["not counted", "counted as it was before"])
-async def test_a_reservation_stays_until_a_count_knew_the_pod_as_it_is(
-    known: str | None,
-) -> None:
-    now = running("p")
-    now["metadata"]["resourceVersion"] = "90"
-    held = Reservation("p", "db/name-of-p", Charge(), datetime(2020, 1, 1, tzinfo=UTC), "r", 80)
-    counter = Counter(QuotaKey("db", "leaf"), Charge(), reservations=(held,))
-
-    class Reading(Refusing):
-        async def get(self, *_: Any, **__: Any) -> dict[str, Any]:
-            key = ObjectKey("db", "name-of-p")
-            pods._apply(key, "p", project_demanding_pod(now), 90)  # while it is being read
-            return now
-
-    api = cast(Connection, Reading())
-    pods = Informer(api, PODS, project_demanding_pod)
-    if known is not None:
-        before = {**now, "metadata": {**now["metadata"], "resourceVersion": known}}
-        pods._apply(ObjectKey("db", "name-of-p"), "p", project_demanding_pod(before), int(known))
-    proof = expiry.Expiry(api, Census(), pods, timedelta(0))
-    proof.note([counter])
-    assert await proof.gone(counter) == frozenset()
-    proof.note([counter])  # with the next count, which knows it
-    assert await proof.gone(counter) == {held.id}
 
 
 class Counting(FakeApi):
