@@ -16,6 +16,7 @@ from tests.kube.control_plane import ControlPlane
 from tests.kube.process import ProgramError
 
 READ = {"get", "list", "watch"}
+FOLLOW = {"list", "watch"}
 CRDS = Path(__file__).resolve().parents[2] / "crds"
 
 Rights = dict[str, set[str]]
@@ -41,9 +42,9 @@ def test_the_programs_have_these_rights_and_no_others(rendered: chart.Chart) -> 
         "hugetlb.dev/hugetlbquotas/status": {"update"},
         "hugetlb.dev/hugetlbnodes": READ | {"update"},
         "pods": READ,
-        "nodes": READ,
-        "namespaces": READ,
-        "apiextensions.k8s.io/customresourcedefinitions": READ,
+        "nodes": FOLLOW,
+        "namespaces": FOLLOW,
+        "apiextensions.k8s.io/customresourcedefinitions": FOLLOW,
         "events.k8s.io/events": {"create"},
         "coordination.k8s.io/leases in hugetlb-system": {"create"},
         "coordination.k8s.io/leases in hugetlb-system named hugetlb-quota-controller": {
@@ -66,8 +67,9 @@ def test_the_programs_have_these_rights_and_no_others(rendered: chart.Chart) -> 
     assert rights_of(rendered, "hugetlb-quota-agent") == {
         "hugetlb.dev/hugetlbnodes": READ | {"create"},
         "hugetlb.dev/hugetlbnodes/status": {"update"},
-        "pods": READ,
+        "pods": FOLLOW,
         "nodes": {"get"},
+        "events.k8s.io/events": {"create"},
     }
 
 
@@ -127,6 +129,8 @@ def test_leaves_the_crds_out_when_told(helm: Path) -> None:
         ({"controler": {"replicas": 1}}, "'controler' not allowed"),
         ({"bindAddress": "[::]"}, "/bindAddress"),
         ({"startupSeconds": 0}, "/startupSeconds"),
+        ({"log": {"format": "xml"}}, "/log/format"),
+        ({"admission": {"requireQuota": "yes"}}, "/admission/requireQuota"),
         ({"requestTimeoutSeconds": 0}, "/requestTimeoutSeconds"),
         ({"priorityClassQuota": {"pods": "many"}}, "/priorityClassQuota/pods"),
         ({"admission": {"tls": {"existingSecret": "mine"}}}, "admission.tls.caBundle must hold"),
@@ -254,6 +258,18 @@ def test_all_programs_listen_where_they_are_told(helm: Path, rendered: chart.Cha
         assert "--bind=fd00::1" in told.container(program).command
 
 
+def test_all_programs_log_as_they_are_told_and_admission_may_require_quotas(
+    helm: Path, rendered: chart.Chart
+) -> None:
+    values = {"log": {"level": "debug", "format": "json"}, "admission": {"requireQuota": True}}
+    told = chart.render(helm, values=values)
+    for program in ("admission", "controller", "agent"):
+        assert {"--log-level=info", "--log-format=text"} <= set(rendered.container(program).command)
+        assert {"--log-level=debug", "--log-format=json"} <= set(told.container(program).command)
+    assert "--require-quota" in told.container("admission").command
+    assert "--require-quota" not in rendered.container("admission").command
+
+
 def test_the_agent_is_told_not_to_mirror(helm: Path, rendered: chart.Chart) -> None:
     told = chart.render(helm, values={"agent": {"mirrorUnknown": False}})
     assert "--no-mirror-unknown" in told.container("agent").command
@@ -290,7 +306,6 @@ def test_no_container_is_privileged_and_the_agent_alone_keeps_capabilities(
     assert rendered.container("agent").capabilities == reading
     told = chart.render(helm, values={"agent": {"reclaim": True}})
     assert told.container("agent").capabilities == reading | {"LEASE", "DAC_OVERRIDE", "FOWNER"}
-    assert rights_of(told, "hugetlb-quota-agent")["events.k8s.io/events"] == {"create"}
     for workload in rendered.of_kind("Deployment") + rendered.of_kind("DaemonSet"):
         (container,) = workload["spec"]["template"]["spec"]["containers"]
         security = container["securityContext"]

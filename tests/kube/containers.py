@@ -20,6 +20,7 @@ from tests.kube.programs import Program, rewritten
 
 TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
 PORTS = {"admission": "--port", "controller": "--health-port", "agent": "--health-port"}
+OTHER_FLAGS = {"admission": {"--drain-seconds": "0"}}
 
 
 class Containers:
@@ -47,7 +48,8 @@ class Containers:
             "spec.nodeName": node or "",
         }
         variables = {variable: fields[field] for variable, field in container.fields.items()}
-        command = rewritten(container.command, {PORTS[name]: str(port)}, variables)
+        flags = {PORTS[name]: str(port), **OTHER_FLAGS.get(name, {})}
+        command = rewritten(container.command, flags, variables)
         directory = plane.directory / f"container-{pod}"
         root = directory / "root"
         root.mkdir(parents=True)

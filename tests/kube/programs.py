@@ -85,17 +85,23 @@ class Programs:
         self._source = {} if source is None else {"PYTHONPATH": str(source)}
         self.running: list[Program] = []
 
-    def start_admission(self, *, port: int | None = None) -> Program:
-        """Start one replica; not yet ready. The webhooks still have to be pointed at it."""
+    def start_admission(self, *, port: int | None = None, drain_seconds: int | None = 0) -> Program:
+        """Start one replica; not yet ready. The webhooks still have to be pointed at it.
+
+        `drain_seconds`: how long it serves on at its end; None is what the chart says.
+        """
         free = free_ports(2)
         port, health_port = port or free[0], free[1]
-        flags = {"--port": str(port)}
         command = self._chart.container("admission").command
+        flags: dict[str, str] = {}
         # The release before this one may serve from files.
         if any(word.startswith("--path-secret=") for word in command):
             flags |= self._files()
-        if any(word.startswith("--health-port=") for word in command):
-            flags["--health-port"] = str(health_port)
+        more = {"--port": str(port), "--health-port": str(health_port)}
+        if drain_seconds is not None:
+            more["--drain-seconds"] = str(drain_seconds)
+        # The release before this one has none of these.
+        flags |= {f: v for f, v in more.items() if any(w.startswith(f"{f}=") for w in command)}
         program = self._start("admission", f"https://127.0.0.1:{port}", flags)
         program.metrics = f"http://127.0.0.1:{health_port}/metrics"
         return program

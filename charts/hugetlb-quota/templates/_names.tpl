@@ -157,6 +157,12 @@ topologySpreadConstraints:
       matchLabels: {{- include "hugetlb-quota.selector" . | nindent 8 }}
 {{- end }}
 
+{{/* What every program logs, and how. */}}
+{{- define "hugetlb-quota.log" -}}
+- --log-level={{ .Values.log.level }}
+- --log-format={{ .Values.log.format }}
+{{- end }}
+
 {{/* Where a program's pods run: (.Values.admission) */}}
 {{- define "hugetlb-quota.placement" -}}
 priorityClassName: {{ .priorityClassName | quote }}

@@ -11,20 +11,20 @@ import ssl
 import sys
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
 import uvloop
 
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
+from hugetlb_quota.admission.connections import DRAIN_TIMEOUT, Connections
 from hugetlb_quota.admission.identity import Certificate, Identity
 from hugetlb_quota.admission.metrics import AdmissionMetrics
 from hugetlb_quota.admission.server import Tls, serve
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.listening import EVERYWHERE
 from hugetlb_quota.kube.probes import NoProbePort, serve_probes
-from hugetlb_quota.program import add_options, start_log
+from hugetlb_quota.program import add_options, add_request_timeout, start_log
 
 #: Objects made and not freed before the youngest are collected; Python's own is 700.
 GARBAGE_THRESHOLD: Final = 20_000
@@ -75,8 +75,9 @@ async def _run(arguments: argparse.Namespace) -> None:
                 identity,
                 arguments.bind,
                 arguments.port,
+                Connections(drain=arguments.drain_seconds),
                 changes=arguments.changes,
-                lifetime=timedelta(seconds=arguments.request_timeout),
+                lifetime=arguments.request_timeout,
                 metrics=metrics,
                 require_quota=arguments.require_quota,
             )
@@ -84,7 +85,7 @@ async def _run(arguments: argparse.Namespace) -> None:
                 is_serving.set()
                 logger.info("Serving admission on %s port %d.", *bound)
                 await stop.wait()
-                logger.info("Ending: answering what was asked already.")
+                logger.info("Ending: answering until the API server has left.")
         except OSError as error:
             sys.exit(f"Can't listen on {arguments.bind} port {arguments.port}: {error}")
 
@@ -144,12 +145,13 @@ def _arguments() -> argparse.Namespace:
         help="port of the probes and of /metrics, in plain HTTP",
     )
     parser.add_argument(
-        "--request-timeout",
-        type=int,
-        default=int(RESERVATION_LIFETIME.total_seconds()),
-        help="kube-apiserver's --request-timeout in seconds, at least: what was admitted may"
-        " still be created for so long (default: %(default)s)",
+        "--drain-seconds",
+        type=float,
+        default=DRAIN_TIMEOUT,
+        help="how long to go on answering at the end, until the API server has closed its"
+        " connections (default: %(default)s)",
     )
+    add_request_timeout(parser, RESERVATION_LIFETIME)
     parser.add_argument(
         "--require-quota",
         action="store_true",

@@ -104,6 +104,7 @@ class Admission:
         self._ready_lock = asyncio.Lock()
         self._ready_until = 0.0
         self._not_ready = ""
+        self._ending = False
 
     def application(self, *middlewares: Middleware) -> web.Application:
         """The aiohttp application."""
@@ -130,6 +131,10 @@ class Admission:
                 await asyncio.gather(telling, return_exceptions=True)
                 await self._committer.close()
                 await self._refusals.finish()
+
+    def end(self) -> None:
+        """Be Ready no more, so that no new connection comes here; go on answering."""
+        self._ending = True
 
     def _uid_of(self, key: QuotaKey) -> str:
         known = self._cache.get(key)
@@ -201,6 +206,8 @@ class Admission:
         return web.Response(text="ok\n")
 
     async def _readyz(self, _: web.Request) -> web.Response:
+        if self._ending:
+            return web.Response(status=503, text="Ending: other replicas serve.\n")
         async with self._ready_lock:
             if time.monotonic() >= self._ready_until:
                 self._not_ready = await self._why_not_ready()
@@ -262,8 +269,9 @@ async def serve(
     :param lifetime: how long a create may be under way after admission.
     :param require_quota: refuse pods with huge pages that no quota governs.
 
-    At the end running requests are answered, and what they took is taken back if they
-    were refused.
+    At the end it is Ready no more, and serves on until the connections are drained, as
+    :meth:`Connections.drain` has it. Running requests are answered, and what they took is
+    taken back if they were refused.
     """
     metrics = metrics or AdmissionMetrics()
     metrics.certificate_ends = lambda: certificate.ends
@@ -293,6 +301,8 @@ async def serve(
         host, bound, *_ = listeners[0].sockets[0].getsockname()
         async with admission.running():
             yield host, bound
+            admission.end()
+            await connections.drain()
             # Whoever asked already is answered while the quotas are followed.
             for listener in listeners:
                 listener.close()

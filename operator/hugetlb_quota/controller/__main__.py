@@ -25,7 +25,7 @@ from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.lease import LeadershipLost, lead, term
 from hugetlb_quota.kube.listening import EVERYWHERE
 from hugetlb_quota.kube.probes import NoProbePort, serve_probes
-from hugetlb_quota.program import add_options, start_log
+from hugetlb_quota.program import add_options, add_request_timeout, start_log
 
 LEASE = "hugetlb-quota-controller"
 
@@ -64,7 +64,7 @@ async def _main(arguments: argparse.Namespace) -> None:
             connection,
             arguments.identity,
             lambda: term(*lease),
-            lifetime=timedelta(seconds=arguments.request_timeout),
+            lifetime=arguments.request_timeout,
             may_begin=lambda: asking.in_force or not arguments.webhooks,
         )
         asking = Asking(
@@ -144,13 +144,7 @@ def _arguments() -> argparse.Namespace:
         help="address of the probes (default: %(default)s, all of IPv4 and IPv6)",
     )
     parser.add_argument("--health-port", type=int, default=8081, help="port of the probes")
-    parser.add_argument(
-        "--request-timeout",
-        type=int,
-        default=int(RESERVATION_LIFETIME.total_seconds()),
-        help="kube-apiserver's --request-timeout in seconds, at least: what was admitted may"
-        " still be created for so long (default: %(default)s)",
-    )
+    add_request_timeout(parser, RESERVATION_LIFETIME)
     _add_certificates(parser)
     add_options(parser)
     return parser.parse_args()

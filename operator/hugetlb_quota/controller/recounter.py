@@ -16,7 +16,7 @@ from hugetlb_quota.accounting.forest import Forest, QuotaKey
 from hugetlb_quota.accounting.recount import Identities, RetainedFile, Tally, recount, tally
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, ReservationId
 from hugetlb_quota.controller import conditions
-from hugetlb_quota.controller.census import Census, Count, Held, World, held_by_quota
+from hugetlb_quota.controller.census import Census, Held, World, held_by_quota
 from hugetlb_quota.controller.expiry import Expiry
 from hugetlb_quota.controller.lag import Lag
 from hugetlb_quota.controller.node_history import NodeHistory, evidence, heirs
@@ -28,6 +28,7 @@ from hugetlb_quota.controller.nodes import (
     project_node,
     project_report,
 )
+from hugetlb_quota.controller.orphans import Orphans
 from hugetlb_quota.controller.quota_events import QuotaEvents
 from hugetlb_quota.controller.term import Superseded, Term
 from hugetlb_quota.controller.unread import Unread
@@ -112,7 +113,7 @@ class Recounter:
         self._namespaces = Informer(connection, NAMESPACES, _project_namespace)
         self._history = NodeHistory()
         self._unread = Unread()
-        self._orphans = frozenset[tuple[str, str]]()
+        self._orphans = Orphans(connection, identity)
         self._pods.on_change(self._note_pod)
         self._nodes.on_change(self._note_node)
         self._reports.on_change(self._note_report)
@@ -221,7 +222,7 @@ class Recounter:
             reports=reports,
         )
         count = self._census.count(world)
-        self._tell_orphans(count)
+        self._orphans.tell(count.orphans)
         totals = tally(forest, count.pods, count.retained, count.files)
         succession = Succession(forest, {name for name, it in namespaces.items() if it.leaving})
         now = time.monotonic()
@@ -238,16 +239,6 @@ class Recounter:
             ),
         )
 
-    def _tell_orphans(self, count: Count) -> None:
-        for node, uid in sorted(count.orphans - self._orphans):
-            logger.warning(
-                "Node %s: huge pages are charged to pod %s, of which nobody knows whose it is; no"
-                " quota is charged for them. HugeTLBNode %s tells of it.",
-                *(node, uid, node),
-                extra=about(node=node, uid=uid),
-            )
-        self._orphans = count.orphans
-
     async def _write(self, known: QuotaObject, picture: _Picture) -> None:
         """Bring one quota's status up to ``picture``, if it is not there already."""
         total = picture.totals[known.key]
@@ -257,6 +248,7 @@ class Recounter:
             if not change(known).is_stored:
                 before = known.conditions
                 written = await compare_and_swap(self._connection, known.key, change, known=known)
+                self._events.retained(known, total.files)
                 await self._events.turned(written, conditions.turned(before, written.conditions))
         except Superseded as newer:
             await self._term.meet(newer)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -323,7 +323,7 @@ async def test_of_too_many_connections_the_longest_idle_goes(tmp_path: Path) -> 
     api, ca = Api(), trustme.CA()
     api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}))
     certificate = Certificate(*issue(ca, tmp_path))
-    bounds = Connections(most=8)
+    bounds = Connections(most=8, drain=0)
     async with serve(api, certificate, OnePath(), "127.0.0.1", 0, bounds, changes=CHANGES) as (
         host,
         port,
@@ -342,3 +342,97 @@ async def test_of_too_many_connections_the_longest_idle_goes(tmp_path: Path) -> 
         assert len(bounds) == 8
         # Who waits for an answer gets it.
         assert (await asking)["allowed"]
+
+
+class Ending:
+    """A server that was told to end, and the connections that clients kept to it."""
+
+    def __init__(self, server: Server, bounds: Connections, end: asyncio.Event) -> None:
+        self.server = server
+        self.bounds = bounds
+        self.end = end
+
+    async def begun(self) -> None:
+        self.end.set()
+        while not self.bounds.draining:
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def ending(
+    tmp_path: Path, **options: float
+) -> AsyncIterator[tuple[Ending, asyncio.Task[None]]]:
+    """Serve until told to end, in a task that is done when the server has ended."""
+    ca, bounds, end = trustme.CA(), Connections(**options), asyncio.Event()  # type: ignore[arg-type]
+    certificate = Certificate(*issue(ca, tmp_path))
+    started: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
+
+    async def run() -> None:
+        api = FakeApi()
+        serving = serve(api, certificate, OnePath(), "127.0.0.1", 0, bounds, changes=CHANGES)
+        async with serving as (host, port):
+            started.set_result(Server(f"https://{host}:{port}", api, ca))
+            await end.wait()
+
+    task = asyncio.create_task(run())
+    try:
+        yield Ending(await started, bounds, end), task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_replica_that_ends_answers_on_and_takes_leave_of_each_client(
+    tmp_path: Path,
+) -> None:
+    async with ending(tmp_path) as (it, task):
+        url = f"{it.server.address}/secret/validate-pods"
+        async with aiohttp.ClientSession() as session:
+
+            async def ask() -> aiohttp.ClientResponse:
+                async with session.post(url, json=review(pod()), ssl=it.server.trust) as answer:
+                    assert (await answer.json())["response"]["allowed"]
+                return answer
+
+            assert (await ask()).headers.get("Connection") != "close"
+            (kept,) = it.bounds._open
+            await it.begun()
+            assert (await it.server.get("/readyz"))[0] == 503
+            assert not task.done()
+            assert kept in it.bounds._open
+            assert (await ask()).headers["Connection"] == "close"
+            async with asyncio.timeout(10):
+                await task
+
+
+async def test_a_client_that_asks_no_more_is_left_to_close_by_itself(tmp_path: Path) -> None:
+    async with ending(tmp_path) as (it, task):
+        reader = await connect(it.server, send=WHOLE)
+        assert b"200 OK" in await reader.readline()
+        await it.begun()
+        await asyncio.wait((task,), timeout=0.3)
+        assert not task.done()
+        assert len(it.bounds) == 1
+        it.server.kept[0].close()
+        async with asyncio.timeout(10):
+            await task
+
+
+async def test_it_ends_though_a_client_stays(tmp_path: Path) -> None:
+    async with ending(tmp_path, drain=0.1) as (it, task):
+        reader = await connect(it.server, send=WHOLE)
+        assert b"200 OK" in await reader.readline()
+        await it.begun()
+        async with asyncio.timeout(10):
+            await task
+
+
+async def test_what_is_no_path_is_a_last_answer_too(tmp_path: Path) -> None:
+    async with ending(tmp_path) as (it, _):
+        await connect(it.server)
+        await it.begun()
+        reader = await connect(it.server, send=WHOLE.replace(b"healthz", b"none"))
+        async with asyncio.timeout(10):
+            answer = await reader.read()
+        assert b"404" in answer
+        assert b"Connection: close" in answer
