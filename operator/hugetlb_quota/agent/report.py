@@ -218,6 +218,7 @@ class Reporter:
         self._conditions = {each["type"]: each for each in conditions}
         content = {
             "bootID": self._boot_id,
+            "summary": summary(reading.pools),
             "pools": [pool_status(pool) for pool in reading.pools],
             "pods": fitted.pods,
             "system": report.system.to_resources(),
@@ -273,6 +274,16 @@ def _mount_status(each: MountUse) -> MountStatus:
         limit=None if mount.limit is None else quantity.render(mount.limit),
         minimum=quantity.render(mount.minimum) if mount.minimum else None,
         used=quantity.render(each.used),
+    )
+
+
+def summary(pools: Iterable[Pool]) -> str:
+    """What is free of the whole node's pools, for people: ``2Mi: 96Mi/128Mi, 1Gi: 0/0``."""
+    return ", ".join(
+        f"{pool.size}: {quantity.render(pool.free * pool.size.bytes)}"
+        f"/{quantity.render(pool.total * pool.size.bytes)}"
+        for pool in pools
+        if pool.numa_node is None
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from hugetlb_quota.accounting.attribution import Attribution, Line
 from hugetlb_quota.accounting.charge import NOTHING, Charge
@@ -81,7 +81,7 @@ class World:
             pod.uid, pod.namespace, pod.labels, node, partial=pod.partial
         )
         charge = pod.demand.peak(pod.charged)
-        return Line(pod.uid, f"{pod.namespace}/{pod.name}", charge, payers, counted=node)
+        return Line(pod.uid, pod.full_name, charge, payers, counted=node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +92,25 @@ class Held:
     nodes: frozenset[str]
 
 
+class Orphan(NamedTuple):
+    """A pod that is gone, or that nobody knows, with huge pages for which no quota is charged.
+
+    ``pod`` is its ``namespace/name``, "" where nobody knows it.
+    """
+
+    node: str
+    uid: str
+    pod: str
+
+    def __str__(self) -> str:
+        return self.pod or f"of UID {self.uid}"
+
+
 @dataclass(frozen=True, slots=True)
 class Count:
     """Who is charged: ``pods``, of which ``held`` ended already, and what others left.
 
-    ``orphans``: node and UID of what is charged to no quota.
+    ``orphans``: those gone, or known to nobody, for whom no quota is charged.
     """
 
     pods: tuple[ChargedPod, ...]
@@ -104,7 +118,7 @@ class Count:
     retained: tuple[Retained, ...]
     files: tuple[RetainedFile, ...]
     identities: Identities
-    orphans: frozenset[tuple[str, str]]
+    orphans: frozenset[Orphan]
 
 
 class Census:
@@ -219,7 +233,7 @@ class _Counting:
     retained: list[Retained] = field(default_factory=list)
     files: list[RetainedFile] = field(default_factory=list)
     kept: dict[str, Identity] = field(default_factory=dict)
-    orphans: set[tuple[str, str]] = field(default_factory=set)
+    orphans: set[Orphan] = field(default_factory=set)
     known: dict[str, Pod] = field(default_factory=dict)
     #: What each node tells of a UID, by UID and node; those of which the pod's own charge is
     #: made up; and the UIDs that may be on other nodes than tell of them.
@@ -319,8 +333,10 @@ class _Counting:
             line = self.world.attribution.lines.get(uid)
             asked = NOTHING if line is None else line.charge
             charge = reported.demand.peak(asked).peak(charge).without_zeros()
-        if reported.charged and not payers and not reported.is_named:
-            self.orphans.add((node, uid))
+        # Where heirs are named and there are none, it was meant so.
+        is_meant = payers or (node, uid) in self.world.attribution.heirs
+        if reported.charged and not is_meant and not (reported.is_named and reported.live):
+            self.orphans.add(Orphan(node, uid, reported.full_name))
         if not charge:
             return False
         if is_live and uid not in self.pods:
@@ -434,7 +450,7 @@ class _Counting:
             return str(self.known[uid])
         reported = self.told[uid][node]
         if reported.is_named and self._is_its_own(node, uid):
-            return f"{reported.namespace}/{reported.name}"
+            return reported.full_name
         line = self.world.attribution.lines.get(uid)
         return uid if line is None else line.pod
 

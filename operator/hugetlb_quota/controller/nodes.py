@@ -52,6 +52,11 @@ class ReportedPod:
         """Whether its node's agent knows who it is."""
         return bool(self.namespace)
 
+    @property
+    def full_name(self) -> str:
+        """Its ``namespace/name``; "" where its node's agent does not know it."""
+        return f"{self.namespace}/{self.name}" if self.namespace else ""
+
 
 @dataclass(frozen=True, slots=True)
 class ReportedFile:

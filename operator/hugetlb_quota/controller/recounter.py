@@ -16,7 +16,7 @@ from hugetlb_quota.accounting.forest import Forest, QuotaKey
 from hugetlb_quota.accounting.recount import Identities, RetainedFile, Tally, recount, tally
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, ReservationId
 from hugetlb_quota.controller import conditions
-from hugetlb_quota.controller.census import Census, Count, Held, World, held_by_quota
+from hugetlb_quota.controller.census import Census, Held, World, held_by_quota
 from hugetlb_quota.controller.expiry import Expiry
 from hugetlb_quota.controller.lag import Lag
 from hugetlb_quota.controller.node_history import NodeHistory, evidence, heirs
@@ -28,6 +28,7 @@ from hugetlb_quota.controller.nodes import (
     project_node,
     project_report,
 )
+from hugetlb_quota.controller.orphans import Orphans
 from hugetlb_quota.controller.quota_events import QuotaEvents
 from hugetlb_quota.controller.term import Superseded, Term
 from hugetlb_quota.controller.unread import Unread
@@ -83,6 +84,8 @@ class Recounter:
     :param identity: of this controller, for its Events.
     :param ask_term: as :class:`Term` asks.
     :param lifetime: how long a create may be under way after admission.
+    :param may_begin: whether pods are asked about by now: before, no quota is counted for the
+        first time, as a pod could pass by a quota that is said to hold.
     """
 
     def __init__(
@@ -92,8 +95,10 @@ class Recounter:
         ask_term: Callable[[], Awaitable[int]],
         *,
         lifetime: timedelta = RESERVATION_LIFETIME,
+        may_begin: Callable[[], bool] = lambda: True,
     ) -> None:
         self._connection = connection
+        self._may_begin = may_begin
         self._term = Term(ask_term)
         self.lag = Lag()
         self._events = QuotaEvents(connection, identity)
@@ -108,7 +113,7 @@ class Recounter:
         self._namespaces = Informer(connection, NAMESPACES, _project_namespace)
         self._history = NodeHistory()
         self._unread = Unread()
-        self._orphans = frozenset[tuple[str, str]]()
+        self._orphans = Orphans(connection, identity)
         self._pods.on_change(self._note_pod)
         self._nodes.on_change(self._note_node)
         self._reports.on_change(self._note_report)
@@ -149,6 +154,24 @@ class Recounter:
                 except TimeoutError:
                     pass
 
+    def on_quotas(self, changed: Callable[[], None]) -> None:
+        """Call ``changed`` whenever a quota did."""
+        self._quotas.on_change(lambda *_: changed())
+        self._quotas.on_progress(lambda listed: changed() if listed else None)
+
+    @property
+    def quotas_exist(self) -> bool | None:
+        """Whether there is any quota; None while that is not known."""
+        return bool(self._quotas.store) if self._quotas.synced.is_set() else None
+
+    def look(self) -> None:
+        """Recount soon."""
+        self._wake.set()
+
+    def _is_counted(self, quota: QuotaObject) -> bool:
+        """Whether its count may be written now."""
+        return not quota.invalid and (bool(quota.observed_generation) or self._may_begin())
+
     def _try_again(self) -> None:
         """Recount in a moment: what was to be read or written just now could not be."""
         self.lag.failed()
@@ -175,7 +198,7 @@ class Recounter:
 
         # From the leaves up: a reservation must not end above before its identity stands below.
         for quotas in from_the_leaves(self._quotas.store.values(), picture.forest):
-            await asyncio.gather(*(write(quota) for quota in quotas if not quota.invalid))
+            await asyncio.gather(*(write(quota) for quota in quotas if self._is_counted(quota)))
         await asyncio.gather(*(wish(report, wanted) for report, wanted in picture.wishes))
         self.lag.end()
 
@@ -199,7 +222,7 @@ class Recounter:
             reports=reports,
         )
         count = self._census.count(world)
-        self._tell_orphans(count)
+        self._orphans.tell(count.orphans)
         totals = tally(forest, count.pods, count.retained, count.files)
         succession = Succession(forest, {name for name, it in namespaces.items() if it.leaving})
         now = time.monotonic()
@@ -216,16 +239,6 @@ class Recounter:
             ),
         )
 
-    def _tell_orphans(self, count: Count) -> None:
-        for node, uid in sorted(count.orphans - self._orphans):
-            logger.warning(
-                "Node %s: huge pages are charged to pod %s, of which nobody knows whose it is; no"
-                " quota is charged for them. HugeTLBNode %s tells of it.",
-                *(node, uid, node),
-                extra=about(node=node, uid=uid),
-            )
-        self._orphans = count.orphans
-
     async def _write(self, known: QuotaObject, picture: _Picture) -> None:
         """Bring one quota's status up to ``picture``, if it is not there already."""
         total = picture.totals[known.key]
@@ -235,6 +248,7 @@ class Recounter:
             if not change(known).is_stored:
                 before = known.conditions
                 written = await compare_and_swap(self._connection, known.key, change, known=known)
+                self._events.retained(known, total.files)
                 await self._events.turned(written, conditions.turned(before, written.conditions))
         except Superseded as newer:
             await self._term.meet(newer)

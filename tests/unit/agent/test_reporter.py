@@ -208,6 +208,7 @@ async def test_the_object_is_made_when_it_is_missing_and_owned_by_its_node(
     status = running.api.status
     assert (status["bootID"], status["podsResourceVersion"]) == ("boot", "5")
     assert [pool.get("numaNode") for pool in status["pools"]] == [None, 0]
+    assert status["summary"] == "2Mi: 16Mi/16Mi"
     assert {each["type"]: each["status"] for each in status["conditions"]} == {
         "Ready": "True",
         "ChargeListReadable": "True",

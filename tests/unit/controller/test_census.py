@@ -9,7 +9,13 @@ from hugetlb_quota.accounting.attribution import Attribution, read_lines
 from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
-from hugetlb_quota.accounting.recount import ChargedPod, Identity, Retained, RetainedFile
+from hugetlb_quota.accounting.recount import (
+    IDENTITIES_KEPT,
+    ChargedPod,
+    Identity,
+    Retained,
+    RetainedFile,
+)
 from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.controller import conditions
@@ -220,6 +226,26 @@ def test_a_silent_node_is_named_with_what_it_holds_and_what_to_do() -> None:
     assert all(each.good for each in conditions.findings(quota, counter, FOREST, held, set()))
 
 
+def test_a_quota_that_can_remember_no_more_pods_says_so() -> None:
+    quota = Quota(TEAM, parent=TENANT)
+
+    def told(count: int, word: str) -> conditions.Finding:
+        lines = tuple(replace(LINE, uid=str(n), counted=word) for n in range(count))
+        counter = Counter(TEAM, NOTHING, reservations=lines)
+        return conditions.findings(quota, counter, FOREST, (), set())[-1]
+
+    assert told(IDENTITIES_KEPT - 1, "worker").good
+    assert told(IDENTITIES_KEPT, "-").good  # they wait for a node
+    full = told(IDENTITIES_KEPT, "worker")
+    assert (full.good, full.reason) == (False, "TooManyUnreported")
+    assert full.message == (
+        "256 pods that no node has reported are remembered in status.reservations, and there is"
+        " room for no more: a reservation whose pod may have run unseen stays charged, and of the"
+        " pods that run the oldest are not remembered. See that the agents report on worker."
+    )
+    assert "See that the agents report." in told(IDENTITIES_KEPT, "?").message
+
+
 def test_a_quota_below_one_that_goes_says_that_its_pods_are_refused() -> None:
     root = Quota(QuotaKey("ns", "root"), terminating=True)
     leaf = Quota(QuotaKey("ns", "leaf"), parent=root.key)
@@ -299,12 +325,18 @@ def test_a_uid_that_the_kernel_alone_names_is_paid_by_the_quota_that_has_its_lin
 
 
 def test_what_is_charged_to_nobody_is_told() -> None:
-    counted = Census().count(world(report(50, NAMELESS, replace(GONE, uid="b", namespace="free"))))
-    assert counted.orphans == {("worker", "uid")}
+    free = replace(GONE, uid="free", namespace="free")
+    told = report(50, NAMELESS, free, replace(free, uid="runs", live=True))
+    counted = Census().count(world(told))
+    assert counted.orphans == {("worker", "uid", ""), ("worker", "free", "free/pod")}
     assert [(each.uid, each.quotas) for each in counted.retained] == [
         ("uid", frozenset()),
-        ("b", frozenset()),
+        ("free", frozenset()),
     ]
+    # Its quota and namespace were deleted, and there was none above.
+    meant = world(told)
+    rule = replace(meant.attribution, heirs={("worker", "free"): frozenset()})
+    assert Census().count(replace(meant, attribution=rule)).orphans == {("worker", "uid", "")}
 
 
 WORKERS = tuple(NodeFacts(name, "boot", out_of_service=False) for name in ("worker", "other"))
