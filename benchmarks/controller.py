@@ -324,14 +324,19 @@ class Bench:
         watching = asyncio.create_task(self._api.watch(QUOTAS, watcher.tell))
         try:
             first = await self._first_count(watcher)
+            _say(f"first count: {first}")
             controller, ready = await self._ready(watcher)
+            _say(f"ready: {ready:.1f}")
             try:
                 await self._quiet(watcher)
                 rest = await self._rest(controller, watcher)
+                _say(f"at rest: {rest}")
                 heartbeats = await self._heartbeats(controller, watcher)
                 falls = await self._falls(watcher)
+                _say(f"falls: {falls}")
                 memory = resident(controller.child.pid)
                 churn = await self._churn(controller, watcher)
+                _say(f"churn: {churn}")
             finally:
                 await asyncio.to_thread(controller.stop)
             native = await self._native()

@@ -10,8 +10,11 @@ import pytest
 from tests.kube import chart
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.control_plane import ControlPlane
+from tests.waiting import eventually
 
 NODES = "hugetlb.dev/v1alpha1/hugetlbnodes"
+ROLES = "rbac.authorization.k8s.io/v1/clusterroles"
+BINDINGS = "rbac.authorization.k8s.io/v1/clusterrolebindings"
 ACCOUNT = f"{chart.RELEASE}-agent"
 
 
@@ -58,6 +61,56 @@ def test_writes_no_other(
         agent.replace(NODES, theirs | {"status": {"bootID": "mine"}}, subresource="status")
     with pytest.raises(ApiError, match="cannot delete resource"):
         agent.delete(NODES, other)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"heirs": [{"uid": "uid", "quotas": ["ns/quota"]}]},
+        {"reclaim": [{"uid": "uid", "after": "1s"}]},
+    ],
+)
+def test_makes_its_own_without_a_spec(agent: Api, node: str, spec: Object) -> None:
+    why = "an agent writes the status of a HugeTLBNode; its spec is the controller's"
+    with pytest.raises(ApiError, match=why) as refused:
+        agent.create(NODES, report(node) | {"spec": spec})
+    assert refused.value.code == 403
+    agent.create(NODES, {key: it for key, it in report(node).items() if key != "spec"})
+
+
+def test_changes_no_spec_even_with_the_right_to(
+    agent: Api, installed: ControlPlane, node: str, unique: Callable[[str], str]
+) -> None:
+    """By its role it can't; somebody may have given it more."""
+    role = unique("more")
+    rules = [{"apiGroups": ["hugetlb.dev"], "resources": ["hugetlbnodes"], "verbs": ["update"]}]
+    rbac = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": role}}
+    installed.api.create(ROLES, rbac | {"kind": "ClusterRole", "rules": rules})
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role}
+    subject = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": chart.NAMESPACE}
+    installed.api.create(
+        BINDINGS,
+        rbac | {"kind": "ClusterRoleBinding", "roleRef": reference, "subjects": [subject]},
+    )
+    made = agent.create(NODES, report(node))
+    wished = installed.api.replace(NODES, made | {"spec": {"heirs": [], "reclaim": []}})
+    labelled = wished | {"metadata": wished["metadata"] | {"labels": {"a": "b"}}}
+
+    def relabels() -> bool:
+        try:
+            agent.replace(NODES, labelled)
+        except ApiError as error:
+            if "cannot update resource" not in error.message:
+                raise
+            return False  # RBAC takes a moment to know
+        return True
+
+    eventually(relabels)
+    now = installed.api.get(NODES, node)
+    with pytest.raises(ApiError, match="its spec is the controller's"):
+        agent.replace(NODES, now | {"spec": {"heirs": [{"uid": "u", "quotas": ["ns/q"]}]}})
+    installed.api.delete(BINDINGS, role)
+    installed.api.delete(ROLES, role)
 
 
 def test_a_token_that_names_no_node_writes_none(

@@ -32,16 +32,20 @@ class Line:
 class Attribution:
     """The rule, with all that it looks at.
 
-    ``heirs``: by UID, who pays for a pod that is gone and whose quota was deleted.
-    ``lines``: what the quotas' reservations say, by UID.
+    ``heirs``: by node and UID, who pays for what a pod that is gone left on that node, and
+    whose quota was deleted. ``lines``: what the quotas' reservations say, by UID.
     """
 
     forest: Forest
-    heirs: Mapping[str, frozenset[QuotaKey]] = field(default_factory=dict)
+    heirs: Mapping[tuple[str, str], frozenset[QuotaKey]] = field(default_factory=dict)
     lines: Mapping[str, Line] = field(default_factory=dict)
 
     def who_pays(
-        self, uid: str, namespace: str = "", labels: Mapping[str, str] | None = None
+        self,
+        uid: str,
+        namespace: str = "",
+        labels: Mapping[str, str] | None = None,
+        node: str | None = None,
     ) -> frozenset[QuotaKey]:
         """The quotas that are charged directly for the pod ``uid``.
 
@@ -49,24 +53,26 @@ class Attribution:
 
         :param namespace: "" when neither the API nor a report ever told of the pod.
         :param labels: the last that are known.
+        :param node: where it runs or ran; None when it is bound to none.
         """
-        ruled = self.by_rule(uid, namespace, labels)
+        ruled = self.by_rule(uid, namespace, labels, node)
         return self.by_line(uid) if ruled is None else ruled
 
     def by_rule(
-        self, uid: str, namespace: str, labels: Mapping[str, str] | None
+        self, uid: str, namespace: str, labels: Mapping[str, str] | None, node: str | None
     ) -> frozenset[QuotaKey] | None:
         """The quotas that govern the pod, and its heirs; None when there are neither.
 
         A quota that is being deleted governs it only until an heir is named.
         """
-        inherited = uid in self.heirs
+        named = self.heirs.get((node or "", uid))
+        inherited = named is not None
         governing = frozenset(
             quota.key
             for quota in self.forest.selecting(namespace, labels or {})
             if not (inherited and quota.terminating)
         )
-        heirs = frozenset(key for key in self.heirs.get(uid, NOBODY) if key in self.forest)
+        heirs = frozenset(key for key in named or NOBODY if key in self.forest)
         return governing | heirs if governing or inherited else None
 
     def by_line(self, uid: str) -> frozenset[QuotaKey]:

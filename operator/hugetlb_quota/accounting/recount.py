@@ -17,7 +17,8 @@ from hugetlb_quota.page_size import PageSize
 class ChargedPod:
     """A pod that is counted: ``quotas`` govern it directly.
 
-    ``version``: the resourceVersion at which it was seen; 1 where only its node has seen it.
+    ``version``: the resourceVersion at which it was seen; 1 where only its node has seen it; 0
+    where a node tells of it, and it may be another's: then its reservations stay.
     """
 
     uid: str
@@ -28,11 +29,15 @@ class ChargedPod:
 
 @dataclass(frozen=True, slots=True)
 class Retained:
-    """What the pod ``uid``, which is gone, is charged still; ``quotas`` are charged directly."""
+    """What the pod ``uid``, which is gone, is charged still on ``node``.
+
+    ``quotas`` are charged directly.
+    """
 
     uid: str
     charge: Charge
     quotas: frozenset[QuotaKey]
+    node: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from hugetlb_quota.accounting.attribution import Attribution, Line
 from hugetlb_quota.accounting.charge import NOTHING, Charge
@@ -34,6 +35,9 @@ from hugetlb_quota.kube.pods import Pod
 #: How many released pods are remembered, so that a reservation of one can be dropped.
 #: At 100 pods a second that is ten times the life of a reservation.
 RELEASED_KEPT = 60_000
+
+#: What a line says in the place of its pod's node where that is not known.
+_PLACELESS: Final = ("", UNBOUND, SOMEWHERE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +74,15 @@ class World:
         last reported before it booted: they may have been started anew.
         """
         said = self.attribution.lines
-        lines = {uid: said[uid] for uid in self.counted(said.keys())}
+        told: dict[str, Line] = {}
         for name, report in self.reports.items():
             evidence = self.evidence[name]
             if not is_lost(evidence) and has_booted(evidence):
                 for pod in report.pods:
-                    if pod.live and pod.uid not in lines and self._is_counted(pod.uid):
-                        lines[pod.uid] = self._line(name, pod)
-        return lines
+                    if pod.live and pod.uid not in said and self._is_counted(pod.uid):
+                        line, other = self._line(name, pod), told.get(pod.uid)
+                        told[pod.uid] = line if other is None else _of_both(line, other)
+        return {**told, **{uid: said[uid] for uid in self.counted(said.keys())}}
 
     def _is_counted(self, uid: str) -> bool:
         return self.only is None or uid in self.only
@@ -90,7 +95,7 @@ class World:
                     yield report.node, pod
 
     def _line(self, node: str, pod: ReportedPod) -> Line:
-        payers = self.attribution.who_pays(pod.uid, pod.namespace, pod.labels)
+        payers = self.attribution.who_pays(pod.uid, pod.namespace, pod.labels, node)
         charge = pod.demand.peak(pod.charged)
         return Line(pod.uid, f"{pod.namespace}/{pod.name}", charge, payers, counted=node)
 
@@ -234,7 +239,11 @@ class _Counting:
     kept: dict[str, Identity] = field(default_factory=dict)
     orphans: set[tuple[str, str]] = field(default_factory=set)
     known: dict[str, Pod] = field(default_factory=dict)
-    reported: dict[str, tuple[str, ReportedPod]] = field(default_factory=dict)
+    #: What each node tells of a UID, by UID and node; those of which the pod's own charge is
+    #: made up; and the UIDs that may be on other nodes than tell of them.
+    told: dict[str, dict[str, ReportedPod]] = field(default_factory=dict)
+    counted: set[tuple[str, str]] = field(default_factory=set)
+    unsure: set[str] = field(default_factory=set)
     waiting: dict[str, frozenset[str]] = field(default_factory=dict)
     _proved: dict[str, int] | None = None
     _least_proved: int | None = None
@@ -242,9 +251,9 @@ class _Counting:
     def __post_init__(self) -> None:
         self.known = {pod.uid: pod for pod in self.world.pods}
         for node, pod in self.world.reported():
-            _, other = self.reported.get(pod.uid, ("", None))
-            told = pod if other is None else _together(pod, other)
-            self.reported[pod.uid] = (node, told)
+            told = self.told.setdefault(pod.uid, {})
+            other = told.get(node)
+            told[node] = pod if other is None else _together(pod, other)
 
     def unproved(self, ended: EndedPod) -> frozenset[str]:
         """The nodes that may still hold the cgroup of a pod that ended; none: it is released.
@@ -281,70 +290,86 @@ class _Counting:
 
     def charge_pod(self, pod: Pod) -> None:
         """Charge one that is in the API and has not ended."""
-        charged = ChargedPod(
-            pod.uid, self._charge(pod.uid, pod.demand), self._payers(pod), pod.resource_version
-        )
-        self.pods[pod.uid] = charged
-        self._keep_identity(charged, pod.node, in_api=True)
+        self._charge_seen(pod, in_api=True)
 
     def hold_pod(self, pod: Pod, nodes: frozenset[str]) -> None:
         """Charge one that ended, and of which ``nodes`` may yet tell."""
         self.known[pod.uid] = pod
-        charged = ChargedPod(
-            pod.uid, self._charge(pod.uid, pod.demand), self._payers(pod), pod.resource_version
-        )
-        self.pods[pod.uid] = charged
-        self.held.append(Held(charged, nodes))
-        self._keep_identity(charged, pod.node, in_api=False)
+        self.held.append(Held(self._charge_seen(pod, in_api=False), nodes))
 
     def hold_line(self, line: Line, nodes: frozenset[str]) -> None:
         """Keep who ``line`` names, and charge it if it was counted before."""
-        if line.uid in self.reported:
+        told = self.told.get(line.uid, {})
+        is_placed = line.counted not in _PLACELESS
+        showing = {node for node, reported in told.items() if reported.live or reported.charged}
+        if line.counted in told or (showing and not is_placed and nodes <= showing):
             return  # it is charged by what its node tells
-        if line.counted in ("", SOMEWHERE):
-            self.kept[line.uid] = Identity(SOMEWHERE, line.quotas, in_api=False)
-            return
-        self.kept[line.uid] = Identity(line.counted, line.quotas, in_api=False)
-        charged = ChargedPod(line.uid, line.charge, line.quotas)
-        self.pods[line.uid] = charged
-        self.held.append(Held(charged, nodes))
+        was_counted = line.counted not in ("", SOMEWHERE)
+        word = line.counted if was_counted else SOMEWHERE
+        self.kept[line.uid] = Identity(word, line.quotas, in_api=False)
+        if not is_placed:
+            self.unsure.add(line.uid)
+        if was_counted:
+            charge = line.charge
+            for node, reported in told.items():
+                # It is this very pod, or one that another node gives its UID: that adds nothing
+                # where the same quotas pay.
+                if not is_placed and self._payers_of(node, reported) == line.quotas:
+                    charge = charge.peak(reported.charged)
+                    self.counted.add((node, line.uid))
+            charged = ChargedPod(line.uid, charge, line.quotas)
+            self.pods[line.uid] = charged
+            self.held.append(Held(charged, nodes))
 
     def charge_reported(self) -> Iterator[str]:
         """Charge what only the nodes still know of; the UIDs of those that are live."""
-        for uid, (node, reported) in self.reported.items():
-            if uid in self.pods:
-                continue
-            payers = self._payers_of(node, reported)
-            if not payers and reported.charged and not reported.is_named:
-                self.orphans.add((node, uid))
-            if reported.live:
-                # Gone before this controller began, or let go before its node had an agent.
-                line = self.world.attribution.lines.get(uid)
-                asked = NOTHING if line is None else line.charge
-                charge = self._charge(uid, reported.demand.peak(asked))
-                if charge:
-                    self.pods[uid] = ChargedPod(uid, charge, payers)
-                    self.held.append(Held(self.pods[uid], frozenset({node})))
+        for uid, told in self.told.items():
+            for node, reported in told.items():
+                if (node, uid) not in self.counted and self._charge_told(node, reported):
                     yield uid
-            elif reported.charged:
-                self.retained.append(Retained(uid, reported.charged, payers))
+
+    def _charge_told(self, node: str, reported: ReportedPod) -> bool:
+        """Charge what ``node`` tells of a pod; whether that is a pod which is live.
+
+        Of another node's pod it is believed what is charged, beside what that node tells. It
+        takes nothing from the pod, and gives it no other name.
+        """
+        uid, payers = reported.uid, self._payers_of(node, reported)
+        charge = reported.charged
+        is_live = reported.live and self._is_its_own(node, uid)
+        if is_live:
+            # Gone before this controller began, or let go before its node had an agent.
+            line = self.world.attribution.lines.get(uid)
+            asked = NOTHING if line is None else line.charge
+            charge = reported.demand.peak(asked).peak(charge).without_zeros()
+        if reported.charged and not payers and not reported.is_named:
+            self.orphans.add((node, uid))
+        if not charge:
+            return False
+        if is_live and uid not in self.pods:
+            version = 0 if uid in self.unsure or len(self.told[uid]) > 1 else 1
+            self.pods[uid] = ChargedPod(uid, charge, payers, version)
+            self.held.append(Held(self.pods[uid], frozenset({node})))
+        else:
+            self.retained.append(Retained(uid, charge, payers, node))
+        return is_live
 
     def result(self) -> Count:
         """All that was counted."""
-        retained = {each.uid: each.quotas for each in self.retained}
+        retained = {(each.node, each.uid): each.quotas for each in self.retained}
         files = tuple(
             RetainedFile(
                 node=report.node,
                 path=file.path,
-                pod=self._name(file.uid),
+                pod=self._name(report.node, file.uid),
                 size=file.size,
                 charged=file.charged,
-                quotas=retained[file.uid],
+                quotas=retained[report.node, file.uid],
                 uid=file.uid,
             )
             for report in self.world.holding()
             for file in report.files
-            if file.uid in retained
+            if (report.node, file.uid) in retained
         )
         lines = self.world.counted(self.world.attribution.lines.keys())
         return Count(
@@ -357,32 +382,50 @@ class _Counting:
             waiting=self.waiting,
         )
 
-    def _charge(self, uid: str, demand: Charge) -> Charge:
-        """What a pod is charged that is not released: what it may use, or what it does."""
-        _, reported = self.reported.get(uid, ("", None))
-        charged = NOTHING if reported is None else reported.charged
-        return demand.peak(charged).without_zeros() if charged else demand
+    def _charge_seen(self, pod: Pod, *, in_api: bool) -> ChargedPod:
+        """Charge one that is not released: what it may use, or what the kernel charges for it.
 
-    def _payers(self, pod: Pod) -> frozenset[QuotaKey]:
-        return self.world.attribution.who_pays(pod.uid, pod.namespace, pod.labels)
+        That tells its node. Where it is not known to be bound, it may be any.
+        """
+        told = self.told.get(pod.uid, {})
+        nodes = told.keys() if pod.node is None else told.keys() & {pod.node}
+        self.counted.update((node, pod.uid) for node in nodes)
+        charge = pod.demand
+        if charged := Charge.total(told[node].charged for node in nodes):
+            charge = charge.peak(charged).without_zeros()
+        payers = self.world.attribution.who_pays(pod.uid, pod.namespace, pod.labels, pod.node)
+        self.pods[pod.uid] = ChargedPod(pod.uid, charge, payers, pod.resource_version)
+        self._keep_identity(self.pods[pod.uid], pod.node, in_api=in_api)
+        return self.pods[pod.uid]
+
+    def _home(self, uid: str) -> str | None:
+        """The node of the pod, by the API or by its line; None where they don't tell."""
+        pod = self.known.get(uid)
+        if pod is not None and pod.node is not None:
+            return pod.node
+        line = self.world.attribution.lines.get(uid)
+        return None if line is None or line.counted in _PLACELESS else line.counted
+
+    def _is_its_own(self, node: str, uid: str) -> bool:
+        """Whether ``node`` may say who the pod is, and that it is there."""
+        return self._home(uid) in (None, node)
 
     def _payers_of(self, node: str, reported: ReportedPod) -> frozenset[QuotaKey]:
-        """By the pod in the API if it is there, or was a moment ago; else by the report.
+        """By the pod in the API if it is there, or was a moment ago; else by its node's report.
 
         Where they don't tell, the pod's line does, and stays for that.
         """
         attribution, uid = self.world.attribution, reported.uid
-        pod = self.known.get(uid)
-        ruled = (
-            attribution.by_rule(uid, reported.namespace, reported.labels)
-            if pod is None
-            else attribution.by_rule(uid, pod.namespace, pod.labels)
-        )
+        ruled, pod = None, self.known.get(uid)
+        if pod is not None:
+            ruled = attribution.by_rule(uid, pod.namespace, pod.labels, pod.node or node)
+        elif self._is_its_own(node, uid):
+            ruled = attribution.by_rule(uid, reported.namespace, reported.labels, node)
         if ruled is not None:
             return ruled
         payers = attribution.by_line(uid)
-        if payers:
-            self.kept[uid] = Identity(node, payers, in_api=False)
+        if payers and uid not in self.kept:
+            self.kept[uid] = Identity(self._home(uid) or node, payers, in_api=False)
         return payers
 
     def _keep_identity(self, pod: ChargedPod, node: str | None, *, in_api: bool) -> None:
@@ -393,22 +436,32 @@ class _Counting:
         evidence = self.world.evidence.get(node)
         if is_lost(evidence) or evidence is None or evidence.pods_resource_version is None:
             return
-        _, reported = self.reported.get(pod.uid, ("", None))
+        reported = self.told.get(pod.uid, {}).get(node)
         if reported is None or not reported.is_named:
             self.kept[pod.uid] = Identity(node, pod.quotas, in_api)
 
-    def _name(self, uid: str) -> str:
-        _, reported = self.reported[uid]
-        if reported.is_named:
-            return f"{reported.namespace}/{reported.name}"
+    def _name(self, node: str, uid: str) -> str:
         if uid in self.known:
             return str(self.known[uid])
+        reported = self.told[uid][node]
+        if reported.is_named and self._is_its_own(node, uid):
+            return f"{reported.namespace}/{reported.name}"
         line = self.world.attribution.lines.get(uid)
         return uid if line is None else line.pod
 
 
+def _of_both(one: Line, other: Line) -> Line:
+    """What two nodes tell of the same UID: it may be on either."""
+    return replace(
+        one,
+        charge=one.charge + other.charge,
+        quotas=one.quotas | other.quotas,
+        counted=UNBOUND,
+    )
+
+
 def _together(one: ReportedPod, other: ReportedPod) -> ReportedPod:
-    """What two nodes tell of the same UID; there are no two such pods."""
+    """What a node tells in two entries of the same UID."""
     named = one if one.is_named else other
     live, charged = one.live or other.live, one.charged + other.charged
     return replace(named, live=live, charged=charged)

@@ -7,7 +7,7 @@ of these leaves what a count of everybody would find. No requests are made here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from hugetlb_quota.accounting.attribution import Attribution, Line, line_of, lines_of, read_lines
@@ -16,7 +16,14 @@ from hugetlb_quota.accounting.release import NodeEvidence, holds
 from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.controller.census import Census, World
 from hugetlb_quota.controller.ledger import Ledger
-from hugetlb_quota.controller.nodes import Boots, NodeFacts, NodeReport, ReportedPod, evidence
+from hugetlb_quota.controller.nodes import (
+    Boots,
+    NodeFacts,
+    NodeReport,
+    ReportedPod,
+    evidence,
+    heirs,
+)
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.kube.quotas import QuotaObject
 
@@ -70,7 +77,7 @@ class Known:
         #: The quotas that have reservations, or lines that are none.
         self.lined: set[QuotaKey] = set()
         self._evidence: dict[str, NodeEvidence] = {}
-        self._heirs: Mapping[str, frozenset[QuotaKey]] = {}
+        self._heirs: Mapping[tuple[str, str], frozenset[QuotaKey]] = {}
         self._holding: dict[str, dict[QuotaKey, Reservation]] = {}
         self._lines: dict[str, Line] = {}
         self._bound: dict[str, set[str]] = {}
@@ -161,15 +168,15 @@ class Known:
                 _discard(self._told, uid, name)
             elif uid not in before:
                 _add(self._told, uid, name)
-        files, others = (frozenset(() if it is None else it.files) for it in (old, new))
-        self._changes.uids |= {file.uid for file in files ^ others}
+        was_told, told = (frozenset(() if it is None else it.files) for it in (old, new))
+        self._changes.uids |= {file.uid for file in was_told ^ told}
         wished, wishes = (None if it is None else it.wishes for it in (old, new))
         if wished != wishes:
             self._changes.reports.add(name)
-            heirs, others_heirs = ({} if it is None else it.heirs for it in (wished, wishes))
-            if heirs != others_heirs:
+            named, others = ({} if it is None else it.heirs for it in (wished, wishes))
+            if named != others:
                 self._changes.heirs = True
-                self._changes.uids |= heirs.keys() | others_heirs.keys()
+                self._changes.uids |= named.keys() | others.keys()
         self._look_at(name)
 
     def namespace_changed(self, old: Namespace | None, new: Namespace | None) -> None:
@@ -236,7 +243,7 @@ class Known:
             changes.reports = set(self.reports)
             return changes
         if changes.heirs:
-            self._heirs = heirs_of(self.reports.values())
+            self._heirs = heirs(self.reports.values())
         if changes.planted or changes.relabelled:
             changes.uids |= census.unsettled
             self._replant(changes, ledger)
@@ -263,7 +270,7 @@ class Known:
             key for key in self.quotas if key.namespace in changes.relabelled
         }
         changes.quotas |= self.forest.below(changed)
-        changes.uids |= self._holding.keys() | self._heirs.keys()
+        changes.uids |= self._holding.keys() | {uid for _, uid in self._heirs}
         if changes.places:
             places = changes.places
             changes.uids |= {uid for uid, pod in self.pods.items() if pod.namespace in places}
@@ -287,7 +294,7 @@ class Known:
         """Work out anew what follows from what is known, as if nothing had followed before."""
         self.forest = self._grow()
         self._evidence = dict(evidence(self.nodes, self.reports.values(), self.boots))
-        self._heirs = heirs_of(self.reports.values())
+        self._heirs = heirs(self.reports.values())
         self._lines = dict(read_lines((each.counter for each in self.quotas.values()), self.forest))
 
     def holds(self, node: str) -> bool:
@@ -315,11 +322,6 @@ class Known:
             reports={name: self.reports[name] for name in sorted(telling)},
             only=only,
         )
-
-
-def heirs_of(reports: Iterable[NodeReport]) -> Mapping[str, frozenset[QuotaKey]]:
-    """Who pays for a pod that is gone and whose quota was deleted, by UID."""
-    return {uid: who for report in reports for uid, who in report.wishes.heirs.items()}
 
 
 def _is_same(old: QuotaObject, new: QuotaObject) -> bool:

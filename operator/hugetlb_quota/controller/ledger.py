@@ -76,6 +76,7 @@ class Ledger:
         changed, self._changed = self._changed, set()
         for uid, entry in self._entries.items():
             self._add(uid, entry, 1)
+        self._changed = changed | {key for key, now in self._sums.items() if before.get(key) != now}
 
     def take(self, uids: Collection[str] | None, count: Count) -> None:
         """Put what ``count`` says of ``uids`` in the place of what was said of them before.

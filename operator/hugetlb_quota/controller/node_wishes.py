@@ -58,7 +58,7 @@ def wishes(report: NodeReport, retained: Iterable[Retained], succession: Success
     # What a quota asked for that was deleted since holds on.
     reclaim = {uid: after for uid, after in stored.reclaim.items() if uid in heirs}
     for each in retained:
-        if each.uid not in gone:
+        if each.uid not in gone or each.node != report.node:
             continue
         paying = [forest[key] for key in each.quotas if key in forest]
         if (after := _reclaim_after(paying)) is not None:

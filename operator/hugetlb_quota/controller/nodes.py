@@ -216,6 +216,13 @@ def evidence(
     return known
 
 
+def heirs(reports: Iterable[NodeReport]) -> Mapping[tuple[str, str], frozenset[QuotaKey]]:
+    """Who pays for pods that are gone and whose quota was deleted, by node and UID."""
+    return {
+        (report.node, uid): who for report in reports for uid, who in report.wishes.heirs.items()
+    }
+
+
 def _listed(status: Mapping[str, Any], name: str) -> list[Any]:
     items = status.get(name) or []
     if not isinstance(items, list):

@@ -66,7 +66,11 @@ class World:
     def attribution(self) -> Attribution:
         """The rule that says who pays."""
         counters = [quota.counter for quota in self.quotas.values()]
-        heirs = {uid: keys for report in self.reports or () for uid, keys in report.heirs.items()}
+        heirs = {
+            (report.node, uid): keys
+            for report in self.reports or ()
+            for uid, keys in report.heirs.items()
+        }
         return Attribution(self.forest, heirs, read_lines(counters, self.forest))
 
     @cached_property
@@ -141,7 +145,7 @@ class World:
         self, pod: Pod, entry: ReportedPod | None, seen: Mapping[str, int]
     ) -> Holder | None:
         """What a pod of the API holds, None when it ended and its node has shown it empty."""
-        quotas = self.attribution.who_pays(pod.uid, pod.namespace, pod.labels)
+        quotas = self.attribution.who_pays(pod.uid, pod.namespace, pod.labels, pod.node)
         charged = entry.charged if entry is not None else NOTHING
         holder = Holder(
             kind="pod",
@@ -167,7 +171,7 @@ class World:
     def _of_entry(self, entry: ReportedPod, quotas: frozenset[QuotaKey] | None = None) -> Holder:
         """What an entry of a report holds, of a pod that the API does not tell of (any more)."""
         if quotas is None:
-            quotas = self.attribution.who_pays(entry.uid, entry.namespace, entry.labels)
+            quotas = self.attribution.who_pays(entry.uid, entry.namespace, entry.labels, entry.node)
         gone = not entry.live
         return Holder(
             kind="retained" if gone else "pod",

@@ -75,14 +75,16 @@ def test_the_rule(
 ) -> None:
     rule = Attribution(
         forest,
-        {} if heirs is None else {"uid": heirs},
+        {} if heirs is None else {("node", "uid"): heirs},
         {"uid": Line("uid", "a/pod", PAGE, line)},
     )
     expected = by_the_words(forest, namespace, labels, heirs, line)
-    assert rule.who_pays("uid", namespace, labels) == expected
-    # What is said of one pod says nothing of another.
+    assert rule.who_pays("uid", namespace, labels, "node") == expected
+    # What is said of one pod says nothing of another, nor of what another node calls so.
     other = by_the_words(forest, namespace, labels, None, frozenset())
-    assert rule.who_pays("other", namespace, labels) == other
+    assert rule.who_pays("other", namespace, labels, "node") == other
+    elsewhere = by_the_words(forest, namespace, labels, None, line)
+    assert rule.who_pays("uid", namespace, labels, "other") == elsewhere
 
 
 ROOT, TEAM, OTHER = QuotaKey("a", "root"), QuotaKey("a", "team"), QuotaKey("a", "other")

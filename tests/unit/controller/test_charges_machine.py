@@ -24,7 +24,14 @@ from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.controller.census import Census, Count, World
 from hugetlb_quota.controller.node_wishes import Succession, wishes
-from hugetlb_quota.controller.nodes import Boots, NodeFacts, NodeReport, ReportedPod, evidence
+from hugetlb_quota.controller.nodes import (
+    Boots,
+    NodeFacts,
+    NodeReport,
+    ReportedPod,
+    evidence,
+    heirs,
+)
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.page_size import PageSize
 
@@ -329,9 +336,9 @@ class Cluster(RuleBasedStateMachine):
     def recounts(self, first: int, wishes_too: bool) -> None:
         """And is cut off after the ``first`` quotas."""
         forest = Forest(self.known_quotas.values(), {})
-        heirs = {uid: it for each in self.reports.values() for uid, it in each.wishes.heirs.items()}
+        lines = read_lines(self.known_counters, forest)
         world = World(
-            Attribution(forest, heirs, read_lines(self.known_counters, forest)),
+            Attribution(forest, heirs(self.reports.values()), lines),
             self.informed.values(),
             self.informed_at,
             self.listed_at,

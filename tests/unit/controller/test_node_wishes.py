@@ -32,7 +32,7 @@ def wanted(
     report: NodeReport = REPORT,
     leaving: tuple[str, ...] = (),
 ) -> NodeWishes:
-    retained = [Retained("uid", LEFT, frozenset(paying))]
+    retained = [Retained("uid", LEFT, frozenset(paying), "worker")]
     return wishes(report, retained, Succession(Forest(quotas, {"b": {}}), leaving))
 
 
