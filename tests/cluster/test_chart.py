@@ -111,7 +111,7 @@ def test_leaves_the_crds_out_when_told(helm: Path) -> None:
         ({"admission": {"timeoutSeconds": 31}}, "/admission/timeoutSeconds"),
         ({"admission": {"replicas": 0}}, "/admission/replicas"),
         ({"admission": {"tls": {"caBundle": "LS0tLS1CRUdJTg=="}}}, "/admission/tls/caBundle"),
-        ({"agent": {"mirrorUngoverned": "yes"}}, "/agent/mirrorUngoverned"),
+        ({"agent": {"mirrorUnknown": "yes"}}, "/agent/mirrorUnknown"),
         ({"controler": {"replicas": 1}}, "'controler' not allowed"),
         ({"bindAddress": "[::]"}, "/bindAddress"),
         ({"startupSeconds": 0}, "/startupSeconds"),
@@ -172,9 +172,16 @@ def test_all_programs_listen_where_they_are_told(helm: Path, rendered: chart.Cha
 
 
 def test_the_agent_is_told_not_to_mirror(helm: Path, rendered: chart.Chart) -> None:
-    told = chart.render(helm, values={"agent": {"mirrorUngoverned": False}})
-    assert "--no-mirror-ungoverned" in told.container("agent").command
-    assert "--no-mirror-ungoverned" not in rendered.container("agent").command
+    told = chart.render(helm, values={"agent": {"mirrorUnknown": False}})
+    assert "--no-mirror-unknown" in told.container("agent").command
+    assert "--no-mirror-unknown" not in rendered.container("agent").command
+
+
+def test_a_path_to_reclaim_in_that_is_no_directory_is_not_made(helm: Path) -> None:
+    told = chart.render(helm, values={"agent": {"reclaim": True, "reclaimPaths": ["/typo"]}})
+    (daemon_set,) = told.of_kind("DaemonSet")
+    volumes = daemon_set["spec"]["template"]["spec"]["volumes"]
+    assert {"path": "/typo", "type": "Directory"} in [each.get("hostPath") for each in volumes]
 
 
 def test_the_agent_is_annotated_for_prometheus_where_it_answers(helm: Path) -> None:

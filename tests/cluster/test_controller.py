@@ -342,7 +342,7 @@ def test_a_reservation_of_an_unseen_pod_outlives_every_recount_until_it_expires(
     reserve(api, namespace, "team", "failed-create", "never", age=0)
     api.create("v1/pods", pod(namespace, "a", "64Mi"))
     eventually(lambda: used(api, namespace, "team") == "96Mi", hold=8)
-    eventually(lambda: used(api, namespace, "team") == "64Mi", timeout=75)
+    eventually(lambda: used(api, namespace, "team") == "64Mi", timeout=90)
     # An agent that has not reported since may yet tell of it.
     (line,) = status(api, namespace, "team")["reservations"]
     assert line.endswith(" ?")

@@ -5,22 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from tests.e2e.kubectl import CommandFailed, apply, kubectl, run, wait
+from tests.e2e.kubectl import CommandFailed, Json, apply, delete, kubectl, run, wait
 from tests.e2e.pods import container, pod, wait_phase
 
 NAMESPACE = "e2e-host"
 
+#: One process reads them all: an emulated processor is slow to start programs.
 CGROUPS = r"""
 cd /sys/fs/cgroup
-find . -type d \( -name '*pod@UNDERSCORES@*' -o -name 'pod@UID@' \) -prune | while read -r top; do
-    find "$top" -type d | while read -r group; do
-        for file in "$group"/hugetlb.*; do
-            case $file in
-            *.max | *.current) echo "$group ${file##*/} $(cat "$file")" ;;
-            esac
-        done
-    done
-done
+find . -type d \( -name '*pod@UNDERSCORES@*' -o -name 'pod@UID@' \) -prune \
+    -exec grep -rs . --include='hugetlb.*.max' --include='hugetlb.*.current' {} + || true
 """
 
 
@@ -54,8 +48,8 @@ class Host:
         wait_phase(NAMESPACE, self._pod)
 
     def stop(self) -> None:
-        """Remove the pod and its namespace, and wait until both are gone."""
-        kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found")
+        """Remove the pod, and wait until it is gone."""
+        delete("pod", self._pod, NAMESPACE)
 
     def run(self, script: str, timeout: float = 240.0) -> str:
         """Run a shell script on the node; its output. Raises CommandFailed."""
@@ -93,16 +87,20 @@ class Host:
         script = CGROUPS.replace("@UNDERSCORES@", pod_uid.replace("-", "_"))
         found: dict[str, dict[str, str]] = {}
         for line in self.run(script.replace("@UID@", pod_uid)).splitlines():
-            path, file, value = line.split()
-            found.setdefault(path, {})[file] = value
+            file, _, value = line.rpartition(":")
+            path, _, name = file.rpartition("/")
+            found.setdefault(path, {})[name] = value
         return [Group(path, files) for path, files in sorted(found.items())]
 
 
-def nodes_with_pages() -> list[str]:
-    """Names of the nodes that have huge pages of 2 MiB."""
-    found = json.loads(run("kubectl", "get", "nodes", "-o", "json"))["items"]
+def forget() -> None:
+    """Remove the namespace of all nodes' pods, and wait until it is gone."""
+    delete("namespace", NAMESPACE)
+
+
+def nodes_with_pages() -> list[Json]:
+    """The nodes that have huge pages of 2 MiB."""
+    found: list[Json] = json.loads(run("kubectl", "get", "nodes", "-o", "json"))["items"]
     return [
-        node["metadata"]["name"]
-        for node in found
-        if node["status"]["allocatable"].get("hugepages-2Mi", "0") != "0"
+        node for node in found if node["status"]["allocatable"].get("hugepages-2Mi", "0") != "0"
     ]

@@ -43,9 +43,10 @@ def uninstall() -> None:
     helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait", "--timeout", "5m")
 
 
-def pods(component: str) -> list[Json]:
-    """The pods of "admission", "controller" or "agent"."""
-    return items("pods", NAMESPACE, "-l", f"app.kubernetes.io/component={component}")
+def pods(component: str, node: str = "") -> list[Json]:
+    """The pods of "admission", "controller" or "agent"; of one node, or of all."""
+    found = items("pods", NAMESPACE, "-l", f"app.kubernetes.io/component={component}")
+    return [each for each in found if not node or each["spec"].get("nodeName") == node]
 
 
 def restarts() -> dict[str, int]:

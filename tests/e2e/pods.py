@@ -10,8 +10,12 @@ from tests.e2e.kubectl import Json, get, kubectl, wait
 IMAGE = os.environ.get("E2E_WORKLOAD_IMAGE", "hugetlb-quota-workload:e2e")
 """tests/e2e/workload, as the cluster's nodes know it."""
 
+#: The nodeSelector of every pod, where a cluster has several nodes: scenes look at one of them.
+PINNED: dict[str, str] = {}
+
 SIZE_2M = "hugepages-2Mi"
 SIZE_1G = "hugepages-1Gi"
+HOSTNAME = "kubernetes.io/hostname"
 
 
 def container(
@@ -31,6 +35,11 @@ def container(
     }
 
 
+def pin(node: Json) -> None:
+    """Let the pods of all scenes run on this node."""
+    PINNED[HOSTNAME] = node["metadata"]["labels"][HOSTNAME]
+
+
 def pod(namespace: str, name: str, *containers: Json, **spec: Any) -> Json:
     """A pod of these containers; without any, one that sleeps."""
     labels = spec.pop("labels", {})
@@ -44,6 +53,7 @@ def pod(namespace: str, name: str, *containers: Json, **spec: Any) -> Json:
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "dnsPolicy": "Default",
+            "nodeSelector": dict(PINNED),
             **spec,
         },
     }

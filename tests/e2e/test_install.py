@@ -32,7 +32,7 @@ def test_a_quota_over_the_agents_own_namespace_is_enforced(installed: Host, seen
     apply(quota(operator.NAMESPACE, name, "8Mi"))
     try:
         wait_used(operator.NAMESPACE, name, "0")
-        (agent,) = operator.pods("agent")
+        (agent,) = operator.pods("agent", installed.node)
         uid = agent["metadata"]["uid"]
         wait_limits(installed, uid, 0, containers=0)
         status, reason, message = condition(operator.node_report(installed.node), "Ready")

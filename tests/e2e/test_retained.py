@@ -61,7 +61,7 @@ def files(node: str) -> list[Json]:
 
 def restart_agent(node: str) -> None:
     """Delete the agent's pod, and wait until its successor says that limits are in force."""
-    (old,) = operator.pods("agent")
+    (old,) = operator.pods("agent", node)
     delete("pod", old["metadata"]["name"], operator.NAMESPACE)
     wait_agent(node)
 

@@ -19,6 +19,7 @@ from hugetlb_quota.agent.enforce import Enforcer
 from hugetlb_quota.node import cgroup as cgroups
 from hugetlb_quota.node.cgroup import Limit, read_limit, read_use
 from hugetlb_quota.node.host import HostRoot
+from hugetlb_quota.node.kubepods import Parents
 from hugetlb_quota.node.pools import page_sizes
 from hugetlb_quota.node.watcher import KubepodsWatcher
 from hugetlb_quota.page_size import PageSize
@@ -45,7 +46,7 @@ class Node:
         self.parent = parent
         self.driver = driver
         self.allowances: dict[str, Allowance] = {}
-        self.watcher = KubepodsWatcher((parent,))
+        self.watcher = KubepodsWatcher(Parents(lambda: (parent,)))
         self.enforcer = Enforcer(
             self.watcher,
             page_sizes(HostRoot()),

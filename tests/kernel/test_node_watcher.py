@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hugetlb_quota.node.kubepods import PodCgroup, Qos
+from hugetlb_quota.node import kubepods
+from hugetlb_quota.node.kubepods import Parents, PodCgroup, Qos
 from hugetlb_quota.node.watcher import (
     Changed,
     Happening,
@@ -58,8 +59,8 @@ def node(request: pytest.FixtureRequest, cgroup_subtree: Path) -> Node:
 class Watch:
     """A watcher that runs, and all it has told."""
 
-    def __init__(self, node: Node) -> None:
-        self.watcher = KubepodsWatcher((node.parent,))
+    def __init__(self, node: Node, watcher: KubepodsWatcher | None = None) -> None:
+        self.watcher = watcher or KubepodsWatcher(Parents(lambda: (node.parent,)))
         self.told: list[Happening] = []
 
     async def follow(self) -> None:
@@ -99,7 +100,7 @@ async def test_what_was_there_before_is_told_by_the_scan(node: Node) -> None:
     node.make_kubepods()
     path = node.make_pod("before")
     node.make_container(path)
-    with KubepodsWatcher((node.parent,)) as watcher:
+    with KubepodsWatcher(Parents(lambda: (node.parent,))) as watcher:
         assert watcher.scan() == [Changed(PodCgroup("before", Qos.BURSTABLE, path))]
 
 
@@ -217,3 +218,33 @@ async def test_the_cgroup_root_may_come_later(cgroup_subtree: Path) -> None:
         await watch.until(Changed(PodCgroup("p", Qos.BURSTABLE, path)))
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "one by one"])
+async def test_a_slice_that_kubepods_is_in_may_come_later(
+    cgroup_subtree: Path, at_once: bool
+) -> None:
+    """As container.slice does, which systemd makes for the first unit in it."""
+    watcher = KubepodsWatcher(Parents(lambda: kubepods.parents(cgroup_subtree, None)))
+    watch = Watch(later := Node(cgroup_subtree / "a.slice/a-b.slice", "systemd"), watcher)
+    with watcher:
+        assert watcher.scan() == []
+        following = asyncio.create_task(watch.follow())
+        for directory in (later.parent.parent, later.parent):
+            cgroup_tree.make(cgroup_subtree, directory)
+            await asyncio.sleep(0 if at_once else 0.1)
+        later.make_kubepods()
+        path = later.make_pod("p")
+        await watch.until(Changed(PodCgroup("p", Qos.BURSTABLE, path)))
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_a_slice_of_which_no_event_told_is_found_by_the_scan(cgroup_subtree: Path) -> None:
+    later = Node(cgroup_subtree / "a.slice", "systemd")
+    with KubepodsWatcher(Parents(lambda: kubepods.parents(cgroup_subtree, None))) as watcher:
+        watcher.scan()
+        cgroup_tree.make(cgroup_subtree, later.parent)
+        later.make_kubepods()
+        path = later.make_pod("p")
+        assert watcher.scan() == [Changed(PodCgroup("p", Qos.BURSTABLE, path))]

@@ -148,19 +148,29 @@ async def test_what_the_last_boot_left_is_none_and_who_ran_since_is_told(
     pages: Callable[[int], None],
     pod: Callable[[str], Pod],
 ) -> None:
-    """A pod that ran after a reboot, and ended before the agent's first report."""
-    pages(4)
+    """Pods that ran after a reboot, and ended before the agent's first report."""
+    pages(6)
     gone: Json = {"uid": "before", "live": False, "charged": {"hugepages-2Mi": "8Mi"}}
-    await remember(api, bootID="another", pods=[gone | {"endedAt": "2026-01-01T00:00:00Z"}])
+    ran: Json = {"uid": "again", "namespace": "ns", "name": "again", "labels": {"a": "b"}}
+    ran |= {"live": True, "charged": {"hugepages-2Mi": "8Mi"}}
+    pods = [gone | {"endedAt": "2026-01-01T00:00:00Z"}, ran]
+    await remember(api, bootID="another", pods=pods)
+    again = pod("again")
+    await again.start()
+    await again.maps("2Mi", f"--file={hugetlbfs / 'other'}")
+    again.end()
+    await again.delete()
     early = pod("early")
     await early.start()
     await early.maps("4Mi", f"--file={hugetlbfs / 'file'}")
     early.end()
     await api.set("pods", "ns", "early", status={"phase": "Failed"})
     await agent.start()
-    await until(lambda: api.left() == {"early": 4})
+    await until(lambda: api.left() == {"again": 2, "early": 4})
     assert api.entry("early")["name"] == "early"
-    assert [each["uid"] for each in api.status["pods"]] == ["early"]
+    # Its object was gone already: who it was, the last boot's report knows.
+    assert (api.entry("again")["name"], api.entry("again")["labels"]) == ("again", {"a": "b"})
+    assert [each["uid"] for each in api.status["pods"]] == ["again", "early"]
 
 
 async def remember(api: Api, **status: Any) -> None:
@@ -347,6 +357,7 @@ async def test_a_limit_of_kubepods_itself_below_what_its_pods_ask_for_is_told(
     )
 
 
+@pytest.mark.parametrize("later", [False, True], ids=["there before", "made later"])
 async def test_kubepods_is_found_below_another_slice_without_being_told_where(
     agent: Agent,
     api: Api,
@@ -354,10 +365,15 @@ async def test_kubepods_is_found_below_another_slice_without_being_told_where(
     pages: Callable[[int], None],
     pod: Callable[[str], Pod],
     tmp_path: Path,
+    later: bool,
 ) -> None:
     """On a host that has the test's cgroup as its root, seen from a container."""
     pages(4)
     host = host_with(agent.subtree, tmp_path / "host")
+    if later:
+        agent.cgroup_root = None
+        await agent.start(f"--host-root={host}")
+        await agent.ready()
     foreign = agent.subtree / "user.slice/app.service"
     agent.cgroup_root, agent.subtree = None, agent.subtree / "container.slice"
     for qos in ("Guaranteed", "Burstable"):
@@ -367,8 +383,9 @@ async def test_kubepods_is_found_below_another_slice_without_being_told_where(
     forged = foreign / naming.pod_level("systemd", "Burstable", "forged")
     cgroup_tree.make(agent.subtree.parent, forged.parent)
     forged.mkdir()
-    await agent.start(f"--host-root={host}")
-    await agent.ready()
+    if not later:
+        await agent.start(f"--host-root={host}")
+        await agent.ready()
     deep = pod("deep")
     await deep.start()
     await until(lambda: limits(deep.cgroup) == ("8", "8"))

@@ -7,6 +7,7 @@ pytest's. Environment: KEEP=1 leaves the cluster running after the suite and say
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -22,7 +23,7 @@ from typing import Any
 from image.build import TREE
 from tests.kind import disk, node, programs
 from tests.kube import build
-from tests.vm import image, images, network, previous
+from tests.vm import image, images, network, previous, qemu
 from tests.vm.machine import Machine
 from tests.vm.network import Address
 from tests.vm.steps import StepFailed, run, say, step
@@ -56,6 +57,8 @@ def _run(scratch: Path) -> int:
     machine_disk = disk.disk(
         programs.built(), [*archives, *([before.image.archive] if before else [])]
     )
+    # kind's own time limits are too short for an emulation in one thread.
+    emulator = dataclasses.replace(qemu.best(), threads="multi")
     address = Address(1)
     network.enter()
     network.make([address])
@@ -64,8 +67,9 @@ def _run(scratch: Path) -> int:
         "kind.json": json.dumps(configuration(address)).encode(),
     }
     folder = scratch / "docker"
-    # kind's own time limits are too short for an emulation in one thread.
-    machine = Machine("docker", address, machine_disk, folder, seed, MEMORY_MIB, threads="multi")
+    machine = Machine(
+        "docker", address, machine_disk, folder, seed, qemu=emulator, memory_mib=MEMORY_MIB
+    )
     try:
         with step("booting a machine with Docker, emulated"):
             _wait_docker(machine)

@@ -113,7 +113,7 @@ class Containers:
             if "secret" in volume:
                 content = self._secret(volume["name"])
                 source = str(_readable(directory / volume["name"], content, container))
-            elif volume["hostPath"].get("type") == "DirectoryOrCreate":
+            elif volume["name"].startswith("reclaim-"):
                 # This machine's own is that of an agent that may run here.
                 made = directory / volume["name"]
                 made.mkdir()

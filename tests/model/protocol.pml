@@ -619,7 +619,8 @@ bit node_boot[2];                             /* the copies of Node's bootID */
 #ifdef ANY_OTHER_BOOT
 #define BOOTED(c) (node_boot[c] != told[c].boot)
 #else
-/* The report is of the boot before; it may also be of a boot that Node has not told of yet. */
+/* The Node was seen with the report's boot, and then with another. A report may also be of a boot
+   that Node has not told of yet. code: controller.node_history:NodeHistory.former_boots */
 #define BOOTED(c) (node_boot[c] && !told[c].boot)
 #endif
 

@@ -18,14 +18,21 @@ from pathlib import Path
 
 from image.build import TREE
 from tests.kube import build
-from tests.vm import image, images, network, previous, root
+from tests.vm import image, images, network, previous, qemu, root
 from tests.vm.cluster import NodeConfig, VmCluster
-from tests.vm.steps import StepFailed, say
+from tests.vm.steps import StepFailed, say, step
 
 #: How kind names cgroups, with the other of kubelet's two drivers.
 OTHER_NAMES = NodeConfig(driver="cgroupfs", cgroup_root="/kubelet")
 AGAIN = "reboot or qos or static or sidecars"
 """Scenes that run when the node has booted into the other names."""
+MAY_BE_SKIPPED = (
+    "the node has the hugetlb controller",
+    "the cluster has one node with huge pages",
+    "name no release to upgrade from",
+)
+"""Reasons of skips; another one fails the run."""
+WITHOUT_HUGETLB = NodeConfig(kernel="cgroup_disable=hugetlb")
 
 
 def main() -> int:
@@ -44,9 +51,10 @@ def _run(scratch: Path) -> int:
     operator, before = image.built(), previous.release(scratch)
     archives = [images.pause(), images.workload(), operator.archive]
     disk = root.disk([*archives, *([before.image.archive] if before else [])])
+    emulator = qemu.best()
     network.enter()
     nodes = [NodeConfig() for _ in range(int(os.environ.get("NODES", "1")))]
-    with VmCluster(disk, scratch, nodes) as cluster:
+    with VmCluster(disk, scratch, nodes, emulator) as cluster:
         environment = _environment(cluster, operator, before)
         status = _scenes(cluster, environment, sys.argv[1:])
         if os.environ.get("KEEP") == "1":
@@ -60,6 +68,7 @@ def _environment(
     return {
         # An emulated node takes some seconds of both processors for each start.
         "E2E_STARTS": "20",
+        "E2E_MAY_SKIP": "|".join(MAY_BE_SKIPPED),
         **os.environ,
         **(before.environment() if before else {}),
         "PATH": f"{cluster.control_plane.assets}:{os.environ['PATH']}",
@@ -72,7 +81,7 @@ def _environment(
 
 
 def _scenes(cluster: VmCluster, environment: Mapping[str, str], arguments: list[str]) -> int:
-    """Run what was asked for, or all scenes and then some again under the other names."""
+    """Run what was asked for; or all, on the node as it is and as it may be configured."""
     if arguments:
         return _pytest(environment, *arguments)
     say("running tests/e2e: systemd names the cgroups")
@@ -82,7 +91,10 @@ def _scenes(cluster: VmCluster, environment: Mapping[str, str], arguments: list[
     say("running the reboot, and scenes after it: cgroupfs names the cgroups, below /kubelet")
     # In this order: the node has the other names after the reboot.
     files = ("tests/e2e/test_lifecycle.py", "tests/e2e/test_limits.py")
-    return _pytest(environment, *files, "-k", AGAIN) or status
+    status = _pytest({**environment, "E2E_LEAVE": "1"}, *files, "-k", AGAIN) or status
+    with step("booting the first node anew, without the hugetlb controller"):
+        cluster.replace(cluster.machines[0], WITHOUT_HUGETLB)
+    return _pytest(environment, "tests/e2e/test_unusable_node.py") or status
 
 
 def _pytest(environment: Mapping[str, str], *arguments: str) -> int:

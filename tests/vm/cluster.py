@@ -15,6 +15,7 @@ from tests.kube.control_plane import ControlPlane, Ports
 from tests.vm import network
 from tests.vm.machine import Machine
 from tests.vm.network import Address
+from tests.vm.qemu import Qemu
 from tests.vm.root import Disk
 from tests.vm.steps import StepFailed, step
 
@@ -23,10 +24,12 @@ NODE_READY_TIMEOUT = 420.0
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """How kubelet and containerd name cgroups."""
+    """How kubelet and containerd name cgroups, and what the kernel is told."""
 
     driver: str = "systemd"
     cgroup_root: str = "/"
+    kernel: str = ""
+    """Further words of its kernel's command line; a reboot does not change them."""
 
 
 class HostControlPlane(ControlPlane):
@@ -62,8 +65,9 @@ class VmCluster:
     Must be entered in a network namespace of its own: `network.enter`.
     """
 
-    def __init__(self, disk: Disk, directory: Path, configs: list[NodeConfig]) -> None:
+    def __init__(self, disk: Disk, directory: Path, configs: list[NodeConfig], qemu: Qemu) -> None:
         self._disk = disk
+        self._qemu = qemu
         self._directory = directory
         self._configs = configs
         self.machines: list[Machine] = []
@@ -82,7 +86,7 @@ class VmCluster:
         try:
             with step(f"booting {len(addresses)} node(s), emulated: a minute or so until Ready"):
                 for address, config in zip(addresses, self._configs, strict=True):
-                    self._boot(address, config)
+                    self.machines.append(self._boot(address, config))
                 self.wait_ready()
         except BaseException:
             self.close()
@@ -108,6 +112,20 @@ class VmCluster:
         """Give a node another configuration, from its next boot on."""
         machine.reseed(self._seed(machine.name, machine.address, config))
 
+    def replace(self, machine: Machine, config: NodeConfig) -> None:
+        """End a machine, boot one of the same name from the disk as it was made, and wait for it.
+
+        Raises StepFailed.
+        """
+        before = self._boot_id(machine.name)
+        machine.stop()
+        new = self._boot(machine.address, config)
+        self.machines[self.machines.index(machine)] = new
+        deadline = time.monotonic() + NODE_READY_TIMEOUT
+        while self._boot_id(machine.name) == before:
+            self._pause(deadline, f"{machine.name} to boot anew", new)
+        self.wait_ready()
+
     def wait_ready(self) -> None:
         """Wait until every node is Ready. Raises StepFailed with the node's last words."""
         deadline = time.monotonic() + NODE_READY_TIMEOUT
@@ -121,11 +139,13 @@ class VmCluster:
             raise StepFailed(f"waited in vain for {what}:\n{machine.diagnose()}")
         time.sleep(0.5)
 
-    def _boot(self, address: Address, config: NodeConfig) -> None:
+    def _boot(self, address: Address, config: NodeConfig) -> Machine:
         name = f"node-{address.number}"
         seed = self._seed(name, address, config)
         directory = self._directory / name
-        self.machines.append(Machine(name, address, self._disk, directory, seed))
+        return Machine(
+            name, address, self._disk, directory, seed, qemu=self._qemu, kernel=config.kernel
+        )
 
     def _seed(self, name: str, address: Address, config: NodeConfig) -> dict[str, bytes]:
         plane = self.control_plane
@@ -161,6 +181,9 @@ class VmCluster:
     def _node(self, name: str) -> Any:
         found = self.control_plane.api.list("v1/nodes", fields=f"metadata.name={name}")
         return found[0] if found else None
+
+    def _boot_id(self, name: str) -> str:
+        return str(self._node(name)["status"]["nodeInfo"]["bootID"])
 
     def _is_ready(self, name: str) -> bool:
         node = self._node(name)

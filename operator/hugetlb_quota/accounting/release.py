@@ -23,9 +23,10 @@ class NodeEvidence:
     """What is known of a node.
 
     ``exists``: its Node object is there. ``out_of_service``: somebody vouches that it is off,
-    by the taint ``node.kubernetes.io/out-of-service``. ``boot_id``: of the running kernel, as
-    Node tells; ``booted_at``: the resourceVersion at which it first told so, or an earlier one;
-    None when it is not known.
+    by the taint ``node.kubernetes.io/out-of-service``. ``former_boots``: the boot IDs that the Node
+    was seen with before the one that it has; ``booted_at``: the resourceVersion at which it first
+    had that, or an earlier one; None when it was not seen. ``awaited``: it came so recently that
+    its agent may not have begun.
 
     The rest is its agent's last report: ``reported_boot_id``, None when it is not known;
     ``pods_resource_version`` up to which the agent has seen the pods bound to it, None without
@@ -34,8 +35,9 @@ class NodeEvidence:
 
     exists: bool
     out_of_service: bool = False
-    boot_id: str | None = None
+    former_boots: frozenset[str] = frozenset()
     booted_at: int | None = None
+    awaited: bool = False
     reported_boot_id: str | None = None
     pods_resource_version: int | None = None
     live: frozenset[str] = frozenset()
@@ -47,9 +49,14 @@ def is_lost(node: NodeEvidence | None) -> bool:
 
 
 def has_booted(node: NodeEvidence) -> bool:
-    """Whether the node's last report is of another boot than its Node's."""
-    known = node.boot_id is not None and node.reported_boot_id is not None
-    return known and node.boot_id != node.reported_boot_id
+    """Whether the node is known to have booted since its last report.
+
+    That its Node has another boot ID does not say which boot is the later: kubelet may not have
+    told of the present one yet. Boot IDs have no order and never come again, so the report is of
+    an earlier boot where the Node was seen with its boot ID, and then with another. Else it
+    holds: what has ended by a report can't begin in a later boot.
+    """
+    return node.reported_boot_id in node.former_boots
 
 
 def holds(node: NodeEvidence | None) -> bool:

@@ -19,6 +19,7 @@ from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
 from hugetlb_quota.admission.server import Certificate, PathSecret, serve
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.listening import EVERYWHERE
+from hugetlb_quota.program import add_options, start_log
 
 #: Objects made and not freed before the youngest are collected; Python's own is 700.
 GARBAGE_THRESHOLD: Final = 20_000
@@ -29,9 +30,7 @@ logger = logging.getLogger("hugetlb_quota.admission")
 def main() -> None:
     """Serve until SIGTERM; exit code 1 with a sentence when that can't begin."""
     arguments = _arguments()
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    start_log(arguments)
     # What was imported is never garbage, and of what a request makes nearly all goes by its
     # reference count: with Python's own threshold collections took 6 % of the time.
     gc.freeze()
@@ -109,6 +108,7 @@ def _arguments() -> argparse.Namespace:
         help="kube-apiserver's --request-timeout in seconds, at least: what was admitted may"
         " still be created for so long (default: %(default)s)",
     )
+    add_options(parser)
     return parser.parse_args()
 
 

@@ -29,6 +29,7 @@ from hugetlb_quota.kube import errors, status
 from hugetlb_quota.kube.api import ObjectApi
 from hugetlb_quota.kube.connection import REQUEST_TIMEOUT
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
+from hugetlb_quota.program import about
 
 #: How long taking back may go on, in seconds, also after the request was answered.
 BACK_OUT_TIMEOUT: Final = 10.0
@@ -288,6 +289,7 @@ class Committer:
                     "The reservation of pod %s (%s) on HugeTLBQuota %s could not be taken back"
                     " and is left to expire at %s: %s",
                     *(each.pod, each.uid, key, each.expires.isoformat(timespec="seconds"), error),
+                    extra=about(pod=each.pod, uid=each.uid, quota=key),
                 )
 
 

@@ -38,6 +38,7 @@ from hugetlb_quota.admission.review import (
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.pods import CONFIG_MIRROR, FINISHED_PHASES
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
+from hugetlb_quota.program import about
 
 #: How long a request waits for the controller's first count of a quota, and how often
 #: it looks, in seconds.
@@ -208,7 +209,11 @@ class PodAdmission:
                 read |= refused.keys | refused.namespaces
             except PlaceChanged as changed:
                 attempt += 1
-                logger.info("pod %s: HugeTLBQuota %s changed; deciding again", pod, changed)
+                logger.info(
+                    "Pod %s: HugeTLBQuota %s changed; deciding again.",
+                    *(pod, changed),
+                    extra=about(pod=pod, uid=pod.uid, quota=changed),
+                )
 
     async def _charge(
         self,

@@ -42,6 +42,7 @@ from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.listening import listen
 from hugetlb_quota.kube.quotas import QuotaObject
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS
+from hugetlb_quota.program import about
 
 #: The largest request body, in bytes: an UPDATE carries the object twice, and etcd holds
 #: none above 1.5 MiB (``--max-request-bytes``).
@@ -211,11 +212,11 @@ class Admission:
             )
         try:
             asked = parse(body)
-            about = (asked.resource.group, asked.resource.resource, asked.sub_resource)
-            if about not in resources:
+            subject = (asked.resource.group, asked.resource.resource, asked.sub_resource)
+            if subject not in resources:
                 answered = ", ".join(sorted(map(_resource_name, resources)))
                 raise MalformedReview(
-                    f"it is about {_resource_name(about)}, and this path is asked about"
+                    f"it is about {_resource_name(subject)}, and this path is asked about"
                     f" {answered} only."
                 )
             what = f"{noun} {asked.namespace}/{asked.name}".rstrip("/")
@@ -223,7 +224,17 @@ class Admission:
         except MalformedReview as error:
             return web.Response(status=400, text=f"{error}\n")
         if not decision.allowed:
-            logger.info("%s of %s: %s", asked.operation, asked.user_info.username, decision.message)
+            logger.info(
+                "%s of %s: %s",
+                *(asked.operation, asked.user_info.username, decision.message),
+                extra=about(
+                    kind=noun,
+                    namespace=asked.namespace,
+                    name=asked.name,
+                    uid=asked.uid,
+                    quotas=", ".join(map(str, decision.by)),
+                ),
+            )
             if not asked.dry_run:
                 self._refusals.note(decision.by, decision.message)
         return web.Response(

@@ -43,8 +43,10 @@ from hugetlb_quota.node.host import (
     NoHugetlbController,
     UnusableHost,
 )
+from hugetlb_quota.node.kubepods import Parents
 from hugetlb_quota.node.pools import page_sizes
 from hugetlb_quota.node.watcher import KubepodsWatcher, NoInotify
+from hugetlb_quota.program import add_options, start_log
 
 EXIT_CODES: Final[dict[type[Exception], int]] = {
     NoCgroup2: 3,
@@ -85,8 +87,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         " default), or by what cgroups count, which may be too much",
     )
     parser.add_argument(
-        "--no-mirror-ungoverned",
-        dest="mirror_ungoverned",
+        "--no-mirror-unknown",
+        dest="mirror_unknown",
         action="store_false",
         help="leave pods that the API has not told of yet as kubelet set them up; they meet"
         " their limit at the touch (SIGBUS), not in mmap (ENOMEM)",
@@ -103,6 +105,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="address of the probes (default: %(default)s, all of IPv4 and IPv6)",
     )
     parser.add_argument("--health-port", type=int, default=8082, help="port of the probes")
+    add_options(parser)
     return parser.parse_args(arguments)
 
 
@@ -134,7 +137,7 @@ class Agent:
 
     def __init__(self, options: argparse.Namespace, host: HostRoot, connection: Connection) -> None:
         node, cgroup2, sizes = options.node_name, host.cgroup2(), page_sizes(host)
-        parents = kubepods.parents(cgroup2, options.cgroup_root)
+        parents = Parents(lambda: kubepods.parents(cgroup2, options.cgroup_root))
         logger.info(
             "cgroup2 is at %s, kubepods is looked for in %s", cgroup2, list(map(str, parents))
         )
@@ -154,7 +157,7 @@ class Agent:
             sizes,
             self._pods.allowance,
             due.set,
-            mirror=options.mirror_ungoverned,
+            mirror=options.mirror_unknown,
         )
         reader = ChargeReader() if options.charge_list == "kernel" else None
         self._host = HostReader(host, cgroup2, parents, sizes, reader)
@@ -254,9 +257,7 @@ def _allow_descriptors() -> None:
 def main() -> None:
     """Run the agent; see this module for the exit codes."""
     options = parse()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    start_log(options)
     _allow_descriptors()
     try:
         if options.check:

@@ -34,6 +34,7 @@ from hugetlb_quota.node.watcher import (
     Removed,
 )
 from hugetlb_quota.page_size import PageSize
+from hugetlb_quota.program import about
 
 #: Between two passes over all pods, in seconds: for what no event told.
 FULL_PASS: Final = 30.0
@@ -176,7 +177,7 @@ class Enforcer:
             return
         except (CgroupError, OSError) as error:
             if self._failures.get(pod.uid) != str(error):
-                logger.error("Pod %s is not limited: %s", pod.uid, error)
+                logger.error("Pod %s is not limited: %s", pod.uid, error, extra=about(uid=pod.uid))
             self._failures[pod.uid] = str(error)
             return
         self._failures.pop(pod.uid, None)
@@ -230,7 +231,7 @@ class Enforcer:
             if now != before:
                 written.append(f"{size.cgroup}.{limit}={_text(now)} (was {_text(before)})")
         if written:
-            logger.info("%s: %s", path, ", ".join(written))
+            logger.info("%s: %s", path, ", ".join(written), extra=about(cgroup=path))
         return above
 
 

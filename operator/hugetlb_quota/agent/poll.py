@@ -30,14 +30,14 @@ THE_REST: Final = 20
 class Poll:
     """Compares counters, and sets ``due`` when one moved.
 
-    :param parents: where kubepods is, as :func:`kubepods.parents` gives it.
+    :param parents: where kubepods is, as :class:`kubepods.Parents` tells.
     :param pods: the pods' cgroups that are known just now.
     """
 
     def __init__(
         self,
         host: HostRoot,
-        parents: tuple[Path, ...],
+        parents: Iterable[Path],
         sizes: Iterable[PageSize],
         pods: Callable[[], Iterable[PodCgroup]],
         due: asyncio.Event,

@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.agent import totals
 from hugetlb_quota.agent.reading import SYSTEM, ChargedFile, MountUse, Reading
+from hugetlb_quota.agent.totals import Totals
 from hugetlb_quota.node import cgroup, hugetlbfs, kubepods
 from hugetlb_quota.node.cgroup import CgroupError
 from hugetlb_quota.node.charge_list import ChargeList, File
-from hugetlb_quota.node.charge_reader import ChargeListUnreadable, ChargeReader
+from hugetlb_quota.node.charge_reader import (
+    ChargeListUnreadable,
+    ChargeReader,
+    ReaderPauses,
+)
 from hugetlb_quota.node.host import HostRoot, HostUnreadable
 from hugetlb_quota.node.hugetlbfs import Superblock
 from hugetlb_quota.node.pools import pools
@@ -34,7 +39,7 @@ logger = logging.getLogger(__name__)
 class HostReader:
     """Reads the host.
 
-    :param parents: where kubepods is, as :func:`kubepods.parents` gives it.
+    :param parents: where kubepods is, as :class:`kubepods.Parents` tells.
     :param reader: None: by the cgroups' counters alone, as :mod:`totals` tells.
     """
 
@@ -42,7 +47,7 @@ class HostReader:
         self,
         host: HostRoot,
         cgroup2: Path,
-        parents: tuple[Path, ...],
+        parents: Iterable[Path],
         sizes: tuple[PageSize, ...],
         reader: ChargeReader | None,
     ) -> None:
@@ -62,11 +67,11 @@ class HostReader:
         """
         self._check()
         there = self._there()
-        charges = await self._charge_list(largest)
+        listed = await self._charge_list(largest)
         mounts = {each.device: each for each in hugetlbfs.superblocks(self._host)}
         seen = pools(self._host)
         ceiling = self._ceiling()
-        if charges is None:
+        if listed is None:
             counted = totals.look(self._parents, self._sizes)
             return Reading(
                 there=there,
@@ -77,18 +82,24 @@ class HostReader:
                 ceiling=ceiling,
                 unreadable=self._unreadable,
             )
+        charges, counted_before = listed
         parents = frozenset(self._ids())
         amounts = {uid: _bytes(pages) for uid, pages in charges.pods(parents).items()}
         charged = {uid: charge for uid, charge in amounts.items() if uid is not None}
         if not charged.keys() <= there.keys():
             # Made after the first look, and filled at once.
             there |= {uid: is_ for uid, is_ in self._there().items() if uid in charged}
+        whole = charges.at_rest or self._adds_up(charges)
+        missing = Charge()
+        if not whole and counted_before is not None:
+            missing = _missing(counted_before, charged, there)
         if not charges.at_rest:
             charged |= self._at_least(charged)
         return Reading(
             there=there,
             charged=charged,
-            whole=charges.at_rest or self._adds_up(charges),
+            whole=whole,
+            missing=missing,
             system=amounts.get(None, Charge()),
             unlisted=Charge() if charges.at_rest else _bytes(charges.unlisted),
             files=tuple(_files(charges, parents, mounts)),
@@ -124,27 +135,39 @@ class HostReader:
             there[pod.uid] = populated or there.get(pod.uid, False)
         return there
 
-    async def _charge_list(self, largest: int | None) -> ChargeList | None:
-        """The charge list; None when there is none, and then ``_unreadable`` says why."""
+    async def _charge_list(self, largest: int | None) -> tuple[ChargeList, Totals | None] | None:
+        """The charge list; None when there is none, and then ``_unreadable`` says why.
+
+        With what was counted right before it was read; None when the first was at rest.
+        """
         if self._reader is None:
             self._unreadable = "The agent was started with --charge-list=totals."
             return None
         try:
             try:
                 charges = await self._reader.read(largest)
+            except ReaderPauses:
+                raise  # it failed before, and asking again would only delay the totals
             except ChargeListUnreadable:
                 await asyncio.sleep(AFTER_FAILURE)
                 charges = await self._reader.read(largest)
+            counted: Totals | None = None
             for _ in range(READS - 1):
-                if charges.at_rest:
+                # With mappings left out it never is at rest.
+                if charges.at_rest or (charges.mappings_left_out and counted is not None):
                     break
                 await asyncio.sleep(AGAIN)
+                counted = totals.look(self._parents, self._sizes)
                 charges = await self._reader.read(largest)
+        except ReaderPauses as error:
+            # Without the seconds: a report that differs in them alone would be written anew.
+            self._unreadable = error.why
+            return None
         except ChargeListUnreadable as error:
             self._unreadable = str(error)
             return None
         self._unreadable = ""
-        return charges
+        return charges, counted
 
     def _ids(self) -> Iterator[int]:
         """The IDs of the cgroups that kubepods may be in."""
@@ -194,6 +217,19 @@ class HostReader:
                 if None not in found
             }
         )
+
+
+def _missing(counted: Totals, listed: Mapping[str, Charge], there: Mapping[str, bool]) -> Charge:
+    """At most so much is charged to pods that are gone, beyond what is ``listed`` of them.
+
+    A pod that is gone is charged nothing new, so what all of them were counted bounds what
+    they hold, when it was ``counted`` before the list was read and after it was seen who is
+    ``there``.
+    """
+    gone = (
+        charge for uid, charge in listed.items() if uid not in there and uid not in counted.pods
+    )
+    return counted.bound.beyond(Charge.total(gone)).without_zeros()
 
 
 def _bytes(pages: Mapping[PageSize, int]) -> Charge:

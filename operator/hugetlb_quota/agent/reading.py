@@ -47,15 +47,17 @@ class Reading:
 
     UIDs are those in the names of pods' cgroups. ``there``: whose cgroup is there, and
     whether a process is in it. ``charged``: what is charged to whom, gone pods among them.
-    ``whole``: nothing is missing in it. ``bound``: where the charge list can't be read, at
-    most so much is charged to all pods that are gone together; ``charged`` has none of them
-    then. ``ceiling``: limits of kubepods itself. ``unreadable``: why there is no charge list;
-    "" where there is one.
+    ``whole``: nothing is missing in it; ``missing``: else at most so much is charged to all pods
+    that are gone together, beyond what ``charged`` has of them. ``bound``: where the charge list
+    can't be read, at most so much is charged to all pods that are gone together; ``charged``
+    has none of them then. ``ceiling``: limits of kubepods itself. ``unreadable``: why there is
+    no charge list; "" where there is one.
     """
 
     there: Mapping[str, bool] = field(default_factory=dict)
     charged: Mapping[str, Charge] = field(default_factory=dict)
     whole: bool = True
+    missing: Charge = NOTHING
     bound: Charge | None = None
     system: Charge = NOTHING
     unlisted: Charge = NOTHING

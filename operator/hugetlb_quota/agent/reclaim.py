@@ -25,6 +25,7 @@ from hugetlb_quota.kube.events import EventApi, Regarding
 from hugetlb_quota.node import hugetlbfs
 from hugetlb_quota.node.host import HostUnreadable
 from hugetlb_quota.node.reclaim import AnotherFile, NotReclaimed, StillHeld, reclaim
+from hugetlb_quota.program import about
 
 #: Between two looks for files that are due, in seconds.
 PERIOD: Final = 5.0
@@ -132,7 +133,7 @@ class Reclaimer:
             )
             return False
         self._failed.pop((file.device, file.inode), None)
-        logger.info("%s was reclaimed.", told)
+        logger.info("%s was reclaimed.", told, extra=about(node=self._node, file=printable(path)))
         note = f"{told} was truncated and removed: its pods are gone and no process held it."
         for pod in pods:
             await self._tell(pod, note)
@@ -142,7 +143,7 @@ class Reclaimer:
         key = (file.device, file.inode)
         if self._failed.get(key) != why:
             self._failed[key] = why
-            logger.warning("%s", why)
+            logger.warning("%s", why, extra=about(node=self._node))
 
     async def _tell(self, pod: Entry, note: str) -> None:
         regarding = Regarding("v1", "Pod", pod.namespace, pod.name, pod.uid)

@@ -157,12 +157,9 @@ def _charged(
     """What is charged to whom, and what is in no list."""
     charged = {uid: charge for uid, charge in reading.charged.items() if charge}
     unlisted = reading.unlisted.without_zeros()
-    missing = {
-        uid: entry
-        for uid, entry in last.entries.items()
-        if uid not in charged and uid not in reading.there
-    }
+    gone = {uid: entry for uid, entry in last.entries.items() if uid not in reading.there}
     if reading.bound is not None:
+        missing = {uid: entry for uid, entry in gone.items() if uid not in charged}
         held = {uid: entry.charged for uid, entry in missing.items()}
         more = {
             uid: entry.demand.beyond(entry.charged)
@@ -171,9 +168,12 @@ def _charged(
         }
         left, unlisted = totals.left(held, more, reading.bound)
         charged |= {uid: charge for uid, charge in left.items() if charge}
-    elif not reading.whole:
-        # It may be what the reading lacks; the next one tells.
-        charged |= {uid: entry.charged for uid, entry in missing.items() if entry.charged}
+    else:
+        for uid, entry in gone.items():
+            # It may be what the reading lacks: a pod that is gone is charged nothing new.
+            listed = charged.get(uid, NOTHING)
+            if lacking := entry.charged.beyond(listed).within(reading.missing):
+                charged[uid] = listed + lacking
     return charged, unlisted
 
 
@@ -280,16 +280,18 @@ def due_files(files: Iterable[ChargedFile], due: Collection[str]) -> Iterator[Ch
 def adopt(status: Mapping[str, Any], boot_id: str) -> Report:
     """The last report, from the ``status`` of this node's HugeTLBNode, whoever wrote it.
 
-    Nothing, when it is of another boot. What of it can't be understood is passed over: what
-    is charged the kernel tells anyway.
+    Of another boot it tells names alone: kubelet starts the pods of its node anew under their
+    UIDs, and one of them may be deleted before an agent runs. What of it can't be understood is
+    passed over: what is charged the kernel tells anyway.
     """
-    if status.get("bootID") != boot_id:
-        return NO_REPORT
+    same_boot = status.get("bootID") == boot_id
     entries = {}
     for pod in _rows(status, "pods", NodePodStatus):
         entry = _adopted(pod)
         if entry is not None:
-            entries[entry.cgroup_uid] = entry
+            entries[entry.cgroup_uid] = entry if same_boot else _named(entry)
+    if not same_boot:
+        return Report(entries)
     return Report(
         entries, tuple(filter(None, map(_adopted_file, _rows(status, "files", FileStatus))))
     )
@@ -318,6 +320,11 @@ def _adopted(pod: NodePodStatus) -> Entry | None:
         _amounts(pod.uid, pod.charged),
         _aware(pod.ended_at) if pod.ended_at is not None else None,
     )
+
+
+def _named(entry: Entry) -> Entry:
+    """Who it was, and nothing that it had."""
+    return Entry(entry.uid, entry.namespace, entry.name, entry.labels, entry.cgroup)
 
 
 def _amounts(uid: str, amounts: Mapping[str, str]) -> Charge:

@@ -22,12 +22,14 @@ from hugetlb_quota.backoff import Backoff
 from hugetlb_quota.kube.errors import ApiError
 from hugetlb_quota.node.host import HostUnreadable
 from hugetlb_quota.node.pools import Pool
+from hugetlb_quota.program import about
 
 Json = dict[str, Any]
 
 #: At least between two passes, in seconds: a burst of changes is one.
 COALESCE: Final = 0.2
-#: Between two passes where a reading was not whole, in seconds.
+#: Between two passes where a reading was not whole, in seconds; doubled while nothing moves, as
+#: it never is where a pod has more mappings than the reader looks at.
 AGAIN: Final = 1.0
 #: At most between two passes, and between two writes, in seconds.
 HEARTBEAT: Final = 60.0
@@ -100,6 +102,7 @@ class Reporter:
         """
         await ready.wait()
         backoff = Backoff(FIRST_BACKOFF, LONGEST_BACKOFF)
+        again = Backoff(AGAIN, HEARTBEAT)
         adopted = False
         while True:
             due.clear()
@@ -110,17 +113,25 @@ class Reporter:
                     adopted = True
                 await self.run_once()
                 backoff.reset()
-                wait = HEARTBEAT if self._latest.reading.whole else AGAIN
+                wait = HEARTBEAT if self._latest.reading.whole else again.next()
             except (ApiError, HostUnreadable, OSError) as error:
-                logger.warning("HugeTLBNode %s is not up to date: %s", self._node, error)
+                logger.warning(
+                    "HugeTLBNode %s is not up to date: %s",
+                    *(self._node, error),
+                    extra=about(node=self._node),
+                )
                 pause, wait = backoff.next(), 0.0
             except (ValueError, TypeError):
                 # A bug, or a value that nobody foresaw: limits are kept all the same.
-                logger.exception("HugeTLBNode %s is not up to date.", self._node)
+                logger.exception(
+                    "HugeTLBNode %s is not up to date.", self._node, extra=about(node=self._node)
+                )
                 pause, wait = backoff.next(), 0.0
             await asyncio.sleep(pause)
             if wait:
                 await wait_at_most(due, wait)
+            if due.is_set():
+                again.reset()
 
     def write_anew(self) -> None:
         """The object is gone: the next pass writes, whatever it says."""

@@ -36,7 +36,7 @@ class Totals:
 
 
 def look(parents: Iterable[Path], sizes: Iterable[PageSize]) -> Totals:
-    """Everything below ``parents``, as :func:`kubepods.parents` gives it.
+    """Everything below ``parents``, as :class:`kubepods.Parents` tells.
 
     The files can't be read all at once, so they are read until they say the same twice; where
     they never do, ``bound`` is the largest that was seen.

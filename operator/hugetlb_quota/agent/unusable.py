@@ -22,8 +22,10 @@ from hugetlb_quota.backoff import Backoff
 from hugetlb_quota.kube.errors import ApiError
 from hugetlb_quota.kube.probes import serve_probes
 from hugetlb_quota.node.host import HostRoot, HostUnreadable, UnusableHost
+from hugetlb_quota.node.kubepods import Parents
 from hugetlb_quota.node.pools import pools
 from hugetlb_quota.node.watcher import KubepodsWatcher
+from hugetlb_quota.program import about
 
 #: Between two looks at the host, in seconds; each is a heartbeat of the report too.
 PERIOD: Final = 60.0
@@ -42,7 +44,7 @@ def check(host: HostRoot) -> None:
     """
     host.boot_id()
     host.cgroup2()
-    with KubepodsWatcher(()):  # an inotify instance
+    with KubepodsWatcher(Parents(tuple)):  # an inotify instance
         pass
 
 
@@ -78,14 +80,22 @@ class UnusableNode:
             backoff = Backoff(FIRST_BACKOFF, period)
             while not stop.is_set() and (lacking := self._lacking(check)) is not None:
                 if str(lacking) != self._told:
-                    logger.error("No pod of this node can be limited: %s", lacking)
+                    logger.error(
+                        "No pod of this node can be limited: %s",
+                        lacking,
+                        extra=about(node=self._node),
+                    )
                 try:
                     await self._tell(lacking)
                     self._told = str(lacking)
                     backoff.reset()
                     pause = period
                 except ApiError as error:
-                    logger.warning("HugeTLBNode %s is not up to date: %s", self._node, error)
+                    logger.warning(
+                        "HugeTLBNode %s is not up to date: %s",
+                        *(self._node, error),
+                        extra=about(node=self._node),
+                    )
                     pause = backoff.next()
                 await wait_at_most(stop, pause)
         if not stop.is_set():

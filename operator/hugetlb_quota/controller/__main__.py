@@ -20,6 +20,7 @@ from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.lease import LeadershipLost, lead, term
 from hugetlb_quota.kube.listening import EVERYWHERE
 from hugetlb_quota.kube.probes import NoProbePort, serve_probes
+from hugetlb_quota.program import add_options, start_log
 
 LEASE = "hugetlb-quota-controller"
 
@@ -28,9 +29,10 @@ logger = logging.getLogger("hugetlb_quota.controller")
 
 def main() -> None:
     """Run until a signal, or until the Lease is lost; then Kubernetes starts it anew."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    arguments = _arguments()
+    start_log(arguments)
     try:
-        asyncio.run(_main(_arguments()))
+        asyncio.run(_main(arguments))
     except (NotConfigured, NoProbePort, LeadershipLost) as error:
         sys.exit(str(error))
     except BaseExceptionGroup as group:  # of the tasks that a leader runs
@@ -108,6 +110,7 @@ def _arguments() -> argparse.Namespace:
         help="kube-apiserver's --request-timeout in seconds, at least: what was admitted may"
         " still be created for so long (default: %(default)s)",
     )
+    add_options(parser)
     return parser.parse_args()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from typing import Final
 
 from hugetlb_quota.controller.census import Census
@@ -20,10 +22,12 @@ class Books:
 
     ``counts``: how many there were, of those whom something concerned and from scratch;
     ``differences``: how many from scratch found anything else than those before them.
+
+    :param clock: seconds, of any beginning.
     """
 
-    def __init__(self) -> None:
-        self.known = Known()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.known = Known(clock)
         self.census = Census()
         self.ledger = Ledger()
         self.counts = 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from hugetlb_quota.accounting.attribution import Attribution, Line
 from hugetlb_quota.accounting.charge import NOTHING, Charge
@@ -97,7 +97,7 @@ class World:
     def _line(self, node: str, pod: ReportedPod) -> Line:
         payers = self.attribution.who_pays(pod.uid, pod.namespace, pod.labels, node)
         charge = pod.demand.peak(pod.charged)
-        return Line(pod.uid, f"{pod.namespace}/{pod.name}", charge, payers, counted=node)
+        return Line(pod.uid, pod.full_name, charge, payers, counted=node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +108,26 @@ class Held:
     nodes: frozenset[str]
 
 
+class Orphan(NamedTuple):
+    """A pod that is gone, or that nobody knows, with huge pages for which no quota is charged.
+
+    ``pod`` is its ``namespace/name``, "" where nobody knows it.
+    """
+
+    node: str
+    uid: str
+    pod: str
+
+    def __str__(self) -> str:
+        return self.pod or f"of UID {self.uid}"
+
+
 @dataclass(frozen=True, slots=True)
 class Count:
     """Who is charged: ``pods``, of which ``held`` ended already, and what others left.
 
-    ``orphans``: node and UID of what is charged to no quota. ``waiting``: the nodes whose next
-    report may decide, by the UID of whom it decides on.
+    ``orphans``: those gone, or known to nobody, for whom no quota is charged. ``waiting``: the
+    nodes whose next report may decide, by the UID of whom it decides on.
     """
 
     pods: tuple[ChargedPod, ...]
@@ -121,7 +135,7 @@ class Count:
     retained: tuple[Retained, ...]
     files: tuple[RetainedFile, ...]
     identities: Identities
-    orphans: frozenset[tuple[str, str]]
+    orphans: frozenset[Orphan]
     waiting: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
@@ -132,6 +146,8 @@ class Census:
         self._gone: dict[str, tuple[Pod, EndedPod]] = {}
         self._recalled: dict[str, tuple[Line, int]] = {}
         self._released: dict[str, None] = {}
+        #: Those let go while their node's first report may yet come.
+        self._awaited: dict[str, Pod] = {}
 
     def pod_changed(
         self, old: Pod | None, new: Pod | None, resource_version: int, *, missed: bool = False
@@ -151,7 +167,7 @@ class Census:
     @property
     def unsettled(self) -> set[str]:
         """The UIDs that are not in the API, and on which any node may decide."""
-        return self._gone.keys() | self._recalled.keys()
+        return self._gone.keys() | self._recalled.keys() | self._awaited.keys()
 
     def was_released(self, uid: str) -> bool:
         """Whether the pod ``uid`` was seen and is charged no more."""
@@ -170,6 +186,9 @@ class Census:
         for uid in world.counted(self._gone.keys()):
             if uid not in in_api:
                 self._end(counting, *self._gone[uid])
+        for uid in world.counted(self._awaited.keys()):
+            if not counting.keep_line(self._awaited[uid]):
+                del self._awaited[uid]
         for uid in world.counted(self._recalled.keys()):
             self._end_recalled(counting, *self._recalled[uid])
         for uid in counting.charge_reported():
@@ -206,6 +225,8 @@ class Census:
         else:
             self._gone.pop(pod.uid, None)
             self._release(pod.uid)
+            if counting.keep_line(pod) and len(self._awaited) < RELEASED_KEPT:
+                self._awaited[pod.uid] = pod
 
     def _end_recalled(self, counting: _Counting, line: Line, missing_at: int) -> None:
         """Decide on a pod of which only its line is known.
@@ -237,7 +258,7 @@ class _Counting:
     retained: list[Retained] = field(default_factory=list)
     files: list[RetainedFile] = field(default_factory=list)
     kept: dict[str, Identity] = field(default_factory=dict)
-    orphans: set[tuple[str, str]] = field(default_factory=set)
+    orphans: set[Orphan] = field(default_factory=set)
     known: dict[str, Pod] = field(default_factory=dict)
     #: What each node tells of a UID, by UID and node; those of which the pod's own charge is
     #: made up; and the UIDs that may be on other nodes than tell of them.
@@ -297,6 +318,14 @@ class _Counting:
         self.known[pod.uid] = pod
         self.held.append(Held(self._charge_seen(pod, in_api=False), nodes))
 
+    def keep_line(self, pod: Pod) -> bool:
+        """Keep who one is that was let go, if its node's first report may yet come; whether."""
+        if pod.node is None or not self._is_awaited(pod.node):
+            return False
+        in_api = pod.uid in self.known
+        self.kept[pod.uid] = Identity(pod.node, self._payers(pod), in_api)
+        return True
+
     def hold_line(self, line: Line, nodes: frozenset[str]) -> None:
         """Keep who ``line`` names, and charge it if it was counted before."""
         told = self.told.get(line.uid, {})
@@ -342,8 +371,10 @@ class _Counting:
             line = self.world.attribution.lines.get(uid)
             asked = NOTHING if line is None else line.charge
             charge = reported.demand.peak(asked).peak(charge).without_zeros()
-        if reported.charged and not payers and not reported.is_named:
-            self.orphans.add((node, uid))
+        # Where heirs are named and there are none, it was meant so.
+        is_meant = payers or (node, uid) in self.world.attribution.heirs
+        if reported.charged and not is_meant and not (reported.is_named and reported.live):
+            self.orphans.add(Orphan(node, uid, reported.full_name))
         if not charge:
             return False
         if is_live and uid not in self.pods:
@@ -371,13 +402,18 @@ class _Counting:
             for file in report.files
             if (report.node, file.uid) in retained
         )
-        lines = self.world.counted(self.world.attribution.lines.keys())
+        lines = self.world.attribution.lines
+        counted = self.world.counted(lines.keys())
+        for uid in counted:
+            if uid not in self.kept and self._is_awaited(lines[uid].counted):
+                # Its charge went for want of an agent, which may yet begin and tell of it.
+                self.kept[uid] = Identity(lines[uid].counted, lines[uid].quotas, in_api=False)
         return Count(
             pods=tuple(self.pods.values()),
             held=tuple(self.held),
             retained=tuple(self.retained),
             files=files,
-            identities=Identities(self.kept, frozenset(lines) - self.kept.keys()),
+            identities=Identities(self.kept, frozenset(counted) - self.kept.keys()),
             orphans=frozenset(self.orphans),
             waiting=self.waiting,
         )
@@ -393,10 +429,16 @@ class _Counting:
         charge = pod.demand
         if charged := Charge.total(told[node].charged for node in nodes):
             charge = charge.peak(charged).without_zeros()
-        payers = self.world.attribution.who_pays(pod.uid, pod.namespace, pod.labels, pod.node)
-        self.pods[pod.uid] = ChargedPod(pod.uid, charge, payers, pod.resource_version)
+        self.pods[pod.uid] = ChargedPod(pod.uid, charge, self._payers(pod), pod.resource_version)
         self._keep_identity(self.pods[pod.uid], pod.node, in_api=in_api)
         return self.pods[pod.uid]
+
+    def _payers(self, pod: Pod) -> frozenset[QuotaKey]:
+        return self.world.attribution.who_pays(pod.uid, pod.namespace, pod.labels, pod.node)
+
+    def _is_awaited(self, node: str) -> bool:
+        evidence = self.world.evidence.get(node)
+        return evidence is not None and not is_lost(evidence) and evidence.awaited
 
     def _home(self, uid: str) -> str | None:
         """The node of the pod, by the API or by its line; None where they don't tell."""
@@ -434,8 +476,10 @@ class _Counting:
             self.kept[pod.uid] = Identity(UNBOUND, pod.quotas, in_api)
             return
         evidence = self.world.evidence.get(node)
-        if is_lost(evidence) or evidence is None or evidence.pods_resource_version is None:
+        if evidence is None or is_lost(evidence):
             return
+        if evidence.pods_resource_version is None and not evidence.awaited:
+            return  # there is no agent that could name it
         reported = self.told.get(pod.uid, {}).get(node)
         if reported is None or not reported.is_named:
             self.kept[pod.uid] = Identity(node, pod.quotas, in_api)
@@ -445,7 +489,7 @@ class _Counting:
             return str(self.known[uid])
         reported = self.told[uid][node]
         if reported.is_named and self._is_its_own(node, uid):
-            return f"{reported.namespace}/{reported.name}"
+            return reported.full_name
         line = self.world.attribution.lines.get(uid)
         return uid if line is None else line.pod
 

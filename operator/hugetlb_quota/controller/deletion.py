@@ -9,6 +9,7 @@ is charged any more is no longer needed to say who pays.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any, Final
 
@@ -20,14 +21,22 @@ from hugetlb_quota.api.quota import FINALIZER, PLURAL
 from hugetlb_quota.kube import errors, status
 from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.quotas import InvalidQuota, summary
+from hugetlb_quota.program import about
 
 #: Seconds between looks at a quota that is to go and is charged still.
 AGAIN: Final = 2.0
+#: Of so many quotas that wait it is remembered what was told.
+WAITING_KEPT: Final = 1024
+
+logger = logging.getLogger(__name__)
 
 
 def registry(connection: Connection) -> kopf.OperatorRegistry:
     """The handlers, for :func:`kopf.operator`."""
     handlers = kopf.OperatorRegistry()
+    waiting: dict[str, str] = {}
+    # It tells by its handlers' names of each try, as an error too where a quota only waits.
+    logging.getLogger("kopf.objects").addFilter(_is_no_try)
 
     @kopf.on.login(registry=handlers)
     def log_in(**kwargs: Any) -> kopf.ConnectionInfo | None:
@@ -55,26 +64,52 @@ def registry(connection: Connection) -> kopf.OperatorRegistry:
         settings.posting.enabled = False
 
     @kopf.on.delete(GROUP, VERSION, PLURAL, registry=handlers)
-    async def wait_for_charges(namespace: str | None, name: str | None, **_: Any) -> None:
+    async def wait_for_charges(
+        namespace: str | None, name: str | None, uid: str | None, **_: Any
+    ) -> None:
         key = QuotaKey(namespace or "", name or "")
         try:
-            counter = (await status.read(connection, key)).counter
-        except errors.NotFound:
-            return
-        except (errors.ApiError, InvalidQuota) as error:
-            raise kopf.TemporaryError(str(error), delay=AGAIN) from error
-        if counter.used:
-            raise kopf.TemporaryError(
-                f"HugeTLBQuota {key} is charged still ({summary(counter)}); it goes when its pods"
-                " have, and what they left is charged to its heir.",
-                delay=AGAIN,
-            )
-        if counter.reservations:
-            pods = ", ".join(each.pod for each in counter.reservations[:5])
-            raise kopf.TemporaryError(
-                f"HugeTLBQuota {key} alone knows whose the pages are that nodes may yet tell of"
-                f" (pods {pods}); it goes when their agents have reported.",
-                delay=AGAIN,
-            )
+            await _see_that_it_is_uncharged(connection, key)
+        except kopf.TemporaryError as error:
+            why = str(error)
+            if waiting.get(str(uid)) != why:
+                logger.info("%s", why, extra=about(quota=key, uid=uid))
+            while len(waiting) >= WAITING_KEPT:
+                del waiting[next(iter(waiting))]
+            waiting[str(uid)] = why
+            raise
+        waiting.pop(str(uid), None)
 
     return handlers
+
+
+async def _see_that_it_is_uncharged(connection: Connection, key: QuotaKey) -> None:
+    """See that nothing is charged to the quota any more, or that it is gone.
+
+    :raises kopf.TemporaryError: when something is, or that can't be told just now.
+    """
+    try:
+        counter = (await status.read(connection, key)).counter
+    except errors.NotFound:
+        return
+    except (errors.ApiError, InvalidQuota) as error:
+        raise kopf.TemporaryError(str(error), delay=AGAIN) from error
+    if counter.used:
+        raise kopf.TemporaryError(
+            f"HugeTLBQuota {key} is charged still ({summary(counter)}); it goes when its pods"
+            " have, and what they left is charged to its heir.",
+            delay=AGAIN,
+        )
+    if counter.reservations:
+        pods = ", ".join(each.pod for each in counter.reservations[:5])
+        raise kopf.TemporaryError(
+            f"HugeTLBQuota {key} alone knows whose the pages are that nodes may yet tell of"
+            f" (pods {pods}); it goes when their agents have reported.",
+            delay=AGAIN,
+        )
+
+
+def _is_no_try(record: logging.LogRecord) -> bool:
+    """Whether a record of kopf's tells of an error that nobody foresaw, and not of a try."""
+    error = record.exc_info[1] if record.exc_info else None
+    return error is not None and not isinstance(error, kopf.TemporaryError)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.recount import expired
@@ -19,6 +20,15 @@ from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.informer import Informer, ObjectKey
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.kube.resources import PODS
+
+#: Seconds between the two reads that prove a pod missing. One that answers shows that the API
+#: server and etcd run again, after a pause that no clock here may have seen; a create that the
+#: pause has kept is then committed or given up: etcd gives itself 7 s (5 s and two elections,
+#: ReqTimeout of its server), the API server's own time is over.
+APART: Final = 10.0
+#: Seconds for which the count must have known a pod at a later version than a reservation's:
+#: what it is told of quotas and namespaces may come later than what it is told of pods.
+SUPERSEDED_FOR: Final = 5.0
 
 #: A reservation, or a line that is none.
 _Held = ReservationId | str
@@ -39,32 +49,50 @@ class Expiry:
         self._pods = pods
         self._lifetime = lifetime.total_seconds()
         self._first_seen: dict[_Held, float] = {}
-        #: The resourceVersion of its pod that the recount knew of.
+        #: The resourceVersion of its pod that the recount knew of; and since when that has been
+        #: a later one than the reservation was made for.
         self._counted: dict[_Held, int] = {}
+        self._superseded: dict[_Held, float] = {}
+        #: Since when a live read has shown no pod of it.
+        self._missing: dict[_Held, float] = {}
 
     def note(self, counters: Iterable[Counter]) -> None:
         """Take in what all quotas hold now, at the same moment as the pods are counted."""
         now = time.monotonic()
         held: set[_Held] = set()
+        superseded: set[_Held] = set()
         self._counted = {}
         for counter in counters:
-            held.update(each.id for each in counter.pending)
             held.update(counter.unreadable)
-            self._counted.update((each.id, self._version(each)) for each in counter.reservations)
+            for each in counter.pending:
+                held.add(each.id)
+                self._counted[each.id] = version = self._version(each)
+                if version > each.since:
+                    superseded.add(each.id)
         self._first_seen = {each: self._first_seen.get(each, now) for each in held}
+        self._superseded = {each: self._superseded.get(each, now) for each in superseded}
+        self._missing = {each: since for each, since in self._missing.items() if each in held}
 
     async def gone(self, counter: Counter) -> frozenset[_Held]:
         """The reservations that may be dropped though no pod of theirs is counted.
 
-        A live read proves each: the informer may lag behind a create that was slow.
+        Those whose pod was released; and those whose pod is counted as it became since: a request
+        changes the pod that it was asked about, or fails, so it has done either. Of the others
+        two live reads prove that they are over: the informer may lag behind a create that was slow.
 
         :raises ApiError: when the API can't be asked.
         """
         gone: set[_Held] = {
-            each.id for each in counter.pending if self._census.was_released(each.uid)
+            each.id
+            for each in counter.pending
+            if self._census.was_released(each.uid) or self._is_superseded(each.id)
         }
         for each in expired(counter, datetime.now(UTC)):
-            if self._watched_for_life(each.id) and not await self._exists(each):
+            if (
+                each.id not in gone
+                and self._watched_for_life(each.id)
+                and await self._is_missing(each)
+            ):
                 gone.add(each.id)
         # Whatever these lines were written for is over when they have been there for so long.
         return frozenset(gone).union(filter(self._watched_for_life, counter.unreadable))
@@ -76,6 +104,22 @@ class Expiry:
         """
         now = time.monotonic()
         return now - self._first_seen.get(held, now) >= self._lifetime
+
+    def _is_superseded(self, held: _Held) -> bool:
+        """Whether its pod has been counted at a later version for long enough."""
+        now = time.monotonic()
+        return now - self._superseded.get(held, now + 1) >= SUPERSEDED_FOR
+
+    async def _is_missing(self, reservation: Reservation) -> bool:
+        """Whether two live reads, some time apart, have shown no pod of it."""
+        first = self._missing.get(reservation.id)
+        if first is not None and time.monotonic() - first < APART:
+            return False
+        if await self._exists(reservation):
+            self._missing.pop(reservation.id, None)
+            return False
+        self._missing.setdefault(reservation.id, time.monotonic())
+        return first is not None
 
     async def _exists(self, reservation: Reservation) -> bool:
         """Whether the pod is in the API and will yet be counted under this quota."""

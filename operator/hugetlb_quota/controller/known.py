@@ -7,7 +7,8 @@ of these leaves what a count of everybody would find. No requests are made here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from hugetlb_quota.accounting.attribution import Attribution, Line, line_of, lines_of, read_lines
@@ -16,14 +17,8 @@ from hugetlb_quota.accounting.release import NodeEvidence, holds
 from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.controller.census import Census, World
 from hugetlb_quota.controller.ledger import Ledger
-from hugetlb_quota.controller.nodes import (
-    Boots,
-    NodeFacts,
-    NodeReport,
-    ReportedPod,
-    evidence,
-    heirs,
-)
+from hugetlb_quota.controller.node_history import NodeHistory, evidence, heirs
+from hugetlb_quota.controller.nodes import NodeFacts, NodeReport, ReportedPod
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.kube.quotas import QuotaObject
 
@@ -64,19 +59,27 @@ class Changes:
 
 
 class Known:
-    """Pods, quotas, nodes, reports and namespaces, and what follows from them."""
+    """Pods, quotas, nodes, reports and namespaces, and what follows from them.
 
-    def __init__(self) -> None:
+    ``reports``: by node, also of those whose objects were deleted, as :class:`NodeHistory` has it.
+
+    :param clock: seconds, of any beginning.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.pods: dict[str, Pod] = {}
         self.quotas: dict[QuotaKey, QuotaObject] = {}
         self.nodes: dict[str, NodeFacts] = {}
         self.reports: dict[str, NodeReport] = {}
         self.namespaces: dict[str, Namespace] = {}
-        self.boots = Boots()
+        self.history = NodeHistory(clock)
         self.forest = Forest((), {})
-        #: The quotas that have reservations, or lines that are none.
+        #: The quotas that have reservations which may expire, or lines that are none.
         self.lined: set[QuotaKey] = set()
+        self._current: dict[str, NodeReport] = {}
         self._evidence: dict[str, NodeEvidence] = {}
+        #: Nodes whose agents may yet begin, those first that came first.
+        self._awaited: dict[str, None] = {}
         self._heirs: Mapping[tuple[str, str], frozenset[QuotaKey]] = {}
         self._holding: dict[str, dict[QuotaKey, Reservation]] = {}
         self._lines: dict[str, Line] = {}
@@ -115,7 +118,7 @@ class Known:
             self.lined.discard(old.key)
         if new is not None:
             self.quotas[new.key] = new
-            if new.counter.reservations or new.counter.unreadable:
+            if new.counter.pending or new.counter.unreadable:
                 self.lined.add(new.key)
         self._lines_changed(old, new)
         before, now = (None if it is None else it.quota for it in (old, new))
@@ -144,20 +147,36 @@ class Known:
                 self._holding.setdefault(uid, {})[new.key] = now[uid]  # type: ignore[union-attr]
 
     def node_changed(self, old: NodeFacts | None, new: NodeFacts | None, version: int) -> None:
-        """Take in one change of a Node, as :meth:`Boots.node_changed`."""
-        self.boots.node_changed(old, new, version)
+        """Take in one change of a Node, as :meth:`NodeHistory.node_changed`."""
+        self.history.node_changed(old, new, version)
         if old is not None:
             self.nodes.pop(old.name, None)
         if new is not None:
             self.nodes[new.name] = new
-        self._look_at((new or old).name)  # type: ignore[union-attr]
+        name = (new or old).name  # type: ignore[union-attr]
+        self._report_becomes(name)
+        self._look_at(name)
 
     def report_changed(self, old: NodeReport | None, new: NodeReport | None) -> None:
         """Take in one change of a report."""
         name = (new or old).node  # type: ignore[union-attr]
-        if old is not None:
-            self.reports.pop(name, None)
-        if new is not None:
+        self.history.report_changed(old, new)
+        if new is None:
+            self._current.pop(name, None)
+        else:
+            self._current[name] = new
+        self._report_becomes(name)
+        self._look_at(name)
+
+    def _report_becomes(self, name: str) -> None:
+        """Take up what the history makes of the report of a node."""
+        current = {name: self._current[name]} if name in self._current else {}
+        old, new = self.reports.get(name), self.history.reports(current).get(name)
+        if old is new or old == new:
+            return
+        if new is None:
+            del self.reports[name]
+        else:
             self.reports[name] = new
         before, now = _pods(old), _pods(new)
         for uid in before.keys() | now.keys():
@@ -170,14 +189,13 @@ class Known:
                 _add(self._told, uid, name)
         was_told, told = (frozenset(() if it is None else it.files) for it in (old, new))
         self._changes.uids |= {file.uid for file in was_told ^ told}
-        wished, wishes = (None if it is None else it.wishes for it in (old, new))
-        if wished != wishes:
+        wished, wishes = (None if it is None else it.all_wishes for it in (old, new))
+        if wished != wishes or (old and old.wishes) != (new and new.wishes):
             self._changes.reports.add(name)
             named, others = ({} if it is None else it.heirs for it in (wished, wishes))
             if named != others:
                 self._changes.heirs = True
                 self._changes.uids |= named.keys() | others.keys()
-        self._look_at(name)
 
     def namespace_changed(self, old: Namespace | None, new: Namespace | None) -> None:
         """Take in one change of a namespace."""
@@ -195,6 +213,9 @@ class Known:
             self._evidence.pop(name, None)
         else:
             self._evidence[name] = now
+        self._awaited.pop(name, None)
+        if now is not None and now.awaited:
+            self._awaited[name] = None
         if before is None or now is None:
             moved = before is not now
         else:
@@ -212,7 +233,7 @@ class Known:
     def _evidence_of(self, name: str) -> NodeEvidence | None:
         node, report = self.nodes.get(name), self.reports.get(name)
         nodes = {} if node is None else {name: node}
-        return evidence(nodes, () if report is None else (report,), self.boots).get(name)
+        return evidence(nodes, () if report is None else (report,), self.history).get(name)
 
     # What a count looks at
 
@@ -233,6 +254,8 @@ class Known:
         :param ledger: what was counted up to now; it is given the forest as it is now.
         :param listed_at: as the pods' informer has it.
         """
+        while self._awaited and not self.history.is_awaited(name := next(iter(self._awaited))):
+            self._look_at(name)
         changes, self._changes = self._changes, Changes()
         if changes.all or listed_at != self._listed_at:
             self._listed_at = listed_at
@@ -251,6 +274,9 @@ class Known:
             changes.uids |= ledger.waiting_for(node)
         if changes.moved:
             changes.uids |= census.unsettled
+            changes.uids |= {
+                uid for uid, line in self._lines.items() if line.counted in changes.moved
+            }
             for node in changes.moved:
                 changes.uids |= self._bound.get(node, _NONE)
                 changes.uids |= _pods(self.reports.get(node)).keys()
@@ -283,7 +309,7 @@ class Known:
         changes.reports |= {
             name
             for name, report in self.reports.items()
-            if report.wishes.heirs or any(not pod.live for pod in report.pods)
+            if report.all_wishes.heirs or any(not pod.live for pod in report.pods)
         }
 
     def _grow(self) -> Forest:
@@ -293,7 +319,7 @@ class Known:
     def derive(self) -> None:
         """Work out anew what follows from what is known, as if nothing had followed before."""
         self.forest = self._grow()
-        self._evidence = dict(evidence(self.nodes, self.reports.values(), self.boots))
+        self._evidence = dict(evidence(self.nodes, self.reports.values(), self.history))
         self._heirs = heirs(self.reports.values())
         self._lines = dict(read_lines((each.counter for each in self.quotas.values()), self.forest))
 

@@ -23,7 +23,7 @@ from hugetlb_quota.accounting.recount import (
     Tally,
     largest_first,
 )
-from hugetlb_quota.controller.census import Count, Held
+from hugetlb_quota.controller.census import Count, Held, Orphan
 from hugetlb_quota.page_size import PageSize
 
 _T = TypeVar("_T")
@@ -63,7 +63,7 @@ class Ledger:
         self._settled: set[str] = set()
         self._waits: dict[str, frozenset[str]] = {}
         self._waiting: dict[str, set[str]] = {}
-        self._orphans: dict[str, set[tuple[str, str]]] = {}
+        self._orphans: dict[str, set[Orphan]] = {}
         self._changed: set[QuotaKey] = set()
 
     def replant(self, forest: Forest) -> None:
@@ -97,8 +97,8 @@ class Ledger:
                 self._waiting[node].discard(uid)
         self._kept.update(identities.kept)
         self._settled |= identities.settled
-        for node, uid in count.orphans:
-            self._orphans.setdefault(uid, set()).add((node, uid))
+        for orphan in count.orphans:
+            self._orphans.setdefault(orphan.uid, set()).add(orphan)
         for uid, nodes in count.waiting.items():
             self._waits[uid] = nodes
             for node in nodes:
@@ -143,9 +143,9 @@ class Ledger:
         return Identities(self._kept, self._settled)
 
     @property
-    def orphans(self) -> frozenset[tuple[str, str]]:
-        """Node and UID of what is charged to no quota."""
-        return frozenset[tuple[str, str]]().union(*self._orphans.values())
+    def orphans(self) -> frozenset[Orphan]:
+        """Those for whom no quota is charged."""
+        return frozenset[Orphan]().union(*self._orphans.values())
 
     def differences(self, other: Ledger) -> list[str]:
         """What ``other``, which is of the same forest, says otherwise; a sentence each."""

@@ -52,11 +52,11 @@ def wishes(report: NodeReport, retained: Iterable[Retained], succession: Success
     :param report: the node's last, which holds still.
     :param retained: what is charged to pods that are gone.
     """
-    stored, forest = report.wishes, succession.forest
+    before, forest = report.all_wishes, succession.forest
     gone = {pod.uid for pod in report.pods if not pod.live}
-    heirs = {uid: quotas for uid, quotas in stored.heirs.items() if uid in gone}
+    heirs = {uid: quotas for uid, quotas in before.heirs.items() if uid in gone}
     # What a quota asked for that was deleted since holds on.
-    reclaim = {uid: after for uid, after in stored.reclaim.items() if uid in heirs}
+    reclaim = {uid: after for uid, after in before.reclaim.items() if uid in heirs}
     for each in retained:
         if each.uid not in gone or each.node != report.node:
             continue

@@ -11,7 +11,6 @@ from typing import Any, Final
 from hugetlb_quota import duration, quantity
 from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.forest import QuotaKey
-from hugetlb_quota.accounting.release import NodeEvidence
 from hugetlb_quota.api.model import read_leniently
 from hugetlb_quota.api.node import (
     FileStatus,
@@ -51,6 +50,11 @@ class ReportedPod:
         """Whether its node's agent knows who it is."""
         return bool(self.namespace)
 
+    @property
+    def full_name(self) -> str:
+        """Its ``namespace/name``; "" where its node's agent does not know it."""
+        return f"{self.namespace}/{self.name}" if self.namespace else ""
+
 
 @dataclass(frozen=True, slots=True)
 class ReportedFile:
@@ -79,6 +83,7 @@ class NodeReport:
 
     ``boot_id``: None when no report could ever be read; then it releases nothing.
     ``reported_at``: by the node's clock; here it only tells one heartbeat from another.
+    ``lost``: wishes of an object that was deleted, which this one's spec may lack.
     """
 
     node: str
@@ -88,6 +93,18 @@ class NodeReport:
     pods: tuple[ReportedPod, ...] = ()
     files: tuple[ReportedFile, ...] = ()
     wishes: NodeWishes = NodeWishes()
+    lost: NodeWishes = NodeWishes()
+
+    @property
+    def all_wishes(self) -> NodeWishes:
+        """What holds of those that were lost, and of those that are stored."""
+        if self.lost == NodeWishes():
+            return self.wishes
+        told = {pod.uid for pod in self.pods}
+        heirs = {uid: who for uid, who in self.lost.heirs.items() if uid in told}
+        # What a quota asked for holds on once that is deleted, and so there is an heir.
+        reclaim = {uid: it for uid, it in self.lost.reclaim.items() if uid in heirs}
+        return NodeWishes(reclaim | dict(self.wishes.reclaim), heirs | dict(self.wishes.heirs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,61 +183,6 @@ def project_node(raw: Mapping[str, Any]) -> NodeFacts:
         out_of_service=any(taint.get("key") == OUT_OF_SERVICE for taint in taints),
         version=int(raw["metadata"].get("resourceVersion") or 0),
     )
-
-
-class Boots:
-    """Remembers when each node's boot ID changed, as far as that was seen."""
-
-    def __init__(self) -> None:
-        self._at: dict[str, int] = {}
-
-    def node_changed(self, old: NodeFacts | None, new: NodeFacts | None, version: int) -> None:
-        """Take in one change of a Node.
-
-        :param version: at which it changed, by the watch; 0 when it changed some time before.
-        """
-        if new is None:
-            if old is not None:
-                self._at.pop(old.name, None)
-        elif old is not None and old.boot_id != new.boot_id:
-            self._at[new.name] = version or old.version
-
-    def at(self, name: str) -> int | None:
-        """The resourceVersion at which the node told of its boot first, or an earlier one."""
-        return self._at.get(name)
-
-
-def evidence(
-    nodes: Mapping[str, NodeFacts], reports: Iterable[NodeReport], boots: Boots | None = None
-) -> Mapping[str, NodeEvidence]:
-    """What is known of each node, by name.
-
-    :param nodes: every Node object there is.
-    """
-    known = {
-        name: NodeEvidence(
-            exists=True,
-            out_of_service=node.out_of_service,
-            boot_id=node.boot_id or None,
-            booted_at=None if boots is None else boots.at(name),
-        )
-        for name, node in nodes.items()
-    }
-    for report in reports:
-        known[report.node] = replace(
-            known.get(report.node, NodeEvidence(exists=False)),
-            reported_boot_id=report.boot_id,
-            pods_resource_version=report.pods_resource_version,
-            live=frozenset(pod.uid for pod in report.pods if pod.live),
-        )
-    return known
-
-
-def heirs(reports: Iterable[NodeReport]) -> Mapping[tuple[str, str], frozenset[QuotaKey]]:
-    """Who pays for pods that are gone and whose quota was deleted, by node and UID."""
-    return {
-        (report.node, uid): who for report in reports for uid, who in report.wishes.heirs.items()
-    }
 
 
 def _listed(status: Mapping[str, Any], name: str) -> list[Any]:

@@ -29,6 +29,7 @@ from hugetlb_quota.controller.nodes import (
     project_node,
     project_report,
 )
+from hugetlb_quota.controller.orphans import Orphans
 from hugetlb_quota.controller.term import Superseded, Term
 from hugetlb_quota.controller.unread import Unread
 from hugetlb_quota.kube import errors, events
@@ -38,6 +39,7 @@ from hugetlb_quota.kube.pods import Pod, project_demanding_pod
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
 from hugetlb_quota.kube.resources import HUGETLB_NODES, HUGETLB_QUOTAS, NAMESPACES, NODES, PODS
 from hugetlb_quota.kube.status import compare_and_swap
+from hugetlb_quota.program import about
 
 #: Seconds from a change to the recount, so that a burst makes one.
 SETTLE: Final = 0.1
@@ -46,7 +48,8 @@ SETTLE: Final = 0.1
 SHORTEST_PERIOD: Final = 0.5
 #: Seconds between recounts when nothing changes: reservations expire, agents go silent.
 PERIOD: Final = 5.0
-#: Seconds between counts from scratch.
+#: Seconds between counts from scratch, at a moment when nothing is to be written; twice as many
+#: where there is none.
 CHECK_PERIOD: Final = 300.0
 #: Seconds from a write that failed to the next recount.
 RETRY: Final = 1.0
@@ -88,11 +91,12 @@ class Recounter:
         self._identity = identity
         self._term = Term(ask_term)
         self._saying: set[asyncio.Task[None]] = set()
-        self._books = Books()
+        #: What is known and counted, for the metrics too.
+        self.books = Books()
         self._wake = asyncio.Event()
         self._reported: dict[str, float] = {}
         self._pods = Informer(connection, PODS, project_demanding_pod)
-        self._expiry = Expiry(connection, self._books.census, self._pods, lifetime)
+        self._expiry = Expiry(connection, self.books.census, self._pods, lifetime)
         self._quotas = Informer(connection, HUGETLB_QUOTAS, self._to_count)
         self._reports = Informer(connection, HUGETLB_NODES, self._to_report)
         self._nodes = Informer(connection, NODES, project_node)
@@ -103,11 +107,11 @@ class Recounter:
         self._check_at = time.monotonic() + CHECK_PERIOD
         #: What could not be written.
         self._quotas_again, self._reports_again = set[QuotaKey](), set[str]()
-        self._orphans = frozenset[tuple[str, str]]()
+        self._orphans = Orphans(connection, identity)
         self._pods.on_change(self._note_pod)
         self._nodes.on_change(self._note_node)
         self._reports.on_change(self._note_report)
-        known = self._books.known
+        known = self.books.known
         self._quotas.on_change(lambda old, new, _: known.quota_changed(old, new))
         self._namespaces.on_change(lambda old, new, _: known.namespace_changed(old, new))
         for informer in (self._pods, self._quotas, self._reports, self._nodes, self._namespaces):
@@ -142,7 +146,7 @@ class Recounter:
 
     async def _recount(self) -> None:
         picture = self._picture()
-        known = self._books.known
+        known = self.books.known
         self._expiry.note(known.quotas[key].counter for key in known.lined)
         limit = asyncio.Semaphore(WRITERS)
 
@@ -163,19 +167,19 @@ class Recounter:
 
     def _picture(self) -> _Picture:
         """Count whom something concerned, and say what is to be written because of that."""
-        known, at = self._books.known, self._pods.resource_version
-        changes = self._books.count(at, self._pods.listed_at)
+        known, at = self.books.known, self._pods.resource_version
+        changes = self.books.count(at, self._pods.listed_at)
         keys = changes.quotas | self._quotas_again | self._by_time()
         reports = changes.reports | self._reports_again
         self._quotas_again, self._reports_again = set(), set()
-        if not keys and self._is_check_due() and not self._books.check(at):
+        if self._is_check_due(idle=not keys) and not self.books.check(at):
             keys, reports = set(known.quotas), set(known.reports)
         keys |= self._unread.look(
-            self._books.ledger.tally,
+            self.books.ledger.tally,
             (quota.counter for quota in known.quotas.values()),
             known.reports.values(),
         )
-        self._tell_orphans()
+        self._orphans.tell(self.books.ledger.orphans)
         return _Picture(
             forest=known.forest,
             quotas=tuple(known.quotas[key] for key in keys if key in known.quotas),
@@ -183,9 +187,9 @@ class Recounter:
             wishes=tuple(self._wishes(reports)),
         )
 
-    def _is_check_due(self) -> bool:
+    def _is_check_due(self, *, idle: bool) -> bool:
         now = time.monotonic()
-        if now < self._check_at:
+        if now < self._check_at + (0 if idle else CHECK_PERIOD):
             return False
         self._check_at = now + CHECK_PERIOD
         return True
@@ -196,18 +200,17 @@ class Recounter:
         keys = set[QuotaKey]()
         if now >= self._expires_at:
             self._expires_at = now + PERIOD
-            keys |= self._books.known.lined
-        silent = frozenset(
-            name for name in self._books.known.reports if now - self._reported[name] >= SILENT_AFTER
-        )
+            keys |= self.books.known.lined
+        self._reported = {name: self._reported[name] for name in self.books.known.reports}
+        silent = frozenset(name for name, at in self._reported.items() if now - at >= SILENT_AFTER)
         if silent != self._silent:
             self._silent = silent
-            keys |= self._books.ledger.holding()
+            keys |= self.books.ledger.holding()
         return keys
 
     def _wishes(self, names: Iterable[str]) -> Iterator[tuple[NodeReport, NodeWishes]]:
         """What is to be written to the nodes ``names``, where that is not there already."""
-        known, ledger = self._books.known, self._books.ledger
+        known, ledger = self.books.known, self.books.ledger
         leaving = {name for name, it in known.namespaces.items() if it.leaving}
         succession = Succession(known.forest, leaving)
         for name in names:
@@ -217,35 +220,33 @@ class Recounter:
                 if (wanted := wishes(report, retained, succession)) != report.wishes:
                     yield report, wanted
 
-    def _tell_orphans(self) -> None:
-        orphans = self._books.ledger.orphans
-        for node, uid in sorted(orphans - self._orphans):
-            logger.warning(
-                "Node %s: huge pages are charged to pod %s, of which nobody knows whose it is; no"
-                " quota is charged for them. HugeTLBNode %s tells of it.",
-                *(node, uid, node),
-            )
-        self._orphans = orphans
-
     async def _write(self, known: QuotaObject, picture: _Picture) -> None:
         """Bring one quota's status up to ``picture``, if it is not there already."""
-        total = self._unread.withhold(known.key, self._books.ledger.tally(known.key))
+        total = self._unread.withhold(known.key, self.books.ledger.tally(known.key))
         try:
             gone = await self._expiry.gone(known.counter)
             change = self._change(known, total, gone, picture)
             if not change(known).is_stored:
                 before = known.conditions
                 written = await compare_and_swap(self._connection, known.key, change, known=known)
-                self._books.known.quota_written(written)
+                self.books.known.quota_written(written)
                 await self._tell(written, conditions.turned(before, written.conditions))
         except Superseded as newer:
             await self._term.meet(newer)
             self._quotas_again.add(known.key)
             self._try_again()
         except errors.NotFound:
-            logger.info("HugeTLBQuota %s went while it was recounted.", known.key)
+            logger.info(
+                "HugeTLBQuota %s went while it was recounted.",
+                known.key,
+                extra=about(quota=known.key),
+            )
         except (errors.ApiError, InvalidQuota) as error:
-            logger.warning("HugeTLBQuota %s was not recounted; trying again: %s", known.key, error)
+            logger.warning(
+                "HugeTLBQuota %s was not recounted; trying again: %s",
+                *(known.key, error),
+                extra=about(quota=known.key),
+            )
             self._quotas_again.add(known.key)
             self._try_again()
 
@@ -256,7 +257,7 @@ class Recounter:
         gone: frozenset[ReservationId | str],
         picture: _Picture,
     ) -> Callable[[QuotaObject], QuotaObject]:
-        held, identities = self._books.ledger.held(known.key), self._books.ledger.identities
+        held, identities = self.books.ledger.held(known.key), self.books.ledger.identities
 
         def change(quota: QuotaObject) -> QuotaObject:
             self._term.check(quota)
@@ -288,7 +289,7 @@ class Recounter:
                 f"HugeTLBQuota {quota.key} can't be understood: {quota.invalid} What was charged"
                 " stays charged, and its pods are refused; correct its spec."
             )
-            logger.error(sentence)
+            logger.error(sentence, extra=about(quota=quota.key))
             self._say(quota, "Invalid", sentence)
         return quota
 
@@ -314,23 +315,21 @@ class Recounter:
     def _note_pod(self, old: Pod | None, new: Pod | None, version: int) -> None:
         # There is no position while a list is taken in.
         listing = not self._pods.resource_version
-        self._books.census.pod_changed(old, new, version, missed=listing)
-        self._books.known.pod_changed(old, new)
+        self.books.census.pod_changed(old, new, version, missed=listing)
+        self.books.known.pod_changed(old, new)
 
     def _note_node(self, old: NodeFacts | None, new: NodeFacts | None, version: int) -> None:
         listing = not self._nodes.resource_version
-        self._books.known.node_changed(old, new, 0 if listing else version)
+        self.books.known.node_changed(old, new, 0 if listing else version)
 
     def _note_report(self, old: NodeReport | None, new: NodeReport | None, _: int) -> None:
         if new is not None:
             self._reported[new.node] = time.monotonic()
-        elif old is not None:
-            self._reported.pop(old.node, None)
-        self._books.known.report_changed(old, new)
+        self.books.known.report_changed(old, new)
 
     def _wake_if_due(self) -> None:
         # A mere heartbeat changes no count.
-        if self._books.is_due:
+        if self.books.is_due:
             self._wake.set()
 
     async def _tell(self, quota: QuotaObject, turned: tuple[Condition, ...]) -> None:

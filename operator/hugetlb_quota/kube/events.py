@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, Protocol
 from hugetlb_quota.kube.api import ObjectApi
 from hugetlb_quota.kube.errors import AlreadyExists, ApiError, Conflict, NotFound
 from hugetlb_quota.kube.resources import EVENTS, Resource
+from hugetlb_quota.program import about
 
 #: Longer notes are refused by the API server (pkg/apis/core/validation/events.go).
 LONGEST_NOTE: Final = 1024
@@ -124,7 +125,11 @@ async def publish(
     try:
         await connection.create(EVENTS, body, body["metadata"]["namespace"], timeout=_TIMEOUT)
     except ApiError as error:
-        logger.warning("Event %s about %s was not published: %s", reason, regarding.name, error)
+        logger.warning(
+            "Event %s about %s was not published: %s",
+            *(reason, regarding.name, error),
+            extra=about(kind=regarding.kind, namespace=regarding.namespace, name=regarding.name),
+        )
 
 
 async def count(connection: SeriesApi, body: Json, times: int) -> None:

@@ -56,6 +56,15 @@ class ChargeListUnreadable(Exception):
     """The kernel's charge list could not be read; the sentence says why and what to do."""
 
 
+class ReaderPauses(ChargeListUnreadable):
+    """The reader failed, for the reason ``why``, and is not started again before ``seconds``."""
+
+    def __init__(self, why: str, seconds: float) -> None:
+        super().__init__(f"{why} The reader is started again in {seconds:.1f} s.")
+        self.why = why
+        self.seconds = seconds
+
+
 class _ReaderFailed(ChargeListUnreadable):
     """The child is of no use any more."""
 
@@ -91,14 +100,12 @@ class ChargeReader:
 
         Who asks meanwhile waits.
 
-        :raises ChargeListUnreadable: when it can't be read this time. After a failure of the
-            child, it is raised at once until the pause is over.
+        :raises ReaderPauses: at once, after a failure of the child, until the pause is over.
+        :raises ChargeListUnreadable: when it can't be read this time.
         """
         async with self._turn:
             if self._process is None and (pause := self._not_before - self._clock()) > 0:
-                raise ChargeListUnreadable(
-                    f"{self._why} The reader is started again in {pause:.1f} s."
-                )
+                raise ReaderPauses(self._why, pause)
             try:
                 async with asyncio.timeout(self._timeout):
                     result = await self._asked(largest)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -136,7 +136,7 @@ def pod_of(names: Sequence[str]) -> str | None:
 
 
 def parents(cgroup2: Path, cgroup_root: str | None) -> tuple[Path, ...]:
-    """The directories in which kubepods may be, now or later.
+    """The directories in which kubepods may be.
 
     ``cgroup_root`` is what kubelet's ``--cgroup-root`` leads to, below the mount; None
     looks in the usual places, and in every slice that there is now. Only root makes slices
@@ -150,9 +150,36 @@ def parents(cgroup2: Path, cgroup_root: str | None) -> tuple[Path, ...]:
     return (*usual, *sorted(slices))
 
 
+class Parents:
+    """The directories in which kubepods may be; :meth:`search` looks for more.
+
+    :param find: gives them as they are now, as :func:`parents` does.
+    """
+
+    def __init__(self, find: Callable[[], tuple[Path, ...]]) -> None:
+        self._find = find
+        self._found = find()
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter(self._found)
+
+    def search(self) -> tuple[Path, ...]:
+        """Look again; those that are new.
+
+        :raises OSError: when a directory is there and can't be read.
+        """
+        before, self._found = frozenset(self._found), self._find()
+        return tuple(path for path in self._found if path not in before)
+
+
+def is_slice(name: str) -> bool:
+    """Whether kubepods may be in a directory of this name: a slice that is no kubepods."""
+    return name.endswith(".slice") and not is_kubepods(name)
+
+
 def _slices(directory: Path, levels: int) -> Iterator[Path]:
     for path in subdirectories(directory) if levels else ():
-        if path.name.endswith(".slice") and not is_kubepods(path.name):
+        if is_slice(path.name):
             yield path
             yield from _slices(path, levels - 1)
 

@@ -19,7 +19,7 @@ from asyncinotify import Event, InitFlags, Inotify, Mask
 
 from hugetlb_quota.node import kubepods
 from hugetlb_quota.node.host import UnusableHost
-from hugetlb_quota.node.kubepods import PodCgroup
+from hugetlb_quota.node.kubepods import Parents, PodCgroup
 
 logger = logging.getLogger(__name__)
 
@@ -72,11 +72,12 @@ Happening = Changed | Populated | Removed | Overflowed
 class KubepodsWatcher:
     """Follows the pods below ``parents``; a context manager, and iterable once entered.
 
-    :param parents: where kubepods is or will be, as :func:`kubepods.parents` gives it;
-        one that is not there yet is waited for, as long as the directory above it is.
+    :param parents: where kubepods is or will be; one that is not there yet is waited for, as
+        long as the directory above it is. More are looked for at each scan, and when a slice
+        is made in one of them.
     """
 
-    def __init__(self, parents: tuple[Path, ...]) -> None:
+    def __init__(self, parents: Parents) -> None:
         self._parents = parents
         self._pods: dict[Path, PodCgroup] = {}
 
@@ -110,6 +111,7 @@ class KubepodsWatcher:
             if not path.is_dir():
                 del self._pods[path]
                 happenings.append(Removed(pod))
+        self._parents.search()
         for parent in self._parents:
             if self._watch(parent.parent, _LEVEL):
                 happenings += self._enter_parent(parent)
@@ -141,6 +143,8 @@ class KubepodsWatcher:
     def _made(self, path: Path) -> list[Happening]:
         if path in self._parents:
             return self._enter_parent(path)
+        if kubepods.is_slice(path.name) and path.parent in self._parents:
+            return self._search()
         if (place := self._place(path)) is None:
             return []
         if place.pod is None:
@@ -164,6 +168,14 @@ class KubepodsWatcher:
             if (pod := self._pods.get(cgroup)) is not None:
                 return [Changed(pod)]
         return []
+
+    def _search(self) -> list[Happening]:
+        """What is in slices that are new, and in those made in them before they were watched."""
+        happenings: list[Happening] = []
+        while new := self._parents.search():
+            for parent in new:
+                happenings += self._enter_parent(parent)
+        return happenings
 
     def _enter_parent(self, parent: Path) -> list[Happening]:
         happenings: list[Happening] = []

@@ -7,9 +7,8 @@ import pytest
 from hugetlb_quota.accounting.release import EndedPod, NodeEvidence, holds, is_released
 
 POD = EndedPod("uid", node="worker", resource_version=100)
-REPORT = NodeEvidence(
-    exists=True, boot_id="boot", reported_boot_id="boot", pods_resource_version=100
-)
+REPORT = NodeEvidence(exists=True, reported_boot_id="boot", pods_resource_version=100)
+BOOTED = frozenset({"earlier", "boot"})
 LIVE = replace(REPORT, live=frozenset({"uid"}))
 
 
@@ -23,10 +22,15 @@ def test_its_node_saw_the_end_and_lists_no_cgroup_of_it() -> None:
     [
         LIVE,
         replace(REPORT, pods_resource_version=99),
-        replace(REPORT, boot_id=None, pods_resource_version=99),
+        replace(REPORT, former_boots=frozenset({"earlier"}), pods_resource_version=99),
         replace(REPORT, reported_boot_id=None, pods_resource_version=0),
     ],
-    ids=["cgroup is there", "end not seen", "boot unknown, end not seen", "report not understood"],
+    ids=[
+        "cgroup is there",
+        "end not seen",
+        "booted before it, end not seen",
+        "report not understood",
+    ],
 )
 def test_it_is_held(evidence: NodeEvidence) -> None:
     assert not is_released(POD, evidence)
@@ -40,8 +44,8 @@ def test_it_is_held(evidence: NodeEvidence) -> None:
         (POD, None),
         (POD, replace(LIVE, exists=False)),
         (POD, replace(LIVE, out_of_service=True)),
-        (POD, NodeEvidence(exists=True, boot_id="boot")),
-        (POD, replace(LIVE, boot_id="new", booted_at=100)),
+        (POD, NodeEvidence(exists=True)),
+        (POD, replace(LIVE, former_boots=BOOTED, booted_at=100)),
     ],
     ids=["never bound", "node unknown", "node gone", "node is off", "no agent", "node has booted"],
 )
@@ -53,7 +57,7 @@ def test_it_is_released_at_once(pod: EndedPod, evidence: NodeEvidence | None) ->
 @pytest.mark.parametrize("booted_at", [99, None], ids=["it ended after that", "nobody knows when"])
 def test_a_boot_says_nothing_of_a_pod_that_may_have_run_after_it(booted_at: int | None) -> None:
     """The report is of the boot before: of a later pod it knows nothing, whatever it has seen."""
-    booted = replace(REPORT, boot_id="new", booted_at=booted_at, pods_resource_version=500)
+    booted = replace(REPORT, former_boots=BOOTED, booted_at=booted_at, pods_resource_version=500)
     assert not is_released(POD, booted)
     assert not holds(booted)
     reported = replace(booted, reported_boot_id="new")

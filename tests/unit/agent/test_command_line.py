@@ -100,6 +100,6 @@ def test_the_node_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
 def test_defaults() -> None:
     options = parse(["--node-name", "n"])
     assert (options.host_root, options.cgroup_root) == (Path("/"), None)
-    assert (options.mirror_ungoverned, options.bind, options.health_port) == (True, "*", 8082)
+    assert (options.mirror_unknown, options.bind, options.health_port) == (True, "*", 8082)
     assert options.charge_list == "kernel"
-    assert not parse(["--node-name", "n", "--no-mirror-ungoverned"]).mirror_ungoverned
+    assert not parse(["--node-name", "n", "--no-mirror-unknown"]).mirror_unknown

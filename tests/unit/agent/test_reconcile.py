@@ -146,10 +146,21 @@ def test_one_that_runs_again_has_not_ended() -> None:
     assert (found.live, found.ended_at) == (True, None)
 
 
-def test_what_a_reading_lacks_that_is_not_whole_is_as_it_was() -> None:
-    reading = Reading(whole=False)
+def test_what_a_reading_may_lack_is_as_it_was() -> None:
+    reading = Reading(whole=False, missing=charge(64))
     assert one(reconcile(reading, {}, last(entry(**GONE)), LATER)) == entry(**GONE)
-    assert reconcile(replace(reading, whole=True), {}, last(entry(**GONE)), NOW).entries == {}
+    # Of a part of it too; and never more than may be missing, or than it held.
+    part = replace(reading, charged={"u": charge(1)})
+    assert one(reconcile(part, {}, last(entry(**GONE)), LATER)) == entry(**GONE)
+    part = replace(part, missing=charge(2))
+    assert one(reconcile(part, {}, last(entry(**GONE)), LATER)).charged == charge(3)
+
+
+def test_one_of_which_the_counters_prove_that_nothing_is_missing_goes() -> None:
+    """Though the reading is not whole: a live pod has more mappings than are looked at."""
+    reading = Reading(there={"l": True}, charged={"l": charge(8)}, whole=False)
+    report = reconcile(reading, {}, last(entry("l"), entry(**GONE)), NOW)
+    assert report.entries.keys() == {"l"}
 
 
 def test_without_a_list_the_gone_hold_what_they_did_within_what_is_left() -> None:
@@ -254,7 +265,28 @@ def test_a_report_goes_on_from_itself() -> None:
     )
     report = reconcile(reading, {**seen(ended=True), **seen("l")}, last(entry(**GONE)), LATER)
     assert adopt(as_status(report), "boot") == replace(report, system=Charge())
-    assert adopt(as_status(report), "another boot") == NO_REPORT
+
+
+def test_after_a_boot_the_last_report_tells_names_and_nothing_else() -> None:
+    reading = Reading(
+        there={"u": True, "hash": True},
+        charged={"u": charge(4), "hash": charge(2)},
+        files=(file(u=4),),
+        system=charge(2),
+    )
+    pods = {**seen(), **seen("mirror", static_hash="hash")}
+    before = adopt(as_status(reconcile(reading, pods, NO_REPORT, NOW)), "another boot")
+    assert reconcile(Reading(), {}, before, LATER) == NO_REPORT
+    # Kubelet started it anew, it was deleted, and then the agent starts.
+    left = Reading(charged={"u": charge(8)}, there={"hash": True})
+    report = reconcile(left, {}, before, LATER)
+    assert report.entries["u"] == Entry(
+        "u", "ns", "name-of-u", {"a": "b"}, charged=charge(8), ended_at=LATER
+    )
+    assert (report.entries["hash"].uid, report.entries["hash"].live) == ("mirror", True)
+    # Not so where the counters alone are read: it had nothing that it may hold still.
+    report = reconcile(Reading(bound=charge(64)), {}, before, LATER)
+    assert (report.entries, report.unlisted) == ({}, charge(64))
 
 
 def test_fields_of_a_newer_release_are_passed_over() -> None:

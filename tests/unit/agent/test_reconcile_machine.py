@@ -31,8 +31,9 @@ STATIC = {"static": "hash"}
 
 uids = st.sampled_from(UIDS)
 #: What the agent does after something happened: a pass, one that is not whole, or that is not
-#: written; or it is killed and started again, or stays away.
-turns = st.sampled_from(["look", "look", "torn", "unwritten", "restart", "away", "nothing"])
+#: written; or it is killed and started again, or stays away. Of what is "cut" nothing is missing
+#: that a gone pod holds.
+turns = st.sampled_from(["look", "look", "torn", "cut", "unwritten", "restart", "away", "nothing"])
 
 
 def cgroup_of(uid: str) -> str:
@@ -170,12 +171,12 @@ class Node(RuleBasedStateMachine):
                 self.pods.changed(None, pod)
             self.report, self.names = adopt(self.written, "boot"), dict(self.names_written)
         if turn not in ("away", "nothing"):
-            self._look(torn=turn == "torn")
+            self._look(torn=turn == "torn", cut=turn == "cut")
             if turn != "unwritten":
                 self._write()
 
-    def _look(self, *, torn: bool) -> None:
-        """A pass; of a reading that is not whole lacks something that a gone pod holds."""
+    def _look(self, *, torn: bool, cut: bool) -> None:
+        """A pass; a reading that is not whole may lack something that a gone pod holds."""
         assert self.pods is not None
         self.now += timedelta(seconds=1)
         charged = self.kernel.charged()
@@ -189,7 +190,10 @@ class Node(RuleBasedStateMachine):
         torn = torn and bool(gone)
         if torn:
             kept = {uid: each for uid, each in reading.charged.items() if uid != gone[0]}
-            reading = replace(reading, charged=kept, whole=False)
+            lacks = reading.charged[gone[0]]
+            reading = replace(reading, charged=kept, whole=False, missing=lacks)
+        elif cut:
+            reading = replace(reading, whole=False)
         before = self.report
         self.pods.remember(before.static, before.real)
         seen = self.pods.seen()

@@ -26,15 +26,13 @@ from hugetlb_quota.controller.books import Books
 from hugetlb_quota.controller.census import Census, World
 from hugetlb_quota.controller.known import Namespace
 from hugetlb_quota.controller.ledger import Ledger
+from hugetlb_quota.controller.node_history import NodeHistory, evidence, heirs
 from hugetlb_quota.controller.nodes import (
-    Boots,
     NodeFacts,
     NodeReport,
     NodeWishes,
     ReportedFile,
     ReportedPod,
-    evidence,
-    heirs,
 )
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.kube.quotas import QuotaObject
@@ -58,7 +56,9 @@ CHARGES = st.builds(
 class Informed(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.books, self.census, self.boots = Books(), Census(), Boots()
+        self.time = 0.0
+        self.books, self.census = Books(lambda: self.time), Census()
+        self.history = NodeHistory(lambda: self.time)
         self.version = self.listed_at = 10
         self.pods: dict[str, Pod] = {}
         self.quotas: dict[QuotaKey, QuotaObject] = {}
@@ -141,7 +141,9 @@ class Informed(RuleBasedStateMachine):
         if (before := self.quotas.get(key)) is not None:
             self.quota_becomes(key, None, None)
             if again:
-                self.quota_becomes(key, replace(before.quota, uid="another"), before.counter)
+                self.quota_becomes(
+                    key, replace(before.quota, uid=f"uid-{self.version}-of-{key}"), before.counter
+                )
 
     @rule(
         key=KEYS,
@@ -182,6 +184,10 @@ class Informed(RuleBasedStateMachine):
             name, NodeFacts(name, f"boot-{boot}" if boot else "", off, self.version), listed
         )
 
+    @rule(seconds=st.sampled_from([100, 700]))
+    def time_passes(self, seconds: int) -> None:
+        self.time += seconds
+
     @rule(name=NODES, listed=st.booleans())
     def a_node_goes(self, name: str, listed: bool) -> None:
         if name in self.nodes:
@@ -192,13 +198,14 @@ class Informed(RuleBasedStateMachine):
         if new is not None:
             self.nodes[name] = new
         version = 0 if listed else self.version
-        self.boots.node_changed(old, new, version)
+        self.history.node_changed(old, new, version)
         self.books.known.node_changed(old, new, version)
 
     def report_becomes(self, name: str, new: NodeReport | None) -> None:
         old = self.reports.pop(name, None)
         if new is not None:
             self.reports[name] = new
+        self.history.report_changed(old, new)
         self.books.known.report_changed(old, new)
 
     @rule(name=NODES, boot=st.integers(1, 2), back=st.integers(0, 30))
@@ -278,13 +285,13 @@ class Informed(RuleBasedStateMachine):
         labels = {name: each.labels for name, each in self.namespaces.items()}
         forest = Forest((each.quota for each in self.quotas.values()), labels)
         counters = [each.counter for each in self.quotas.values()]
-        reports = {name: self.reports[name] for name in sorted(self.reports)}
+        reports = dict(sorted(self.history.reports(self.reports).items()))
         world = World(
             Attribution(forest, heirs(reports.values()), read_lines(counters, forest)),
             self.pods.values(),
             self.version,
             self.listed_at,
-            evidence(self.nodes, reports.values(), self.boots),
+            evidence(self.nodes, reports.values(), self.history),
             reports,
         )
         count = self.census.count(world)

@@ -9,19 +9,24 @@ from hugetlb_quota.accounting.attribution import Attribution, read_lines
 from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
-from hugetlb_quota.accounting.recount import ChargedPod, Identity, Retained, RetainedFile
+from hugetlb_quota.accounting.recount import (
+    IDENTITIES_KEPT,
+    ChargedPod,
+    Identity,
+    Retained,
+    RetainedFile,
+)
 from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.controller import conditions
 from hugetlb_quota.controller.census import Census, Count, Held, World
 from hugetlb_quota.controller.ledger import Ledger
+from hugetlb_quota.controller.node_history import NodeHistory, evidence
 from hugetlb_quota.controller.nodes import (
-    Boots,
     NodeFacts,
     NodeReport,
     ReportedFile,
     ReportedPod,
-    evidence,
 )
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.page_size import PageSize
@@ -53,7 +58,7 @@ def world(
     seen_up_to: int = 12,
     listed_at: int = 1,
     nodes: tuple[NodeFacts, ...] = (NodeFacts("worker", "boot", out_of_service=False),),
-    boots: Boots | None = None,
+    history: NodeHistory | None = None,
 ) -> World:
     counter = Counter(TEAM, NOTHING, reservations=lines)
     return World(
@@ -61,7 +66,7 @@ def world(
         pods,
         seen_up_to,
         listed_at,
-        evidence({node.name: node for node in nodes}, reports, boots),
+        evidence({node.name: node for node in nodes}, reports, history),
         {each.node: each for each in reports},
     )
 
@@ -160,38 +165,52 @@ def test_nothing_that_a_node_told_before_it_was_lost_or_booted_holds() -> None:
         counted = Census().count(world(told, nodes=nodes))
         assert (counted.pods, counted.retained) == ((), ())
     # One that was live may have been started anew after the boot.
-    census, new = Census(), NodeFacts("worker", "new", out_of_service=False)
-    counted = census.count(world(told, nodes=(new,)))
+    census, (new, history) = Census(), booted()
+    counted = census.count(world(told, nodes=(new,), history=history))
     assert (uids(counted), counted.retained) == ({"uid"}, ())
-    booted = census.count(world(report(20, boot_id="new"), nodes=(new,)))
-    assert (booted.pods, booted.retained) == ((), ())
+    later = census.count(world(report(20, boot_id="new"), nodes=(new,), history=history))
+    assert (later.pods, later.retained) == ((), ())
+
+
+def booted() -> tuple[NodeFacts, NodeHistory]:
+    """The node as it is, and that it has booted at 11."""
+    old, history = NodeFacts("worker", "boot", out_of_service=False, version=3), NodeHistory()
+    new = replace(old, boot_id="new", version=11)
+    history.node_changed(None, old, 3)
+    history.node_changed(old, new, 11)
+    return new, history
+
+
+def test_a_report_of_a_boot_that_its_node_has_not_told_of_holds() -> None:
+    """A stale Node after a boot; and a new controller, which does not know which is the later."""
+    node = NodeFacts("worker", "boot", out_of_service=False)
+    told = report(20, replace(LIVE, uid="live"), replace(GONE, uid="gone"), boot_id="new")
+    history = NodeHistory()
+    history.node_changed(None, node, 3)
+    for seen in (history, None):
+        counted = Census().count(world(told, nodes=(node,), history=seen))
+        assert (uids(counted), [each.uid for each in counted.retained]) == ({"live"}, ["gone"])
+    # Now it tells. A report of the boot before comes no more, and would not hold.
+    history.node_changed(node, replace(node, boot_id="new"), 30)
+    counted = Census().count(world(told, nodes=(node,), history=history))
+    assert [each.uid for each in counted.retained] == ["gone"]
+    before = replace(told, boot_id="boot")
+    assert Census().count(world(before, nodes=(node,), history=history)).retained == ()
 
 
 def test_a_pod_that_ran_after_a_boot_waits_for_a_report_of_that_boot() -> None:
-    new, boots = NodeFacts("worker", "new", out_of_service=False, version=11), Boots()
-    boots.node_changed(NodeFacts("worker", "boot", out_of_service=False, version=3), new, 11)
+    new, history = booted()
     told = report(9)
     later = deleted()
-    assert uids(later.count(world(told, nodes=(new,), boots=boots))) == {"uid"}
+    assert uids(later.count(world(told, nodes=(new,), history=history))) == {"uid"}
     # A new controller does not know when the node has booted.
     assert uids(deleted().count(world(told, nodes=(new,)))) == {"uid"}
-    booted = report(12, boot_id="new")
-    assert uids(later.count(world(booted, nodes=(new,), boots=boots))) == set()
+    told_since = report(12, boot_id="new")
+    assert uids(later.count(world(told_since, nodes=(new,), history=history))) == set()
     before = Census()
     before.pod_changed(None, POD, 9)
     before.pod_changed(POD, None, 10)
-    assert uids(before.count(world(told, nodes=(new,), boots=boots))) == set()
-
-
-def test_when_a_boot_was_missed_the_last_look_before_it_counts() -> None:
-    boots = Boots()
-    old = NodeFacts("worker", "boot", out_of_service=False, version=3)
-    boots.node_changed(None, old, 3)
-    assert boots.at("worker") is None
-    boots.node_changed(old, replace(old, boot_id="new", version=8), 0)
-    assert boots.at("worker") == 3
-    boots.node_changed(replace(old, version=8), None, 9)
-    assert boots.at("worker") is None
+    assert uids(before.count(world(told, nodes=(new,), history=history))) == set()
 
 
 def test_a_pod_that_was_never_bound_is_let_go_at_once() -> None:
@@ -213,6 +232,26 @@ def test_a_silent_node_is_named_with_what_it_holds_and_what_to_do() -> None:
         " taint it node.kubernetes.io/out-of-service. The charge goes then."
     )
     assert all(each.good for each in conditions.findings(quota, counter, FOREST, held, set()))
+
+
+def test_a_quota_that_can_remember_no_more_pods_says_so() -> None:
+    quota = Quota(TEAM, parent=TENANT)
+
+    def told(count: int, word: str) -> conditions.Finding:
+        lines = tuple(replace(LINE, uid=str(n), counted=word) for n in range(count))
+        counter = Counter(TEAM, NOTHING, reservations=lines)
+        return conditions.findings(quota, counter, FOREST, (), set())[-1]
+
+    assert told(IDENTITIES_KEPT - 1, "worker").good
+    assert told(IDENTITIES_KEPT, "-").good  # they wait for a node
+    full = told(IDENTITIES_KEPT, "worker")
+    assert (full.good, full.reason) == (False, "TooManyUnreported")
+    assert full.message == (
+        "256 pods that no node has reported are remembered in status.reservations, and there is"
+        " room for no more: a reservation whose pod may have run unseen stays charged, and of the"
+        " pods that run the oldest are not remembered. See that the agents report on worker."
+    )
+    assert "See that the agents report." in told(IDENTITIES_KEPT, "?").message
 
 
 def test_a_quota_below_one_that_goes_says_that_its_pods_are_refused() -> None:
@@ -294,12 +333,18 @@ def test_a_uid_that_the_kernel_alone_names_is_paid_by_the_quota_that_has_its_lin
 
 
 def test_what_is_charged_to_nobody_is_told() -> None:
-    counted = Census().count(world(report(50, NAMELESS, replace(GONE, uid="b", namespace="free"))))
-    assert counted.orphans == {("worker", "uid")}
+    free = replace(GONE, uid="free", namespace="free")
+    told = report(50, NAMELESS, free, replace(free, uid="runs", live=True))
+    counted = Census().count(world(told))
+    assert counted.orphans == {("worker", "uid", ""), ("worker", "free", "free/pod")}
     assert [(each.uid, each.quotas) for each in counted.retained] == [
         ("uid", frozenset()),
-        ("b", frozenset()),
+        ("free", frozenset()),
     ]
+    # Its quota and namespace were deleted, and there was none above.
+    meant = world(told)
+    rule = replace(meant.attribution, heirs={("worker", "free"): frozenset()})
+    assert Census().count(replace(meant, attribution=rule)).orphans == {("worker", "uid", "")}
 
 
 WORKERS = tuple(NodeFacts(name, "boot", out_of_service=False) for name in ("worker", "other"))

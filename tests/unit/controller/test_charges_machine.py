@@ -23,15 +23,9 @@ from hugetlb_quota.accounting.recount import recount, tally
 from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.controller.census import Census, Count, World
+from hugetlb_quota.controller.node_history import NodeHistory, evidence, heirs
 from hugetlb_quota.controller.node_wishes import Succession, wishes
-from hugetlb_quota.controller.nodes import (
-    Boots,
-    NodeFacts,
-    NodeReport,
-    ReportedPod,
-    evidence,
-    heirs,
-)
+from hugetlb_quota.controller.nodes import NodeFacts, NodeReport, ReportedPod
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.page_size import PageSize
 
@@ -102,16 +96,22 @@ class Cluster(RuleBasedStateMachine):
             name: NodeFacts(name, "boot-0", out_of_service=False, version=1) for name in NODES
         }
         self.node_events: list[tuple[int, NodeFacts, NodeFacts]] = []
-        self.objects = {name: NodeReport(name, None, "boot-0", 1) for name in NODES}
+        self.objects = {"n": NodeReport("n", None, "boot-0", 1)}
+        # The other's agent never reported yet; one whose object was deleted writes it anew.
+        self.deleted = set[str]()
+        self.heard = {"n"}
         self.agents: dict[str, Agent | None] = dict.fromkeys(NODES)
         self.controller_begins()
 
     def controller_begins(self) -> None:
-        self.census, self.boots = Census(), Boots()
+        self.census, self.history = Census(), NodeHistory()
         self.informed = dict(self.api)
         self.informed_at = self.listed_at = self.version
         self.nodes_known, self.nodes_at = dict(self.nodes), self.version
         self.first_seen: dict[str, int] = {}
+        for node in self.nodes.values():
+            self.history.node_changed(None, node, 0)
+        self.objects_known: dict[str, NodeReport] = {}
         self.sees_reports()
         self.sees_quotas()
 
@@ -195,7 +195,9 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NODES))
     def a_node_boots(self, name: str) -> None:
-        """What is bound to it and has not ended is started anew."""
+        """What is bound to it and has not ended is started anew, after its Node tells of it."""
+        if name in self.deleted:
+            return
         self.agents[name] = None
         self.left = {uid: it for uid, it in self.left.items() if it[0] != name}
         self.cgroups = {uid: it for uid, it in self.cgroups.items() if it[0] != name}
@@ -213,12 +215,23 @@ class Cluster(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NODES))
     def an_agent_starts(self, name: str) -> None:
         mine = {uid: pod for uid, pod in self.api.items() if pod.node == name}
-        carried = {pod.uid: pod for pod in self.objects[name].pods if pod.is_named}
+        if name in self.deleted:
+            return
+        last = self.objects.get(name)
+        carried = {} if last is None else {pod.uid: pod for pod in last.pods if pod.is_named}
         self.agents[name] = Agent(self.version, mine, carried)
 
     @rule(name=st.sampled_from(NODES))
     def an_agent_is_killed(self, name: str) -> None:
-        self.agents[name] = None
+        if name not in self.deleted:
+            self.agents[name] = None
+
+    @rule(name=st.sampled_from(NODES))
+    def a_report_is_deleted(self, name: str) -> None:
+        """Its agent runs, and knows what it reported; nobody else does."""
+        if self.agents[name] is not None and self.objects_known.get(name) == self.objects.get(name):
+            self.deleted.add(name)
+            self.objects.pop(name, None)
 
     @rule(name=st.sampled_from(NODES))
     def an_agent_watches(self, name: str) -> None:
@@ -253,8 +266,9 @@ class Cluster(RuleBasedStateMachine):
             else:
                 entries.append(ReportedPod(uid, "", "", {}, live, charged))
         agent.carried = {uid: pod for uid, pod in agent.carried.items() if uid in here | left}
+        self.deleted.discard(name)
         self.objects[name] = replace(
-            self.objects[name],
+            self.objects.get(name, NodeReport(name, None, None, 0)),
             boot_id=self.nodes[name].boot_id,
             pods_resource_version=agent.seen,
             pods=tuple(entries),
@@ -313,16 +327,21 @@ class Cluster(RuleBasedStateMachine):
         if listed:
             for name, node in self.nodes.items():
                 if node != self.nodes_known[name]:
-                    self.boots.node_changed(self.nodes_known[name], node, 0)
+                    self.history.node_changed(self.nodes_known[name], node, 0)
         else:
             for version, old, new in self.node_events:
                 if version > self.nodes_at:
-                    self.boots.node_changed(old, new, version)
+                    self.history.node_changed(old, new, version)
         self.nodes_known, self.nodes_at = dict(self.nodes), self.version
 
     @rule()
     def sees_reports(self) -> None:
-        self.reports = dict(self.objects)
+        before, self.objects_known = self.objects_known, dict(self.objects)
+        for name in NODES:
+            old, new = before.get(name), self.objects.get(name)
+            if old != new:
+                self.history.report_changed(old, new)
+        self.reports = self.history.reports(self.objects)
 
     @rule()
     def sees_quotas(self) -> None:
@@ -342,16 +361,19 @@ class Cluster(RuleBasedStateMachine):
             self.informed.values(),
             self.informed_at,
             self.listed_at,
-            evidence(self.nodes_known, self.reports.values(), self.boots),
+            evidence(self.nodes_known, self.reports.values(), self.history),
             self.reports,
         )
         count = self.census.count(world)
         self.writes(count, forest, first)
+        if first == 3:
+            self.heard |= self.reports.keys()
         if wishes_too:
             for report in world.holding():
                 wanted = wishes(report, count.retained, Succession(forest, ()))
-                if self.objects[report.node].wishes == report.wishes:
-                    self.objects[report.node] = replace(self.objects[report.node], wishes=wanted)
+                stored = self.objects.get(report.node)
+                if stored is not None and stored.wishes == report.wishes:
+                    self.objects[report.node] = replace(stored, wishes=wanted)
         self.finalizer_goes()
 
     @rule()
@@ -395,7 +417,8 @@ class Cluster(RuleBasedStateMachine):
 
     @rule()
     def another_controller_leads(self) -> None:
-        self.controller_begins()
+        if not self.deleted:
+            self.controller_begins()
 
     # What must hold
 
@@ -411,12 +434,20 @@ class Cluster(RuleBasedStateMachine):
         for uid, paying in self.expected.items():
             if uid not in self.cgroups and uid not in self.left:
                 continue
+            where, _ = self.cgroups.get(uid) or self.left[uid]
+            if where not in self.heard and self.is_remembered(uid):
+                continue
             for name in {ROOT} | (paying & self.quotas.keys()):
                 if name in self.quotas and self.quotas[name].terminating:
                     continue  # its parent may have inherited already
                 status = self.statuses[name]
                 pending = {line.uid for line in status.counter.pending}
                 assert uid in status.pods | status.retained.keys() | pending | doubtful, (uid, name)
+
+    def is_remembered(self, uid: str) -> bool:
+        """Whether some quota has its line, and pays for it when its node reports first."""
+        lines = [line for status in self.statuses.values() for line in status.counter.reservations]
+        return any(line.uid == uid for line in lines)
 
     def everybody_looks(self) -> None:
         for name in NODES:

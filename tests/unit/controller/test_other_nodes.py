@@ -13,7 +13,8 @@ from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.recount import ChargedPod, Identity, Retained, recount, tally
 from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.controller.census import Census, Count, World
-from hugetlb_quota.controller.nodes import NodeReport, ReportedFile, ReportedPod, evidence
+from hugetlb_quota.controller.node_history import evidence
+from hugetlb_quota.controller.nodes import NodeReport, ReportedFile, ReportedPod
 from hugetlb_quota.kube.pods import Pod
 from tests.unit.controller.test_census import (
     BOTH,

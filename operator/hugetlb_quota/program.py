@@ -1,0 +1,120 @@
+"""What all programs have in common on the command line: their version and their log.
+
+The log goes to stderr, one line a fact: as text for people, or as JSON with the facts' fields. Of
+libraries only warnings are told, unless the level is debug.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+LEVELS: Final = ("debug", "info", "warning", "error")
+FORMATS: Final = ("text", "json")
+#: The loggers of this project; all others are a library's.
+_OURS: Final = "hugetlb_quota"
+#: Where :func:`about` puts the fields of a record.
+_FIELDS: Final = "about"
+
+
+def version() -> str:
+    """The version of what is installed; "unknown" where nothing says it."""
+    from importlib import metadata  # takes ten milliseconds, and few ask
+
+    try:
+        return metadata.version("hugetlb-quota")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+class _Version(argparse.Action):
+    """Prints the version and ends; it is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(parser.prog, version())  # noqa: T201
+        parser.exit()
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--version``, ``--log-level`` and ``--log-format``."""
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version, and end")
+    parser.add_argument(
+        "--log-level",
+        choices=LEVELS,
+        default="info",
+        help="the least that is logged; debug tells of libraries too (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--log-format",
+        choices=FORMATS,
+        default="text",
+        help="text for people, or a JSON object a line (default: %(default)s)",
+    )
+
+
+def start_log(options: argparse.Namespace) -> None:
+    """Log to stderr as ``options`` say, from now on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if options.log_format == "json" else _Text())
+    level = logging.getLevelName(options.log_level.upper())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level if level == logging.DEBUG else max(level, logging.WARNING))
+    logging.getLogger(_OURS).setLevel(level)
+
+
+def about(**fields: object) -> dict[str, Any]:
+    """The fields of a fact, as ``extra`` of a call of a logger: ``extra=about(pod=..., uid=...)``.
+
+    Empty ones are left out.
+    """
+    return {
+        _FIELDS: {name: str(value) for name, value in fields.items() if value not in (None, "")}
+    }
+
+
+class _Text(logging.Formatter):
+    """``2026-01-31T12:00:00.123Z INFO sentence [node=n1]``: the fields that the sentence lacks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        sentence = record.getMessage().replace("\n", " ")
+        more = [
+            f"{name}={value}" for name, value in _fields(record).items() if value not in sentence
+        ]
+        line = f"{_time(record)} {record.levelname} {sentence}"
+        if more:
+            line += f" [{' '.join(more)}]"
+        if record.exc_info:
+            line += f"\n{self.formatException(record.exc_info)}"
+        return line
+
+
+class _Json(logging.Formatter):
+    """An object with time, level, logger, message, the fact's fields, and the exception if any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def _fields(record: logging.LogRecord) -> Mapping[str, str]:
+    fields: Mapping[str, str] = getattr(record, _FIELDS, {})
+    return fields
+
+
+def _time(record: logging.LogRecord) -> str:
+    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    return f"{seconds}.{int(record.msecs):03d}Z"

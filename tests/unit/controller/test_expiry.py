@@ -1,0 +1,156 @@
+"""Which reservations are dropped though no pod of theirs is counted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.accounting.counter import Counter
+from hugetlb_quota.accounting.forest import QuotaKey
+from hugetlb_quota.accounting.reservation import Reservation
+from hugetlb_quota.controller import expiry
+from hugetlb_quota.controller.census import Census
+from hugetlb_quota.controller.expiry import APART, SUPERSEDED_FOR, Expiry
+from hugetlb_quota.kube import errors
+from hugetlb_quota.kube.connection import Connection
+from hugetlb_quota.kube.informer import Informer, ObjectKey
+from hugetlb_quota.kube.pods import Pod, project_demanding_pod
+from hugetlb_quota.kube.resources import PODS
+from tests.unit.admission.fake_api import Json, pod
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+HELD = Reservation("p", "db/name-of-p", Charge(), LONG_AGO, "r", 80)
+
+
+class Api:
+    """Has the pod ``now``, and counts how often it is read."""
+
+    def __init__(self, now: Json | None = None) -> None:
+        self.now = now
+        self.reads = 0
+
+    async def get(self, *_: Any, **__: Any) -> Json:
+        self.reads += 1
+        if self.now is None:
+            raise errors.NotFound(404, "NotFound", "no such pod")
+        return self.now
+
+
+class Watching:
+    """An Expiry with its clock, and the pods that it knows."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, api: object) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(expiry, "time", SimpleNamespace(monotonic=lambda: self.now))
+        self.pods: Informer[Pod] = Informer(cast(Connection, api), PODS, project_demanding_pod)
+        connection = cast(Connection, api)
+        self.expiry = Expiry(connection, Census(), self.pods, timedelta(seconds=60))
+
+    def knows(self, version: int) -> None:
+        raw = at(version)
+        self.pods._apply(ObjectKey("db", "name-of-p"), "p", project_demanding_pod(raw), version)
+
+    async def gone(self, *held: Reservation, after: float = 0.0, **unreadable: Any) -> set[str]:
+        """Which requests' reservations are gone, ``after`` seconds."""
+        self.now += after
+        counter = Counter(QuotaKey("db", "leaf"), Charge(), reservations=held, **unreadable)
+        self.expiry.note([counter])
+        gone = await self.expiry.gone(counter)
+        return {each if isinstance(each, str) else each.request for each in gone}
+
+
+def at(version: int) -> Json:
+    raw = pod("p", {"hugepages-2Mi": "64Mi"}, namespace="db")
+    raw["metadata"]["resourceVersion"] = str(version)
+    return raw
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch) -> Watching:
+    return Watching(monkeypatch, Api())
+
+
+async def test_two_reads_some_time_apart_prove_that_a_pod_will_not_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    api = Api()
+    watching = Watching(monkeypatch, api)
+    assert await watching.gone(HELD) == set()
+    assert await watching.gone(HELD, after=59) == set()
+    assert api.reads == 0  # its life is not over
+    assert await watching.gone(HELD, after=1) == set()
+    assert await watching.gone(HELD, after=APART - 1) == set()
+    assert api.reads == 1
+    assert await watching.gone(HELD, after=1) == {"r"}
+    assert api.reads == 2
+
+
+async def test_a_create_that_a_pause_has_kept_is_seen_by_the_second_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    api = Api()
+    watching = Watching(monkeypatch, api)
+    await watching.gone(HELD)
+    assert await watching.gone(HELD, after=60) == set()
+    api.now = at(90)
+    assert await watching.gone(HELD, after=APART) == set()
+    # It is deleted before the informer has told of it; the proof begins anew.
+    api.now = None
+    assert await watching.gone(HELD, after=APART) == set()
+    assert await watching.gone(HELD, after=APART) == {"r"}
+
+
+async def test_a_reservation_stays_until_a_count_knew_the_pod_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By its life and the reads alone: it is for the pod at this version."""
+    held = replace(HELD, since=90)
+
+    class Racing(Api):
+        async def get(self, *_: Any, **__: Any) -> Json:
+            watching.knows(90)  # while it is being read
+            return at(90)
+
+    watching = Watching(monkeypatch, Racing())
+    watching.knows(80)
+    await watching.gone(held)
+    assert await watching.gone(held, after=60) == set()
+    assert await watching.gone(held, after=APART) == set()
+    assert await watching.gone(held, after=APART) == {"r"}
+
+
+@pytest.mark.parametrize("since", [0, 80], ids=["created", "relabelled"])
+async def test_a_pod_that_is_counted_as_it_became_since_ends_its_reservation_elsewhere(
+    nobody: Watching, since: int
+) -> None:
+    """It was relabelled before it was ever counted, or the change was lost."""
+    held = replace(HELD, since=since)
+    nobody.knows(since or 80)
+    if since:
+        assert await nobody.gone(held) == set()
+        assert await nobody.gone(held, after=SUPERSEDED_FOR) == set()
+        nobody.knows(81)
+    assert await nobody.gone(held) == set()
+    assert await nobody.gone(held, after=SUPERSEDED_FOR - 1) == set()
+    assert await nobody.gone(held, after=1) == {"r"}
+    # A later change has a reservation of its own.
+    later = replace(HELD, since=81, request="later")
+    assert await nobody.gone(later, after=SUPERSEDED_FOR) == set()
+
+
+async def test_a_reservation_of_nobody_ends_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What a name that is none gets.
+    watching = Watching(monkeypatch, Api({"kind": "PodList", "items": []}))
+    names = ("ns/", "/", "", "ns/p")
+    held = [replace(HELD, uid=f"u-{name}", pod=name, request=name or "-") for name in names]
+    assert await watching.gone(*held, unreadable=("what",)) == set()
+    assert await watching.gone(*held, unreadable=("what",), after=60) == {"what"}
+    assert await watching.gone(*held, unreadable=("what",), after=APART) == {
+        "what",
+        *(each.request for each in held),
+    }

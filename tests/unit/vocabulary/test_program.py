@@ -1,0 +1,108 @@
+"""Version and log, the same for every program."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from hugetlb_quota.program import about, add_options, start_log, version
+
+Lines = list[str]
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    root, ours = logging.getLogger(), logging.getLogger("hugetlb_quota")
+    before = root.handlers[:], root.level, ours.level
+    yield
+    root.handlers[:], root.level = before[0], before[1]
+    ours.setLevel(before[2])
+
+
+def start(*arguments: str) -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    start_log(parser.parse_args(arguments))
+
+
+def test_text_is_one_line_with_the_fields_that_the_sentence_lacks(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    start()
+    logging.getLogger("hugetlb_quota.x").info(
+        "Pod %s\nis late.", "ns/a", extra=about(pod="ns/a", uid="u1", node="", quota=None)
+    )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("Z INFO Pod ns/a is late. [uid=u1]")
+
+
+def test_json_is_an_object_a_line_with_all_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    start("--log-format=json")
+    logger = logging.getLogger("hugetlb_quota.x")
+    logger.warning("Two\nlines.", extra=about(pod="ns/a", uid="u1"))
+    try:
+        raise ValueError("of a bug")
+    except ValueError:
+        logger.exception("Unforeseen.")
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert first.pop("time").endswith("Z")
+    assert first == {
+        "level": "warning",
+        "logger": "hugetlb_quota.x",
+        "message": "Two\nlines.",
+        "pod": "ns/a",
+        "uid": "u1",
+    }
+    assert second["exception"].endswith("ValueError: of a bug")
+
+
+@pytest.mark.parametrize(
+    ("level", "told"),
+    [
+        ("debug", ["ours debug", "ours info", "ours error", "theirs debug", "theirs error"]),
+        ("info", ["ours info", "ours error", "theirs error"]),
+        ("error", ["ours error", "theirs error"]),
+    ],
+)
+def test_of_libraries_only_warnings_are_told_unless_asked(
+    level: str, told: Lines, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(f"--log-level={level}")
+    for whose, name in (("ours", "hugetlb_quota.x"), ("theirs", "kopf.y")):
+        logger = logging.getLogger(name)
+        logger.debug("%s debug", whose)
+        if whose == "ours":
+            logger.info("%s info", whose)
+        logger.error("%s error", whose)
+    assert [line.split(" ", 2)[2] for line in capsys.readouterr().err.splitlines()] == told
+
+
+@pytest.mark.parametrize("program", ["admission", "controller", "agent"])
+def test_every_program_tells_its_version(program: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"hugetlb_quota.{program}", "--version"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, f"hugetlb-quota-{program} {version()}\n")
+
+
+def test_no_line_tells_that_a_librarys_handler_was_tried() -> None:
+    import kopf
+
+    from hugetlb_quota.controller.deletion import _is_no_try
+
+    def record(error: Exception | None) -> logging.LogRecord:
+        info = None if error is None else (type(error), error, None)
+        return logging.LogRecord("kopf.objects", logging.INFO, "", 0, "Handler", (), info)
+
+    assert not _is_no_try(record(None))
+    assert not _is_no_try(record(kopf.TemporaryError("waits")))
+    assert _is_no_try(record(KeyError("a bug")))
