@@ -26,7 +26,7 @@ PROGRAMS = (
 
 def missing(*, demo: bool = False) -> list[str]:
     """A sentence for each thing that is not there, with its remedy; the demo needs less."""
-    checks = [_root, _cgroup2, _pages, _programs, _reader, *([] if demo else [_spin])]
+    checks = [_root, _cgroup2, _pages, _programs, _reader, *([] if demo else [_spin, _prometheus])]
     return [sentence for check in checks if (sentence := check())]
 
 
@@ -90,6 +90,21 @@ def _lacking_reader_packages(include: Path = Path("/usr/include")) -> list[str]:
         "libc6-dev": (include / "stdio.h").is_file(),
     }
     return [name for name, found in packages.items() if not found]
+
+
+def _prometheus() -> str | None:
+    """What the tests of the alerts and of the dashboard's queries lack."""
+    lacking = _lacking_prometheus_packages()
+    if not lacking:
+        return None
+    return (
+        "Alerts and metrics can't be tested with a real Prometheus: install prometheus"
+        " (apt-get install --no-install-recommends prometheus)."
+    )
+
+
+def _lacking_prometheus_packages() -> list[str]:
+    return [] if _which("prometheus") and _which("promtool") else ["prometheus"]
 
 
 def _spin() -> str | None:
@@ -171,7 +186,12 @@ def _programs() -> str | None:
 def main() -> None:
     """Print what is missing."""
     if "--packages" in sys.argv:
-        lacking = (_lacking_reader_packages, _lacking_model_packages, _lacking_machine_packages)
+        lacking = (
+            _lacking_reader_packages,
+            _lacking_model_packages,
+            _lacking_prometheus_packages,
+            _lacking_machine_packages,
+        )
         print(*sorted({package for each in lacking for package in each()}))
         return
     sentences = missing(demo="--require" in sys.argv)

@@ -34,6 +34,8 @@ class Program:
         """A controller's, in the Lease."""
         self.address = address
         """Scheme, host and port that it serves."""
+        self.metrics = f"{address}/metrics"
+        """Where Prometheus reads its metrics."""
         self.webhooks = ""
         """Admission's: what the URLs of its webhooks begin with."""
         self.kubeconfig = kubeconfig
@@ -87,7 +89,8 @@ class Programs:
 
     def start_admission(self, *, port: int | None = None) -> Program:
         """Start one replica; not yet ready. The webhooks still have to be pointed at it."""
-        port = port or free_ports(1)[0]
+        free = free_ports(2)
+        port, health_port = port or free[0], free[1]
         cert, key = self._control_plane.serving_certificate("admission")
         secret = self._control_plane.directory / "admission-path"
         secret.write_text(self._chart.path_secret)
@@ -97,7 +100,11 @@ class Programs:
             "--path-secret": str(secret),
             "--port": str(port),
         }
+        # The release before this one has none.
+        if any(w.startswith("--health-port=") for w in self._chart.container("admission").command):
+            flags["--health-port"] = str(health_port)
         program = self._start("admission", f"https://127.0.0.1:{port}", flags)
+        program.metrics = f"http://127.0.0.1:{health_port}/metrics"
         program.webhooks = f"{program.address}/{self._chart.path_secret}"
         return program
 

@@ -16,9 +16,11 @@ from typing import Final
 import uvloop
 
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
+from hugetlb_quota.admission.metrics import AdmissionMetrics
 from hugetlb_quota.admission.server import Certificate, PathSecret, serve
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.listening import EVERYWHERE
+from hugetlb_quota.kube.probes import NoProbePort, serve_probes
 from hugetlb_quota.program import add_options, start_log
 
 #: Objects made and not freed before the youngest are collected; Python's own is 700.
@@ -37,7 +39,7 @@ def main() -> None:
     gc.set_threshold(GARBAGE_THRESHOLD)
     try:
         uvloop.run(_run(arguments))
-    except NotConfigured as error:
+    except (NotConfigured, NoProbePort) as error:
         sys.exit(str(error))
 
 
@@ -58,6 +60,13 @@ async def _run(arguments: argparse.Namespace) -> None:
         sys.exit(f"The secret of the path, {arguments.path_secret}, can't be read: {error}")
     async with Connection.open("hugetlb-quota-admission") as connection:
         try:
+            metrics, is_serving = AdmissionMetrics(), asyncio.Event()
+            probes = serve_probes(
+                arguments.bind,
+                arguments.health_port,
+                lambda: "" if is_serving.is_set() else "the webhooks",
+                metrics.render,
+            )
             serving = serve(
                 connection,
                 certificate,
@@ -66,8 +75,11 @@ async def _run(arguments: argparse.Namespace) -> None:
                 arguments.port,
                 changes=arguments.changes,
                 lifetime=timedelta(seconds=arguments.request_timeout),
+                metrics=metrics,
+                require_quota=arguments.require_quota,
             )
-            async with serving as bound:
+            async with probes, serving as bound:
+                is_serving.set()
                 logger.info("Serving admission on %s port %d.", *bound)
                 await stop.wait()
                 logger.info("Ending: answering what was asked already.")
@@ -102,11 +114,22 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--port", type=int, default=8443, help="port to listen on")
     parser.add_argument(
+        "--health-port",
+        type=int,
+        default=8083,
+        help="port of the probes and of /metrics, in plain HTTP",
+    )
+    parser.add_argument(
         "--request-timeout",
         type=int,
         default=int(RESERVATION_LIFETIME.total_seconds()),
         help="kube-apiserver's --request-timeout in seconds, at least: what was admitted may"
         " still be created for so long (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--require-quota",
+        action="store_true",
+        help="refuse pods that ask for huge pages and that no quota governs",
     )
     add_options(parser)
     return parser.parse_args()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
@@ -83,10 +83,19 @@ class Overloaded(Exception):
 
 
 class Committer:
-    """Reserves and takes back; owns what is still being taken back."""
+    """Reserves and takes back; owns what is still being taken back.
 
-    def __init__(self, api: ObjectApi, cache: QuotaCache) -> None:
+    :param committed: told how many requests each group had.
+    """
+
+    def __init__(
+        self,
+        api: ObjectApi,
+        cache: QuotaCache,
+        committed: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._api = api
+        self._committed = committed
         self._cache = cache
         self._lanes: dict[QuotaKey, Lane] = {}
         self._backing_out: set[asyncio.Task[None]] = set()
@@ -146,9 +155,11 @@ class Committer:
                 await asyncio.sleep(lane.gathering * random.uniform(0.5, 1.0))  # noqa: S311
                 await lane.gather()
                 conflicts, began = self.conflicts, loop.time()
-                await self._commit_or_tell(lane.take())
+                batch = lane.take()
+                await self._commit_or_tell(batch)
                 took = loop.time() - began
                 lane.batch_seconds = max(took, 0.9 * lane.batch_seconds + 0.1 * took)
+                lane.answered(len(batch))
                 if self.conflicts > conflicts:
                     lane.gathering = min(
                         max(2 * lane.gathering, FIRST_GATHERING), LONGEST_GATHERING
@@ -157,6 +168,8 @@ class Committer:
                     lane.gathering /= 2
                     if lane.gathering < FIRST_GATHERING / 4:
                         lane.gathering = 0.0
+                if not len(lane):
+                    await lane.gather()
         finally:
             lane.task = None
             if not len(lane):
@@ -173,6 +186,7 @@ class Committer:
                 self.take_back(wanted.chain, wanted.reservation)
 
     async def _commit(self, batch: list[Wanted]) -> None:
+        self._committed(len(batch))
         levels = self._decide(batch)
         await asyncio.gather(*(self._write(base, wanted) for base, wanted in levels.values()))
         back: dict[QuotaKey, dict[ReservationId, Reservation]] = {}

@@ -44,20 +44,38 @@ class Lane:
         self.task: asyncio.Task[None] | None = None
         self.gathering = 0.0
         self.batch_seconds = 0.0
+        self._writing = False
+        self._answered = 0
+        self._came = 0
+        self._return_rate = 1.0
         self._expected = 0
         self._full = asyncio.Event()
 
     async def gather(self) -> None:
-        """Wait until as many requests wait as at the last batch, at most for the time of a batch.
+        """Wait for the clients that the last batch answered, at most for the time of a batch.
 
         A client that was answered mostly sends its next request at once, and a large batch
-        costs the API server the same as a small one. A single client never waits here.
+        costs the API server the same as a small one. Without this wait the clients of a tree
+        part into two halves for good, each of which comes back while the other is written. A
+        single client never waits here.
         """
         if len(self) < self._expected:
             self._full.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(self.batch_seconds, LONGEST_RETURN)):
                     await self._full.wait()
+            self._expected = 0
+
+    def answered(self, count: int) -> None:
+        """A batch of ``count`` requests was written and answered."""
+        self._writing = False
+        if self._answered:
+            rate = min(self._came / self._answered, 1.0)
+            self._return_rate = (self._return_rate + rate) / 2
+        self._answered, self._came = count, 0
+        expected = min(len(self) + round(count * self._return_rate), LARGEST_BATCH)
+        # For a few that are late, all others do not wait.
+        self._expected = expected - expected // 8
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
@@ -66,12 +84,13 @@ class Lane:
         """Put a request at the end of the queue of its pod's namespace."""
         namespace = wanted.reservation.pod.partition("/")[0]
         self._waiting.setdefault(namespace, deque()).append(wanted)
+        self._came += 1
         if len(self) >= self._expected:
             self._full.set()
 
     def wait_for(self, namespace: str) -> float:
         """Seconds until one more request of ``namespace`` would be answered, as things go."""
-        if self.task is None:
+        if not (self._writing or self._waiting):
             return 0.0
         ahead = len(self._waiting.get(namespace, ()))
         others = sum(
@@ -93,5 +112,5 @@ class Lane:
                     if namespace in self._waiting:
                         self._waiting[namespace] = self._waiting.pop(namespace)
                     break
-        self._expected = min(len(batch) - 1 + len(self), LARGEST_BATCH)
+        self._writing = True
         return [wanted for wanted in batch if not wanted.done.done()]

@@ -28,6 +28,7 @@ from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.admission.review import (
     ALLOW,
     AdmissionRequest,
+    Cause,
     Decision,
     MalformedReview,
     deny,
@@ -112,6 +113,7 @@ class _Refusal(Exception):
     keys: frozenset[QuotaKey]
     namespaces: frozenset[str] = frozenset()
     by: tuple[QuotaKey, ...] = ()
+    cause: Cause = "rule"
 
 
 class PodAdmission:
@@ -119,6 +121,8 @@ class PodAdmission:
 
     It decides from a cache. A charge proves itself: see :meth:`_confirm`. A refusal, and
     that nothing governs a pod, are proved by reading.
+
+    :param require_quota: refuse a pod that no quota governs.
     """
 
     def __init__(
@@ -128,7 +132,9 @@ class PodAdmission:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         *,
         lifetime: timedelta = RESERVATION_LIFETIME,
+        require_quota: bool = False,
     ) -> None:
+        self._require_quota = require_quota
         self._cache = cache
         self._committer = committer
         self._now = now
@@ -160,13 +166,13 @@ class PodAdmission:
         except MalformedDemand as error:
             return deny(refusal.malformed_demand(str(pod), error))
         except _Refusal as refused:
-            return deny(refused.message, by=refused.by or tuple(refused.keys))
+            return deny(refused.message, by=refused.by or tuple(refused.keys), cause=refused.cause)
         except TooManyReservations as error:
             message = refusal.too_many_reservations(str(pod), error.counter)
-            return deny(message, again=5, by=(error.counter.quota,))
+            return deny(message, again=5, by=(error.counter.quota,), cause="full")
         except Overloaded as error:
             message = refusal.overloaded(f"pod {pod}", error.waiting, error.seconds)
-            return deny(message, again=1)
+            return deny(message, again=1, cause="overloaded")
         return ALLOW
 
     async def _admit(
@@ -184,6 +190,7 @@ class PodAdmission:
                 chain = await self._counted(pod, deadline)
                 if not chain:
                     if proved:
+                        self._refuse_ungoverned(pod)
                         return
                     await self._cache.prove(pod.namespace)
                     proved = True
@@ -282,7 +289,8 @@ class PodAdmission:
             # What runs under it already is not in its counter. A quota and a pod in
             # one `kubectl apply` come here, so it is worth a moment.
             if deadline.seconds - deadline.left() >= min(COUNT_TIMEOUT, deadline.seconds / 2):
-                raise _Refusal(refusal.uncounted(str(pod), sorted(uncounted)), uncounted)
+                message = refusal.uncounted(str(pod), sorted(uncounted))
+                raise _Refusal(message, uncounted, cause="uncounted")
             await asyncio.sleep(COUNT_PERIOD)
 
     def _to_charge(self, pod: _Subject) -> tuple[QuotaObject, ...]:
@@ -324,6 +332,13 @@ class PodAdmission:
             if quota.quota.pod_selector.matches(labels):
                 found[quota.key] = quota
         return found
+
+    def _refuse_ungoverned(self, pod: _Subject) -> None:
+        """:raises _Refusal: where a quota is required, and the pod has none, or leaves its last."""
+        if not self._require_quota or self._selecting(pod.namespace, pod.labels):
+            return
+        if pod.old_labels is None or self._selecting(pod.namespace, pod.old_labels):
+            raise _Refusal(refusal.ungoverned(str(pod), pod.namespace), frozenset())
 
     def _refuse_shortfalls(
         self, pod: _Subject, wanted: Charge, chain: tuple[QuotaObject, ...]

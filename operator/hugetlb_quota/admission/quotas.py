@@ -29,6 +29,7 @@ from hugetlb_quota.admission.proposal import Proposal, selector_fault
 from hugetlb_quota.admission.review import (
     ALLOW,
     AdmissionRequest,
+    Cause,
     Decision,
     allow,
     deny,
@@ -45,12 +46,13 @@ WAIT_PERIOD: Final = 0.05
 
 
 class _Refused(Exception):
-    """The sentence that refuses, and after how many seconds it may go otherwise."""
+    """The sentence that refuses, after how many seconds it may go otherwise, and the cause."""
 
-    def __init__(self, message: str, *, again: int) -> None:
+    def __init__(self, message: str, *, again: int, cause: Cause = "rule") -> None:
         super().__init__(message)
         self.message = message
         self.again = again
+        self.cause = cause
 
 
 class QuotaAdmission:
@@ -111,7 +113,7 @@ class QuotaAdmission:
         try:
             proposal = await self._settle(request, old, new, deadline)
         except _Refused as refused:
-            return deny(refused.message, again=refused.again)
+            return deny(refused.message, again=refused.again, cause=refused.cause)
         if old is None or not proposal.charge_moves:
             return allow(*proposal.warnings)
         try:
@@ -121,10 +123,12 @@ class QuotaAdmission:
         except NoRoom as error:
             denied = deny(refusal.no_room_to_move(old.counter, error.shortfalls))
         except TooManyReservations as error:
-            denied = deny(refusal.no_place_to_move(old.counter, error.counter))
+            denied = deny(refusal.no_place_to_move(old.counter, error.counter), cause="full")
         except Overloaded as error:
             what = f"The move of HugeTLBQuota {key}"
-            denied = deny(refusal.overloaded(what, error.waiting, error.seconds), again=1)
+            denied = deny(
+                refusal.overloaded(what, error.waiting, error.seconds), again=1, cause="overloaded"
+            )
         else:
             return allow(*proposal.warnings)
         await self._notes.withdraw(lambda each: each.request == request.uid, deadline)
@@ -153,7 +157,8 @@ class QuotaAdmission:
             except errors.Conflict:
                 continue
             except CanNotNote as error:
-                raise _Refused(refusal.can_not_note(new.key, error), again=0) from error
+                message = refusal.can_not_note(new.key, error)
+                raise _Refused(message, again=0, cause="full") from error
             if not waits_for:
                 return proposal
             if deadline.left() <= until:

@@ -127,6 +127,15 @@ def no_uid(pod: str) -> str:
     )
 
 
+def ungoverned(pod: str, namespace: str) -> str:
+    """A pod that no quota selects, where a quota is required."""
+    return _bounded(
+        f"pod {pod} asks for huge pages, but no HugeTLBQuota of namespace {namespace} selects it,"
+        " and this cluster gives huge pages only under one (requireQuota). Give the pod labels that"
+        f" a HugeTLBQuota of {namespace} selects, or ask who manages quotas for one there."
+    )
+
+
 def overloaded(what: str, waiting: int, seconds: float) -> str:
     """A request that could not be answered in time, and is told so at once."""
     return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import orjson
 
@@ -163,12 +163,19 @@ def _groups(groups: Any) -> tuple[str, ...]:
     return tuple(groups)
 
 
+#: Why something was refused. "rule": quotas and objects as they are. All others are admission's
+#: own: a quota has no place for another reservation, or changes can't be noted; a quota is not
+#: counted yet; too many ask; the time was short; the API server did not answer; a bug.
+CAUSES: Final = ("rule", "full", "uncounted", "overloaded", "timeout", "unreachable", "bug")
+Cause = Literal["", "rule", "full", "uncounted", "overloaded", "timeout", "unreachable", "bug"]
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The answer: ``message`` is for the person refused, ``warnings`` for one allowed.
 
     ``again``: after how many seconds it may go otherwise; clients try again by themselves.
-    ``by``: the quotas that refuse.
+    ``by``: the quotas that refuse. ``cause``: "" where it is allowed.
     """
 
     allowed: bool
@@ -176,6 +183,7 @@ class Decision:
     warnings: tuple[str, ...] = ()
     again: int = 0
     by: tuple[QuotaKey, ...] = ()
+    cause: Cause = ""
 
     def review(self, uid: str) -> dict[str, Any]:
         """As the AdmissionReview that answers request ``uid``."""
@@ -207,6 +215,8 @@ def allow(*warnings: str) -> Decision:
     return Decision(allowed=True, warnings=warnings)
 
 
-def deny(message: str, *, again: int = 0, by: tuple[QuotaKey, ...] = ()) -> Decision:
+def deny(
+    message: str, *, again: int = 0, by: tuple[QuotaKey, ...] = (), cause: Cause = "rule"
+) -> Decision:
     """Refuse, with the sentence that says why and what to do."""
-    return Decision(allowed=False, message=message, again=again, by=by)
+    return Decision(allowed=False, message=message, again=again, by=by, cause=cause)

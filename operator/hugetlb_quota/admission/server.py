@@ -26,6 +26,7 @@ from hugetlb_quota.admission.changes import ChangeNotes
 from hugetlb_quota.admission.commit import Committer
 from hugetlb_quota.admission.connections import HANDSHAKE_TIMEOUT, Connections
 from hugetlb_quota.admission.deadline import Deadline
+from hugetlb_quota.admission.metrics import AdmissionMetrics
 from hugetlb_quota.admission.pods import PodAdmission
 from hugetlb_quota.admission.quotas import QuotaAdmission
 from hugetlb_quota.admission.refusal_events import RefusalEvents
@@ -39,6 +40,7 @@ from hugetlb_quota.admission.review import (
 from hugetlb_quota.api import GROUP
 from hugetlb_quota.api.quota import KIND, PLURAL
 from hugetlb_quota.kube import errors
+from hugetlb_quota.kube.certificate import ends
 from hugetlb_quota.kube.listening import listen
 from hugetlb_quota.kube.quotas import QuotaObject
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS
@@ -70,6 +72,8 @@ class Certificate:
         self._files = (certificate, key)
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        #: When what was taken up ends, in seconds since 1970; None where that can't be read.
+        self.ends: float | None = None
         self._loaded = self._stamp()
         self._load()
 
@@ -92,6 +96,11 @@ class Certificate:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(*self._files)
         # On the very context the server listens with: its next handshakes use it.
         self.context.load_cert_chain(*self._files)
+        try:
+            self.ends = ends(self._files[0].read_text())
+        except (OSError, ValueError) as error:
+            self.ends = None
+            logger.warning("When the certificate ends can't be read: %s", error)
 
     def _stamp(self) -> tuple[tuple[int, int, int], ...]:
         # Through kubelet's symlinks, which it swaps: the inode tells even if the time does not.
@@ -138,13 +147,24 @@ class Admission:
     """The routes and what stands behind them."""
 
     def __init__(
-        self, api: chains.Api, path: PathSecret, changes: tuple[str, str], lifetime: timedelta
+        self,
+        api: chains.Api,
+        path: PathSecret,
+        changes: tuple[str, str],
+        lifetime: timedelta,
+        metrics: AdmissionMetrics,
+        *,
+        require_quota: bool,
     ) -> None:
+        self._metrics = metrics
         self._api = api
         self._path = path
         self._cache = QuotaCache(api)
-        self._committer = Committer(api, self._cache)
-        self._pods = PodAdmission(self._cache, self._committer, lifetime=lifetime)
+        self._committer = Committer(api, self._cache, metrics.committed)
+        metrics.writes = self._committer
+        self._pods = PodAdmission(
+            self._cache, self._committer, lifetime=lifetime, require_quota=require_quota
+        )
         notes = ChangeNotes(api, changes, lifetime=lifetime)
         self._quotas = QuotaAdmission(api, self._committer, notes, lifetime=lifetime)
         self._refusals = RefusalEvents(api, self._uid_of, socket.gethostname())
@@ -196,6 +216,7 @@ class Admission:
         if not self._path.matches(request.match_info["secret"]):
             # As for any path that is none; and nowhere is it told what was tried.
             return web.Response(status=404, text="404: Not Found")
+        began = time.perf_counter()
         deadline = Deadline.of_request(request.query.get("timeout"))
         try:
             async with asyncio.timeout_at(deadline.at):
@@ -223,6 +244,8 @@ class Admission:
             decision = await _decided(decide, asked, what, deadline)
         except MalformedReview as error:
             return web.Response(status=400, text=f"{error}\n")
+        kind = "pod" if noun == "pod" else "quota"
+        self._metrics.decided(kind, decision, time.perf_counter() - began)
         if not decision.allowed:
             logger.info(
                 "%s of %s: %s",
@@ -273,12 +296,12 @@ async def _decided(
     except MalformedReview:
         raise
     except TimeoutError:
-        return deny(refusal.time_short(what, deadline.seconds))
+        return deny(refusal.time_short(what, deadline.seconds), cause="timeout")
     except errors.ApiError as error:
-        return deny(refusal.unreachable(what, error))
+        return deny(refusal.unreachable(what, error), cause="unreachable")
     except Exception as error:
         logger.exception("%s of %s could not be decided", asked.operation, what)
-        return deny(refusal.unexpected(what, error))
+        return deny(refusal.unexpected(what, error), cause="bug")
 
 
 def _resource_name(resource: _Resource) -> str:
@@ -305,16 +328,21 @@ async def serve(
     *,
     changes: tuple[str, str],
     lifetime: timedelta = RESERVATION_LIFETIME,
+    metrics: AdmissionMetrics | None = None,
+    require_quota: bool = False,
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve until the context ends; gives the first address that was bound.
 
     :param changes: namespace and name of the ConfigMap of :class:`ChangeNotes`.
     :param lifetime: how long a create may be under way after admission.
+    :param require_quota: refuse pods with huge pages that no quota governs.
 
     At the end running requests are answered, and what they took is taken back if they
     were refused.
     """
-    admission = Admission(api, path, changes, lifetime)
+    metrics = metrics or AdmissionMetrics()
+    metrics.certificate_ends = lambda: certificate.ends
+    admission = Admission(api, path, changes, lifetime, metrics, require_quota=require_quota)
     connections = Connections() if connections is None else connections
     runner = web.AppRunner(
         admission.application(connections.middleware),

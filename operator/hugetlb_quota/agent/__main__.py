@@ -35,7 +35,7 @@ from hugetlb_quota.kube.pods import Pod, project_pod
 from hugetlb_quota.kube.probes import NoProbePort, serve_probes
 from hugetlb_quota.kube.resources import HUGETLB_NODES, PODS
 from hugetlb_quota.node import kubepods
-from hugetlb_quota.node.charge_reader import ChargeReader
+from hugetlb_quota.node.charge_reader import ChargeReader, Reads
 from hugetlb_quota.node.host import (
     HostRoot,
     HostUnreadable,
@@ -177,7 +177,9 @@ class Agent:
             problems=lambda: (*self._not_enforced(), *self._reclaimer.failures),
             notes=lambda: self._enforcer.by_pod_alone,
         )
-        self._metrics = AgentMetrics(latest, sizes, self._not_enforced)
+        self._metrics = AgentMetrics(
+            latest, sizes, self._not_enforced, lambda: Reads() if reader is None else reader.reads
+        )
         self._informer.on_change(self._pod_changed)
         self._wishes.on_change(self._wishes_changed)
 

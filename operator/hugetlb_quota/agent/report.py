@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -56,6 +57,17 @@ class Latest:
 
     report: Report = NO_REPORT
     reading: Reading = field(default_factory=Reading)
+    #: How many passes there were, by how they went.
+    passes: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("whole", "moving", "failed"), 0)
+    )
+    #: When the last one ended that did not fail, in seconds since 1970.
+    passed_at: float = 0.0
+
+    def passed(self) -> None:
+        """A pass is over, and ``reading`` is its own."""
+        self.passes["whole" if self.reading.whole else "moving"] += 1
+        self.passed_at = time.time()
 
 
 class Reporter:
@@ -112,9 +124,11 @@ class Reporter:
                     self._adopt(await self._object.last_status() or {})
                     adopted = True
                 await self.run_once()
+                self._latest.passed()
                 backoff.reset()
                 wait = HEARTBEAT if self._latest.reading.whole else again.next()
             except (ApiError, HostUnreadable, OSError) as error:
+                self._latest.passes["failed"] += 1
                 logger.warning(
                     "HugeTLBNode %s is not up to date: %s",
                     *(self._node, error),
@@ -123,6 +137,7 @@ class Reporter:
                 pause, wait = backoff.next(), 0.0
             except (ValueError, TypeError):
                 # A bug, or a value that nobody foresaw: limits are kept all the same.
+                self._latest.passes["failed"] += 1
                 logger.exception(
                     "HugeTLBNode %s is not up to date.", self._node, extra=about(node=self._node)
                 )

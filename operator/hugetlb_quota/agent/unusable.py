@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from hugetlb_quota.agent.conditions import unusable_condition
+from hugetlb_quota.agent.metrics import PoolMetrics
 from hugetlb_quota.agent.node_object import NodeApi, NodeObject
 from hugetlb_quota.agent.report import pool_status
 from hugetlb_quota.agent.waiting import wait_at_most
@@ -76,7 +77,8 @@ class UnusableNode:
         """
         if self._lacking(check) is None:
             return True
-        async with serve_probes(self._bind, self._port, self._waiting_for):
+        metrics = PoolMetrics(lambda: pools(self._host))
+        async with serve_probes(self._bind, self._port, self._waiting_for, metrics.render):
             backoff = Backoff(FIRST_BACKOFF, period)
             while not stop.is_set() and (lacking := self._lacking(check)) is not None:
                 if str(lacking) != self._told:

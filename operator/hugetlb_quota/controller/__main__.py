@@ -15,6 +15,7 @@ import kopf
 
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
 from hugetlb_quota.controller import deletion
+from hugetlb_quota.controller.metrics import ControllerMetrics
 from hugetlb_quota.controller.recounter import Recounter
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.lease import LeadershipLost, lead, term
@@ -73,13 +74,16 @@ async def _main(arguments: argparse.Namespace) -> None:
             # kopf takes the signals for itself, and returns when one comes.
             program.cancel()
 
+        metrics = ControllerMetrics(recounter)
+
         async def work() -> None:
+            metrics.leads = True
             async with asyncio.TaskGroup() as group:
                 group.create_task(recounter.run())
                 group.create_task(handle_deletions())
 
         # A controller that waits for the Lease is ready to take over, so it is ready.
-        async with serve_probes(arguments.bind, arguments.health_port, lambda: ""):
+        async with serve_probes(arguments.bind, arguments.health_port, lambda: "", metrics.render):
             try:
                 await lead(*lease, work)
             except asyncio.CancelledError:

@@ -49,6 +49,12 @@ class _Sum:
     held: dict[str, list[Held]] = field(default_factory=dict)
     files: dict[str, list[RetainedFile]] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return (
+            f"{Charge(self.pods).to_resources()} for pods, {len(self.held)} of them held, and"
+            f" {Charge(self.retained).to_resources()} as retained in {len(self.files)} files"
+        )
+
 
 class Ledger:
     """What is charged to the quotas of a forest, kept by difference."""
@@ -150,7 +156,7 @@ class Ledger:
     def differences(self, other: Ledger) -> list[str]:
         """What ``other``, which is of the same forest, says otherwise; a sentence each."""
         found = [
-            f"HugeTLBQuota {key}: {mine} is charged, and {theirs} by the count from scratch."
+            f"HugeTLBQuota {key} is charged {mine}, and by the count from scratch {theirs}."
             for key in sorted(self._sums.keys() & other._sums.keys())
             if (mine := self._sums[key]) != (theirs := other._sums[key])
         ]

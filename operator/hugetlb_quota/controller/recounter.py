@@ -14,13 +14,11 @@ from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
 from hugetlb_quota.accounting.recount import RetainedFile, Tally, recount
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, ReservationId
-from hugetlb_quota.api import API_VERSION
-from hugetlb_quota.api.model import Condition
-from hugetlb_quota.api.quota import KIND
 from hugetlb_quota.controller import conditions
 from hugetlb_quota.controller.books import Books
 from hugetlb_quota.controller.expiry import Expiry
 from hugetlb_quota.controller.known import Namespace
+from hugetlb_quota.controller.lag import Lag
 from hugetlb_quota.controller.node_wishes import Succession, wishes, write_wishes
 from hugetlb_quota.controller.nodes import (
     NodeFacts,
@@ -30,9 +28,10 @@ from hugetlb_quota.controller.nodes import (
     project_report,
 )
 from hugetlb_quota.controller.orphans import Orphans
+from hugetlb_quota.controller.quota_events import QuotaEvents
 from hugetlb_quota.controller.term import Superseded, Term
 from hugetlb_quota.controller.unread import Unread
-from hugetlb_quota.kube import errors, events
+from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.informer import Informer, ObjectKey
 from hugetlb_quota.kube.pods import Pod, project_demanding_pod
@@ -88,11 +87,11 @@ class Recounter:
         lifetime: timedelta = RESERVATION_LIFETIME,
     ) -> None:
         self._connection = connection
-        self._identity = identity
         self._term = Term(ask_term)
-        self._saying: set[asyncio.Task[None]] = set()
         #: What is known and counted, for the metrics too.
         self.books = Books()
+        self.lag = Lag()
+        self._events = QuotaEvents(connection, identity)
         self._wake = asyncio.Event()
         self._reported: dict[str, float] = {}
         self._pods = Informer(connection, PODS, project_demanding_pod)
@@ -115,7 +114,18 @@ class Recounter:
         self._quotas.on_change(lambda old, new, _: known.quota_changed(old, new))
         self._namespaces.on_change(lambda old, new, _: known.namespace_changed(old, new))
         for informer in (self._pods, self._quotas, self._reports, self._nodes, self._namespaces):
-            informer.on_change(lambda *_: self._wake_if_due())
+            informer.on_change(lambda *_: self._changed())
+
+    @property
+    def quotas(self) -> tuple[QuotaObject, ...]:
+        """All that are known; none before this controller leads."""
+        return tuple(self._quotas.store.values())
+
+    @property
+    def report_ages(self) -> Mapping[str, float]:
+        """By node, how many seconds ago its last report came."""
+        now = time.monotonic()
+        return {node: now - at for node, at in self._reported.items()}
 
     async def run(self) -> None:
         """Recount for ever: soon after every change, and now and then."""
@@ -142,9 +152,17 @@ class Recounter:
 
     def _try_again(self) -> None:
         """Recount in a moment: what was to be read or written just now could not be."""
+        self.lag.failed()
         asyncio.get_running_loop().call_later(RETRY, self._wake.set)
 
+    def _changed(self) -> None:
+        # A mere heartbeat changes no count.
+        if self.books.is_due:
+            self.lag.changed()
+            self._wake.set()
+
     async def _recount(self) -> None:
+        self.lag.begin()
         picture = self._picture()
         known = self.books.known
         self._expiry.note(known.quotas[key].counter for key in known.lined)
@@ -164,6 +182,7 @@ class Recounter:
         for quotas in from_the_leaves(picture.quotas, picture.forest):
             await asyncio.gather(*(write(quota) for quota in quotas if not quota.invalid))
         await asyncio.gather(*(wish(report, wanted) for report, wanted in picture.wishes))
+        self.lag.end()
 
     def _picture(self) -> _Picture:
         """Count whom something concerned, and say what is to be written because of that."""
@@ -230,7 +249,7 @@ class Recounter:
                 before = known.conditions
                 written = await compare_and_swap(self._connection, known.key, change, known=known)
                 self.books.known.quota_written(written)
-                await self._tell(written, conditions.turned(before, written.conditions))
+                await self._events.turned(written, conditions.turned(before, written.conditions))
         except Superseded as newer:
             await self._term.meet(newer)
             self._quotas_again.add(known.key)
@@ -290,24 +309,8 @@ class Recounter:
                 " stays charged, and its pods are refused; correct its spec."
             )
             logger.error(sentence, extra=about(quota=quota.key))
-            self._say(quota, "Invalid", sentence)
+            self._events.warn(quota, "Invalid", sentence)
         return quota
-
-    def _say(self, quota: QuotaObject, reason: str, sentence: str) -> None:
-        """Publish a warning about ``quota``, in a task of its own."""
-        task = asyncio.get_running_loop().create_task(
-            events.publish(
-                self._connection,
-                events.Regarding(API_VERSION, KIND, quota.key.namespace, quota.key.name, quota.uid),
-                kind="Warning",
-                reason=reason,
-                note=sentence,
-                program="controller",
-                instance=self._identity,
-            )
-        )
-        self._saying.add(task)
-        task.add_done_callback(self._saying.discard)
 
     def _to_report(self, raw: dict[str, Any]) -> NodeReport | None:
         return project_report(raw, self._reports.store.get(ObjectKey("", raw["metadata"]["name"])))
@@ -326,23 +329,6 @@ class Recounter:
         if new is not None:
             self._reported[new.node] = time.monotonic()
         self.books.known.report_changed(old, new)
-
-    def _wake_if_due(self) -> None:
-        # A mere heartbeat changes no count.
-        if self.books.is_due:
-            self._wake.set()
-
-    async def _tell(self, quota: QuotaObject, turned: tuple[Condition, ...]) -> None:
-        for condition in turned:
-            await events.publish(
-                self._connection,
-                events.Regarding(API_VERSION, KIND, quota.key.namespace, quota.key.name, quota.uid),
-                kind="Normal" if condition.status == "True" else "Warning",
-                reason=condition.reason,
-                note=condition.message,
-                program="controller",
-                instance=self._identity,
-            )
 
 
 def from_the_leaves(

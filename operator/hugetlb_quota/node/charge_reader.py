@@ -11,7 +11,7 @@ import contextlib
 import logging
 import struct
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -52,6 +52,16 @@ class _Head(NamedTuple):
     nanoseconds: int
 
 
+@dataclass(slots=True)
+class Reads:
+    """How the reads went so far: walks in the kernel, and answers that did not come."""
+
+    walks: int = 0
+    repeated: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+
+
 class ChargeListUnreadable(Exception):
     """The kernel's charge list could not be read; the sentence says why and what to do."""
 
@@ -89,6 +99,8 @@ class ChargeReader:
         self._backoff = Backoff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
         self._not_before = 0.0
         self._why = ""
+        #: Counted for ever.
+        self.reads = Reads()
 
     @property
     def pid(self) -> int | None:
@@ -137,9 +149,13 @@ class ChargeReader:
         await process.stdin.drain()
         head, payload = await self._answer(process)
         if head.status == _ERROR:
+            self.reads.failures += 1
             raise ChargeListUnreadable(_sentence(payload))
         if head.status not in (_REST, _MOVED):
             raise MalformedAnswer(f"its status is {head.status}")
+        self.reads.walks += head.reads
+        self.reads.repeated += max(head.reads - 1, 0)
+        self.reads.seconds += head.nanoseconds / 1e9
         # In a thread: of many files it takes so long that limits would wait for it.
         charges = await asyncio.to_thread(
             decode, payload, at_rest=head.status == _REST, largest=largest
@@ -190,6 +206,7 @@ class ChargeReader:
 
     async def _failed(self, why: str) -> ChargeListUnreadable:
         await self._end()
+        self.reads.failures += 1
         pause = self._backoff.next()
         self._not_before = self._clock() + pause
         self._why = why

@@ -235,13 +235,17 @@ async def admitting(
     api: FakeApi,
     now: Callable[[], datetime] = _now,
     lifetime: timedelta = RESERVATION_LIFETIME,
+    *,
+    require_quota: bool = False,
 ) -> AsyncIterator[PodAdmission]:
     """Admission of pods that follows ``api``; at the end nothing is being taken back any more."""
     cache = QuotaCache(api)
     committer = Committer(api, cache)
     async with cache.running():
         try:
-            yield PodAdmission(cache, committer, now, lifetime=lifetime)
+            yield PodAdmission(
+                cache, committer, now, lifetime=lifetime, require_quota=require_quota
+            )
         finally:
             await committer.close()
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.counter import Counter
-from hugetlb_quota.admission import commit
+from hugetlb_quota.admission import commit, lane
 from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.admission.pods import PodAdmission
 from hugetlb_quota.admission.review import Decision
@@ -175,6 +175,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "LONGEST_BACKOFF", 0.0)
     for name in ("FIRST_GATHERING", "LONGEST_GATHERING", "PATIENCE"):
         monkeypatch.setattr(commit, name, 0.0)
+    monkeypatch.setattr(lane, "LONGEST_RETURN", 0.0)
 
 
 LIMITS = st.fixed_dictionaries(

@@ -40,12 +40,67 @@ def test_a_batch_waits_for_those_that_the_last_one_answered() -> None:
     async def scene() -> None:
         lane = Lane()
         fill(lane, ["a/1", "a/2", "a/3"])
-        lane.take()
-        fill(lane, ["a/4"])
+        lane.answered(len(lane.take()))
+        fill(lane, ["a/4", "a/5"])
         task = await gathering(lane)
         assert not await is_done_soon(task)
-        fill(lane, ["a/5"])
+        fill(lane, ["a/6"])
         assert await is_done_soon(task)
+
+    asyncio.run(scene())
+
+
+def test_two_halves_become_one_batch() -> None:
+    async def scene() -> None:
+        lane = Lane()
+        fill(lane, ["a/1", "a/2"])
+        lane.take()
+        fill(lane, ["a/3", "a/4"])  # while the first two are written
+        lane.answered(2)
+        task = await gathering(lane)
+        assert not await is_done_soon(task)
+        fill(lane, ["a/1", "a/2"])
+        assert await is_done_soon(task)
+
+    asyncio.run(scene())
+
+
+def test_clients_that_do_not_come_again_are_waited_for_no_more() -> None:
+    async def scene() -> None:
+        lane = Lane()
+        for number in range(4):
+            fill(lane, [f"{number}/1", f"{number}/2", f"{number}/3"])
+            lane.take()
+            lane.answered(3)
+        # None of them came between the answer and this.
+        for _ in range(3):
+            lane.answered(3)
+        fill(lane, ["a/1"])
+        assert await is_done_soon(await gathering(lane))
+
+    asyncio.run(scene())
+
+
+def test_few_that_are_late_hold_up_nobody() -> None:
+    async def scene() -> None:
+        lane = Lane()
+        fill(lane, (f"a/{number}" for number in range(16)))
+        lane.answered(len(lane.take()))
+        fill(lane, (f"b/{number}" for number in range(14)))
+        assert await is_done_soon(await gathering(lane))
+
+    asyncio.run(scene())
+
+
+def test_an_idle_lane_answers_at_once() -> None:
+    async def scene() -> None:
+        lane = Lane()
+        fill(lane, ["a/1"])
+        batch = lane.take()
+        lane.batch_seconds = 9.0
+        assert lane.wait_for("a") == 18.0
+        lane.answered(len(batch))
+        assert lane.wait_for("a") == 0.0
 
     asyncio.run(scene())
 
@@ -54,7 +109,7 @@ def test_a_single_client_waits_for_nobody() -> None:
     async def scene() -> None:
         lane = Lane()
         fill(lane, ["a/1"])
-        lane.take()
+        lane.answered(len(lane.take()))
         fill(lane, ["a/2"])
         assert await is_done_soon(await gathering(lane))
 
@@ -65,7 +120,7 @@ def test_a_batch_waits_no_longer_than_a_batch_takes() -> None:
     async def scene() -> None:
         lane = Lane()
         fill(lane, ["a/1", "a/2", "a/3"])
-        lane.take()
+        lane.answered(len(lane.take()))
         fill(lane, ["a/4"])
         lane.batch_seconds = 0.001
         await lane.gather()

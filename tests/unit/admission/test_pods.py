@@ -726,3 +726,32 @@ async def test_a_pod_that_no_api_server_sends_is_malformed(
     with pytest.raises(MalformedReview):
         await decide(api, create(raw))
     assert api.writes == []
+
+
+async def test_where_a_quota_is_required_a_pod_without_one_is_refused_and_told_what_to_do(
+    api: FakeApi,
+) -> None:
+    api.put(namespace("free"))
+    api.put(quota("free/some", {"hugepages-2Mi": "64Mi"}, selector={"matchLabels": {"a": "b"}}))
+    ungoverned = pod("p1", namespace="free")
+    assert (await decide(api, create(ungoverned))).allowed
+    async with admitting(api, lambda: NOW, require_quota=True) as admission:
+
+        async def asked(request: AdmissionRequest) -> Decision:
+            return await admission.decide(request, Deadline.after(9.0))
+
+        refused = await asked(create(ungoverned))
+        assert refused.message == (
+            "pod free/name-of-p1 asks for huge pages, but no HugeTLBQuota of namespace free selects"
+            " it, and this cluster gives huge pages only under one (requireQuota). Give the pod"
+            " labels that a HugeTLBQuota of free selects, or ask who manages quotas for one there."
+        )
+        assert refused.cause == "rule"
+        governed = pod("p1", namespace="free", labels={"a": "b"})
+        assert (await asked(create(governed))).allowed
+        assert (await asked(create(pod("p2", {}, namespace="free")))).allowed
+        # A pod does not leave its last quota; one that never had any may be relabelled.
+        assert not (await asked(update(governed, ungoverned))).allowed
+        assert (
+            await asked(update(ungoverned, pod("p1", namespace="free", labels={"x": "y"})))
+        ).allowed

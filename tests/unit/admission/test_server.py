@@ -15,6 +15,7 @@ import pytest
 import trustme
 
 from hugetlb_quota.admission.connections import Connections
+from hugetlb_quota.admission.metrics import AdmissionMetrics
 from hugetlb_quota.admission.server import BODY_LIMIT, Certificate, PathSecret, serve
 from hugetlb_quota.kube import errors
 from tests.unit.admission.fake_api import CHANGES, FakeApi, Fate, Json, namespace, pod, quota
@@ -121,6 +122,32 @@ async def test_refusals_are_told_of_by_an_event_and_dry_runs_are_not(tmp_path: P
         for fields in ({}, {}, {"dryRun": True}):
             assert not (await server.review(PODS, review(pod(), **fields)))["allowed"]
     assert api.event_counts == [("db/leaf", 2)]
+
+
+async def test_each_decision_is_counted_by_its_cause_and_the_certificate_is_told(
+    tmp_path: Path,
+) -> None:
+    api, ca, metrics = Api(), trustme.CA(), AdmissionMetrics()
+    api.put(namespace("db"))
+    api.put(quota("db/leaf", {"hugepages-2Mi": "64Mi"}))
+    certificate = Certificate(*issue(ca, tmp_path))
+    path = secret(tmp_path)
+    serving = serve(api, certificate, path, "127.0.0.1", 0, changes=CHANGES, metrics=metrics)
+    async with serving as (host, port):
+        server = Server(f"https://{host}:{port}", api, ca)
+        await server.review(PODS, review(pod()))
+        await server.review(PODS, review(pod("two", {"hugepages-2Mi": "1Gi"})))
+        api.broken = True
+        await server.review(PODS, review(pod("three")))
+        told = metrics.render().decode()
+    for cause in ("none", "rule", "bug"):
+        row = f'hugetlb_quota_admission_decisions_total{{cause="{cause}",kind="pod"}} 1.0\n'
+        assert row in told
+    assert 'hugetlb_quota_admission_batch_size_bucket{le="1.0"}' in told
+    assert "hugetlb_quota_admission_writes_total 1.0\n" in told
+    assert certificate.ends is not None
+    assert certificate.ends > 1.7e9
+    assert "hugetlb_quota_certificate_expiry_timestamp_seconds" in told
 
 
 async def test_a_decision_answers_the_uid_of_its_request(server: Server) -> None:

@@ -17,6 +17,7 @@ from hugetlb_quota.controller.recounter import Recounter
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.lease import LeadershipLost
+from hugetlb_quota.kube.pods import project_demanding_pod
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, PODS, Resource
 from tests.unit.admission.fake_api import FakeApi, Json, namespace, pod, quota
 
@@ -226,23 +227,23 @@ class Watched(Counting):
 
     def __init__(self, *pods: Json) -> None:
         super().__init__(*pods)
-        self.events: dict[Resource, asyncio.Queue[Json]] = {}
+        self.told_of: dict[Resource, asyncio.Queue[Json]] = {}
 
     async def watch(self, resource: Resource, *_: Any, **__: Any) -> AsyncIterator[dict[str, Any]]:
-        queue = self.events.setdefault(resource, asyncio.Queue())
+        queue = self.told_of.setdefault(resource, asyncio.Queue())
         while True:
             yield await queue.get()
 
     async def replace(self, resource: Resource, *arguments: Any, **options: Any) -> Json:
         written = await super().replace(resource, *arguments, **options)
         if resource == HUGETLB_QUOTAS:
-            self.events[resource].put_nowait({"type": "MODIFIED", "object": written})
+            self.told_of[resource].put_nowait({"type": "MODIFIED", "object": written})
         return written
 
     def comes(self, name: str, version: int) -> None:
         raw = running(name)
         raw["metadata"]["resourceVersion"] = str(version)
-        self.events[PODS].put_nowait({"type": "ADDED", "object": raw})
+        self.told_of[PODS].put_nowait({"type": "ADDED", "object": raw})
 
 
 async def test_nothing_is_written_and_nothing_counted_where_nothing_changed(
@@ -279,10 +280,10 @@ async def test_a_quota_is_written_twice_a_second_at_most_however_many_pods_come(
 
     api = Watched()
     api.put(quota("db/leaf", {"hugepages-2Mi": "128Gi"}))
-    monkeypatch.setattr(recounter_module.asyncio, "sleep", slept)
+    monkeypatch.setattr(asyncio, "sleep", slept)
     async with asyncio.TaskGroup() as group:
         run = group.create_task(recounter_of(api).run())
-        await until(lambda: PODS in api.events and api.writes)
+        await until(lambda: PODS in api.told_of and api.writes)
         for number in range(20):
             before = len(api.writes)
             api.comes(f"p{number}", 100 + number)
@@ -331,7 +332,5 @@ async def test_the_count_from_scratch_wins_and_says_that_it_differed(
         run.cancel()
     assert api.raw("db/leaf")["status"]["pods"] == {"hugepages-2Mi": "128Mi"}
     assert counting.books.differences == 1
-    assert (
-        b"hugetlb_quota_check_differences_total 1.0" in ControllerMetrics(counting.books).render()
-    )
+    assert b"check_differences_total 1.0" in ControllerMetrics(counting).render()
     assert "HugeTLBQuota db/leaf" in caplog.text

@@ -1,0 +1,106 @@
+"""A real Prometheus on loopback: what it scrapes, and what it answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from tests.kube.process import Child, free_ports
+
+#: Seconds between scrapes; rates need two.
+INTERVAL = 1
+
+
+class Prometheus:
+    """A context manager; Debian's package has the program.
+
+    `targets`: the programs' addresses, host and port, by the labels that a PodMonitor adds.
+    """
+
+    def __init__(
+        self, directory: Path, targets: Sequence[tuple[str, Mapping[str, str]]], rules: Path
+    ) -> None:
+        (port,) = free_ports(1)
+        self.address = f"http://127.0.0.1:{port}"
+        configuration = {
+            "global": {"scrape_interval": f"{INTERVAL}s", "evaluation_interval": f"{INTERVAL}s"},
+            "rule_files": [str(rules)],
+            "scrape_configs": [
+                {
+                    "job_name": "hugetlb-quota",
+                    "static_configs": [
+                        {"targets": [target], "labels": dict(labels)} for target, labels in targets
+                    ],
+                }
+            ],
+        }
+        file = directory / "prometheus.yaml"
+        file.write_text(yaml.safe_dump(configuration))
+        program = shutil.which("prometheus")
+        assert program is not None
+        self._child = Child(
+            "prometheus",
+            [
+                program,
+                f"--config.file={file}",
+                f"--storage.tsdb.path={directory / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            directory / "prometheus.log",
+            {"PATH": "/usr/bin:/bin", "HOME": str(directory)},
+        )
+
+    def __enter__(self) -> Self:
+        self._child.wait_ready(self._is_ready, 60)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._child.stop()
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """The rows of an instant query, each with `metric` and `value`."""
+        found: list[dict[str, Any]] = self._get("query", query=expression)["result"]
+        return found
+
+    def wait_for(self, expression: str, timeout: float = 60.0) -> list[dict[str, Any]]:
+        """The rows of a query, once there are any."""
+        deadline = time.monotonic() + timeout
+        while not (rows := self.query(expression)):
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"waited {timeout:.0f} s for data of: {expression}")
+            time.sleep(0.5)
+        return rows
+
+    def alerts(self) -> set[str]:
+        """The names of alerts that are pending or firing."""
+        return {each["labels"]["alertname"] for each in self._get("alerts")["alerts"]}
+
+    def _get(self, path: str, **parameters: str) -> Any:
+        query = urllib.parse.urlencode(parameters)
+        try:
+            with urllib.request.urlopen(f"{self.address}/api/v1/{path}?{query}", timeout=30) as got:
+                return json.load(got)["data"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{parameters}: {error.read().decode()}") from error
+
+    def _is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.address}/-/ready", timeout=5) as answer:
+                return int(answer.status) == 200
+        except (urllib.error.URLError, OSError):
+            return False
