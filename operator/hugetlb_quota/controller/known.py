@@ -40,7 +40,8 @@ class Changes:
 
     ``uids``: of pods, and of quotas that have lines elsewhere. ``quotas``: to look at.
     ``places``: namespaces in which other quotas may govern. ``planted``: quotas that are
-    others in the forest. ``relabelled``: namespaces with
+    others in the forest; ``attached``: those of which only that may be new to which quota above
+    they were charged last. ``relabelled``: namespaces with
     other labels. ``reports``: nodes whose wishes are to be looked at. ``proved``: nodes whose
     agents have seen more; ``moved``: nodes of which anything else is new. ``heirs``: others
     inherit. ``all``: nothing is known of what changed.
@@ -50,6 +51,7 @@ class Changes:
     quotas: set[QuotaKey] = field(default_factory=set)
     places: set[str] = field(default_factory=set)
     planted: set[QuotaKey] = field(default_factory=set)
+    attached: set[QuotaKey] = field(default_factory=set)
     relabelled: set[str] = field(default_factory=set)
     reports: set[str] = field(default_factory=set)
     proved: set[str] = field(default_factory=set)
@@ -124,7 +126,8 @@ class Known:
         before, now = (None if it is None else it.quota for it in (old, new))
         if before != now:
             key = (new or old).key  # type: ignore[union-attr]
-            self._changes.planted.add(key)
+            attached = before and now and replace(before, attached_to=now.attached_to) == now
+            (self._changes.attached if attached else self._changes.planted).add(key)
             if _governs(before) != _governs(now):
                 self._changes.places.add(key.namespace)
 
@@ -267,6 +270,11 @@ class Known:
             return changes
         if changes.heirs:
             self._heirs = heirs(self.reports.values())
+        if changes.attached or changes.planted or changes.relabelled:
+            before, self.forest = self.forest, self._grow()
+            changes.planted |= {
+                key for key in changes.attached if _above(before, key) != _above(self.forest, key)
+            }
         if changes.planted or changes.relabelled:
             changes.uids |= census.unsettled
             self._replant(changes, ledger)
@@ -290,7 +298,6 @@ class Known:
         return changes
 
     def _replant(self, changes: Changes, ledger: Ledger) -> None:
-        self.forest = self._grow()
         ledger.replant(self.forest)
         changed = changes.planted | {
             key for key in self.quotas if key.namespace in changes.relabelled
@@ -357,6 +364,12 @@ def _is_same(old: QuotaObject, new: QuotaObject) -> bool:
         and old.stored == new.stored
         and old.spec == new.spec
     )
+
+
+def _above(forest: Forest, key: QuotaKey) -> QuotaKey | None:
+    """Where the charges of the quota ``key`` go; None for one that is not there, too."""
+    parent = forest.parent(forest[key]) if key in forest else None
+    return None if parent is None else parent.key
 
 
 def _governs(quota: Quota | None) -> object:
