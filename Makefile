@@ -35,6 +35,10 @@ e2e-vm: require-vm $(READY)  ## install the chart on a real node in a virtual ma
 chaos: $(READY)  ## kill and pause everything while pods race, for SECONDS (600) and by SEED; nothing goes over a limit
 	@CHAOS_SECONDS=$(or $(SECONDS),600) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/cluster/test_chaos.py $(ARGS)
 
+.PHONY: bench
+bench: $(READY)  ## measure everything, in about 20 minutes, and write docs/performance.md; ARGS="--only NAME", "--quick"
+	@$(BIN)/python -m benchmarks $(ARGS)
+
 lint: $(READY)  ## ruff, mypy (strict) and the import contracts
 	@$(BIN)/ruff check --quiet --output-format concise .
 	@$(BIN)/ruff format --quiet --check .

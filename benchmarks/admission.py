@@ -1,14 +1,14 @@
 """Pods created per second, beside what a native ResourceQuota costs on the same pods.
 
-``python -m benchmarks.admission [--pods N] [--rounds N] [--creators 1,8,32,128]
-[--chains 1,3,6] [--replicas 1,2] [--turns] [--json FILE]``: on a control plane of its own, with
-the operator as the chart ships it. Each figure is of a namespace of its own, and the native
-baseline comes from the same run: compare figures of one run only, for machines are noisy.
-Several replicas stand behind nftables in a network namespace of this benchmark, which needs
-root. As with the chart's Service, an API server stays with one of them (sessionAffinity);
-with ``--turns`` each connection goes to the next, as several API servers' would. The pods
-name a scheduler that does not exist, so that admission alone is measured. Refused are those
-that did not come through.
+``python -m benchmarks.admission [--rounds N] [--minutes N] [--quick] [--json FILE]``: on a control
+plane of its own, with the operator as the chart ships it. Each figure is of a namespace of its
+own, and its baseline is of the same round: compare figures of one run only, for machines are
+noisy. Told are medians, and the least and the most of all rounds.
+
+Replicas stand behind nftables in a network namespace of this benchmark, which needs root. As
+with the chart's Service, an API server stays with one of them (sessionAffinity); "in turn" is
+each connection to the next, as several API servers' would go. The pods name a scheduler that
+does not exist, so that admission alone is measured. Refused are those that did not come through.
 """
 
 from __future__ import annotations
@@ -18,127 +18,230 @@ import asyncio
 import json
 import os
 import shutil
-import ssl
-import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import count
 from pathlib import Path
 
-import aiohttp
-import yaml
-
+from benchmarks import admission_tables
+from benchmarks.pods import Creation, create
+from benchmarks.processes import cpu_seconds
+from benchmarks.report import Machine
+from benchmarks.watchers import watching
 from tests.kube import chart as charts
 from tests.kube.api import Api, Object
+from tests.kube.build import kubernetes_version
 from tests.kube.cluster import Cluster
 from tests.kube.control_plane import ControlPlane
 from tests.kube.programs import Program
 from tests.waiting import eventually
 
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
-#: Where the webhooks are called when several replicas are asked in turn.
-BALANCED = 9443
+#: Where the webhooks are called: the first way to balance, and so on.
+FIRST_PORT = 9443
+PODS = 400
+#: Seconds over which the API server is watched at rest.
+REST = 5.0
 _INSIDE = "ADMISSION_BENCHMARK_INSIDE"
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One measurement; times in milliseconds."""
+class Options:
+    """What is measured. `ways`: replicas, and whether they are asked in turn."""
 
-    subject: str
-    replicas: int
-    creators: int
-    pods_per_second: float
-    p50: float
-    p99: float
-    refused: int
+    creators: tuple[int, ...] = (1, 8, 32, 128, 512)
+    chains: tuple[int, ...] = (1, 3, 6)
+    ways: tuple[tuple[int, bool], ...] = ((1, False), (2, False), (3, False), (2, True), (3, True))
+    nodes: tuple[int, ...] = (5, 5000)
+    pods: int = PODS
+    rounds: int = 3
+    minutes: float = 9.0
+
+
+QUICK = Options((1, 4), (1, 2), ((1, False), (2, True)), (1, 3), pods=20, rounds=1)
 
 
 def main() -> None:
-    """Measure, print the table, write the JSON."""
+    """Measure, print the tables, write the JSON."""
     arguments = _arguments()
-    if max(arguments.replicas) > 1 and _INSIDE not in os.environ:
+    options = _options(arguments)
+    if _INSIDE not in os.environ:
         _enter_network_namespace()
-    rounds = [_measure(arguments) for _ in range(arguments.rounds)]
-    figures = [_median([each[place] for each in rounds]) for place in range(len(rounds[0]))]
-    print(_table(figures))
+    began = time.monotonic()
+    rounds: list[list[admission_tables.Figure]] = []
+    longest = 0.0
+    while len(rounds) < options.rounds:
+        started = time.monotonic()
+        if rounds and started + longest > began + options.minutes * 60:
+            break
+        rounds.append(_measure(options, last=len(rounds) == options.rounds - 1))
+        longest = max(longest, time.monotonic() - started)
+    print(admission_tables.markdown(rounds))
     if arguments.json:
-        document = {"pods": arguments.pods, "rounds": [[asdict(f) for f in r] for r in rounds]}
+        document = {
+            "kubernetes": kubernetes_version(),
+            "machine": Machine.this().to_json(),
+            "options": asdict(options),
+            "rounds": [[asdict(figure) for figure in each] for each in rounds],
+            "charts": [chart.to_json() for chart in admission_tables.charts(rounds)],
+        }
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def _measure(arguments: argparse.Namespace) -> list[Figure]:
-    figures: list[Figure] = []
-    with ControlPlane() as plane:
-        for creators in arguments.creators:
-            where = f"native-{creators}"
-            plane.create_namespace(where)
-            _make_resource_quota(plane.api, where)
-            took = asyncio.run(_create(plane, where, creators, arguments.pods))
-            figures.append(_figure("native", 0, creators, took))
-        with Cluster(control_plane=plane) as cluster:
-            programs: list[Program] = [cluster.admission]
-            for replicas in arguments.replicas:
-                while len(programs) < replicas:
-                    programs.append(cluster.programs.start_admission())
-                    programs[-1].wait_ready()
-                _balance(cluster, programs[:replicas], turns=arguments.turns)
-                for length in arguments.chains:
-                    for creators in arguments.creators:
-                        where = f"chain-{length}-{replicas}-{creators}"
-                        plane.create_namespace(where)
-                        _make_chain(plane.api, where, length)
-                        took = asyncio.run(_create(plane, where, creators, arguments.pods))
-                        figures.append(_figure(f"chain of {length}", replicas, creators, took))
-    return figures
-
-
 def _arguments() -> argparse.Namespace:
-    def numbers(text: str) -> list[int]:
-        return [int(number) for number in text.split(",")]
+    def numbers(text: str) -> tuple[int, ...]:
+        return tuple(int(number) for number in text.split(","))
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pods", type=int, default=400, help="for each figure")
-    parser.add_argument("--rounds", type=int, default=1, help="whose medians are told")
-    parser.add_argument("--creators", type=numbers, default=[1, 8, 32, 128])
-    parser.add_argument("--chains", type=numbers, default=[1, 3, 6])
-    parser.add_argument("--replicas", type=numbers, default=[1, 2])
-    parser.add_argument(
-        "--turns", action="store_true", help="replicas take turns, instead of sessionAffinity"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--quick", action="store_true", help="a little of everything")
+    parser.add_argument("--pods", type=int, help="for each figure, at least")
+    parser.add_argument("--rounds", type=int, help="whose medians are told")
+    parser.add_argument("--minutes", type=float, help="no other round is begun that ends later")
+    parser.add_argument("--creators", type=numbers, help="as 1,8,32")
+    parser.add_argument("--chains", type=numbers, help="as 1,3,6")
+    parser.add_argument("--replicas", type=numbers, help="as 1,2, each with sessionAffinity")
+    parser.add_argument("--turns", type=numbers, help="as 2,3, each asked in turn")
+    parser.add_argument("--nodes", type=numbers, help="as 5,5000, which watch as agents do")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    base = QUICK if arguments.quick else Options()
+    told = {
+        field.name: value
+        for field in fields(Options)
+        if (value := getattr(arguments, field.name, None)) is not None
+    }
+    if arguments.replicas or arguments.turns:
+        one = [(number, False) for number in arguments.replicas or ()]
+        told["ways"] = (*one, *((number, True) for number in arguments.turns or ()))
+    return Options(**{**vars(base), **told})
 
 
 def _enter_network_namespace() -> None:
     """Run again where nftables are this benchmark's own."""
     if shutil.which("nft") is None or os.geteuid() != 0:
-        sys.exit("Several replicas need root and nft; choose --replicas 1.")
+        sys.exit("The replicas' balancer needs root and nft (Debian: apt-get install nftables).")
     command = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
     os.environ[_INSIDE] = "1"
     os.execvp("unshare", [*command, sys.executable, "-m", "benchmarks.admission", *sys.argv[1:]])
 
 
-def _balance(cluster: Cluster, programs: list[Program], *, turns: bool) -> None:
-    """Point the webhooks at ``programs``, as a Service of them would."""
-    address = programs[0].address
-    if len(programs) > 1:
-        ports = [program.address.rpartition(":")[2] for program in programs]
-        places = ", ".join(f"{place} : {port}" for place, port in enumerate(ports))
+class _Round:
+    """One control plane, first without the operator, then with it."""
+
+    def __init__(self, options: Options, plane: ControlPlane) -> None:
+        self._options = options
+        self._plane = plane
+        self._namespaces = count()
+        self.figures: list[admission_tables.Figure] = []
+
+    def natively(self) -> None:
+        """Without the operator: under a ResourceQuota, and pods that nobody limits."""
+        for creators in self._options.creators:
+            where = self._namespace()
+            _make_resource_quota(self._plane.api, where)
+            self._take("native", creators, where)
+        self.plainly("plain, no operator")
+
+    def plainly(self, subject: str) -> None:
+        """Pods without huge pages."""
+        for creators in self._options.creators[:3]:
+            self._take(subject, creators, self._namespace(), huge=False)
+
+    def with_operator(self, cluster: Cluster, *, watched: bool) -> None:
+        """Everything under HugeTLBQuotas."""
+        options = self._options
+        self.plainly("plain, operator")
+        programs = [cluster.admission]
+        while len(programs) < max(replicas for replicas, _ in options.ways):
+            programs.append(cluster.programs.start_admission())
+        for program in programs:
+            program.wait_ready()
+        _balance(programs, options.ways)
+        for port, way in enumerate(options.ways, FIRST_PORT):
+            charts.register_webhooks(self._plane, cluster.chart, f"https://127.0.0.1:{port}")
+            for length in options.chains:
+                for creators in options.creators:
+                    self._take(f"chain of {length}", creators, self._chain(length), way=way)
+        if watched:
+            asyncio.run(self._watched())
+
+    async def _watched(self) -> None:
+        """What an admission costs the API server while nodes watch."""
+        server = self._plane.child("kube-apiserver").pid
+        creators = self._options.creators[min(2, len(self._options.creators) - 1)]
+        for nodes in self._options.nodes:
+            async with watching(self._plane, nodes) as watches:
+                before, began = cpu_seconds(server), time.monotonic()
+                await asyncio.sleep(REST if self._options.pods == PODS else 0.5)
+                rest = (cpu_seconds(server) - before) / (time.monotonic() - began)
+                for _ in range(self._options.rounds):
+                    where = await asyncio.to_thread(self._chain, 3)
+                    done = await create(self._plane, where, creators, self._pods(creators))
+                    self._add("watched", creators, done, nodes=nodes, watches=watches, rest=rest)
+
+    def _take(
+        self,
+        subject: str,
+        creators: int,
+        where: str,
+        *,
+        way: tuple[int, bool] = (0, False),
+        huge: bool = True,
+    ) -> None:
+        done = asyncio.run(create(self._plane, where, creators, self._pods(creators), huge=huge))
+        self._add(subject, creators, done, replicas=way[0], turns=way[1])
+
+    def _add(self, subject: str, creators: int, done: Creation, **more: float) -> None:
+        figure = admission_tables.Figure(subject, creators, done, **more)  # type: ignore[arg-type]
+        print(figure, file=sys.stderr, flush=True)
+        self.figures.append(figure)
+
+    def _pods(self, creators: int) -> int:
+        # A single creator takes a while for each; of many each is to have more than one.
+        least = max(self._options.pods, 2 * creators)
+        return min(least, 100 * creators)
+
+    def _namespace(self) -> str:
+        where = f"figure-{next(self._namespaces)}"
+        self._plane.create_namespace(where)
+        return where
+
+    def _chain(self, length: int) -> str:
+        where = self._namespace()
+        _make_chain(self._plane.api, where, length)
+        return where
+
+
+def _measure(options: Options, *, last: bool) -> list[admission_tables.Figure]:
+    with ControlPlane() as plane:
+        taken = _Round(options, plane)
+        taken.natively()
+        with Cluster(control_plane=plane) as cluster:
+            taken.with_operator(cluster, watched=last)
+        return taken.figures
+
+
+def _balance(programs: Sequence[Program], ways: Sequence[tuple[int, bool]]) -> None:
+    """Give each way a port that leads to its replicas, as a Service does."""
+    rules = []
+    for port, (replicas, turns) in enumerate(ways, FIRST_PORT):
+        ports = [program.address.rpartition(":")[2] for program in programs[:replicas]]
+        places = ", ".join(f"{place} : {each}" for place, each in enumerate(ports))
         choice = "numgen inc" if turns else "jhash ip saddr"
-        rules = f"""
-            table ip bench {{
-                chain out {{
-                    type nat hook output priority -100;
-                    ip daddr 127.0.0.1 tcp dport {BALANCED} redirect to :{choice} mod \
-                        {len(ports)} map {{ {places} }}
-                }}
-            }}"""
-        subprocess.run(["nft", "flush", "ruleset"], check=True, timeout=10)
-        subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True, timeout=10)
-        address = f"https://127.0.0.1:{BALANCED}"
-    charts.register_webhooks(cluster.control_plane, cluster.chart, address)
+        to = ports[0] if replicas == 1 else f"{choice} mod {replicas} map {{ {places} }}"
+        rules.append(f"ip daddr 127.0.0.1 tcp dport {port} redirect to :{to}")
+    lines = ["table ip bench {", "chain out {", "type nat hook output priority -100;"]
+    table = "\n".join((*lines, *rules, "}", "}", ""))
+    subprocess.run(["nft", "flush", "ruleset"], check=True, timeout=10)
+    subprocess.run(["nft", "-f", "-"], input=table, text=True, check=True, timeout=10)
 
 
 def _make_resource_quota(api: Api, namespace: str) -> None:
@@ -179,96 +282,6 @@ def _make_chain(api: Api, namespace: str, length: int) -> None:
             for each in api.list(QUOTAS, namespace=namespace)
         )
     )
-
-
-async def _create(
-    plane: ControlPlane, namespace: str, creators: int, pods: int
-) -> list[float | None]:
-    """Seconds that each create took, None for one that was refused; the whole time at the end."""
-    pods = min(pods, 100 * creators)
-    context = ssl.create_default_context(cafile=str(plane.ca_file))
-    (user,) = yaml.safe_load(plane.admin_kubeconfig.read_text())["users"]
-    context.load_cert_chain(user["user"]["client-certificate"], user["user"]["client-key"])
-    url = f"{plane.server}/api/v1/namespaces/{namespace}/pods"
-    numbers = iter(range(pods))
-    took: list[float | None] = []
-    connector = aiohttp.TCPConnector(limit=creators, ssl=context)
-    async with aiohttp.ClientSession(connector=connector) as session:
-
-        async def creator() -> None:
-            for number in numbers:
-                started = time.monotonic()
-                async with session.post(url, json=_pod(number)) as answer:
-                    await answer.read()
-                took.append(time.monotonic() - started if answer.status == 201 else None)
-
-        started = time.monotonic()
-        await asyncio.gather(*(creator() for _ in range(creators)))
-        took.append(time.monotonic() - started)
-    return took
-
-
-def _pod(number: int) -> Object:
-    resources = {"hugepages-2Mi": "2Mi", "cpu": "1m", "memory": "1Mi"}
-    container = {
-        "name": "main",
-        "image": "none",
-        "resources": {"requests": resources, "limits": resources},
-    }
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": f"p{number}"},
-        "spec": {"containers": [container], "schedulerName": "nobody"},
-    }
-
-
-def _figure(subject: str, replicas: int, creators: int, took: list[float | None]) -> Figure:
-    *each, seconds = took
-    assert seconds is not None
-    done = sorted(one * 1000 for one in each if one is not None)
-    figure = Figure(
-        subject,
-        replicas,
-        creators,
-        round(len(done) / seconds, 1),
-        round(statistics.median(done), 1) if done else 0.0,
-        round(done[int(len(done) * 0.99) - 1], 1) if done else 0.0,
-        len(each) - len(done),
-    )
-    print(figure, file=sys.stderr, flush=True)
-    return figure
-
-
-def _median(figures: list[Figure]) -> Figure:
-    def middle(name: str) -> float:
-        return float(statistics.median(getattr(figure, name) for figure in figures))
-
-    first = figures[0]
-    return Figure(
-        *(first.subject, first.replicas, first.creators),
-        *(middle("pods_per_second"), middle("p50"), middle("p99")),
-        refused=sum(figure.refused for figure in figures),
-    )
-
-
-def _table(figures: list[Figure]) -> str:
-    columns = list(dict.fromkeys((each.subject, each.replicas) for each in figures))
-    titles = [f"{name}, {n} repl." if n else name for name, n in columns]
-    lines = [
-        f"| creators | {' | '.join(titles)} |",
-        f"|{'---|' * (len(columns) + 1)}",
-    ]
-    for creators in dict.fromkeys(each.creators for each in figures):
-        cells = [
-            f"{each.pods_per_second:g}, {each.p50:g} ms, {each.p99:g} ms"
-            + (f", {each.refused} refused" if each.refused else "")
-            for column in columns
-            for each in figures
-            if (each.subject, each.replicas) == column and each.creators == creators
-        ]
-        lines.append(f"| {creators} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

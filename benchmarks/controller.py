@@ -363,7 +363,7 @@ class Bench:
         )
 
     async def _start(self) -> Program:
-        return await asyncio.to_thread(self._programs.start_controller)
+        return await asyncio.to_thread(self._programs.start_controller, webhooks=False)
 
     async def _first_count(self, watcher: Watcher) -> float | None:
         """None where all were counted at a smaller size."""

@@ -122,6 +122,10 @@ def _lacking_model_packages() -> list[str]:
     return [name for name, program in (("spin", "spin"), ("gcc", "gcc")) if not _which(program)]
 
 
+def _lacking_bench_packages() -> list[str]:
+    return [] if _which("nft") else ["nftables"]
+
+
 #: Programs that make and run a node in a virtual machine, by the Debian package that has them.
 MACHINE_PACKAGES = {
     "qemu-system-x86": "qemu-system-x86_64",
@@ -190,6 +194,7 @@ def main() -> None:
             _lacking_reader_packages,
             _lacking_model_packages,
             _lacking_prometheus_packages,
+            _lacking_bench_packages,
             _lacking_machine_packages,
         )
         print(*sorted({package for each in lacking for package in each()}))

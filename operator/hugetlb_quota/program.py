@@ -12,6 +12,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any, Final
 
 LEVELS: Final = ("debug", "info", "warning", "error")
@@ -55,6 +56,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="text",
         help="text for people, or a JSON object a line (default: %(default)s)",
     )
+
+
+def add_request_timeout(parser: argparse.ArgumentParser, default: timedelta) -> None:
+    """Add ``--request-timeout``, in whole seconds; parsed, it is a timedelta."""
+    parser.add_argument(
+        "--request-timeout",
+        type=_seconds,
+        default=default,
+        metavar="SECONDS",
+        help="kube-apiserver's --request-timeout in seconds, at least: what was admitted may"
+        f" still be created for so long (default: {default.total_seconds():.0f})",
+    )
+
+
+def _seconds(text: str) -> timedelta:
+    try:
+        seconds = int(text)
+    except ValueError:
+        seconds = 0
+    if seconds < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of seconds above 0")
+    return timedelta(seconds=seconds)
 
 
 def start_log(options: argparse.Namespace) -> None:

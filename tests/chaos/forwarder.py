@@ -31,6 +31,7 @@ class Forwarder:
     def take_in(self, port: int) -> None:
         """Give it connections in its turn."""
         self.leave_out(port)
+        self.taken.setdefault(port, 0)
         self._ports.append(port)
 
     @asynccontextmanager

@@ -20,6 +20,7 @@ from tests.kube.programs import Program, rewritten
 
 TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
 PORTS = {"admission": "--port", "controller": "--health-port", "agent": "--health-port"}
+OTHER_FLAGS = {"admission": {"--drain-seconds": "0"}}
 
 
 class Containers:
@@ -47,7 +48,8 @@ class Containers:
             "spec.nodeName": node or "",
         }
         variables = {variable: fields[field] for variable, field in container.fields.items()}
-        command = rewritten(container.command, {PORTS[name]: str(port)}, variables)
+        flags = {PORTS[name]: str(port), **OTHER_FLAGS.get(name, {})}
+        command = rewritten(container.command, flags, variables)
         directory = plane.directory / f"container-{pod}"
         root = directory / "root"
         root.mkdir(parents=True)
@@ -72,7 +74,7 @@ class Containers:
             self.chart.namespace, container.service_account, node=node
         )
         address = f"{scheme}://{in_url(plane.address)}:{port}"
-        program = Program(name, child, address, kubeconfig, plane.ca_file)
+        program = Program(name, child, address, kubeconfig)
         program.identity = pod
         self.running.append(program)
         return program
@@ -110,10 +112,7 @@ class Containers:
     def _volumes(self, container: Container, directory: Path) -> list[Mount]:
         mounts = []
         for target, volume in container.volumes.items():
-            if "secret" in volume:
-                content = self._secret(volume["name"])
-                source = str(_readable(directory / volume["name"], content, container))
-            elif volume["name"].startswith("reclaim-"):
+            if volume["name"].startswith("reclaim-"):
                 # This machine's own is that of an agent that may run here.
                 made = directory / volume["name"]
                 made.mkdir()
@@ -122,12 +121,6 @@ class Containers:
                 source = volume["hostPath"]["path"]
             mounts.append(Mount(source, target, volume["readOnly"]))
         return mounts
-
-    def _secret(self, volume: str) -> dict[str, bytes]:
-        if volume == "path":
-            return {"path": self.chart.path_secret.encode()}
-        cert, key = self._control_plane.serving_certificate("admission")
-        return {"tls.crt": cert.read_bytes(), "tls.key": key.read_bytes()}
 
 
 def _readable(directory: Path, content: Mapping[str, bytes], container: Container) -> Path:

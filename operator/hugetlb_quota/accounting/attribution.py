@@ -46,30 +46,39 @@ class Attribution:
         namespace: str = "",
         labels: Mapping[str, str] | None = None,
         node: str | None = None,
+        *,
+        partial: bool = False,
     ) -> frozenset[QuotaKey]:
         """The quotas that are charged directly for the pod ``uid``.
 
         By :meth:`by_rule`; where that names none, those that have its line.
 
         :param namespace: "" when neither the API nor a report ever told of the pod.
-        :param labels: the last that are known.
+        :param labels: the last that are known; ``partial``: it has more.
         :param node: where it runs or ran; None when it is bound to none.
         """
-        ruled = self.by_rule(uid, namespace, labels, node)
+        ruled = self.by_rule(uid, namespace, labels, node, partial=partial)
         return self.by_line(uid) if ruled is None else ruled
 
     def by_rule(
-        self, uid: str, namespace: str, labels: Mapping[str, str] | None, node: str | None
+        self,
+        uid: str,
+        namespace: str,
+        labels: Mapping[str, str] | None,
+        node: str | None,
+        *,
+        partial: bool = False,
     ) -> frozenset[QuotaKey] | None:
         """The quotas that govern the pod, and its heirs; None when there are neither.
 
-        A quota that is being deleted governs it only until an heir is named.
+        A quota that is being deleted governs it only until an heir is named. Of a pod that has
+        more than these ``labels`` every quota does that may.
         """
         named = self.heirs.get((node or "", uid))
         inherited = named is not None
         governing = frozenset(
             quota.key
-            for quota in self.forest.selecting(namespace, labels or {})
+            for quota in self.forest.selecting(namespace, labels or {}, partial=partial)
             if not (inherited and quota.terminating)
         )
         heirs = frozenset(key for key in named or NOBODY if key in self.forest)

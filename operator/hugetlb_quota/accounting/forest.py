@@ -139,12 +139,18 @@ class Forest:
     def __getitem__(self, key: QuotaKey) -> Quota:
         return self._quotas[key]
 
-    def selecting(self, namespace: str, labels: Mapping[str, str]) -> tuple[Quota, ...]:
-        """The quotas that govern a pod directly: of its namespace, selecting its labels."""
+    def selecting(
+        self, namespace: str, labels: Mapping[str, str], *, partial: bool = False
+    ) -> tuple[Quota, ...]:
+        """The quotas that govern a pod directly: of its namespace, selecting its labels.
+
+        ``partial``: it has more labels, and every quota counts that may select it.
+        """
         return tuple(
             quota
             for quota in self._by_namespace.get(namespace, ())
-            if quota.pod_selector.matches(labels)
+            if (partial and quota.pod_selector.may_match(labels))
+            or (not partial and quota.pod_selector.matches(labels))
         )
 
     def chain(self, key: QuotaKey) -> tuple[Quota, ...]:

@@ -1,4 +1,4 @@
-"""The admission program: ``python -m hugetlb_quota.admission --tls-cert FILE --tls-key FILE``."""
+"""The admission program: ``python -m hugetlb_quota.admission --serving-secret NAMESPACE/NAME``."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ import logging
 import signal
 import ssl
 import sys
-from datetime import timedelta
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
 import uvloop
 
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
+from hugetlb_quota.admission.connections import DRAIN_TIMEOUT, Connections
+from hugetlb_quota.admission.identity import Certificate, Identity
 from hugetlb_quota.admission.metrics import AdmissionMetrics
-from hugetlb_quota.admission.server import Certificate, PathSecret, serve
+from hugetlb_quota.admission.server import Tls, serve
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.listening import EVERYWHERE
 from hugetlb_quota.kube.probes import NoProbePort, serve_probes
-from hugetlb_quota.program import add_options, start_log
+from hugetlb_quota.program import add_options, add_request_timeout, start_log
 
 #: Objects made and not freed before the youngest are collected; Python's own is 700.
 GARBAGE_THRESHOLD: Final = 20_000
@@ -47,18 +50,17 @@ async def _run(arguments: argparse.Namespace) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    try:
-        certificate = Certificate(arguments.tls_cert, arguments.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        sys.exit(
-            f"The certificate {arguments.tls_cert} with the key {arguments.tls_key}"
-            f" can't be loaded: {error}"
-        )
-    try:
-        path = PathSecret(arguments.path_secret)
-    except (OSError, ValueError) as error:
-        sys.exit(f"The secret of the path, {arguments.path_secret}, can't be read: {error}")
-    async with Connection.open("hugetlb-quota-admission") as connection:
+    async with AsyncExitStack() as stack:
+        connection = await stack.enter_async_context(Connection.open("hugetlb-quota-admission"))
+        identity = Identity(connection, arguments.serving_secret)
+        await stack.enter_async_context(identity.followed())
+        certificate: Tls = identity
+        if arguments.tls_cert is not None:
+            given = _given(arguments)
+            await stack.enter_async_context(given.followed())
+            certificate = given
+        if not await _unless(stop, identity.complete(certificate=certificate is identity)):
+            return
         try:
             metrics, is_serving = AdmissionMetrics(), asyncio.Event()
             probes = serve_probes(
@@ -70,11 +72,12 @@ async def _run(arguments: argparse.Namespace) -> None:
             serving = serve(
                 connection,
                 certificate,
-                path,
+                identity,
                 arguments.bind,
                 arguments.port,
+                Connections(drain=arguments.drain_seconds),
                 changes=arguments.changes,
-                lifetime=timedelta(seconds=arguments.request_timeout),
+                lifetime=arguments.request_timeout,
                 metrics=metrics,
                 require_quota=arguments.require_quota,
             )
@@ -82,9 +85,30 @@ async def _run(arguments: argparse.Namespace) -> None:
                 is_serving.set()
                 logger.info("Serving admission on %s port %d.", *bound)
                 await stop.wait()
-                logger.info("Ending: answering what was asked already.")
+                logger.info("Ending: answering until the API server has left.")
         except OSError as error:
             sys.exit(f"Can't listen on {arguments.bind} port {arguments.port}: {error}")
+
+
+def _given(arguments: argparse.Namespace) -> Certificate:
+    """The certificate in files; the program ends with a sentence where it can't be loaded."""
+    try:
+        return Certificate(arguments.tls_cert, arguments.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        sys.exit(
+            f"The certificate {arguments.tls_cert} with the key {arguments.tls_key}"
+            f" can't be loaded: {error}"
+        )
+
+
+async def _unless(stop: asyncio.Event, waiting: Coroutine[None, None, None]) -> bool:
+    """Wait until ``waiting`` ends; False when ``stop`` comes first."""
+    tasks = (asyncio.ensure_future(waiting), asyncio.ensure_future(stop.wait()))
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return not stop.is_set()
 
 
 def _arguments() -> argparse.Namespace:
@@ -92,14 +116,15 @@ def _arguments() -> argparse.Namespace:
         prog="hugetlb-quota-admission",
         description="Decides on pods and HugeTLBQuotas for the API server.",
     )
-    parser.add_argument("--tls-cert", type=Path, required=True, help="certificate chain, PEM")
-    parser.add_argument("--tls-key", type=Path, required=True, help="its private key, PEM")
     parser.add_argument(
-        "--path-secret",
-        type=Path,
+        "--serving-secret",
+        type=_namespace_and_name,
         required=True,
-        help="holds what the webhooks' paths begin with, known to the API server alone",
+        metavar="NAMESPACE/NAME",
+        help="the Secret that the controller puts a certificate and the webhooks' paths into",
     )
+    parser.add_argument("--tls-cert", type=Path, help="another certificate chain, PEM")
+    parser.add_argument("--tls-key", type=Path, help="its private key, PEM")
     parser.add_argument(
         "--changes",
         type=_namespace_and_name,
@@ -120,19 +145,23 @@ def _arguments() -> argparse.Namespace:
         help="port of the probes and of /metrics, in plain HTTP",
     )
     parser.add_argument(
-        "--request-timeout",
-        type=int,
-        default=int(RESERVATION_LIFETIME.total_seconds()),
-        help="kube-apiserver's --request-timeout in seconds, at least: what was admitted may"
-        " still be created for so long (default: %(default)s)",
+        "--drain-seconds",
+        type=float,
+        default=DRAIN_TIMEOUT,
+        help="how long to go on answering at the end, until the API server has closed its"
+        " connections (default: %(default)s)",
     )
+    add_request_timeout(parser, RESERVATION_LIFETIME)
     parser.add_argument(
         "--require-quota",
         action="store_true",
         help="refuse pods that ask for huge pages and that no quota governs",
     )
     add_options(parser)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if (arguments.tls_cert is None) != (arguments.tls_key is None):
+        parser.error("--tls-cert and --tls-key belong together")
+    return arguments
 
 
 def _namespace_and_name(text: str) -> tuple[str, str]:

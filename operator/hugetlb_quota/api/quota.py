@@ -89,7 +89,7 @@ class HugeTLBQuotaSpec(Model):
 class RetainedFileStatus(Model):
     """A shared file in which a pod that is gone left pages."""
 
-    node: str
+    node: str = Field(description="Name of the Node that it is on.")
     path: str = Field(description="On the node, or what the kernel calls it.")
     pod: str = Field(description="namespace/name of the pod that is gone.")
     page_size: str = Field(description="hugepages-2Mi, as Kubernetes names it.")
@@ -99,7 +99,11 @@ class RetainedFileStatus(Model):
 class HugeTLBQuotaStatus(Model):
     """What is charged; written by admission (reservations) and the controller (the rest)."""
 
-    observed_generation: int = 0
+    observed_generation: int = Field(
+        default=0,
+        description="The metadata.generation of the spec that was counted last. While it is lower"
+        " than the spec's own, no pod is admitted.",
+    )
     counted_under: str = Field(
         default="",
         description="resourceVersion of the controllers' Lease when the one that counted came to"
@@ -140,14 +144,19 @@ class HugeTLBQuotaStatus(Model):
         " are of newer releases.",
     )
     summary: str = Field(default="", description="Use against limit by page size, for people.")
-    conditions: list[Condition] = Field(default_factory=list)
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        description="Ready: attached up to a root, and pods are admitted. WithinLimits: no more is"
+        " charged than the limits allow. NodesReporting: nothing stays charged for want of a"
+        " node's report.",
+    )
 
 
 class HugeTLBQuota(Model):
     """A HugeTLBQuota object."""
 
-    api_version: str = ""
-    kind: str = KIND
+    api_version: str = Field(default="", description="Group and version of this kind.")
+    kind: str = Field(default=KIND, description="HugeTLBQuota.")
     metadata: ObjectMeta
     spec: HugeTLBQuotaSpec
     status: HugeTLBQuotaStatus = Field(default_factory=HugeTLBQuotaStatus)

@@ -95,7 +95,9 @@ class World:
                     yield report.node, pod
 
     def _line(self, node: str, pod: ReportedPod) -> Line:
-        payers = self.attribution.who_pays(pod.uid, pod.namespace, pod.labels, node)
+        payers = self.attribution.who_pays(
+            pod.uid, pod.namespace, pod.labels, node, partial=pod.partial
+        )
         charge = pod.demand.peak(pod.charged)
         return Line(pod.uid, pod.full_name, charge, payers, counted=node)
 
@@ -462,7 +464,9 @@ class _Counting:
         if pod is not None:
             ruled = attribution.by_rule(uid, pod.namespace, pod.labels, pod.node or node)
         elif self._is_its_own(node, uid):
-            ruled = attribution.by_rule(uid, reported.namespace, reported.labels, node)
+            ruled = attribution.by_rule(
+                uid, reported.namespace, reported.labels, node, partial=reported.partial
+            )
         if ruled is not None:
             return ruled
         payers = attribution.by_line(uid)

@@ -76,6 +76,8 @@ class Recounter:
     :param identity: of this controller, for its Events.
     :param ask_term: as :class:`Term` asks.
     :param lifetime: how long a create may be under way after admission.
+    :param may_begin: whether pods are asked about by now: before, no quota is counted for the
+        first time, as a pod could pass by a quota that is said to hold.
     """
 
     def __init__(
@@ -85,8 +87,10 @@ class Recounter:
         ask_term: Callable[[], Awaitable[int]],
         *,
         lifetime: timedelta = RESERVATION_LIFETIME,
+        may_begin: Callable[[], bool] = lambda: True,
     ) -> None:
         self._connection = connection
+        self._may_begin = may_begin
         self._term = Term(ask_term)
         #: What is known and counted, for the metrics too.
         self.books = Books()
@@ -150,6 +154,24 @@ class Recounter:
                 except TimeoutError:
                     pass
 
+    def on_quotas(self, changed: Callable[[], None]) -> None:
+        """Call ``changed`` whenever a quota did."""
+        self._quotas.on_change(lambda *_: changed())
+        self._quotas.on_progress(lambda listed: changed() if listed else None)
+
+    @property
+    def quotas_exist(self) -> bool | None:
+        """Whether there is any quota; None while that is not known."""
+        return bool(self._quotas.store) if self._quotas.synced.is_set() else None
+
+    def look(self) -> None:
+        """Recount soon."""
+        self._wake.set()
+
+    def _is_counted(self, quota: QuotaObject) -> bool:
+        """Whether its count may be written now."""
+        return bool(quota.observed_generation) or self._may_begin()
+
     def _try_again(self) -> None:
         """Recount in a moment: what was to be read or written just now could not be."""
         self.lag.failed()
@@ -180,7 +202,9 @@ class Recounter:
 
         # From the leaves up: a reservation must not end above before its identity stands below.
         for quotas in from_the_leaves(picture.quotas, picture.forest):
-            await asyncio.gather(*(write(quota) for quota in quotas if not quota.invalid))
+            readable = [quota for quota in quotas if not quota.invalid]
+            self._quotas_again |= {each.key for each in readable if not self._is_counted(each)}
+            await asyncio.gather(*(write(each) for each in readable if self._is_counted(each)))
         await asyncio.gather(*(wish(report, wanted) for report, wanted in picture.wishes))
         self.lag.end()
 
@@ -249,6 +273,7 @@ class Recounter:
                 before = known.conditions
                 written = await compare_and_swap(self._connection, known.key, change, known=known)
                 self.books.known.quota_written(written)
+                self._events.retained(known, total.files)
                 await self._events.turned(written, conditions.turned(before, written.conditions))
         except Superseded as newer:
             await self._term.meet(newer)

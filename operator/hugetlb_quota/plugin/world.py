@@ -190,7 +190,9 @@ class World:
     def _of_entry(self, entry: ReportedPod, quotas: frozenset[QuotaKey] | None = None) -> Holder:
         """What an entry of a report holds, of a pod that the API does not tell of (any more)."""
         if quotas is None:
-            quotas = self.attribution.who_pays(entry.uid, entry.namespace, entry.labels, entry.node)
+            quotas = self.attribution.who_pays(
+                entry.uid, entry.namespace, entry.labels, entry.node, partial=entry.partial
+            )
         gone = not entry.live
         return Holder(
             kind="retained" if gone else "pod",

@@ -198,7 +198,7 @@ class Node(RuleBasedStateMachine):
         self.pods.remember(before.static, before.real)
         seen = self.pods.seen()
         self.report = reconcile(reading, seen, before, self.now)
-        self.pods.forget(self.report.entries.keys() | reading.there.keys())
+        self.pods.forget(self.report.entries.keys() | reading.there.keys(), seen)
         for uid in self.report.entries.keys() & seen.keys():
             self.names[uid] = seen[uid].pod
         for uid in self.names.keys() - self.report.entries.keys():

@@ -413,3 +413,22 @@ def test_a_quota_that_comes_to_select_it_pays_for_what_a_pod_that_is_gone_left()
     both = Forest([*SELECTING, Quota(QuotaKey("ns", "all"))], {})
     (left,) = census.count(world(told, forest=both)).retained
     assert left.quotas == {A, QuotaKey("ns", "all")}
+
+
+def test_where_a_report_had_no_room_for_labels_all_pay_that_may_select_the_pod() -> None:
+    web, db = (Quota(QuotaKey("ns", name), pod_selector=by_app(name)) for name in ("web", "db"))
+    forest = Forest([web, db, Quota(QuotaKey("other", "all"))], {})
+    some = replace(GONE, labels={"tier": "1"}, partial=True)
+    counted = Census().count(world(report(12, some), forest=forest))
+    assert counted.retained == (Retained("uid", LEFT, frozenset({web.key, db.key})),)
+    # By what labels there are those don't pay that don't select it.
+    some = replace(some, labels={"app": "db"})
+    counted = Census().count(world(report(12, some), forest=forest))
+    assert counted.retained == (Retained("uid", LEFT, frozenset({db.key})),)
+    whole = replace(some, labels={"tier": "1"}, partial=False)
+    counted = Census().count(world(report(12, whole), forest=forest))
+    assert counted.retained == (Retained("uid", LEFT, frozenset()),)
+
+
+def by_app(name: str) -> Selector:
+    return Selector.from_json({"matchLabels": {"app": name}})

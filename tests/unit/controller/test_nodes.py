@@ -71,6 +71,9 @@ def test_a_report_is_read() -> None:
     assert report.wishes.reclaim == {"a": timedelta(seconds=90)}
     assert report.wishes.heirs == {"a": frozenset({QuotaKey("ns", "q")})}
     assert project_report({**RAW, "status": {}}) is None
+    raw = deepcopy(RAW)
+    raw["status"]["pods"][0]["labelsLeftOut"] = 2
+    assert [pod.partial for pod in (*report.pods, *read(raw).pods)] == [False, True]
 
 
 def test_fields_of_a_newer_release_and_files_that_can_not_be_read_change_nothing() -> None:

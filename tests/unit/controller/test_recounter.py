@@ -313,6 +313,24 @@ async def test_a_write_that_failed_is_tried_again_though_nothing_changes(
     assert api.raw("db/leaf")["status"]["pods"] == {"hugepages-2Mi": "64Mi"}
 
 
+async def test_a_quota_that_had_to_wait_is_counted_when_it_may_though_nothing_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recounter_module, "PERIOD", 0.05)
+    api, asked = Watched(running("a")), [False]
+    never_counted = quota("db/leaf", {"hugepages-2Mi": "128Mi"})
+    del never_counted["status"]["observedGeneration"]
+    api.put(never_counted)
+    counting = Recounter(cast(Connection, api), "me", term_of(1), may_begin=lambda: asked[0])
+    async with asyncio.TaskGroup() as group:
+        run = group.create_task(counting.run())
+        await until(lambda: counting.books.counts > 2)
+        assert not api.writes
+        asked[0] = True
+        await until(lambda: api.writes)
+        run.cancel()
+
+
 async def test_the_count_from_scratch_wins_and_says_that_it_differed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,12 +8,14 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 
-from hugetlb_quota.program import about, add_options, start_log, version
+from hugetlb_quota.program import about, add_options, add_request_timeout, start_log, version
 
 Lines = list[str]
+THEIRS = ("theirs debug", "theirs info", "theirs error")
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +67,7 @@ def test_json_is_an_object_a_line_with_all_fields(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("level", "told"),
     [
-        ("debug", ["ours debug", "ours info", "ours error", "theirs debug", "theirs error"]),
+        ("debug", ["ours debug", "ours info", "ours error", *THEIRS]),
         ("info", ["ours info", "ours error", "theirs error"]),
         ("error", ["ours error", "theirs error"]),
     ],
@@ -77,8 +79,7 @@ def test_of_libraries_only_warnings_are_told_unless_asked(
     for whose, name in (("ours", "hugetlb_quota.x"), ("theirs", "kopf.y")):
         logger = logging.getLogger(name)
         logger.debug("%s debug", whose)
-        if whose == "ours":
-            logger.info("%s info", whose)
+        logger.info("%s info", whose)
         logger.error("%s error", whose)
     assert [line.split(" ", 2)[2] for line in capsys.readouterr().err.splitlines()] == told
 
@@ -106,3 +107,24 @@ def test_no_line_tells_that_a_librarys_handler_was_tried() -> None:
     assert not _is_no_try(record(None))
     assert not _is_no_try(record(kopf.TemporaryError("waits")))
     assert _is_no_try(record(KeyError("a bug")))
+
+
+def request_timeout(*words: str) -> timedelta:
+    parser = argparse.ArgumentParser()
+    add_request_timeout(parser, timedelta(seconds=60))
+    found: timedelta = parser.parse_args(words).request_timeout
+    return found
+
+
+def test_the_request_timeout_is_in_seconds() -> None:
+    assert request_timeout() == timedelta(seconds=60)
+    assert request_timeout("--request-timeout=90") == timedelta(seconds=90)
+
+
+@pytest.mark.parametrize("wrong", ["0", "-5", "60s", "1.5", ""])
+def test_a_reservation_lives_for_a_whole_number_of_seconds(
+    wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        request_timeout(f"--request-timeout={wrong}")
+    assert f"{wrong!r} is no whole number of seconds above 0" in capsys.readouterr().err

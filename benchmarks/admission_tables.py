@@ -1,0 +1,262 @@
+"""What admission's figures are told as: tables, charts, and which aims were reached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmarks import report
+from benchmarks.pods import Creation
+from benchmarks.report import Chart, Line, Spread, each, ratios
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measurement, and what it is of.
+
+    `turns`: the replicas were asked in turn. `watches`: that many were open, for `nodes`;
+    `rest`: cores that the API server took with them before anything was created.
+    """
+
+    subject: str
+    creators: int
+    done: Creation
+    replicas: int = 0
+    turns: bool = False
+    nodes: int = 0
+    watches: int = 0
+    rest: float = 0.0
+
+    @property
+    def column(self) -> tuple[str, int, bool]:
+        """What it is of, whatever the creators."""
+        return self.subject, self.replicas, self.turns
+
+
+Rounds = Sequence[Sequence[Figure]]
+Column = tuple[str, int, bool]
+NATIVE: Column = ("native", 0, False)
+PLAIN: Column = ("plain, no operator", 0, False)
+PLAIN_WITH: Column = ("plain, operator", 0, False)
+
+
+class _Found:
+    """The figures of all rounds, by column and creators."""
+
+    def __init__(self, rounds: Rounds) -> None:
+        self.rounds = len(rounds)
+        self._by_place: dict[tuple[Column, int], list[Figure]] = {}
+        self.watched: dict[int, list[Figure]] = {}
+        for figure in (figure for each_round in rounds for figure in each_round):
+            if figure.subject == "watched":
+                self.watched.setdefault(figure.nodes, []).append(figure)
+            else:
+                place = figure.column, figure.creators
+                self._by_place.setdefault(place, []).append(figure)
+
+    @property
+    def columns(self) -> list[Column]:
+        """In the order in which they were measured."""
+        return list(dict.fromkeys(column for column, _ in self._by_place))
+
+    @property
+    def creators(self) -> list[int]:
+        return sorted({creators for _, creators in self._by_place})
+
+    def get(self, column: Column, creators: int) -> list[Figure]:
+        """One of each round; none where it was not measured."""
+        return self._by_place.get((column, creators), [])
+
+    def ratio(self, column: Column, creators: int, to: Column, to_creators: int = 0) -> Spread:
+        """Pods a second, to those of another column in the same round."""
+        ours, theirs = self.get(column, creators), self.get(to, to_creators or creators)
+        return ratios([one.done.pods_per_second for one in ours],
+                      [one.done.pods_per_second for one in theirs])  # fmt: skip
+
+
+def markdown(rounds: Rounds) -> str:
+    """All tables."""
+    found = _Found(rounds)
+    return "\n\n".join(_parts(found))
+
+
+def charts(rounds: Rounds) -> list[Chart]:
+    """Pods a second by creators: by the length of the chain, and by the replicas."""
+    found = _Found(rounds)
+    ours = [column for column in found.columns if column[0].startswith("chain")]
+    ways = list(dict.fromkeys(column[1:] for column in ours))
+    chains = list(dict.fromkeys(column[0] for column in ours))
+    way = (2, False) if (2, False) in ways else ways[-1]
+    chain = "chain of 3" if "chain of 3" in chains else chains[-1]
+    by_chain = [NATIVE, *(column for column in ours if column[1:] == way)]
+    by_way = [NATIVE, *(column for column in ours if column[0] == chain)]
+    return [
+        _chart(found, "admission-chains", f"Pods created per second, {_way(way)}", by_chain),
+        _chart(found, "admission-replicas", f"Pods created per second, {chain}", by_way),
+    ]
+
+
+def _chart(found: _Found, file: str, title: str, columns: list[Column]) -> Chart:
+    lines = tuple(
+        Line(
+            _short_name(column, columns),
+            {
+                float(creators): each(figures, lambda one: one.done.pods_per_second)
+                for creators in found.creators
+                if (figures := found.get(column, creators))
+            },
+        )
+        for column in columns
+    )
+    return Chart(file, title, "creators at the same time", "pods a second", lines)
+
+
+def _parts(found: _Found) -> Iterator[str]:
+    yield (
+        f"Medians of {found.rounds} rounds, and the least and the most. Native is a ResourceQuota"
+        " on the same pods; the ratio is to native in the same round."
+    )
+    ours = [column for column in found.columns if column[0].startswith("chain")]
+    for way in dict.fromkeys(column[1:] for column in ours):
+        columns = [NATIVE, *(column for column in ours if column[1:] == way)]
+        yield f"**Pods created per second, {_way(way)}**"
+        yield _table(found, columns, lambda figures, column: _speed(found, figures, column))
+    for title, value in (("p50", lambda d: d.p50), ("p99", lambda d: d.p99)):
+        columns = [NATIVE, *(column for column in ours if not column[2])]
+        yield f"**Milliseconds for one pod, {title}**"
+        yield _table(found, columns, lambda figures, _: _milliseconds(figures, value))  # noqa: B023
+    yield "**CPU of the API server for one pod, milliseconds**"
+    columns = [NATIVE, *(column for column in ours if column[1:] == ours[0][1:])]
+    yield _table(found, columns, lambda figures, _: str(each(figures, lambda f: f.done.api_cpu)))
+    yield "**Pods that ask for no huge pages: admission is not asked**"
+    yield _plain(found)
+    if found.watched:
+        yield "**An admission while nodes watch as agents do** (chain of 3)"
+        yield _watched(found)
+    yield "**Aims**"
+    yield aims(found)
+    yield _refusals(found)
+
+
+def _table(
+    found: _Found, columns: list[Column], cell: Callable[[list[Figure], Column], str]
+) -> str:
+    titles = ["creators", *(_short_name(column, columns) for column in columns)]
+    rows = [
+        [creators, *(cell(found.get(column, creators), column) for column in columns)]
+        for creators in found.creators
+    ]
+    return report.markdown(titles, rows)
+
+
+def _speed(found: _Found, figures: list[Figure], column: Column) -> str:
+    text = str(each(figures, lambda one: one.done.pods_per_second))
+    if column != NATIVE:
+        text += f"; {found.ratio(column, figures[0].creators, NATIVE).median:.2f}"
+    refused = sum(one.done.refused for one in figures)
+    return f"{text}; {refused} refused" if refused else text
+
+
+def _milliseconds(figures: list[Figure], value: Callable[[Creation], float]) -> str:
+    return str(each(figures, lambda one: value(one.done)))
+
+
+def _plain(found: _Found) -> str:
+    rows = []
+    for creators in found.creators:
+        without, with_it = found.get(PLAIN, creators), found.get(PLAIN_WITH, creators)
+        if without and with_it:
+            rows.append(
+                (
+                    creators,
+                    each(without, lambda one: one.done.pods_per_second),
+                    each(with_it, lambda one: one.done.pods_per_second),
+                    found.ratio(PLAIN_WITH, creators, PLAIN),
+                )
+            )
+    return report.markdown(("creators", "no operator", "with it", "ratio"), rows)
+
+
+def _watched(found: _Found) -> str:
+    first = next(iter(found.watched.values()))
+    rows = [
+        (
+            nodes,
+            figures[0].watches,
+            f"{figures[0].rest:.1%}",
+            each(figures, lambda one: one.done.pods_per_second),
+            each(figures, lambda one: one.done.api_cpu),
+            f"{_middle(figures) / _middle(first):.2f}",
+        )
+        for nodes, figures in found.watched.items()
+    ]
+    titles = (
+        *("nodes", "watches open", "API server at rest, of a core"),
+        *(f"pods a second, {first[0].creators} creators", "its CPU ms a pod", "ratio"),
+    )
+    return report.markdown(titles, rows)
+
+
+def _middle(figures: list[Figure]) -> float:
+    return each(figures, lambda one: one.done.api_cpu).median
+
+
+def aims(found: _Found) -> str:
+    """What issue 10 asks for, where it was measured, and whether it was reached."""
+    three, six = ("chain of 3", 2, False), ("chain of 6", 2, False)
+    rows: list[tuple[object, ...]] = []
+
+    def row(what: str, aim: str, value: float, reached: bool) -> None:
+        rows.append((what, aim, f"{value:.3g}", "yes" if reached else "no"))
+
+    for creators in (8, 32, 128):
+        if found.get(three, creators):
+            ratio = found.ratio(three, creators, NATIVE).median
+            row(f"chain of 3, 2 replicas, {creators} creators, of native", "0.4", ratio,
+                ratio >= 0.4)  # fmt: skip
+        if found.get(three, creators) and found.get(six, creators):
+            ratio = found.ratio(six, creators, three).median
+            row(f"chain of 6 of a chain of 3, {creators} creators", "0.7", ratio, ratio >= 0.7)
+        more = ("chain of 3", 3, False)
+        if found.get(more, creators) and found.get(("chain of 3", 1, False), creators):
+            ratio = found.ratio(more, creators, ("chain of 3", 1, False)).median
+            row(f"3 replicas of 1, {creators} creators", "1", ratio, ratio >= 0.95)
+    if found.get(three, 1):
+        pairs = list(zip(found.get(three, 1), found.get(NATIVE, 1), strict=True))
+        p50 = Spread.of(ours.done.p50 - base.done.p50 for ours, base in pairs).median
+        p99 = Spread.of(ours.done.p99 - base.done.p99 for ours, base in pairs).median
+        row("added ms at one creator, chain of 3, p50", "< 6", p50, p50 < 6)
+        row("added ms at one creator, chain of 3, p99", "< 40", p99, p99 < 40)
+    for creators in (128, 512):
+        if figures := found.get(three, creators):
+            refused = sum(one.done.refused for one in figures)
+            row(f"refused, chain of 3, {creators} creators", "0", refused, refused == 0)
+    return report.markdown(("what", "aim", "median", "reached"), rows)
+
+
+def _refusals(found: _Found) -> str:
+    figures = [one for column in found.columns for n in found.creators
+               for one in found.get(column, n)]  # fmt: skip
+    refused = [one for one in figures if one.done.refused]
+    if not refused:
+        return "No pod was refused."
+    total = sum(one.done.refused for one in refused)
+    return f"{total} pods were refused; the first: `{refused[0].done.why[:300]}`"
+
+
+def _way(way: tuple[int, bool]) -> str:
+    replicas, turns = way
+    return f"{replicas} replica{'s' * (replicas > 1)}{', asked in turn' if turns else ''}"
+
+
+def _short_name(column: Column, among: list[Column]) -> str:
+    """The parts of its name that tell it from the others."""
+    subject, replicas, turns = column
+    others = [each for each in among if each[1]]
+    if not replicas:
+        return subject
+    if len({each[0] for each in others}) == 1 and len(others) > 1:
+        return _way((replicas, turns))
+    if len({each[1:] for each in others}) == 1:
+        return subject
+    return f"{subject}, {_way((replicas, turns))}"

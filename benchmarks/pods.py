@@ -1,0 +1,100 @@
+"""Creators: clients that each create one pod after the other, as fast as they are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import statistics
+import time
+from dataclasses import dataclass
+
+import aiohttp
+import yaml
+
+from benchmarks.processes import cpu_seconds
+from tests.kube.api import Object
+from tests.kube.control_plane import ControlPlane
+
+TIMEOUT = 60.0
+"""Seconds for one create; what takes longer counts as refused."""
+
+
+@dataclass(frozen=True)
+class Creation:
+    """What it took to create pods; times in milliseconds, of those that were created.
+
+    `api_cpu` is CPU time of the API server for each of them. `why`: the first refusal.
+    """
+
+    pods_per_second: float
+    p50: float
+    p99: float
+    api_cpu: float
+    refused: int
+    why: str = ""
+
+
+def client_context(plane: ControlPlane) -> ssl.SSLContext:
+    """TLS as the administrator."""
+    context = ssl.create_default_context(cafile=str(plane.ca_file))
+    (user,) = yaml.safe_load(plane.admin_kubeconfig.read_text())["users"]
+    context.load_cert_chain(user["user"]["client-certificate"], user["user"]["client-key"])
+    return context
+
+
+async def create(
+    plane: ControlPlane, namespace: str, creators: int, pods: int, *, huge: bool = True
+) -> Creation:
+    """Create that many pods in `namespace`; `huge`: they ask for a huge page."""
+    url = f"{plane.server}/api/v1/namespaces/{namespace}/pods"
+    numbers = iter(range(pods))
+    took: list[float] = []
+    refusals: list[str] = []
+    connector = aiohttp.TCPConnector(limit=creators, ssl=client_context(plane))
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+
+        async def creator() -> None:
+            for number in numbers:
+                started = time.monotonic()
+                try:
+                    async with session.post(url, json=_pod(number, huge=huge)) as answer:
+                        said = await answer.text()
+                except (aiohttp.ClientError, TimeoutError) as error:
+                    refusals.append(repr(error))
+                    continue
+                if answer.status == 201:
+                    took.append(time.monotonic() - started)
+                else:
+                    refusals.append(said)
+
+        server = plane.child("kube-apiserver").pid
+        before, started = cpu_seconds(server), time.monotonic()
+        await asyncio.gather(*(creator() for _ in range(creators)))
+        seconds, cpu = time.monotonic() - started, cpu_seconds(server) - before
+    done = sorted(each * 1000 for each in took) or [0.0]
+    return Creation(
+        pods_per_second=len(took) / seconds,
+        p50=statistics.median(done),
+        p99=done[max(int(len(done) * 0.99) - 1, 0)],
+        api_cpu=cpu * 1000 / max(len(took), 1),
+        refused=len(refusals),
+        why=refusals[0] if refusals else "",
+    )
+
+
+def _pod(number: int, *, huge: bool) -> Object:
+    resources = {"cpu": "1m", "memory": "1Mi"}
+    if huge:
+        resources["hugepages-2Mi"] = "2Mi"
+    container = {
+        "name": "main",
+        "image": "none",
+        "resources": {"requests": resources, "limits": resources},
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"p{number}"},
+        "spec": {"containers": [container], "schedulerName": "nobody"},
+    }

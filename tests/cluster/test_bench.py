@@ -1,0 +1,80 @@
+"""`make bench`, small: every suite runs, and its page, figures and charts are whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from benchmarks import __main__ as bench
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("nft") is None or os.geteuid() != 0,
+    reason="the benchmarks' balancer needs root and nft (apt-get install nftables)",
+)
+
+
+@pytest.mark.timeout(420)
+@pytest.mark.parametrize("suite", bench.SUITES, ids=lambda suite: suite.name)
+def test_a_suite_makes_its_page(suite: bench.Suite, assets: Path, tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text("# Performance\n\nBy hand.\n")
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--only", suite.name]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        cwd=bench.TREE,
+        env={**os.environ, "KUBEBUILDER_ASSETS": str(assets)},
+    )
+    assert done.returncode == 0, done.stderr
+    told = page.read_text()
+    assert "By hand." in told
+    assert f"## {suite.title}" in told
+    assert re.search(r"revision \S+, Kubernetes v\d", told)
+    assert re.search(r"^\| --- \|", told, re.MULTILINE)
+    figures = json.loads((tmp_path / "performance" / f"{suite.name}.json").read_text())
+    for file in re.findall(r"!\[.*?\]\((performance/.*?\.svg)\)", told):
+        assert ElementTree.parse(tmp_path / file).getroot().tag.endswith("svg")
+    assert [each["file"] for each in figures.get("charts", ())] == re.findall(
+        r"!\[.*?\]\(performance/(.*?)\.svg\)", told
+    )
+
+
+def test_admission_is_measured_beside_its_baseline(assets: Path, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks.admission", "--quick", "--json", str(file)),
+            *("--creators", "2", "--chains", "1", "--replicas", "1", "--turns", "2"),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=170,
+        cwd=bench.TREE,
+        env={**os.environ, "KUBEBUILDER_ASSETS": str(assets)},
+    )
+    (figures,) = json.loads(file.read_text())["rounds"]
+    subjects = [(each["subject"], each["replicas"], each["turns"]) for each in figures]
+    assert subjects == [
+        ("native", 0, False),
+        ("plain, no operator", 0, False),
+        ("plain, operator", 0, False),
+        ("chain of 1", 1, False),
+        ("chain of 1", 2, True),
+        ("watched", 0, False),
+        ("watched", 0, False),
+    ]
+    for each in figures:
+        assert each["done"]["refused"] == 0, each["done"]["why"]
+        assert each["done"]["pods_per_second"] > 0
+        assert each["done"]["p99"] >= each["done"]["p50"] > 0
+    assert [each["watches"] for each in figures[-2:]] == [2, 6]

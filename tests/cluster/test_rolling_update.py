@@ -1,0 +1,128 @@
+"""Replicas of admission are replaced one at a time while pods are created: none fails.
+
+A forwarder stands for the Service. As in a rolling update, a new replica is Ready before one
+ends, and the one that ends gets no new connections; those that the API server keeps go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+import yaml
+
+from tests.chaos import load
+from tests.chaos.faults import port_of
+from tests.chaos.forwarder import Forwarder
+from tests.chaos.observer import PAGES
+from tests.kube import chart as charts
+from tests.kube.api import Object
+from tests.kube.cluster import Cluster
+from tests.kube.control_plane import ControlPlane
+from tests.kube.programs import Program
+from tests.waiting import eventually
+
+CREATORS = 12
+REPLACED = 4
+
+
+@pytest.fixture(scope="module")
+def own_cluster(assets: object) -> Iterator[Cluster]:
+    """One whose webhooks may be pointed elsewhere."""
+    with ControlPlane() as plane, Cluster(control_plane=plane) as running:
+        yield running
+
+
+class Creators:
+    """Clients that create one pod after the other; `failed` has every answer but 201."""
+
+    def __init__(self, plane: ControlPlane, namespace: str) -> None:
+        self._plane = plane
+        self._path = f"/api/v1/namespaces/{namespace}/pods"
+        self.created = 0
+        self.failed: list[str] = []
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Create while the context lasts; what was begun is waited for."""
+        end = asyncio.Event()
+        context = ssl.create_default_context(cafile=str(self._plane.ca_file))
+        (user,) = yaml.safe_load(self._plane.admin_kubeconfig.read_text())["users"]
+        context.load_cert_chain(user["user"]["client-certificate"], user["user"]["client-key"])
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=CREATORS, ssl=context)
+        ) as session:
+            tasks = [
+                asyncio.create_task(self._create(session, number, end))
+                for number in range(CREATORS)
+            ]
+            try:
+                yield
+            finally:
+                end.set()
+                await asyncio.gather(*tasks)
+
+    async def _create(self, session: aiohttp.ClientSession, who: int, end: asyncio.Event) -> None:
+        number = 0
+        while not end.is_set():
+            number += 1
+            body: Object = load.pod(f"c{who}-{number}", "x", 2)
+            async with session.post(self._plane.server + self._path, json=body) as answer:
+                said = await answer.text()
+            if answer.status == 201:
+                self.created += 1
+            else:
+                self.failed.append(said)
+
+    async def wait_for(self, more: int) -> None:
+        """Wait until that many more pods were created, or one failed."""
+        until = self.created + more
+        async with asyncio.timeout(60):
+            while self.created < until and not self.failed:
+                await asyncio.sleep(0.02)
+
+
+async def test_no_create_fails_while_replicas_are_replaced(own_cluster: Cluster) -> None:
+    plane, programs = own_cluster.control_plane, own_cluster.programs
+    namespace = f"test-{uuid.uuid4().hex[:8]}"
+    plane.create_namespace(namespace)
+    quota = load.quota((namespace, "all"), 1, None, {})
+    quota["spec"]["hard"] = {PAGES: "1Ti"}
+    plane.api.create(load.QUOTAS, quota)
+    eventually(
+        lambda: (
+            "observedGeneration"
+            in plane.api.list(load.QUOTAS, namespace=namespace)[0].get("status", {})
+        )
+    )
+    serving = [programs.start_admission(drain_seconds=None) for _ in range(2)]
+    for program in serving:
+        program.wait_ready()
+    forwarder = Forwarder([port_of(each) for each in serving])
+    creators = Creators(plane, namespace)
+    async with forwarder.running():
+        address = f"https://127.0.0.1:{forwarder.port}"
+        await asyncio.to_thread(charts.register_webhooks, plane, own_cluster.chart, address)
+        async with creators.running():
+            for _ in range(REPLACED):
+                await creators.wait_for(50)
+                new = programs.start_admission(drain_seconds=None)
+                await asyncio.to_thread(new.wait_ready)
+                forwarder.take_in(port_of(new))
+                serving.append(new)
+                await replace(serving.pop(0), forwarder)
+            await creators.wait_for(50)
+    assert not creators.failed, creators.failed[0]
+    assert creators.created >= 50 * REPLACED
+
+
+async def replace(old: Program, forwarder: Forwarder) -> None:
+    """End it as kubelet does: the Service forgets it first."""
+    forwarder.leave_out(port_of(old))
+    # It ends by itself when the API server has left, long before it would have to be killed.
+    assert await asyncio.to_thread(old.stop, 60.0) == 0
