@@ -161,12 +161,16 @@ class Watcher:
             self.writes[name] = self.writes.get(name, 0) + 1
         self.changed.set()
 
-    async def until(self, holds: Callable[[], bool], seconds: float = 600) -> float:
-        """Wait until it holds; the moment at which it did."""
-        async with asyncio.timeout(seconds):
+    async def until(self, holds: Callable[[], bool], counting: Program | None = None) -> float:
+        """Wait until it holds, while ``counting`` runs; the moment at which it did."""
+        async with asyncio.timeout(600):
             while not holds():
+                if counting is not None and counting.child.exit_status is not None:
+                    raise RuntimeError(f"The controller ended:\n{counting.child.tail()}")
                 self.changed.clear()
-                await self.changed.wait()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(1):
+                        await self.changed.wait()
         return time.monotonic()
 
 
@@ -373,7 +377,9 @@ class Bench:
         started = time.monotonic()
         controller = await self._start()
         try:
-            counted = await watcher.until(lambda: len(watcher.counted) == self.world.quotas)
+            counted = await watcher.until(
+                lambda: len(watcher.counted) == self.world.quotas, controller
+            )
             await self._quiet(watcher)
         finally:
             await asyncio.to_thread(controller.stop)
@@ -404,7 +410,8 @@ class Bench:
         _, quota, before = await self._end_one(watcher, started=False)
         started = time.monotonic()
         controller = await self._start()
-        return controller, await watcher.until(lambda: watcher.used[quota] != before) - started
+        ready = await watcher.until(lambda: watcher.used[quota] != before, controller)
+        return controller, ready - started
 
     async def _rest(self, controller: Program, watcher: Watcher) -> tuple[float, int]:
         """CPU, and writes: those of quotas and of nodes' specs."""
@@ -599,7 +606,9 @@ def main() -> None:
     figures = asyncio.run(run(arguments))
     print(table(figures))
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(each) for each in figures], indent=1) + "\n")
+        arguments.json.write_text(
+            json.dumps({"figures": [asdict(each) for each in figures]}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":
