@@ -57,6 +57,13 @@ def test_the_programs_have_these_rights_and_no_others(rendered: chart.Chart) -> 
         " hugetlb-quota-admission-serving,hugetlb-quota-admission-ca": READ | {"update"},
         "services in hugetlb-system named hugetlb-quota-admission": {"get"},
     }
+    assert rights_of(rendered, "hugetlb-quota-uninstall") == {
+        "hugetlb.dev/hugetlbquotas": {"list", "update"},
+        "coordination.k8s.io/leases in hugetlb-system named hugetlb-quota-controller": {
+            "get",
+            "update",
+        },
+    }
     assert rights_of(rendered, "hugetlb-quota-agent") == {
         "hugetlb.dev/hugetlbnodes": READ | {"create"},
         "hugetlb.dev/hugetlbnodes/status": {"update"},
@@ -335,7 +342,7 @@ def release(
                    f"--values={quiet}", *args)  # fmt: skip
 
     yield install_or_upgrade
-    run("uninstall")
+    run("uninstall", "--no-hooks")  # no kubelet runs the Job
     assert name not in control_plane.kubectl("get", "clusterrole,clusterrolebinding").stdout
     control_plane.api.delete("v1/namespaces", name)
 

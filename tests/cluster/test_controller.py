@@ -317,6 +317,19 @@ def test_a_node_that_is_gone_or_has_booted_releases_at_once(
     eventually(lambda: used(api, namespace, "team") == "0")
 
 
+def test_a_quota_has_the_controllers_finalizer_and_no_annotation_of_a_library(
+    controller: Program, api: Api, namespace: str
+) -> None:
+    api.create(QUOTAS, quota(namespace, "team", "128Mi"))
+
+    def metadata() -> Object:
+        found: Object = api.get(QUOTAS, "team", namespace=namespace)["metadata"]
+        return found
+
+    eventually(lambda: metadata().get("finalizers") == ["hugetlb.dev/charged"])
+    eventually(lambda: "annotations" not in metadata(), hold=2)
+
+
 def reserve(api: Api, namespace: str, name: str, uid: str, pod_name: str, age: float) -> None:
     expires = datetime.now(UTC) + timedelta(seconds=60 - age)
     held = Reservation(uid, f"{namespace}/{pod_name}", CHARGE, expires, "request").line

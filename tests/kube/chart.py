@@ -37,7 +37,7 @@ IMAGE: Final = {"repository": "registry.test/hugetlb-quota"}
 SECRETS: Final = "v1/secrets"
 CRD: Final = "CustomResourceDefinition"
 NEEDS_KUBELET: Final = frozenset(
-    {"Deployment", "DaemonSet", "Service", "PodDisruptionBudget", "NetworkPolicy"}
+    {"Deployment", "DaemonSet", "Job", "Service", "PodDisruptionBudget", "NetworkPolicy"}
 )
 
 
@@ -77,8 +77,9 @@ class Chart:
         return str(configuration["metadata"]["name"])
 
     def container(self, program: str) -> Container:
-        """Find the container of "admission", "controller" or "agent"."""
-        for workload in self.of_kind("Deployment") + self.of_kind("DaemonSet"):
+        """Find the container of "admission", "controller", "agent" or "uninstall"."""
+        kinds = ("Deployment", "DaemonSet", "Job")
+        for workload in [found for kind in kinds for found in self.of_kind(kind)]:
             pod = workload["spec"]["template"]["spec"]
             for container in pod["containers"]:
                 if container["name"] == program:

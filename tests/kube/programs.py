@@ -167,10 +167,17 @@ class Programs:
             extra=extra,
         )
 
+    def start_uninstall(self) -> Program:
+        """Start what runs before the release is deleted."""
+        return self._start("uninstall", "", {})
+
     def stop(self) -> None:
         """Stop all, agents last started first."""
         while self.running:
             self.running.pop().stop()
+
+    def _bind(self, name: str) -> dict[str, str]:
+        return {} if name == "uninstall" else {"--bind": "127.0.0.1"}
 
     def _start(
         self,
@@ -185,7 +192,7 @@ class Programs:
         container = self._chart.container(name)
         fields = {"metadata.namespace": self._chart.namespace, **(pod or {})}
         variables = {variable: fields[field] for variable, field in container.fields.items()}
-        command = rewritten(container.command, {"--bind": "127.0.0.1", **flags}, variables)
+        command = rewritten(container.command, {**self._bind(name), **flags}, variables)
         kubeconfig = self._control_plane.service_account_kubeconfig(
             self._chart.namespace, container.service_account, node=node
         )

@@ -109,6 +109,24 @@ caBundle: {{ . }}
 {{- toYaml $selector }}
 {{- end }}
 
+{{/*
+The CRDs that are there and not of this release: of one that was uninstalled, or applied by hand. helm would
+refuse the whole release for them; they stay as they are, and the notes say how to take them over.
+*/}}
+{{- define "hugetlb-quota.othersCrds" -}}
+{{- range $path, $crd := .Files.Glob "files/crds/*.yaml" }}
+{{- $name := (fromYaml (toString $crd)).metadata.name }}
+{{- with lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" $name }}
+{{- $notes := .metadata.annotations | default dict }}
+{{- $is := printf "%s/%s" (get $notes "meta.helm.sh/release-namespace") (get $notes "meta.helm.sh/release-name") }}
+{{- $managed := get (.metadata.labels | default dict) "app.kubernetes.io/managed-by" }}
+{{- if or (ne $is (printf "%s/%s" $.Release.Namespace $.Release.Name)) (ne $managed "Helm") }}
+- {{ $name }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* What admission and controller need of their node: nothing. */}}
 {{- define "hugetlb-quota.podSecurity" -}}
 runAsNonRoot: true

@@ -67,11 +67,13 @@ class HugeTLBQuotaSpec(Model):
         " by namespace labels; none by default, and {} is every namespace.",
     )
 
-    deletion_policy: Literal["Refuse", "Reparent"] = Field(
+    deletion_policy: Literal["Refuse", "Reparent", "Wait"] = Field(
         default="Refuse",
-        description="What becomes of pages that pods left in shared files when this quota is"
-        " deleted: Refuse keeps it while there are any, Reparent charges them to the quota above."
-        " A quota with pods is never deleted.",
+        description="What becomes of a request to delete this quota while something is charged to"
+        " it. Refuse refuses it. Reparent refuses it while there are pods, and charges pages that"
+        " pods left in shared files to the quota above. Wait accepts it: the quota takes no more"
+        " pods, and goes once nothing is charged to it; for a quota that is installed and removed"
+        " together with its pods, as in a Helm chart.",
     )
 
     retained: RetainedSpec | None = Field(
