@@ -317,6 +317,37 @@ def test_a_node_that_is_gone_or_has_booted_releases_at_once(
     eventually(lambda: used(api, namespace, "team") == "0")
 
 
+def test_a_report_that_is_deleted_holds_until_the_agent_has_made_it_anew(
+    controller: Program, api: Api, namespace: str, unique: Callable[[str], str]
+) -> None:
+    node = unique("node")
+    make_node(api, node)
+    api.create(QUOTAS, quota(namespace, "team", "128Mi"))
+    created = api.create("v1/pods", pod(namespace, "a", "64Mi", node))
+    report(api, node, version="1", pods=[reported(created)])
+    eventually(lambda: used(api, namespace, "team") == "64Mi")
+    deleted = api.delete("v1/pods", "a", namespace=namespace)
+    api.delete(NODES, node)
+    eventually(lambda: f"HugeTLBNode {node} was deleted" in controller.log())
+    eventually(lambda: used(api, namespace, "team") == "64Mi", hold=2)
+    newer = str(int(deleted["metadata"]["resourceVersion"]) + 1_000_000)
+    report(api, node, version=newer, pods=[])
+    eventually(lambda: used(api, namespace, "team") == "0")
+
+
+def test_a_quota_has_the_controllers_finalizer_and_no_annotation_of_a_library(
+    controller: Program, api: Api, namespace: str
+) -> None:
+    api.create(QUOTAS, quota(namespace, "team", "128Mi"))
+
+    def metadata() -> Object:
+        found: Object = api.get(QUOTAS, "team", namespace=namespace)["metadata"]
+        return found
+
+    eventually(lambda: metadata().get("finalizers") == ["hugetlb.dev/charged"])
+    eventually(lambda: "annotations" not in metadata(), hold=2)
+
+
 def reserve(api: Api, namespace: str, name: str, uid: str, pod_name: str, age: float) -> None:
     expires = datetime.now(UTC) + timedelta(seconds=60 - age)
     held = Reservation(uid, f"{namespace}/{pod_name}", CHARGE, expires, "request").line
@@ -332,7 +363,8 @@ def reserve(api: Api, namespace: str, name: str, uid: str, pod_name: str, age: f
 def test_a_reservation_of_an_unseen_pod_outlives_every_recount_until_it_expires(
     controller: Program, api: Api, namespace: str, unique: Callable[[str], str]
 ) -> None:
-    for left in api.list(NODES):
+    # A report whose Node stays would be waited for.
+    for left in (*api.list("v1/nodes"), *api.list(NODES)):
         api.remove(left)
     node = unique("node")
     make_node(api, node)

@@ -58,8 +58,9 @@ EXIT_CODES: Final[dict[type[Exception], int]] = {
     NoProbePort: 8,
 }
 
-#: A thread that computes lets go for who sets limits after so long, in seconds.
-SWITCH: Final = 0.001
+#: A thread that computes lets go for who sets limits after so long, in seconds. Each write of a
+#: limit may have to wait for that, so it is shorter than Python's own 5 ms.
+SWITCH: Final = 0.0001
 #: Open files, at most: of each pod's cgroup one for each page size is kept.
 DESCRIPTORS: Final = 65_536
 

@@ -239,10 +239,11 @@ class Reporter:
             and clock - self._written_at < HEARTBEAT
         ):
             return
+        told = frozenset(row.get("cgroup") or row["uid"] for row in fitted.pods)
+        self._told |= told  # also by a write of which no answer comes
         await self._object.write({**content, "podsResourceVersion": str(proved), "reportedAt": now})
         self._written, self._written_ends, self._written_at = content, ends, clock
-        self._proved = proved
-        self._told = frozenset(row.get("cgroup") or row["uid"] for row in fitted.pods)
+        self._proved, self._told = proved, told
 
 
 def _fitted(report: Report, told: Collection[str]) -> Fitted:

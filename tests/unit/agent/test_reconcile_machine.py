@@ -285,5 +285,5 @@ class Node(RuleBasedStateMachine):
         }
 
 
-Node.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Node.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestNode = Node.TestCase

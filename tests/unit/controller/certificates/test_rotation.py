@@ -239,7 +239,7 @@ def test_nobody_leads_for_years_in_the_middle_of_a_rotation(steps: int) -> None:
     assert len(store.state.told.bundle) == 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_nobody_is_ever_cut_off(data: st.DataObject) -> None:
     """Steps, deaths, other clocks, and others who write, in any order; lateness at any moment."""
