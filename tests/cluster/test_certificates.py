@@ -337,7 +337,7 @@ def test_what_helm_has_installed_holds_nothing_of_the_leaders(
     eventually(lambda: charts.serving(plane, chart).pair is not None, timeout=60)
     before = told(plane.api)
     for _ in range(2):
-        helm("upgrade", NAME, str(charts.CHART), OF, "--force-conflicts")
+        helm("upgrade", NAME, str(charts.CHART), OF)
         assert told(plane.api) == before
     manifest = helm("get", "manifest", NAME)
     assert "caBundle" not in manifest
