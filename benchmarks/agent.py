@@ -1,119 +1,338 @@
-"""What the agent costs: at rest with many pods and files, and from a pod's end to its report.
+"""What the agent costs, and how soon it acts; each figure with its baseline in the same run.
 
-    python -m benchmarks.agent [--pods N] [--files N] [--seconds N]
+    python -m benchmarks.agent [--pods N] [--files N] [--seconds N] [--json FILE]
 
-``CPU`` is of the agent and of its reader, in percent of a core; ``MiB`` resident. The files
-are empty, on a hugetlbfs of their own: the kernel's list walks them as any other.
-Needs root, cgroup2 with hugetlb, huge pages, and `make reader`.
+The agent runs as in a pod, by a ServiceAccount, against a stand-in for the API server. Columns:
+the same without an agent, or else the baseline that the row names; with it; and what is to be
+reached. Files are empty, on a hugetlbfs of their own: the kernel's list walks them as any other.
+Nothing is asserted. Needs root, cgroup2 with hugetlb, 32 huge pages, and `make reader`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import signal
-import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from tests.kernel.agent_process import Agent, Api, Pod, bind, make_cgroup, until
+from benchmarks.in_pod import PodAgent, secure_api
+from benchmarks.opens import quantiles
+from tests.kernel.agent_process import Api, Pod, bind, make_cgroup, until
 from tests.testnode import cgroup_tree, naming
 from tests.testnode.hugepages import reserved_pages
 from tests.tracking import PAGE, hugetlbfs
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-_ENDS = 10
+_PAGES = 32
+_LIMIT = 8 << 20
+#: Until what was just made is settled, in seconds.
+_SETTLE = 5.0
+
+
+@dataclass
+class Row:
+    """One figure; ``baseline`` and ``figure`` as text, for people."""
+
+    name: str
+    baseline: str
+    figure: str
+    reach: str
+    values: dict[str, Any]
+
+
+@dataclass
+class Table:
+    """What was measured until now."""
+
+    rows: list[Row] = field(default_factory=list)
+
+    def add(self, name: str, baseline: str, figure: str, reach: str, **values: Any) -> None:
+        """Print a row, and keep it."""
+        self.rows.append(Row(name, baseline, figure, reach, values))
+        sys.stdout.write(f"{name:<50}{baseline:>28}{figure:>28}  {reach}\n")
+        sys.stdout.flush()
+
+
+@dataclass
+class Node:
+    """The agent, what it talks to, and a hugetlbfs."""
+
+    agent: PodAgent
+    api: Api
+    point: Path
+    options: argparse.Namespace
+    table: Table
+
+    def processes(self) -> list[int]:
+        """The agent and its reader."""
+        assert self.agent.process
+        pid = self.agent.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [pid, *map(int, children)]
+
+    def cgroup(self, uid: str) -> Path:
+        """That of a pod."""
+        return self.agent.subtree / naming.pod_level("systemd", "Burstable", uid)
+
+
+async def run_in(cgroup: Path, *arguments: object) -> Any:
+    """What a program of :mod:`benchmarks.opens` prints that runs in a pod's container."""
+    async with running_in(cgroup, *arguments) as process:
+        assert process.stdout
+        return json.loads(await process.stdout.readline())
+
+
+@asynccontextmanager
+async def running_in(cgroup: Path, *arguments: object) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The program, until its input ends."""
+    (container,) = (each for each in cgroup.iterdir() if each.is_dir())
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks.opens", *map(str, arguments)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: cgroup_tree.write(container / "cgroup.procs", "0"),
+    )
+    try:
+        yield process
+    finally:
+        assert process.stdin
+        process.stdin.close()
+        await process.communicate()
+
+
+async def programs(node: Node) -> dict[str, dict[str, float]]:
+    """What programs in two pods meet, by what they do."""
+    options, first, second = node.options, node.cgroup("first"), node.cgroup("second")
+    file = node.point / "opened"
+    found = {"rest": await run_in(first, "open", file, options.opens)}
+    async with running_in(second, "openers", file, options.openers) as crowd:
+        assert crowd.stdout
+        await crowd.stdout.readline()
+        await asyncio.sleep(1)
+        found["crowd"] = await run_in(first, "open", file, options.opens)
+    found["churn"] = await run_in(first, "churn", node.point / "churn", options.rounds)
+    return found
+
+
+def tell_programs(node: Node, without: dict[str, Any], with_: dict[str, Any]) -> None:
+    """Rows for what they met."""
+    names = {
+        "rest": "open(2), agent at rest",
+        "crowd": f"open(2), {node.options.openers:,} openers",
+    }
+    for key, name in names.items():
+        before, now = (
+            "{p50:.1f} / {p99:.1f} / {max:.0f} us".format(**each[key]) for each in (without, with_)
+        )
+        node.table.add(
+            f"{name}: p50 / p99 / max",
+            before,
+            now,
+            "the same",
+            without=without[key],
+            agent=with_[key],
+        )
+    before, now = (f"{each['churn']['refused']:.0f}" for each in (without, with_))
+    name = f"map, unlink, map: refused of {node.options.rounds:,}"
+    node.table.add(name, before, now, "0", without=without["churn"], agent=with_["churn"])
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of the process and of its child, the reader."""
-    return (
-        sum(
-            sum(map(int, Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[11:13]))
-            for each in (pid, *children(pid))
-        )
-        / _TICKS
-    )
+    """Of one process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / _TICKS
 
 
-def resident_mib(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
+def memory(pid: int) -> tuple[float, float]:
+    """RSS and PSS in MiB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    return kib["Rss"] / 1024, kib["Pss"] / 1024
 
 
-def children(pid: int) -> list[int]:
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-async def measure(agent: Agent, api: Api, point: Path, options: argparse.Namespace) -> None:
-    await agent.start()
-    await agent.ready()
-    assert agent.process
-    pid = agent.process.pid
-    for number in range(options.pods):
-        make_cgroup(agent, f"idle-{number}")
-        await bind(api, f"idle-{number}")
-    await until(lambda: len(api.listed()) == options.pods)
-    for number in range(options.files):
-        (point / f"file-{number}").touch()
-    await asyncio.sleep(5)
-    before, begun = cpu_seconds(pid), time.monotonic()
+async def at_rest(node: Node) -> None:
+    """CPU and memory with many pods and files."""
+    options, pids = node.options, node.processes()
+    before, begun = [cpu_seconds(pid) for pid in pids], time.monotonic()
     await asyncio.sleep(options.seconds)
-    share = (cpu_seconds(pid) - before) / (time.monotonic() - begun)
-    memory = [resident_mib(each) for each in (pid, *children(pid))]
-    print(
-        f"at rest, {options.pods} pods, {options.files} files: {share:.2%} CPU,"
-        f" {' + '.join(f'{each:.0f}' for each in memory)} MiB"
+    passed = time.monotonic() - begun
+    shares = [(cpu_seconds(pid) - spent) / passed for pid, spent in zip(pids, before, strict=True)]
+    name = f"CPU at rest, {options.pods:,} pods, {options.files:,} files"
+    told = f"{shares[0]:.2%} + {shares[1]:.2%}"
+    node.table.add(name, "none", told, "0.30 % of a core", agent=shares[0], reader=shares[1])
+    bare = subprocess.Popen(
+        [sys.executable, "-c", "import asyncio; input()"], stdin=subprocess.PIPE
     )
+    await asyncio.sleep(1)
+    empty, (agent, reader) = memory(bare.pid), (memory(pid) for pid in pids)
+    bare.communicate(b"\n")
+    for number, kind in enumerate(("resident", "proportional (PSS)")):
+        node.table.add(
+            f"memory, {kind}: agent + reader",
+            f"{empty[number]:.1f} MiB (bare asyncio)",
+            f"{agent[number]:.1f} + {reader[number]:.1f} MiB",
+            "64 MiB together",
+            agent=agent[number],
+            reader=reader[number],
+            bare=empty[number],
+        )
+
+
+async def ends(node: Node, name: str) -> list[float]:
+    """Milliseconds from a pod's end to its file in the report as that of one that is gone."""
     took = []
-    for number in range(_ENDS):
-        pod = Pod(agent, f"ends-{number}")
+    for number in range(node.options.ends):
+        pod = Pod(node.agent, f"{name}-{number}")
         await pod.start()
-        await pod.maps("2Mi", f"--file={point / pod.uid}")
-        await until(lambda pod=pod: api.charged().get(pod.uid) == 2)  # type: ignore[misc]
+        await pod.maps("2Mi", f"--file={node.point / pod.uid}")
+        await until(lambda pod=pod: node.api.charged().get(pod.uid) == 2)  # type: ignore[misc]
         await asyncio.sleep(0.5)
         begun = time.monotonic()
         pod.end()
         await pod.delete()
-        await until(lambda pod=pod: api.left().get(pod.uid) == 2)  # type: ignore[misc]
-        took.append(time.monotonic() - begun)
-    print(
-        f"from a pod's end to its report: {statistics.median(took):.3f} s, at most {max(took):.3f}"
+        await until(lambda pod=pod: node.api.left().get(pod.uid) == 2)  # type: ignore[misc]
+        took.append((time.monotonic() - begun) * 1e3)
+        (node.point / pod.uid).unlink()
+    return took
+
+
+async def limits(node: Node, name: str, pause: float) -> None:
+    """From the mkdir of pods' cgroups to their limits."""
+    uids = [f"{name}-{number}" for number in range(node.options.burst)]
+    others = len(node.api.listed())
+    for uid in uids:
+        await bind(node.api, uid)
+    await until(lambda: len(node.api.listed()) == others + len(uids))
+    await asyncio.sleep(_SETTLE)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks.limits", str(_LIMIT), str(pause)),
+        *(node.cgroup(uid) for uid in uids),
+        stdout=subprocess.PIPE,
     )
+    output, _ = await process.communicate()
+    made, limited = ([1e3 * each for each in times] for times in json.loads(output))
+    before, now = (
+        "{p50:.2f} / {p99:.2f} / {max:.2f} ms".format(**quantiles(each)) for each in (made, limited)
+    )
+    node.table.add(
+        f"mkdir alone, and from it to the limit: {name}",
+        before,
+        now,
+        "p99 of 5 ms",
+        mkdir=quantiles(made),
+        limit=quantiles(limited),
+    )
+    for uid in uids:
+        await node.api.delete("pods", "ns", uid)
+        node.cgroup(uid).rmdir()
+    await until(lambda: len(node.api.listed()) == others)
 
 
-async def run(options: argparse.Namespace) -> None:
+async def idle_pods(node: Node, first: int, last: int) -> None:
+    """Pods that do nothing."""
+    for number in range(first, last):
+        await bind(node.api, f"idle-{number}")
+        make_cgroup(node.agent, f"idle-{number}")
+    await until(lambda: len(node.api.listed()) == last + 2)
+
+
+async def measure(node: Node) -> None:
+    """All rows."""
+    options = node.options
+    (node.point / "opened").touch()
+    for uid in ("first", "second"):
+        pod = make_cgroup(node.agent, uid)
+        cgroup_tree.write(pod / "hugetlb.2MB.rsvd.max", str(_LIMIT))
+    without = await programs(node)
+    await node.agent.start()
+    await node.agent.ready()
+    for uid in ("first", "second"):
+        await bind(node.api, uid)
+    await until(lambda: len(node.api.listed()) == 2)
+    tell_programs(node, without, await programs(node))
+    few = quantiles(await ends(node, "few"))
+    await idle_pods(node, 0, options.pods)
+    for number in range(options.files):
+        (node.point / f"file-{number}").touch()
+    await asyncio.sleep(_SETTLE)
+    await at_rest(node)
+    many = quantiles(await ends(node, "many"))
+    node.table.add(
+        "a pod's end to its file's report: p50 / max",
+        f"{few['p50']:.0f} / {few['max']:.0f} ms (no files)",
+        f"{many['p50']:.0f} / {many['max']:.0f} ms",
+        "300 ms",
+        without_files=few,
+        with_files=many,
+    )
+    for file in node.point.glob("file-*"):
+        file.unlink()
+    await idle_pods(node, options.pods, options.many_pods)
+    for name, pause in (("singly", 0.02), ("in a burst", 0.0)):
+        await limits(node, name.replace(" ", "-"), pause)
+
+
+async def run(options: argparse.Namespace) -> Table:
+    """Set the stage, and measure."""
     root = cgroup_tree.cgroup2_mount()
     subtree = root / f"hq-benchmark-{os.getpid()}"
+    table = Table()
     with ExitStack() as stack:
         cgroup_tree.make(root, subtree)
         stack.callback(cgroup_tree.remove, subtree)
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stack.enter_context(reserved_pages(PAGE, _ENDS))
+        stack.enter_context(reserved_pages(PAGE, _PAGES))
         point = stack.enter_context(hugetlbfs(directory / "huge")).path
         for qos in ("Guaranteed", "Burstable"):
             cgroup_tree.make(subtree, subtree / naming.qos_level("systemd", qos))
-        api = Api(directory / "kubeconfig")
+        api, account = secure_api(directory)
         await api.start()
-        agent = Agent(api, subtree, directory / "agent.log")
+        agent = PodAgent(api, subtree, directory / "agent.log", account)
+        table.add("", "without, or baseline", "with the agent", "to reach")
         try:
-            await measure(agent, api, point, options)
+            await measure(Node(agent, api, point, options, table))
         finally:
-            await agent.end(signal.SIGKILL)
+            if agent.process:
+                await agent.end(signal.SIGKILL)
             await api.stop()
+            for file in point.iterdir():
+                file.unlink()
+    return table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else "")
-    parser.add_argument("--pods", type=int, default=100)
-    parser.add_argument("--files", type=int, default=100_000)
-    parser.add_argument("--seconds", type=float, default=60.0)
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.agent",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--pods", type=int, default=100, help="at rest (default 100)")
+    parser.add_argument("--many-pods", type=int, default=500, help="for limits (default 500)")
+    parser.add_argument("--files", type=int, default=100_000, help="default 100000")
+    parser.add_argument("--seconds", type=float, default=60.0, help="at rest (default 60)")
+    parser.add_argument("--opens", type=int, default=20_000, help="default 20000")
+    parser.add_argument("--openers", type=int, default=2_000, help="default 2000")
+    parser.add_argument(
+        "--rounds", type=int, default=10_000, help="of map, unlink, map (default 10000)"
+    )
+    parser.add_argument("--ends", type=int, default=10, help="pods that end (default 10)")
+    parser.add_argument("--burst", type=int, default=200, help="pods made at once (default 200)")
+    parser.add_argument("--json", type=Path, help="write all values there too")
     options = parser.parse_args()
-    asyncio.run(run(options))
+    table = asyncio.run(run(options))
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in table.rows[1:]], indent=1))
 
 
 if __name__ == "__main__":

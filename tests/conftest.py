@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import mount_namespace, preflight
 
@@ -29,6 +30,11 @@ OPTIONAL = (
     "kernel matrix: the machine is no x86-64",
     "there is no commit before this one",
 )
+
+# No test asserts on wall time: a busy machine takes longer for each example.
+SLOW = [HealthCheck.too_slow]
+settings.register_profile("any machine", deadline=None, suppress_health_check=SLOW)
+settings.load_profile("any machine")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from tests.kube.control_plane import ControlPlane
 from tests.kube.process import ProgramError
 
 READ = {"get", "list", "watch"}
+FOLLOW = {"list", "watch"}
 CRDS = Path(__file__).resolve().parents[2] / "crds"
 
 Rights = dict[str, set[str]]
@@ -35,17 +35,30 @@ def test_the_programs_have_these_rights_and_no_others(rendered: chart.Chart) -> 
         "namespaces": READ,
         "events.k8s.io/events": {"get", "create", "update"},
         "configmaps in hugetlb-system named hugetlb-quota-changes": {"get", "update"},
+        "secrets in hugetlb-system named hugetlb-quota-admission-serving": {"list", "watch"},
     }
     assert rights_of(rendered, "hugetlb-quota-controller") == {
         "hugetlb.dev/hugetlbquotas": READ | {"patch"},
         "hugetlb.dev/hugetlbquotas/status": {"update"},
         "hugetlb.dev/hugetlbnodes": READ | {"update"},
         "pods": READ,
-        "nodes": READ,
-        "namespaces": READ,
-        "apiextensions.k8s.io/customresourcedefinitions": READ,
+        "nodes": FOLLOW,
+        "namespaces": FOLLOW,
+        "apiextensions.k8s.io/customresourcedefinitions": FOLLOW,
         "events.k8s.io/events": {"create"},
         "coordination.k8s.io/leases in hugetlb-system": {"create"},
+        "coordination.k8s.io/leases in hugetlb-system named hugetlb-quota-controller": {
+            "get",
+            "update",
+        },
+        "admissionregistration.k8s.io/validatingwebhookconfigurations named hugetlb-quota": READ
+        | {"update"},
+        "secrets in hugetlb-system named"
+        " hugetlb-quota-admission-serving,hugetlb-quota-admission-ca": READ | {"update"},
+        "services in hugetlb-system named hugetlb-quota-admission": {"get"},
+    }
+    assert rights_of(rendered, "hugetlb-quota-uninstall") == {
+        "hugetlb.dev/hugetlbquotas": {"list", "update"},
         "coordination.k8s.io/leases in hugetlb-system named hugetlb-quota-controller": {
             "get",
             "update",
@@ -54,8 +67,9 @@ def test_the_programs_have_these_rights_and_no_others(rendered: chart.Chart) -> 
     assert rights_of(rendered, "hugetlb-quota-agent") == {
         "hugetlb.dev/hugetlbnodes": READ | {"create"},
         "hugetlb.dev/hugetlbnodes/status": {"update"},
-        "pods": READ,
+        "pods": FOLLOW,
         "nodes": {"get"},
+        "events.k8s.io/events": {"create"},
     }
 
 
@@ -115,9 +129,14 @@ def test_leaves_the_crds_out_when_told(helm: Path) -> None:
         ({"controler": {"replicas": 1}}, "'controler' not allowed"),
         ({"bindAddress": "[::]"}, "/bindAddress"),
         ({"startupSeconds": 0}, "/startupSeconds"),
+        ({"log": {"format": "xml"}}, "/log/format"),
+        ({"admission": {"requireQuota": "yes"}}, "/admission/requireQuota"),
         ({"requestTimeoutSeconds": 0}, "/requestTimeoutSeconds"),
         ({"priorityClassQuota": {"pods": "many"}}, "/priorityClassQuota/pods"),
         ({"admission": {"tls": {"existingSecret": "mine"}}}, "admission.tls.caBundle must hold"),
+        ({"image": {}}, "image.repository is not set, and there is no public image. Build one"),
+        ({"image": {"repository": "a:1"}}, "/image/repository"),
+        ({"image": {"repository": "a", "digest": "sha256:1"}}, "/image/digest"),
     ],
 )
 def test_refuses_bad_values(values: dict[str, Any], why: str, helm: Path) -> None:
@@ -125,19 +144,132 @@ def test_refuses_bad_values(values: dict[str, Any], why: str, helm: Path) -> Non
         chart.render(helm, values=values)
 
 
+DIGEST = f"sha256:{'0' * 64}"
+
+
+@pytest.mark.parametrize(
+    ("image", "registry", "expected"),
+    [
+        ({"repository": "a/b"}, "", "a/b:0.1.0"),
+        ({"repository": "a/b", "tag": "1"}, "r.test:5000", "r.test:5000/a/b:1"),
+        ({"repository": "r.test:5000/b", "digest": DIGEST}, "", f"r.test:5000/b@{DIGEST}"),
+    ],
+)
+def test_all_programs_are_of_the_image_that_is_named(
+    image: dict[str, str], registry: str, expected: str, helm: Path
+) -> None:
+    values = {"image": image, "global": {"imageRegistry": registry}}
+    told = chart.render(helm, values=values)
+    images = {
+        container["image"]
+        for workload in told.of_kind("Deployment") + told.of_kind("DaemonSet")
+        for container in workload["spec"]["template"]["spec"]["containers"]
+    }
+    assert images == {expected}
+
+
+def workload(told: chart.Chart, program: str) -> Object:
+    found = told.of_kind("Deployment") + told.of_kind("DaemonSet")
+    (one,) = [each for each in found if each["metadata"]["name"] == f"hugetlb-quota-{program}"]
+    return one
+
+
+@pytest.mark.parametrize("program", ["admission", "controller", "agent"])
+def test_each_program_takes_what_people_add(program: str, helm: Path) -> None:
+    added = {
+        "podLabels": {"team": "a"},
+        "podAnnotations": {"note": "b"},
+        "serviceAccountAnnotations": {"role": "c"},
+        "extraArgs": ["--log-level=debug"],
+        "extraEnv": [{"name": "TZ", "value": "UTC"}],
+    }
+    told = chart.render(helm, values={program: added})
+    template = workload(told, program)["spec"]["template"]
+    assert template["metadata"]["labels"]["team"] == "a"
+    assert template["metadata"]["annotations"]["note"] == "b"
+    (container,) = template["spec"]["containers"]
+    assert container["args"][-1] == "--log-level=debug"
+    assert {"name": "TZ", "value": "UTC"} in container["env"]
+    (account,) = [
+        each
+        for each in told.of_kind("ServiceAccount")
+        if each["metadata"]["name"] == f"hugetlb-quota-{program}"
+    ]
+    assert account["metadata"]["annotations"] == {"role": "c"}
+
+
+def test_where_programs_run_is_for_the_cluster_to_say(helm: Path) -> None:
+    values = {
+        "fixedUser": False,
+        "admission": {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"},
+        "agent": {"cgroupRoot": "kubelet", "updateStrategy": {"type": "OnDelete"}},
+    }
+    told = chart.render(helm, values=values)
+    spec = workload(told, "admission")["spec"]["template"]["spec"]
+    assert (spec["hostNetwork"], spec["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
+    assert "runAsUser" not in spec["securityContext"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert "--cgroup-root=kubelet" in told.container("agent").command
+    assert workload(told, "agent")["spec"]["updateStrategy"]["type"] == "OnDelete"
+
+
+def test_rendering_twice_gives_the_same_bytes_and_no_key(helm: Path, rendered: chart.Chart) -> None:
+    assert chart.render(helm).objects == chart.render(helm).objects
+    assert len(rendered.of_kind("Secret")) == 2
+    assert not [each for each in rendered.of_kind("Secret") if each.keys() & {"data", "stringData"}]
+    (configuration,) = rendered.of_kind(chart.WEBHOOKS)
+    clients = [each["clientConfig"] for each in configuration["webhooks"]]
+    assert not [each for each in clients if "caBundle" in each or "path" in each["service"]]
+
+
+def test_pods_are_asked_about_in_all_namespaces_but_those_that_are_spared(helm: Path) -> None:
+    def selectors(**admission: Any) -> list[Object]:
+        (found,) = chart.render(helm, values={"admission": admission}).of_kind(chart.WEBHOOKS)
+        return [each.get("namespaceSelector", {}) for each in found["webhooks"]]
+
+    def spared(*names: str) -> Object:
+        return {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": [*names]}
+
+    usual: Object = {"matchExpressions": [spared("kube-system", chart.NAMESPACE)]}
+    # Quotas are asked about everywhere.
+    assert selectors() == [usual, usual, {}]
+    assert selectors(sparedNamespaces=[], spareOwnNamespace=False) == [{}, {}, {}]
+    chosen: Object = {"matchLabels": {"a": "b"}}
+    both = chosen | {"matchExpressions": [spared("kube-system", "cni")]}
+    told = selectors(
+        namespaceSelector=chosen, sparedNamespaces=["kube-system", "cni"], spareOwnNamespace=False
+    )
+    assert told == [both, both, chosen]
+
+
 def test_ones_own_certificate_is_used(helm: Path) -> None:
     pem = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"
     values = {"admission": {"tls": {"existingSecret": "mine", "caBundle": pem}}}
     own = chart.render(helm, values=values)
-    assert [each["type"] for each in own.of_kind("Secret")] == ["Opaque"]  # the path's
-    (deployment,) = [d for d in own.of_kind("Deployment") if "admission" in d["metadata"]["name"]]
-    volume, _ = deployment["spec"]["template"]["spec"]["volumes"]
-    assert volume["secret"]["secretName"] == "mine"
+    (serving,) = own.of_kind("Secret")
+    assert serving["metadata"]["name"] == "hugetlb-quota-admission-serving"
+    assert "--tls-cert=/tls/tls.crt" in own.container("admission").command
+    assert own.container("admission").volumes["/tls"]["secret"]["secretName"] == "mine"
+    assert not [w for w in own.container("controller").command if "authority" in w]
     (configuration,) = own.of_kind(chart.WEBHOOKS)
     bundles = {webhook["clientConfig"]["caBundle"] for webhook in configuration["webhooks"]}
     assert bundles == {
         "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCk1BQT0KLS0tLS1FTkQgQ0VSVElGSUNBVEUtLS0tLQo="
     }
+
+
+def test_cert_manager_makes_the_certificates_when_told(helm: Path) -> None:
+    told = chart.render(helm, values={"admission": {"tls": {"certManager": {"enabled": True}}}})
+    by_name = {each["metadata"]["name"]: each["spec"] for each in told.of_kind("Certificate")}
+    serving = by_name["hugetlb-quota-admission"]
+    assert serving["dnsNames"] == ["hugetlb-quota-admission.hugetlb-system.svc"]
+    assert by_name["hugetlb-quota-admission-ca"]["isCA"] is True
+    mounted = told.container("admission").volumes["/tls"]["secret"]["secretName"]
+    assert mounted == serving["secretName"]
+    (configuration,) = told.of_kind(chart.WEBHOOKS)
+    annotations = configuration["metadata"]["annotations"]
+    inject = {"cert-manager.io/inject-ca-from": "hugetlb-system/hugetlb-quota-admission"}
+    assert annotations == inject
 
 
 @pytest.mark.parametrize(
@@ -169,6 +301,18 @@ def test_all_programs_listen_where_they_are_told(helm: Path, rendered: chart.Cha
     for program in ("admission", "controller", "agent"):
         assert "--bind=*" in rendered.container(program).command
         assert "--bind=fd00::1" in told.container(program).command
+
+
+def test_all_programs_log_as_they_are_told_and_admission_may_require_quotas(
+    helm: Path, rendered: chart.Chart
+) -> None:
+    values = {"log": {"level": "debug", "format": "json"}, "admission": {"requireQuota": True}}
+    told = chart.render(helm, values=values)
+    for program in ("admission", "controller", "agent"):
+        assert {"--log-level=info", "--log-format=text"} <= set(rendered.container(program).command)
+        assert {"--log-level=debug", "--log-format=json"} <= set(told.container(program).command)
+    assert "--require-quota" in told.container("admission").command
+    assert "--require-quota" not in rendered.container("admission").command
 
 
 def test_the_agent_is_told_not_to_mirror(helm: Path, rendered: chart.Chart) -> None:
@@ -207,7 +351,6 @@ def test_no_container_is_privileged_and_the_agent_alone_keeps_capabilities(
     assert rendered.container("agent").capabilities == reading
     told = chart.render(helm, values={"agent": {"reclaim": True}})
     assert told.container("agent").capabilities == reading | {"LEASE", "DAC_OVERRIDE", "FOWNER"}
-    assert rights_of(told, "hugetlb-quota-agent")["events.k8s.io/events"] == {"create"}
     for workload in rendered.of_kind("Deployment") + rendered.of_kind("DaemonSet"):
         (container,) = workload["spec"]["template"]["spec"]["containers"]
         security = container["securityContext"]
@@ -225,9 +368,8 @@ def release(
     name = unique("release")
     quiet = tmp_path / "values.yaml"
     selector = {"matchLabels": {"release": name}}
-    quiet.write_text(
-        yaml.safe_dump({"crds": {"install": False}, "admission": {"namespaceSelector": selector}})
-    )
+    values = {"crds": {"install": False}, "admission": {"namespaceSelector": selector}}
+    quiet.write_text(yaml.safe_dump(values | {"image": chart.IMAGE}))
 
     def run(*args: str) -> str:
         done = subprocess.run(
@@ -245,49 +387,15 @@ def release(
                    f"--values={quiet}", *args)  # fmt: skip
 
     yield install_or_upgrade
-    run("uninstall")
+    run("uninstall", "--no-hooks")  # no kubelet runs the Job
     assert name not in control_plane.kubectl("get", "clusterrole,clusterrolebinding").stdout
     control_plane.api.delete("v1/namespaces", name)
 
 
-def test_an_upgrade_keeps_the_certificate(
-    release: Callable[..., str], control_plane: ControlPlane
-) -> None:
+def test_an_upgrade_to_other_values_goes_through(release: Callable[..., str]) -> None:
     assert "Set a first quota" in release()
-
-    def certificates() -> tuple[Object, list[str]]:
-        secrets = {
-            found["type"]: found
-            for found in control_plane.api.list("v1/secrets", labels="app.kubernetes.io/component")
-            if found["metadata"]["namespace"].startswith("release-")
-        }
-        configurations = control_plane.api.list(
-            "admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
-        )
-        bundles = [
-            webhook["clientConfig"]["caBundle"]
-            for configuration in configurations
-            if configuration["metadata"]["name"].startswith("release-")
-            for webhook in configuration["webhooks"]
-        ]
-        path = base64.b64decode(secrets["Opaque"]["data"]["path"]).decode()
-        paths = [
-            webhook["clientConfig"]["service"]["path"]
-            for configuration in configurations
-            if configuration["metadata"]["name"].startswith("release-")
-            for webhook in configuration["webhooks"]
-        ]
-        assert len(path) == 40
-        assert all(each.startswith(f"/{path}/validate-") for each in paths)
-        return secrets["kubernetes.io/tls"]["data"], [*bundles, path]
-
-    data, bundles = certificates()
-    assert set(data) == {"ca.crt", "tls.crt", "tls.key"}
-    assert bundles[:-1] == [data["ca.crt"]] * 3
-    assert "WARNING: admission.failurePolicy is Ignore" in release(
-        "--set=admission.failurePolicy=Ignore"
-    )
-    assert certificates() == (data, bundles)
+    told = release("--set=admission.failurePolicy=Ignore")
+    assert "WARNING: admission.failurePolicy is Ignore" in told
 
 
 def rights_of(rendered: chart.Chart, account: str) -> Rights:

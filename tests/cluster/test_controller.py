@@ -49,7 +49,7 @@ def programs(plane: ControlPlane) -> Iterator[Programs]:
 
 @pytest.fixture
 def controller(programs: Programs) -> Iterator[Program]:
-    program = programs.start_controller()
+    program = programs.start_controller(webhooks=False)
     program.wait_ready()
     yield program
     program.stop()
@@ -246,12 +246,12 @@ def test_a_new_controller_learns_of_an_ended_pod_from_its_node_alone(
     api.create(QUOTAS, quota(namespace, "team", "128Mi"))
     created = api.create("v1/pods", pod(namespace, "a", "64Mi", node))
     report(api, node, version="1", pods=[reported(created)])
-    first = programs.start_controller()
+    first = programs.start_controller(webhooks=False)
     first.wait_ready()
     eventually(lambda: used(api, namespace, "team") == "64Mi")
     first.kill9()
     api.delete("v1/pods", "a", namespace=namespace)
-    second = programs.start_controller()
+    second = programs.start_controller(webhooks=False)
     second.wait_ready()
     try:
         # The new one leads once the dead one's Lease has run out.
@@ -266,7 +266,7 @@ def test_a_new_controller_learns_of_an_ended_pod_from_its_node_alone(
 def test_a_leader_that_was_paused_writes_over_no_count_of_its_successor(
     programs: Programs, api: Api, namespace: str
 ) -> None:
-    first = programs.start_controller()
+    first = programs.start_controller(webhooks=False)
     first.wait_ready()
     teams = [f"team-{number}" for number in range(12)]
     for team in teams:
@@ -275,7 +275,7 @@ def test_a_leader_that_was_paused_writes_over_no_count_of_its_successor(
     eventually(lambda: all(used(api, namespace, team) == "64Mi" for team in teams))
     # What the first sees when it goes on: a change that it has to count, and the past.
     os.kill(first.child.pid, signal.SIGSTOP)
-    second = programs.start_controller()
+    second = programs.start_controller(webhooks=False)
     try:
         second.wait_ready()
         eventually(lambda: "leads" in second.log(), timeout=60)
@@ -317,6 +317,37 @@ def test_a_node_that_is_gone_or_has_booted_releases_at_once(
     eventually(lambda: used(api, namespace, "team") == "0")
 
 
+def test_a_report_that_is_deleted_holds_until_the_agent_has_made_it_anew(
+    controller: Program, api: Api, namespace: str, unique: Callable[[str], str]
+) -> None:
+    node = unique("node")
+    make_node(api, node)
+    api.create(QUOTAS, quota(namespace, "team", "128Mi"))
+    created = api.create("v1/pods", pod(namespace, "a", "64Mi", node))
+    report(api, node, version="1", pods=[reported(created)])
+    eventually(lambda: used(api, namespace, "team") == "64Mi")
+    deleted = api.delete("v1/pods", "a", namespace=namespace)
+    api.delete(NODES, node)
+    eventually(lambda: f"HugeTLBNode {node} was deleted" in controller.log())
+    eventually(lambda: used(api, namespace, "team") == "64Mi", hold=2)
+    newer = str(int(deleted["metadata"]["resourceVersion"]) + 1_000_000)
+    report(api, node, version=newer, pods=[])
+    eventually(lambda: used(api, namespace, "team") == "0")
+
+
+def test_a_quota_has_the_controllers_finalizer_and_no_annotation_of_a_library(
+    controller: Program, api: Api, namespace: str
+) -> None:
+    api.create(QUOTAS, quota(namespace, "team", "128Mi"))
+
+    def metadata() -> Object:
+        found: Object = api.get(QUOTAS, "team", namespace=namespace)["metadata"]
+        return found
+
+    eventually(lambda: metadata().get("finalizers") == ["hugetlb.dev/charged"])
+    eventually(lambda: "annotations" not in metadata(), hold=2)
+
+
 def reserve(api: Api, namespace: str, name: str, uid: str, pod_name: str, age: float) -> None:
     expires = datetime.now(UTC) + timedelta(seconds=60 - age)
     held = Reservation(uid, f"{namespace}/{pod_name}", CHARGE, expires, "request").line
@@ -332,7 +363,8 @@ def reserve(api: Api, namespace: str, name: str, uid: str, pod_name: str, age: f
 def test_a_reservation_of_an_unseen_pod_outlives_every_recount_until_it_expires(
     controller: Program, api: Api, namespace: str, unique: Callable[[str], str]
 ) -> None:
-    for left in api.list(NODES):
+    # A report whose Node stays would be waited for.
+    for left in (*api.list("v1/nodes"), *api.list(NODES)):
         api.remove(left)
     node = unique("node")
     make_node(api, node)
@@ -436,7 +468,7 @@ def test_a_report_that_can_not_be_read_changes_no_count(
     api.create(QUOTAS, quota(namespace, "team", "128Mi"))
     created = api.create("v1/pods", pod(namespace, "a", "64Mi", node))
     report(api, node, version="1000000", pods=[reported(created, "6Mi", live=False)])
-    first = programs.start_controller()
+    first = programs.start_controller(webhooks=False)
     first.wait_ready()
     eventually(lambda: used(api, namespace, "team") == "64Mi")
     api.delete("v1/pods", "a", namespace=namespace)
@@ -445,7 +477,7 @@ def test_a_report_that_can_not_be_read_changes_no_count(
     eventually(lambda: used(api, namespace, "team") == "6Mi", hold=2)
     # The next one has never read any.
     first.kill9()
-    second = programs.start_controller(identity=first.identity)
+    second = programs.start_controller(identity=first.identity, webhooks=False)
     second.wait_ready()
     try:
         eventually(lambda: "leads" in second.log(), timeout=60)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import ssl
 import subprocess
 import sys
 from asyncio.subprocess import Process
@@ -41,8 +42,9 @@ ID = "1f" * 32
 class Api:
     """Pods and the node's report, listed and watched over plain HTTP."""
 
-    def __init__(self, kubeconfig: Path) -> None:
+    def __init__(self, kubeconfig: Path, tls: ssl.SSLContext | None = None) -> None:
         self.kubeconfig = kubeconfig
+        self._tls = tls
         self.version = 100
         self.objects: dict[str, dict[str, Json]] = {"pods": {}, "hugetlbnodes": {}}
         self.report: Json | None = None
@@ -68,7 +70,7 @@ class Api:
         application.router.add_post(f"{EVENTS}/{{namespace}}/events", self._publish)
         self._runner = web.AppRunner(application, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self._port)
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port, ssl_context=self._tls)
         await site.start()
         self._port = self._runner.addresses[0][1]
         server = {"server": f"http://127.0.0.1:{self._port}"}
@@ -81,6 +83,11 @@ class Api:
             "current-context": "c",
         }
         self.kubeconfig.write_text(json.dumps(config))
+
+    @property
+    def port(self) -> int:
+        """On 127.0.0.1."""
+        return self._port
 
     async def stop(self) -> None:
         """Be gone, with every watch."""
@@ -206,6 +213,11 @@ class Agent:
         self.cgroup_root: str | None = subtree.name
         self.process: Process | None = None
         self.port = 0
+        self.program = [sys.executable, "-m", "hugetlb_quota.agent"]
+
+    def environment(self) -> dict[str, str]:
+        """All of it."""
+        return {"KUBECONFIG": str(self.api.kubeconfig), "HOME": str(self.log.parent)}
 
     async def start(self, *more: str, container: Path | None = None) -> None:
         """``more``: arguments after the usual ones.
@@ -221,11 +233,11 @@ class Agent:
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *(() if container is None else ("unshare", "--cgroup")),
-                *(sys.executable, "-m", "hugetlb_quota.agent", "--node-name=n"),
+                *(*self.program, "--node-name=n"),
                 *(f"--health-port={self.port}", "--bind=127.0.0.1"),
                 *([f"--cgroup-root={self.cgroup_root}"] if self.cgroup_root else []),
                 *more,
-                env={"KUBECONFIG": str(self.api.kubeconfig), "HOME": str(self.log.parent)},
+                env=self.environment(),
                 stderr=log,
                 preexec_fn=enter,
             )

@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -19,9 +20,9 @@ from hugetlb_quota.agent.enforce import Enforcer
 from hugetlb_quota.node import cgroup as cgroups
 from hugetlb_quota.node.cgroup import Limit, read_limit, read_use
 from hugetlb_quota.node.host import HostRoot
-from hugetlb_quota.node.kubepods import Parents
+from hugetlb_quota.node.kubepods import Parents, PodCgroup, Qos
 from hugetlb_quota.node.pools import page_sizes
-from hugetlb_quota.node.watcher import KubepodsWatcher
+from hugetlb_quota.node.watcher import Happening, KubepodsWatcher, Made
 from hugetlb_quota.page_size import PageSize
 from tests.testnode import cgroup_tree, naming
 from tests.workloads import command
@@ -333,3 +334,44 @@ async def test_a_pod_that_went_before_its_turn_in_a_pass_is_forgotten(node: Node
     await until(lambda: not node.watcher.pods)
     node.enforcer.enforce(known)
     assert node.enforcer._pods == {}
+
+
+async def test_a_new_pod_meets_its_limit_before_anything_is_read(cgroup_subtree: Path) -> None:
+    """Kubelet's ``max`` stays until the pod is looked at."""
+    path = cgroup_subtree / naming.pod_level("systemd", "Burstable", "new")
+    cgroup_tree.make(cgroup_subtree, path)
+    pod = PodCgroup("new", Qos.BURSTABLE, path)
+
+    class Watcher:
+        async def __aiter__(self) -> AsyncIterator[Happening]:
+            for each in (Made(PodCgroup("gone", Qos.BURSTABLE, path / "gone")), Made(pod)):
+                yield each
+            await asyncio.Event().wait()
+
+    allowance = Allowance(Charge({SIZE: 8 * MIB}), {}, frozenset())
+    watcher = cast(KubepodsWatcher, Watcher())
+    sizes = page_sizes(HostRoot())
+    enforcer = Enforcer(watcher, sizes, lambda uid: allowance, lambda: None)
+    following = asyncio.create_task(enforcer.follow())
+    await until(lambda: limits(path) == (8, None))
+    assert read_limit(path, sizes[-1], "rsvd.max") == 0
+    assert not following.done()
+    following.cancel()
+
+
+async def test_what_was_read_and_not_told_when_a_listing_failed_makes_a_pass_due(
+    cgroup_subtree: Path,
+) -> None:
+    class Watcher:
+        async def __aiter__(self) -> AsyncIterator[Happening]:
+            raise OSError("input/output error")
+            yield  # a generator
+
+    moved = asyncio.Event()
+    watcher = cast(KubepodsWatcher, Watcher())
+    enforcer = Enforcer(watcher, page_sizes(HostRoot()), lambda uid: None, moved.set)
+    following = asyncio.create_task(enforcer.follow())
+    async with asyncio.timeout(SECONDS):
+        await moved.wait()
+    assert not following.done()
+    following.cancel()

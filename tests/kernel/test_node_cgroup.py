@@ -13,6 +13,7 @@ from hugetlb_quota.node.cgroup import (
     LimitBelowUse,
     NotControlled,
     read_limit,
+    read_refusals,
     read_use,
     write_limit,
 )
@@ -42,6 +43,27 @@ def test_what_is_written_is_read_back(cgroup: Path, value: int | None) -> None:
     write_limit(cgroup, SIZE, "rsvd.max", value)
     assert read_limit(cgroup, SIZE, "rsvd.max") == value
     assert read_limit(cgroup, SIZE, "max") is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "maps", "refused"),
+    [("4Mi", "8Mi", True), ("4Mi", "4Mi", False), ("64Mi", "64Mi", False)],
+)
+def test_the_kernel_counts_reservations_beyond_a_limit_and_not_an_empty_pool(
+    cgroup: Path, pages: Callable[[int], None], limit: str, maps: str, *, refused: bool
+) -> None:
+    pages(4)
+    inner = cgroup / "container"
+    inner.mkdir()
+    cgroup_tree.write(cgroup / "cgroup.subtree_control", "+hugetlb")
+    write_limit(cgroup, SIZE, "rsvd.max", int(limit[:-2]) * MIB)
+    subprocess.run(
+        command("map_pages", maps),
+        check=True,
+        capture_output=True,
+        preexec_fn=lambda: cgroup_tree.write(inner / "cgroup.procs", "0"),
+    )
+    assert (read_refusals(cgroup, SIZE) > 0) == refused
 
 
 def test_a_limit_below_use_is_refused_and_changes_nothing(

@@ -15,6 +15,7 @@ from hugetlb_quota.node.watcher import (
     Changed,
     Happening,
     KubepodsWatcher,
+    Made,
     Overflowed,
     Populated,
     Removed,
@@ -136,13 +137,22 @@ async def test_other_writes_are_not(node: Node, watch: Watch) -> None:
     watch.told.clear()
     cgroup_tree.write(path / "cgroup.max.depth", "5")
     cgroup_tree.write(path / "cgroup.kill", "1")
-    node.make_pod("later")
-    await watch.until(
-        Changed(
-            PodCgroup("later", Qos.BURSTABLE, path.parent / path.name.replace("podp", "podlater"))
-        )
-    )
-    assert len(watch.told) == 1
+    later = PodCgroup("later", Qos.BURSTABLE, node.make_pod("later"))
+    await watch.until(Changed(later))
+    assert watch.told == [Made(later), Changed(later)]
+
+
+async def test_of_pods_made_at_once_all_are_told_of_before_the_first_is_looked_at(
+    node: Node, watch: Watch
+) -> None:
+    node.make_kubepods()
+    await watch.until(Changed(PodCgroup("p", Qos.BURSTABLE, node.make_pod("p"))))
+    await asyncio.sleep(0.05)
+    watch.told.clear()
+    # In one go, so that the watcher gets no turn.
+    pods = [PodCgroup(f"{n}", Qos.BURSTABLE, node.make_pod(f"{n}")) for n in range(100)]
+    await watch.until(Changed(pods[-1]))
+    assert watch.told == [*map(Made, pods), *map(Changed, pods)]
 
 
 async def test_a_container_is_told_of_and_cruns_inner_one_too(node: Node, watch: Watch) -> None:

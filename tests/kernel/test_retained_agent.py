@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import signal
 from collections.abc import Callable
@@ -398,6 +399,36 @@ async def test_kubepods_is_found_below_another_slice_without_being_told_where(
     await until(lambda: api.left() == {"deep": 2})
     files = {each["path"]: each for each in api.status["files"] if each["mount"] == str(hugetlbfs)}
     assert (files["deep"]["uid"], files["forged"]["uid"]) == ("deep", "")
+
+
+async def test_no_labels_make_a_report_too_large(
+    agent: Agent,
+    api: Api,
+    hugetlbfs: Path,
+    pages: Callable[[int], None],
+    pod: Callable[[str], Pod],
+) -> None:
+    pages(2)
+    await agent.start()
+    await agent.ready()
+    much = pod("much")
+    await much.start()
+    labels = {f"long-{number}": "v" * 60 for number in range(4000)} | {"app": "web"}
+    await api.set("pods", "ns", "much", metadata={"labels": labels})
+    await much.maps("2Mi", f"--file={hugetlbfs / 'file'}")
+    await until(lambda: api.entry("much").get("labelsLeftOut"))
+    told = api.entry("much")
+    assert len(told["labels"]) + told["labelsLeftOut"] == 4001
+    assert told["labels"]["app"] == "web"
+    assert len(json.dumps(told)) < 16 << 10
+    # Also by an agent that knows no more than its last report.
+    await agent.end(signal.SIGKILL)
+    much.end()
+    await much.delete()
+    await agent.start()
+    await until(lambda: api.left() == {"much": 2})
+    assert api.entry("much")["labels"] == told["labels"]
+    assert api.entry("much")["labelsLeftOut"] == told["labelsLeftOut"]
 
 
 async def test_kill_9_at_any_moment_changes_nothing(

@@ -77,7 +77,7 @@ def disk(programs: Programs, images: Sequence[Path]) -> root.Disk:
     with root.locked(made_of.cache() / "disk.lock"):
         if not image.exists():
             for stale in made_of.cache().glob("disk-*.img"):
-                stale.unlink()  # a machine that runs from it keeps it open
+                stale.unlink()  # who runs machines from it holds it open
             with step("importing what the node runs, and writing the machine's disk"):
                 work = image.with_suffix(".root")
                 shutil.rmtree(work, ignore_errors=True)

@@ -2,12 +2,11 @@
 
 What no one would run here is left out (Deployments, the DaemonSet, and what is about their pods):
 `programs` starts the same commands as processes. Everything else is applied as it ships; only the
-webhooks' address changes, from the Service to a loopback URL.
+Service of admission leads to this host, and is asked at the port of a process.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import subprocess
@@ -15,11 +14,15 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
+from hugetlb_quota.controller.asking import with_rules
+from hugetlb_quota.controller.certificates import authority, stored
+from hugetlb_quota.controller.certificates.rotation import Authority, Serving, Trust
 from tests.kube.api import ApiError, Object, Objects
 from tests.kube.build import kubernetes_version
 from tests.kube.control_plane import ControlPlane
@@ -30,9 +33,11 @@ RELEASE: Final = "hugetlb-quota"
 NAMESPACE: Final = "hugetlb-system"
 
 WEBHOOKS: Final = "ValidatingWebhookConfiguration"
+IMAGE: Final = {"repository": "registry.test/hugetlb-quota"}
+SECRETS: Final = "v1/secrets"
 CRD: Final = "CustomResourceDefinition"
 NEEDS_KUBELET: Final = frozenset(
-    {"Deployment", "DaemonSet", "Service", "PodDisruptionBudget", "NetworkPolicy"}
+    {"Deployment", "DaemonSet", "Job", "Service", "PodDisruptionBudget", "NetworkPolicy"}
 )
 
 
@@ -66,18 +71,15 @@ class Chart:
         return [found for found in self.objects if found["kind"] == kind]
 
     @property
-    def path_secret(self) -> str:
-        """What the webhooks' paths begin with."""
-        (secret,) = [
-            found
-            for found in self.of_kind("Secret")
-            if found["metadata"]["name"].endswith("-admission-path")
-        ]
-        return base64.b64decode(secret["data"]["path"]).decode()
+    def fullname(self) -> str:
+        """What the names of its objects begin with; the webhook configuration's name."""
+        (configuration,) = self.of_kind(WEBHOOKS)
+        return str(configuration["metadata"]["name"])
 
     def container(self, program: str) -> Container:
-        """Find the container of "admission", "controller" or "agent"."""
-        for workload in self.of_kind("Deployment") + self.of_kind("DaemonSet"):
+        """Find the container of "admission", "controller", "agent" or "uninstall"."""
+        kinds = ("Deployment", "DaemonSet", "Job")
+        for workload in [found for kind in kinds for found in self.of_kind(kind)]:
             pod = workload["spec"]["template"]["spec"]
             for container in pod["containers"]:
                 if container["name"] == program:
@@ -93,7 +95,7 @@ def render(
     values: Mapping[str, Any] | None = None,
     chart: Path = CHART,
 ) -> Chart:
-    """Run `helm template` with these values.
+    """Run `helm template` with these values, and an image unless they name one.
 
     Raises ProgramError with helm's words when the values are refused.
     """
@@ -101,7 +103,7 @@ def render(
     command += [f"--kube-version={kubernetes_version()}", "--values=-"]
     done = subprocess.run(
         command,
-        input=json.dumps(values or {}),
+        input=json.dumps({"image": IMAGE, **(values or {})}),
         capture_output=True,
         text=True,
         timeout=60,
@@ -114,8 +116,12 @@ def render(
     return Chart(namespace, objects)
 
 
-def install(control_plane: ControlPlane, chart: Chart) -> None:
-    """Apply the namespace and everything but the webhooks, and wait until it is in force."""
+def install(control_plane: ControlPlane, chart: Chart, *, certificates: bool = True) -> None:
+    """Apply the namespace and everything but the webhooks, and wait until it is in force.
+
+    `certificates`: put into the Secrets what the controller that leads would put there; False
+    leaves that to one that runs.
+    """
     api = control_plane.api
     if not api.list("v1/namespaces", fields=f"metadata.name={chart.namespace}"):
         control_plane.create_namespace(chart.namespace)
@@ -126,32 +132,98 @@ def install(control_plane: ControlPlane, chart: Chart) -> None:
     for found in chart.objects:
         if found["kind"] not in NEEDS_KUBELET | {CRD, WEBHOOKS}:
             api.apply(found, manager="helm")
+    api.apply(_service(control_plane, chart), manager="helm")
+    if certificates:
+        _make_certificates(control_plane, chart)
     for program in ("admission", "controller", "agent"):
         _wait_allowed(control_plane, chart, program)
     _wait_policies(control_plane, chart.namespace)
 
 
-def register_webhooks(control_plane: ControlPlane, chart: Chart, address: str) -> None:
+def register_webhooks(
+    control_plane: ControlPlane, chart: Chart, address: str, *, complete: bool = True
+) -> None:
     """Apply the webhook configuration, and wait until it is in force.
 
-    `address`: scheme, host and port that take the Service's place, "https://127.0.0.1:8443";
-    its certificate is one of the control plane's CA. May be called again with another address.
+    `address`: scheme, host and port at which the Service's pods answer,
+    "https://127.0.0.1:8443". May be called again with another address. `complete`: put in what the
+    controller that leads would; False leaves that to one that runs.
     """
+    api = control_plane.api
     for shipped in chart.of_kind(WEBHOOKS):
-        control_plane.api.apply(at_url(shipped, address, control_plane.ca_file), manager="helm")
+        api.apply(at_port(shipped, int(address.rpartition(":")[2])), manager="helm")
+    if complete:
+        tell_api_server(control_plane, chart)
     _wait_webhooks(control_plane, chart.namespace)
 
 
-def at_url(shipped: Object, address: str, ca_file: Path) -> Object:
-    """Copy a webhook configuration with each Service replaced by a URL of the same path."""
+def at_port(shipped: Object, port: int) -> Object:
+    """Copy a webhook configuration, with the Service asked at another port."""
     changed: Object = json.loads(json.dumps(shipped))
     for webhook in changed["webhooks"]:
-        path = webhook["clientConfig"]["service"]["path"]
-        webhook["clientConfig"] = {
-            "url": address + path,
-            "caBundle": base64.b64encode(ca_file.read_bytes()).decode(),
-        }
+        webhook["clientConfig"]["service"]["port"] = port
     return changed
+
+
+def tell_api_server(control_plane: ControlPlane, chart: Chart) -> None:
+    """Complete the webhook configuration: CA, paths and rules, by the operator's own code."""
+    api = control_plane.api
+    resource = "admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
+    while True:
+        raw = api.get(resource, chart.fullname)
+        trust = Trust(
+            (_authority(control_plane, chart).certificate,), serving(control_plane, chart).path
+        )
+        try:
+            api.replace(resource, with_rules(stored.write_trust(raw, trust), asked=True))
+            return
+        except ApiError as error:
+            if error.code != 409:  # a controller was faster
+                raise
+
+
+def serving(control_plane: ControlPlane, chart: Chart) -> Serving:
+    """What admission serves with."""
+    name = f"{chart.fullname}-admission-serving"
+    return stored.read_serving(control_plane.api.get(SECRETS, name, namespace=chart.namespace))
+
+
+def _authority(control_plane: ControlPlane, chart: Chart) -> authority.Pair:
+    name = f"{chart.fullname}-admission-ca"
+    raw = control_plane.api.get(SECRETS, name, namespace=chart.namespace)
+    pair = stored.read_authority(raw).current
+    assert pair is not None
+    return pair
+
+
+def _service(control_plane: ControlPlane, chart: Chart) -> Object:
+    """The Service of admission, as one that leads to this host: nobody routes addresses here."""
+    host = control_plane.address
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"namespace": chart.namespace, "name": f"{chart.fullname}-admission"},
+        # An external name can't be an address of IPv6.
+        "spec": {"type": "ExternalName", "externalName": "localhost" if ":" in host else host},
+    }
+
+
+def _make_certificates(control_plane: ControlPlane, chart: Chart) -> None:
+    """Do the controller's first steps, where nobody has done them."""
+    api, now = control_plane.api, datetime.now(UTC)
+    raw = {
+        name: api.get(SECRETS, f"{chart.fullname}-admission-{name}", namespace=chart.namespace)
+        for name in ("ca", "serving")
+    }
+    if stored.read_serving(raw["serving"]).pair is not None:
+        return
+    ca = authority.make_authority("tests", now, timedelta(days=365))
+    host = f"{chart.fullname}-admission.{chart.namespace}.svc"
+    pair = authority.issue(ca, [host], now, timedelta(days=90))
+    kept = Authority(current=ca, trusted_since=now)
+    api.replace(SECRETS, stored.write_authority(raw["ca"], kept))
+    serving = Serving(pair=pair, path=uuid.uuid4().hex)
+    api.replace(SECRETS, stored.write_serving(raw["serving"], serving))
 
 
 def _container(pod: Object, container: Object) -> Container:

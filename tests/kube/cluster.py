@@ -79,14 +79,14 @@ class Cluster:
         plane = self.control_plane
         self._say("installing the chart")
         self.chart = charts.render(plane.assets / "helm", values=self._values)
-        charts.install(plane, self.chart)
+        charts.install(plane, self.chart, certificates=False)
         self.programs = Programs(plane, self.chart)
         self._say("starting admission and controller")
         self.admission = self.programs.start_admission()
+        charts.register_webhooks(plane, self.chart, self.admission.address, complete=False)
+        # The one that leads makes what admission waits for.
         self.controller = self.programs.start_controller()
         self.admission.wait_ready()
-        # As in a cluster: pods that must be asked about are refused until admission serves.
-        charts.register_webhooks(plane, self.chart, self.admission.address)
         self.controller.wait_ready()
         self._say(f"the operator is up after {time.monotonic() - started:.1f} s")
 

@@ -74,7 +74,7 @@ class Containers:
             self.chart.namespace, container.service_account, node=node
         )
         address = f"{scheme}://{in_url(plane.address)}:{port}"
-        program = Program(name, child, address, kubeconfig, plane.ca_file)
+        program = Program(name, child, address, kubeconfig)
         program.identity = pod
         self.running.append(program)
         return program
@@ -112,10 +112,7 @@ class Containers:
     def _volumes(self, container: Container, directory: Path) -> list[Mount]:
         mounts = []
         for target, volume in container.volumes.items():
-            if "secret" in volume:
-                content = self._secret(volume["name"])
-                source = str(_readable(directory / volume["name"], content, container))
-            elif volume["name"].startswith("reclaim-"):
+            if volume["name"].startswith("reclaim-"):
                 # This machine's own is that of an agent that may run here.
                 made = directory / volume["name"]
                 made.mkdir()
@@ -124,12 +121,6 @@ class Containers:
                 source = volume["hostPath"]["path"]
             mounts.append(Mount(source, target, volume["readOnly"]))
         return mounts
-
-    def _secret(self, volume: str) -> dict[str, bytes]:
-        if volume == "path":
-            return {"path": self.chart.path_secret.encode()}
-        cert, key = self._control_plane.serving_certificate("admission")
-        return {"tls.crt": cert.read_bytes(), "tls.key": key.read_bytes()}
 
 
 def _readable(directory: Path, content: Mapping[str, bytes], container: Container) -> Path:

@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.kube import chart
 from tests.kube.chart import Chart
 from tests.kube.control_plane import ControlPlane
 from tests.kube.process import Child, free_ports
@@ -26,9 +27,7 @@ READY_TIMEOUT = 60.0
 class Program:
     """One running program of the operator."""
 
-    def __init__(
-        self, name: str, child: Child, address: str, kubeconfig: Path, ca_file: Path
-    ) -> None:
+    def __init__(self, name: str, child: Child, address: str, kubeconfig: Path) -> None:
         self.name = name
         self.identity = ""
         """A controller's, in the Lease."""
@@ -36,12 +35,11 @@ class Program:
         """Scheme, host and port that it serves."""
         self.metrics = f"{address}/metrics"
         """Where Prometheus reads its metrics."""
-        self.webhooks = ""
-        """Admission's: what the URLs of its webhooks begin with."""
         self.kubeconfig = kubeconfig
         """Its ServiceAccount's, to try what it may do."""
         self.child = child
-        self._tls = ssl.create_default_context(cafile=str(ca_file))
+        # As kubelet asks: it checks no certificate.
+        self._tls = ssl._create_unverified_context()
 
     def is_ready(self) -> bool:
         """Whether GET /readyz is answered with 200."""
@@ -80,10 +78,10 @@ class Programs:
     """
 
     def __init__(
-        self, control_plane: ControlPlane, chart: Chart, *, source: Path | None = None
+        self, control_plane: ControlPlane, installed: Chart, *, source: Path | None = None
     ) -> None:
         self._control_plane = control_plane
-        self._chart = chart
+        self._chart = installed
         self._source = {} if source is None else {"PYTHONPATH": str(source)}
         self.running: list[Program] = []
 
@@ -94,28 +92,45 @@ class Programs:
         """
         free = free_ports(2)
         port, health_port = port or free[0], free[1]
-        cert, key = self._control_plane.serving_certificate("admission")
-        secret = self._control_plane.directory / "admission-path"
-        secret.write_text(self._chart.path_secret)
-        flags = {
-            "--tls-cert": str(cert),
-            "--tls-key": str(key),
-            "--path-secret": str(secret),
-            "--port": str(port),
-        }
         command = self._chart.container("admission").command
-        more = {"--health-port": str(health_port)}
+        flags: dict[str, str] = {}
+        # The release before this one may serve from files.
+        if any(word.startswith("--path-secret=") for word in command):
+            flags |= self._files()
+        more = {"--port": str(port), "--health-port": str(health_port)}
         if drain_seconds is not None:
             more["--drain-seconds"] = str(drain_seconds)
         # The release before this one has none of these.
         flags |= {f: v for f, v in more.items() if any(w.startswith(f"{f}=") for w in command)}
         program = self._start("admission", f"https://127.0.0.1:{port}", flags)
         program.metrics = f"http://127.0.0.1:{health_port}/metrics"
-        program.webhooks = f"{program.address}/{self._chart.path_secret}"
         return program
 
-    def start_controller(self, *, identity: str | None = None) -> Program:
-        """Start one replica; not yet ready. `identity` is its pod's name."""
+    def _files(self) -> dict[str, str]:
+        """What is served with, in files, as releases without the Secret of it take it."""
+        serving = chart.serving(self._control_plane, self._chart)
+        assert serving.pair is not None
+        content = {
+            "--tls-cert": serving.pair.certificate,
+            "--tls-key": serving.pair.key,
+            "--path-secret": serving.path,
+        }
+        flags = {}
+        for flag, text in content.items():
+            file = self._control_plane.directory / f"admission{flag}"
+            file.write_text(text)
+            flags[flag] = str(file)
+        return flags
+
+    def start_controller(
+        self, *, identity: str | None = None, webhooks: bool = True, extra: tuple[str, ...] = ()
+    ) -> Program:
+        """Start one replica; not yet ready. `identity` is its pod's name.
+
+        Without `webhooks` it counts though nobody is asked about pods.
+        """
+        if not webhooks:
+            extra = (*extra, "--webhooks=")
         port = free_ports(1)[0]
         identity = identity or f"controller-{port}"
         controller = self._start(
@@ -123,6 +138,7 @@ class Programs:
             f"http://127.0.0.1:{port}",
             {"--health-port": str(port)},
             pod={"metadata.name": identity},
+            extra=extra,
         )
         controller.identity = identity
         return controller
@@ -151,10 +167,17 @@ class Programs:
             extra=extra,
         )
 
+    def start_uninstall(self) -> Program:
+        """Start what runs before the release is deleted."""
+        return self._start("uninstall", "", {})
+
     def stop(self) -> None:
         """Stop all, agents last started first."""
         while self.running:
             self.running.pop().stop()
+
+    def _bind(self, name: str) -> dict[str, str]:
+        return {} if name == "uninstall" else {"--bind": "127.0.0.1"}
 
     def _start(
         self,
@@ -169,7 +192,7 @@ class Programs:
         container = self._chart.container(name)
         fields = {"metadata.namespace": self._chart.namespace, **(pod or {})}
         variables = {variable: fields[field] for variable, field in container.fields.items()}
-        command = rewritten(container.command, {"--bind": "127.0.0.1", **flags}, variables)
+        command = rewritten(container.command, {**self._bind(name), **flags}, variables)
         kubeconfig = self._control_plane.service_account_kubeconfig(
             self._chart.namespace, container.service_account, node=node
         )
@@ -188,7 +211,7 @@ class Programs:
             },
             capabilities=container.capabilities,
         )
-        program = Program(name, child, address, kubeconfig, self._control_plane.ca_file)
+        program = Program(name, child, address, kubeconfig)
         self.running.append(program)
         return program
 

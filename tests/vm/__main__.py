@@ -54,7 +54,7 @@ def _run(scratch: Path) -> int:
     emulator = qemu.best()
     network.enter()
     nodes = [NodeConfig() for _ in range(int(os.environ.get("NODES", "1")))]
-    with VmCluster(disk, scratch, nodes, emulator) as cluster:
+    with disk.held() as held, VmCluster(held, scratch, nodes, emulator) as cluster:
         environment = _environment(cluster, operator, before)
         status = _scenes(cluster, environment, sys.argv[1:])
         if os.environ.get("KEEP") == "1":

@@ -54,6 +54,16 @@ class Disk:
     """An uncompressed vmlinux: its boot skips the decompressor, which emulation makes slow."""
     initrd: Path
 
+    @contextmanager
+    def held(self) -> Iterator[Disk]:
+        """Give the same disk by names that stay while another run makes a newer one."""
+        files = [path.open("rb") for path in (self.image, self.kernel, self.initrd)]
+        try:
+            yield Disk(*(Path(f"/proc/{os.getpid()}/fd/{file.fileno()}") for file in files))
+        finally:
+            for file in files:
+                file.close()
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -101,7 +111,7 @@ def disk(images: Sequence[Path]) -> Disk:
     with locked(recipe.cache() / "disk.lock"):
         if not image.exists():
             for stale in recipe.cache().glob("disk-*.img"):
-                stale.unlink()  # a machine that runs from it keeps it open
+                stale.unlink()  # who runs machines from it holds it open
             with step("importing the images and writing the node's disk"):
                 work = image.with_suffix(".root")
                 shutil.rmtree(work, ignore_errors=True)

@@ -32,19 +32,109 @@ app.kubernetes.io/component: {{ last . }}
 {{- end }}
 
 {{- define "hugetlb-quota.image" -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- $why := printf "image.repository is not set, and there is no public image. Build one (make image IMAGE=registry.example.com/hugetlb-quota:%s), push it to a registry that your nodes pull from, and name it: --set image.repository=registry.example.com/hugetlb-quota" .Chart.AppVersion }}
+{{- $repository := required $why .Values.image.repository }}
+{{- with .Values.global.imageRegistry }}
+{{- $repository = printf "%s/%s" (trimSuffix "/" .) $repository }}
+{{- end }}
+{{- if .Values.image.digest }}
+{{- printf "%s@%s" $repository .Values.image.digest }}
+{{- else }}
+{{- printf "%s:%s" $repository (.Values.image.tag | default .Chart.AppVersion) }}
+{{- end }}
 {{- end }}
 
+{{/* Who makes the webhooks' certificates: the controller, or "" where the values name another. */}}
+{{- define "hugetlb-quota.ownCertificates" -}}
+{{- if and .Values.admission.tls.existingSecret .Values.admission.tls.certManager.enabled }}
+{{- fail "admission.tls.existingSecret and admission.tls.certManager.enabled exclude each other" }}
+{{- end }}
+{{- if not (or .Values.admission.tls.existingSecret .Values.admission.tls.certManager.enabled) }}true{{ end }}
+{{- end }}
+
+{{/* The Secret whose certificate admission mounts; "" where it reads the controller's own. */}}
 {{- define "hugetlb-quota.tlsSecret" -}}
-{{- .Values.admission.tls.existingSecret | default (printf "%s-admission-tls" (include "hugetlb-quota.fullname" .)) }}
+{{- if .Values.admission.tls.certManager.enabled }}
+{{- printf "%s-admission-cert-manager" (include "hugetlb-quota.fullname" .) }}
+{{- else }}
+{{- .Values.admission.tls.existingSecret }}
+{{- end }}
+{{- end }}
+
+{{/* What admission serves with: certificate and paths. */}}
+{{- define "hugetlb-quota.servingSecret" -}}
+{{ include "hugetlb-quota.fullname" . }}-admission-serving
+{{- end }}
+
+{{/* The CA's; the controller alone may read it. */}}
+{{- define "hugetlb-quota.authoritySecret" -}}
+{{ include "hugetlb-quota.fullname" . }}-admission-ca
+{{- end }}
+
+{{- define "hugetlb-quota.ownSecrets" -}}
+- {{ include "hugetlb-quota.servingSecret" . }}
+{{- if include "hugetlb-quota.ownCertificates" . }}
+- {{ include "hugetlb-quota.authoritySecret" . }}
+{{- end }}
+{{- end }}
+
+{{/* Where the API server asks: (list . service caBundle webhook-as-it-is) */}}
+{{- define "hugetlb-quota.clientConfig" -}}
+{{- $root := first . }}
+{{- $live := (index . 3 | default dict).clientConfig | default dict }}
+{{- $ca := index . 2 | default $live.caBundle -}}
+service:
+  name: {{ index . 1 }}
+  namespace: {{ $root.Release.Namespace }}
+  port: 443
+  {{- with ($live.service | default dict).path }}
+  path: {{ . }}
+  {{- end }}
+{{- with $ca }}
+caBundle: {{ . }}
+{{- end }}
+{{- end }}
+
+{{/* The namespaces whose pods are asked about: all that are selected and not spared. */}}
+{{- define "hugetlb-quota.podNamespaces" -}}
+{{- $selector := deepCopy .Values.admission.namespaceSelector }}
+{{- $spared := .Values.admission.sparedNamespaces }}
+{{- if .Values.admission.spareOwnNamespace }}
+{{- $spared = append $spared .Release.Namespace | uniq }}
+{{- end }}
+{{- if $spared }}
+{{- $not := dict "key" "kubernetes.io/metadata.name" "operator" "NotIn" "values" $spared }}
+{{- $_ := set $selector "matchExpressions" (append ($selector.matchExpressions | default list) $not) }}
+{{- end }}
+{{- toYaml $selector }}
+{{- end }}
+
+{{/*
+The CRDs that are there and not of this release: of one that was uninstalled, or applied by hand. helm would
+refuse the whole release for them; they stay as they are, and the notes say how to take them over.
+*/}}
+{{- define "hugetlb-quota.othersCrds" -}}
+{{- range $path, $crd := .Files.Glob "files/crds/*.yaml" }}
+{{- $name := (fromYaml (toString $crd)).metadata.name }}
+{{- with lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" $name }}
+{{- $notes := .metadata.annotations | default dict }}
+{{- $is := printf "%s/%s" (get $notes "meta.helm.sh/release-namespace") (get $notes "meta.helm.sh/release-name") }}
+{{- $managed := get (.metadata.labels | default dict) "app.kubernetes.io/managed-by" }}
+{{- if or (ne $is (printf "%s/%s" $.Release.Namespace $.Release.Name)) (ne $managed "Helm") }}
+- {{ $name }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{/* What admission and controller need of their node: nothing. */}}
 {{- define "hugetlb-quota.podSecurity" -}}
 runAsNonRoot: true
+{{- if .Values.fixedUser }}
 runAsUser: 65532
 runAsGroup: 65532
 fsGroup: 65532
+{{- end }}
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
@@ -67,6 +157,12 @@ topologySpreadConstraints:
     whenUnsatisfiable: ScheduleAnyway
     labelSelector:
       matchLabels: {{- include "hugetlb-quota.selector" . | nindent 8 }}
+{{- end }}
+
+{{/* What every program logs, and how. */}}
+{{- define "hugetlb-quota.log" -}}
+- --log-level={{ .Values.log.level }}
+- --log-format={{ .Values.log.format }}
 {{- end }}
 
 {{/* Where a program's pods run: (.Values.admission) */}}

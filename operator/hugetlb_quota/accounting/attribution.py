@@ -46,30 +46,39 @@ class Attribution:
         namespace: str = "",
         labels: Mapping[str, str] | None = None,
         node: str | None = None,
+        *,
+        partial: bool = False,
     ) -> frozenset[QuotaKey]:
         """The quotas that are charged directly for the pod ``uid``.
 
         By :meth:`by_rule`; where that names none, those that have its line.
 
         :param namespace: "" when neither the API nor a report ever told of the pod.
-        :param labels: the last that are known.
+        :param labels: the last that are known; ``partial``: it has more.
         :param node: where it runs or ran; None when it is bound to none.
         """
-        ruled = self.by_rule(uid, namespace, labels, node)
+        ruled = self.by_rule(uid, namespace, labels, node, partial=partial)
         return self.by_line(uid) if ruled is None else ruled
 
     def by_rule(
-        self, uid: str, namespace: str, labels: Mapping[str, str] | None, node: str | None
+        self,
+        uid: str,
+        namespace: str,
+        labels: Mapping[str, str] | None,
+        node: str | None,
+        *,
+        partial: bool = False,
     ) -> frozenset[QuotaKey] | None:
         """The quotas that govern the pod, and its heirs; None when there are neither.
 
-        A quota that is being deleted governs it only until an heir is named.
+        A quota that is being deleted governs it only until an heir is named. Of a pod that has
+        more than these ``labels`` every quota does that may.
         """
         named = self.heirs.get((node or "", uid))
         inherited = named is not None
         governing = frozenset(
             quota.key
-            for quota in self.forest.selecting(namespace, labels or {})
+            for quota in self.forest.selecting(namespace, labels or {}, partial=partial)
             if not (inherited and quota.terminating)
         )
         heirs = frozenset(key for key in named or NOBODY if key in self.forest)
@@ -88,16 +97,24 @@ def read_lines(counters: Iterable[Counter], forest: Forest) -> Mapping[str, Line
     """
     found: dict[str, dict[QuotaKey, Reservation]] = {}
     for counter in counters:
-        for each in counter.reservations:
-            held = found.setdefault(each.uid, {})
-            known = held.get(counter.quota)
-            # Of two on one quota the identity says more.
-            if known is None or (each.counted and not known.counted):
-                held[counter.quota] = each
-    return {uid: _line(uid, held, forest) for uid, held in found.items()}
+        for uid, each in lines_of(counter).items():
+            found.setdefault(uid, {})[counter.quota] = each
+    return {uid: line_of(uid, held, forest) for uid, held in found.items()}
 
 
-def _line(uid: str, held: Mapping[QuotaKey, Reservation], forest: Forest) -> Line:
+def lines_of(counter: Counter) -> Mapping[str, Reservation]:
+    """What the reservations of one quota say of each pod, by UID."""
+    held: dict[str, Reservation] = {}
+    for each in counter.reservations:
+        known = held.get(each.uid)
+        # Of two on one quota the identity says more.
+        if known is None or (each.counted and not known.counted):
+            held[each.uid] = each
+    return held
+
+
+def line_of(uid: str, held: Mapping[QuotaKey, Reservation], forest: Forest) -> Line:
+    """What all quotas that hold a reservation of the pod ``uid`` say of it."""
     # An identity stands only where the pod was charged directly, a reservation above it too.
     identities = {key: each for key, each in held.items() if each.counted}
     above = {

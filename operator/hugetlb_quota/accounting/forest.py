@@ -139,12 +139,18 @@ class Forest:
     def __getitem__(self, key: QuotaKey) -> Quota:
         return self._quotas[key]
 
-    def selecting(self, namespace: str, labels: Mapping[str, str]) -> tuple[Quota, ...]:
-        """The quotas that govern a pod directly: of its namespace, selecting its labels."""
+    def selecting(
+        self, namespace: str, labels: Mapping[str, str], *, partial: bool = False
+    ) -> tuple[Quota, ...]:
+        """The quotas that govern a pod directly: of its namespace, selecting its labels.
+
+        ``partial``: it has more labels, and every quota counts that may select it.
+        """
         return tuple(
             quota
             for quota in self._by_namespace.get(namespace, ())
-            if quota.pod_selector.matches(labels)
+            if (partial and quota.pod_selector.may_match(labels))
+            or (not partial and quota.pod_selector.matches(labels))
         )
 
     def chain(self, key: QuotaKey) -> tuple[Quota, ...]:
@@ -217,6 +223,23 @@ class Forest:
             and (parent := self.parent(quota)) is not None
             and parent.key == key
         )
+
+    def below(self, keys: Iterable[QuotaKey]) -> set[QuotaKey]:
+        """``keys`` and every quota that has one of them on its chain, or would have it there.
+
+        One of ``keys`` may be of no quota: those that name it as their parent count too.
+        """
+        named: dict[QuotaKey, list[QuotaKey]] = {}
+        for quota in self:
+            for above in {quota.parent, quota.attached_to}:
+                if above is not None:
+                    named.setdefault(above, []).append(quota.key)
+        found: set[QuotaKey] = set()
+        level = set(keys)
+        while level:
+            found |= level
+            level = {key for above in level for key in named.get(above, ())} - found
+        return found
 
     def admits(self, parent: Quota, child: QuotaKey) -> bool:
         """Whether ``parent`` lets quotas of the child's namespace attach."""

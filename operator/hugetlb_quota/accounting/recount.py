@@ -44,7 +44,7 @@ class Retained:
 class RetainedFile:
     """A shared file in which a pod that is gone left pages.
 
-    ``charged``: bytes of ``size``. ``quotas``: charged directly.
+    ``charged``: bytes of ``size``. ``quotas``: charged directly. ``uid``: the pod's.
     """
 
     node: str
@@ -53,6 +53,7 @@ class RetainedFile:
     size: PageSize
     charged: int
     quotas: frozenset[QuotaKey]
+    uid: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,12 @@ class Identities:
     """
 
     kept: Mapping[str, Identity] = field(default_factory=dict)
-    settled: frozenset[str] = frozenset()
+    settled: Set[str] = frozenset()
+
+    def spare(self, line: Reservation) -> bool:
+        """Whether the pod of ``line`` is in the API, which knows it too."""
+        kept = self.kept.get(line.uid)
+        return kept is not None and kept.in_api
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,10 @@ class Tally:
 FILES_TOLD = 5
 
 
-#: How many identities a quota keeps: each makes every admission's write longer.
+#: How many identities a quota keeps: each makes every admission's write longer. Those of pods
+#: in the API go when there are more. Those of pods that are charged stay. A reservation that would
+#: become another one, of a pod that is neither, stays what it is, and charged: nothing is
+#: forgotten, and the quota fills.
 IDENTITIES_KEPT = 256
 
 
@@ -142,12 +151,15 @@ def tally(
             pods=Charge.total(charges[key]),
             seen=seen[key],
             retained=Charge.total(left[key]),
-            files=tuple(
-                sorted(held_in[key], key=lambda file: (-file.charged, file.node, file.path))
-            )[:FILES_TOLD],
+            files=tuple(sorted(held_in[key], key=largest_first))[:FILES_TOLD],
         )
         for key in charges
     }
+
+
+def largest_first(file: RetainedFile) -> tuple[int, str, str]:
+    """By what files are sorted that people are told of."""
+    return -file.charged, file.node, file.path
 
 
 def expired(counter: Counter, now: datetime) -> tuple[Reservation, ...]:
@@ -170,12 +182,22 @@ def recount(
     a pod is counted nowhere. Where it ends, its pod's identity stays as long as it is kept.
     Lines that can't be read go when they are among the ``gone``.
     """
+
+    def is_alone(line: Reservation) -> bool:
+        return line.uid not in counted.seen and not identities.spare(line)
+
     lines: list[Reservation] = []
     named: dict[str, int] = {}
+    alone = sum(1 for each in counter.reservations if each.counted and is_alone(each))
     for each in counter.reservations:
         stays = _stays(each, counter, counted, gone, identities)
         if stays is None:
             continue
+        if stays.counted and not each.counted and is_alone(stays):
+            if alone >= IDENTITIES_KEPT:
+                lines.append(each)
+                continue
+            alone += 1
         if stays.counted:
             if stays.uid in named:
                 lines[named[stays.uid]] = stays
@@ -210,18 +232,10 @@ def _stays(
 
 
 def _bounded(lines: list[Reservation], identities: Identities) -> tuple[Reservation, ...]:
-    """``lines`` without the identities that are too many.
-
-    Those of pods that are in the API go first: it knows them too. Then the oldest.
-    """
+    """``lines`` without the identities that are too many: the oldest of pods in the API."""
     excess = sum(1 for each in lines if each.counted) - IDENTITIES_KEPT
     if excess <= 0:
         return tuple(lines)
-
-    def in_api(line: Reservation) -> bool:
-        kept = identities.kept.get(line.uid)
-        return kept is not None and kept.in_api
-
-    oldest = sorted((each for each in lines if each.counted), key=lambda each: not in_api(each))
-    dropped = {each.uid for each in oldest[:excess]}
+    spare = [each for each in lines if each.counted and identities.spare(each)]
+    dropped = {each.uid for each in spare[:excess]}
     return tuple(each for each in lines if not (each.counted and each.uid in dropped))

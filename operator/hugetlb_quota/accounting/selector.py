@@ -94,6 +94,10 @@ class Selector:
         """Whether ``labels`` meet every requirement."""
         return all(requirement.matches(labels) for requirement in self.requirements)
 
+    def may_match(self, labels: Mapping[str, str]) -> bool:
+        """Whether ``labels``, with more that are not known, may meet every requirement."""
+        return all(each.key not in labels or each.matches(labels) for each in self.requirements)
+
 
 def _fault(requirement: Requirement) -> str:
     key, values = requirement.key, requirement.values

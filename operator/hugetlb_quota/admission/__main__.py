@@ -1,4 +1,4 @@
-"""The admission program: ``python -m hugetlb_quota.admission --tls-cert FILE --tls-key FILE``."""
+"""The admission program: ``python -m hugetlb_quota.admission --serving-secret NAMESPACE/NAME``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import logging
 import signal
 import ssl
 import sys
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
@@ -16,8 +18,9 @@ import uvloop
 
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
 from hugetlb_quota.admission.connections import DRAIN_TIMEOUT, Connections
+from hugetlb_quota.admission.identity import Certificate, Identity
 from hugetlb_quota.admission.metrics import AdmissionMetrics
-from hugetlb_quota.admission.server import Certificate, PathSecret, serve
+from hugetlb_quota.admission.server import Tls, serve
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.listening import EVERYWHERE
 from hugetlb_quota.kube.probes import NoProbePort, serve_probes
@@ -47,18 +50,17 @@ async def _run(arguments: argparse.Namespace) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    try:
-        certificate = Certificate(arguments.tls_cert, arguments.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        sys.exit(
-            f"The certificate {arguments.tls_cert} with the key {arguments.tls_key}"
-            f" can't be loaded: {error}"
-        )
-    try:
-        path = PathSecret(arguments.path_secret)
-    except (OSError, ValueError) as error:
-        sys.exit(f"The secret of the path, {arguments.path_secret}, can't be read: {error}")
-    async with Connection.open("hugetlb-quota-admission") as connection:
+    async with AsyncExitStack() as stack:
+        connection = await stack.enter_async_context(Connection.open("hugetlb-quota-admission"))
+        identity = Identity(connection, arguments.serving_secret)
+        await stack.enter_async_context(identity.followed())
+        certificate: Tls = identity
+        if arguments.tls_cert is not None:
+            given = _given(arguments)
+            await stack.enter_async_context(given.followed())
+            certificate = given
+        if not await _unless(stop, identity.complete(certificate=certificate is identity)):
+            return
         try:
             metrics, is_serving = AdmissionMetrics(), asyncio.Event()
             probes = serve_probes(
@@ -70,7 +72,7 @@ async def _run(arguments: argparse.Namespace) -> None:
             serving = serve(
                 connection,
                 certificate,
-                path,
+                identity,
                 arguments.bind,
                 arguments.port,
                 Connections(drain=arguments.drain_seconds),
@@ -88,19 +90,41 @@ async def _run(arguments: argparse.Namespace) -> None:
             sys.exit(f"Can't listen on {arguments.bind} port {arguments.port}: {error}")
 
 
+def _given(arguments: argparse.Namespace) -> Certificate:
+    """The certificate in files; the program ends with a sentence where it can't be loaded."""
+    try:
+        return Certificate(arguments.tls_cert, arguments.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        sys.exit(
+            f"The certificate {arguments.tls_cert} with the key {arguments.tls_key}"
+            f" can't be loaded: {error}"
+        )
+
+
+async def _unless(stop: asyncio.Event, waiting: Coroutine[None, None, None]) -> bool:
+    """Wait until ``waiting`` ends; False when ``stop`` comes first."""
+    tasks = (asyncio.ensure_future(waiting), asyncio.ensure_future(stop.wait()))
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return not stop.is_set()
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="hugetlb-quota-admission",
         description="Decides on pods and HugeTLBQuotas for the API server.",
     )
-    parser.add_argument("--tls-cert", type=Path, required=True, help="certificate chain, PEM")
-    parser.add_argument("--tls-key", type=Path, required=True, help="its private key, PEM")
     parser.add_argument(
-        "--path-secret",
-        type=Path,
+        "--serving-secret",
+        type=_namespace_and_name,
         required=True,
-        help="holds what the webhooks' paths begin with, known to the API server alone",
+        metavar="NAMESPACE/NAME",
+        help="the Secret that the controller puts a certificate and the webhooks' paths into",
     )
+    parser.add_argument("--tls-cert", type=Path, help="another certificate chain, PEM")
+    parser.add_argument("--tls-key", type=Path, help="its private key, PEM")
     parser.add_argument(
         "--changes",
         type=_namespace_and_name,
@@ -134,7 +158,10 @@ def _arguments() -> argparse.Namespace:
         help="refuse pods that ask for huge pages and that no quota governs",
     )
     add_options(parser)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if (arguments.tls_cert is None) != (arguments.tls_key is None):
+        parser.error("--tls-cert and --tls-key belong together")
+    return arguments
 
 
 def _namespace_and_name(text: str) -> tuple[str, str]:

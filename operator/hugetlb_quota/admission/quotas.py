@@ -238,7 +238,8 @@ class QuotaAdmission:
         leaving = bool(counter.used) and await chains.is_leaving(
             self._api, old.key.namespace, deadline
         )
-        if (counter.pods or counter.pending) and not leaving:
+        waits = bool(counter.used) and request.old["spec"].get("deletionPolicy") == "Wait"
+        if (counter.pods or counter.pending) and not (leaving or waits):
             return deny(refusal.charged_delete(counter, old.retained_files))
         quotas, namespaces = await chains.read_all(self._api, deadline)
         forest = Forest(
@@ -247,7 +248,7 @@ class QuotaAdmission:
         children = {each.key for each in forest.children(old.key)}
         charged = [each.counter for each in quotas if each.key in children and each.counter.used]
         warnings = [refusal.loses_children(old.key, sorted(children))] if children else []
-        if leaving and (charged or counter.pods or counter.reservations):
+        if waits or (leaving and (charged or counter.pods or counter.reservations)):
             if FINALIZER not in (request.old["metadata"].get("finalizers") or ()):
                 return deny(refusal.unguarded_delete(counter))
             # It takes no more pods from now on, and stays until nothing is charged.

@@ -300,20 +300,20 @@ def charged_delete(counter: Counter, files: Sequence[RetainedFile] = ()) -> str:
 
 
 def unguarded_delete(counter: Counter) -> str:
-    """A charged quota in a namespace that goes, and nothing keeps it until its pods have gone."""
+    """A charged quota that is to go, and nothing keeps it until its pods have gone."""
     return _bounded(
-        f"HugeTLBQuota {counter.quota} can't be deleted with its namespace yet:"
-        f" {_charged(counter)}, and the controller of hugetlb-quota has not put its finalizer on"
-        " it. The namespace controller tries again by itself; if it stays so, see whether the"
-        " controller of hugetlb-quota runs."
+        f"HugeTLBQuota {counter.quota} can't be deleted yet: {_charged(counter)}, and the"
+        " controller of hugetlb-quota has not put its finalizer on it. Try again in a moment, as"
+        " the deletion of a namespace does by itself; if it stays so, see whether the controller"
+        " of hugetlb-quota runs."
     )
 
 
 def goes_when_uncharged(counter: Counter) -> str:
-    """Warning: a charged quota that goes with its namespace."""
+    """Warning: a charged quota that goes later, with its namespace or by itself."""
     return _bounded(
         f"HugeTLBQuota {counter.quota} takes no more pods, nor do the quotas below it, and goes"
-        f" with its namespace when nothing is charged any more: {_charged(counter)}."
+        f" when nothing is charged any more: {_charged(counter)}."
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import socket
 import ssl
@@ -11,8 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import orjson
 from aiohttp import web
@@ -40,18 +38,15 @@ from hugetlb_quota.admission.review import (
 from hugetlb_quota.api import GROUP
 from hugetlb_quota.api.quota import KIND, PLURAL
 from hugetlb_quota.kube import errors
-from hugetlb_quota.kube.certificate import ends
 from hugetlb_quota.kube.listening import listen
 from hugetlb_quota.kube.quotas import QuotaObject
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS
+from hugetlb_quota.kube.serving import VALIDATE_PODS, VALIDATE_QUOTAS
 from hugetlb_quota.program import about
 
 #: The largest request body, in bytes: an UPDATE carries the object twice, and etcd holds
 #: none above 1.5 MiB (``--max-request-bytes``).
 BODY_LIMIT: Final = 3 * 1024**2
-#: How often the certificate's files are looked at, in seconds. Kubelet itself takes about
-#: a minute to bring a changed Secret.
-CERTIFICATE_PERIOD: Final = 10.0
 #: How long an answer about readiness holds, and how long it may take, in seconds.
 READY_PERIOD: Final = 2.0
 READY_TIMEOUT: Final = 2.0
@@ -65,82 +60,20 @@ _Resource = tuple[str, str, str]
 logger = logging.getLogger(__name__)
 
 
-class Certificate:
-    """The serving certificate; taken up anew when its files change."""
+class Tls(Protocol):
+    """Has the context to listen with."""
 
-    def __init__(self, certificate: Path, key: Path) -> None:
-        self._files = (certificate, key)
-        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        #: When what was taken up ends, in seconds since 1970; None where that can't be read.
-        self.ends: float | None = None
-        self._loaded = self._stamp()
-        self._load()
-
-    def refresh(self) -> None:
-        """Take up changed files; while they do not fit each other, keep what there is."""
-        try:
-            stamp = self._stamp()
-            if stamp == self._loaded:
-                return
-            self._load()
-        except (OSError, ssl.SSLError) as error:  # half written: the next look finds it whole
-            logger.warning("The changed certificate can't be loaded yet: %s", error)
-            return
-        self._loaded = stamp
-        logger.info("The changed certificate is in use for new connections.")
-
-    def _load(self) -> None:
-        # Tried first: a certificate that does not fit its key takes the place of the old
-        # one before OpenSSL refuses it.
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(*self._files)
-        # On the very context the server listens with: its next handshakes use it.
-        self.context.load_cert_chain(*self._files)
-        try:
-            self.ends = ends(self._files[0].read_text())
-        except (OSError, ValueError) as error:
-            self.ends = None
-            logger.warning("When the certificate ends can't be read: %s", error)
-
-    def _stamp(self) -> tuple[tuple[int, int, int], ...]:
-        # Through kubelet's symlinks, which it swaps: the inode tells even if the time does not.
-        stats = [file.stat() for file in self._files]
-        return tuple((each.st_mtime_ns, each.st_ino, each.st_size) for each in stats)
+    context: ssl.SSLContext
+    #: When its certificate ends, in seconds since 1970; None where that can't be read.
+    ends: float | None
 
 
-class PathSecret:
-    """What the paths of the webhooks begin with; only the API server is told it.
-
-    Taken up anew when its file changes. The one before is taken too, since the webhook
-    configuration changes at another moment than the file.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._known: tuple[bytes, ...] = (self._read(),)
+class Paths(Protocol):
+    """Knows what the paths of the webhooks begin with; only the API server is told it."""
 
     def matches(self, told: str) -> bool:
-        """Whether ``told`` is the secret; takes the same time whatever it is."""
-        sent = told.encode(errors="replace")
-        matching = [hmac.compare_digest(sent, known) for known in self._known]
-        return any(matching)
-
-    def refresh(self) -> None:
-        """Take up a changed file; while it can't be read, keep what there is."""
-        try:
-            secret = self._read()
-        except (OSError, ValueError) as error:
-            logger.warning("The changed secret of the path can't be read yet: %s", error)
-            return
-        if secret != self._known[0]:
-            self._known = (secret, self._known[0])
-            logger.info("The changed secret of the path is in use.")
-
-    def _read(self) -> bytes:
-        secret = self._file.read_bytes().strip()
-        if not secret:
-            raise ValueError(f"{self._file} is empty.")
-        return secret
+        """Whether ``told`` is that."""
+        ...
 
 
 class Admission:
@@ -149,7 +82,7 @@ class Admission:
     def __init__(
         self,
         api: chains.Api,
-        path: PathSecret,
+        path: Paths,
         changes: tuple[str, str],
         lifetime: timedelta,
         metrics: AdmissionMetrics,
@@ -178,8 +111,8 @@ class Admission:
         application = web.Application(client_max_size=BODY_LIMIT, middlewares=middlewares)
         application.add_routes(
             [
-                web.post("/{secret}/validate-pods", self._validate_pods),
-                web.post("/{secret}/validate-quotas", self._validate_quotas),
+                web.post(f"/{{secret}}/{VALIDATE_PODS}", self._validate_pods),
+                web.post(f"/{{secret}}/{VALIDATE_QUOTAS}", self._validate_quotas),
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
             ]
@@ -316,19 +249,11 @@ def _resource_name(resource: _Resource) -> str:
     return f"{plural}{'/' if subresource else ''}{subresource}{'.' if group else ''}{group}"
 
 
-async def _keep_fresh(*files: Certificate | PathSecret) -> None:
-    """Look for changed files now and then, for ever."""
-    while True:
-        await asyncio.sleep(CERTIFICATE_PERIOD)
-        for each in files:
-            each.refresh()
-
-
 @asynccontextmanager
 async def serve(
     api: chains.Api,
-    certificate: Certificate,
-    path: PathSecret,
+    certificate: Tls,
+    path: Paths,
     bind: str,
     port: int,
     connections: Connections | None = None,
@@ -360,7 +285,6 @@ async def serve(
     await runner.setup()
     assert runner.server is not None
     keeping = [
-        asyncio.create_task(_keep_fresh(certificate, path), name="certificate"),
         asyncio.create_task(connections.sweep(), name="connections"),
     ]
     try:

@@ -27,6 +27,7 @@ from hugetlb_quota.agent.poll import Poll
 from hugetlb_quota.agent.read import HostReader
 from hugetlb_quota.agent.reclaim import Reclaimer, project_waits
 from hugetlb_quota.agent.report import Latest, Reporter
+from hugetlb_quota.agent.shortage import Shortage
 from hugetlb_quota.agent.unusable import UnusableNode, check
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.informer import Informer, ObjectKey
@@ -57,6 +58,9 @@ EXIT_CODES: Final[dict[type[Exception], int]] = {
     NoProbePort: 8,
 }
 
+#: A thread that computes lets go for who sets limits after so long, in seconds. Each write of a
+#: limit may have to wait for that, so it is shorter than Python's own 5 ms.
+SWITCH: Final = 0.0001
 #: Open files, at most: of each pod's cgroup one for each page size is kept.
 DESCRIPTORS: Final = 65_536
 
@@ -166,6 +170,9 @@ class Agent:
         self._reclaimer = Reclaimer(
             connection, node, self._host, lambda: latest.report, lambda: self._waits(node)
         )
+        self._shortage = Shortage(
+            connection, node, lambda: self._watcher.pods, sizes, self._pods.seen
+        )
         self._reporter = Reporter(
             connection,
             node,
@@ -178,7 +185,11 @@ class Agent:
             notes=lambda: self._enforcer.by_pod_alone,
         )
         self._metrics = AgentMetrics(
-            latest, sizes, self._not_enforced, lambda: Reads() if reader is None else reader.reads
+            latest,
+            sizes,
+            self._not_enforced,
+            lambda: Reads() if reader is None else reader.reads,
+            lambda: self._shortage.refused,
         )
         self._informer.on_change(self._pod_changed)
         self._wishes.on_change(self._wishes_changed)
@@ -210,6 +221,7 @@ class Agent:
             self._poll.run(),
             self._reporter.run(self._synced, self._due),
             self._reclaimer.run(self._due),
+            self._shortage.run(),
         )
 
     async def _enforce_all(self) -> None:
@@ -261,6 +273,7 @@ def main() -> None:
     options = parse()
     start_log(options)
     _allow_descriptors()
+    sys.setswitchinterval(SWITCH)
     try:
         if options.check:
             check(HostRoot(options.host_root))

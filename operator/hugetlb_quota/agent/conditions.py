@@ -1,4 +1,4 @@
-"""The conditions of a HugeTLBNode: Ready, ChargeListReadable, MountsHaveRoom."""
+"""The conditions of a HugeTLBNode: Ready, ChargeListReadable, MountsHaveRoom, ReportComplete."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from hugetlb_quota import quantity
-from hugetlb_quota.api.node import MountStatus
+from hugetlb_quota.api.node import LeftOut, MountStatus
 
 Json = dict[str, Any]
 
@@ -64,6 +64,33 @@ def room_condition(mounts: Iterable[MountStatus], before: Mapping[str, Any], now
     )
     fine = "No hugetlbfs is used up to its own limit (size=)."
     return _condition("MountsHaveRoom", ("HaveRoom", "Full"), fine, full, before, now)
+
+
+def complete_condition(left_out: LeftOut, before: Mapping[str, Any], now: str) -> Json:
+    """The condition ReportComplete: whether all that there is to tell has room in the report."""
+    parts = [
+        f"{count} {what}"
+        for count, what in (
+            (left_out.files, "files, which are charged all the same"),
+            (
+                left_out.labels,
+                "pods' longest labels: every quota that may select such a pod is charged for it",
+            ),
+            (
+                left_out.pods,
+                "pods: until they are told of, and for pods that end meanwhile, what they asked"
+                " for stays charged",
+            ),
+        )
+        if count
+    ]
+    told = (
+        f"The report has reached its largest size. Left out are {'; '.join(parts)}. Remove files"
+        " that gone pods left, so that there are fewer pods to tell of."
+    )
+    fine = "All pods and the largest files are told."
+    problems = (told,) if parts else ()
+    return _condition("ReportComplete", ("Complete", "TooLarge"), fine, problems, before, now)
 
 
 def _condition(

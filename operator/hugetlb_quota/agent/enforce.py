@@ -7,6 +7,7 @@ can't be read or written never keeps the others from theirs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -29,6 +30,7 @@ from hugetlb_quota.node.watcher import (
     Changed,
     Happening,
     KubepodsWatcher,
+    Made,
     Overflowed,
     Populated,
     Removed,
@@ -112,8 +114,10 @@ class Enforcer:
                 async for happening in self._watcher:
                     self._handle(happening)
             except OSError as error:
+                # What was read of events and not told yet is lost.
                 logger.warning("Pods' cgroups can't be listed; trying again: %s", error)
                 self.due()
+                self._moved()
                 await asyncio.sleep(RETRY)
 
     async def pass_now_and_then(self, first_done: asyncio.Event) -> None:
@@ -193,8 +197,24 @@ class Enforcer:
         else:
             self._above.pop(pod.uid, None)
 
+    def _limit_at_once(self, pod: PodCgroup) -> None:
+        """Set what fails mmap in a pod's new cgroup, and nothing else: others wait for theirs.
+
+        Nothing is in it, so nothing is read. Whatever fails, :meth:`enforce` meets again.
+        """
+        allowance = self._allowance(pod.uid)
+        if allowance is None:
+            return
+        wanted = plan(allowance, None, {}, self._sizes, mirror=self._mirror)
+        with contextlib.suppress(CgroupError, OSError):
+            for (size, limit), value in wanted.items():
+                if limit == "rsvd.max":
+                    cgroup.write_limit(pod.path, size, limit, value)
+
     def _handle(self, happening: Happening) -> None:
         match happening:
+            case Made(pod):
+                self._limit_at_once(pod)
             case Changed(pod):
                 if pod.uid not in self._pods:
                     self._moved()

@@ -93,12 +93,19 @@ class NodePods:
             self._remembered, self._real = dict(static), real
             self._seen = None
 
-    def forget(self, kept: Container[str]) -> None:
-        """Deleted pods whose cgroup's UID is not in ``kept``: nothing is left of them."""
+    def forget(self, kept: Container[str], seen: Mapping[str, SeenPod]) -> None:
+        """Deleted pods whose cgroup's UID is not in ``kept``: nothing is left of them.
+
+        :param seen: the pods as they were when it was looked what is left. Of a pod that was
+            deleted since, nobody has looked.
+        """
         gone = [
             each.pod.uid
             for uid, each in self.seen().items()
-            if each.pod.uid in self._deleted and uid not in kept
+            if each.pod.uid in self._deleted
+            and uid not in kept
+            and (before := seen.get(uid)) is not None
+            and before.ended
         ]
         # Nor of those in whose place another has come.
         held = {each.pod.uid for each in self.seen().values()}

@@ -23,7 +23,7 @@ from hugetlb_quota.node.charge_reader import (
 )
 from hugetlb_quota.node.host import HostRoot, HostUnreadable
 from hugetlb_quota.node.hugetlbfs import Superblock
-from hugetlb_quota.node.pools import pools
+from hugetlb_quota.node.pools import Pool, pools
 from hugetlb_quota.page_size import PageSize
 
 #: Reads of the charge list for one that is at rest; the last is taken whatever it is.
@@ -66,13 +66,12 @@ class HostReader:
         :raises OSError: the same.
         """
         self._check()
-        there = self._there()
+        # What reads many files does in a thread: limits wait for nothing.
+        there = await asyncio.to_thread(self._there)
         listed = await self._charge_list(largest)
-        mounts = {each.device: each for each in hugetlbfs.superblocks(self._host)}
-        seen = pools(self._host)
-        ceiling = self._ceiling()
+        mounts, seen, ceiling = await asyncio.to_thread(self._around)
         if listed is None:
-            counted = totals.look(self._parents, self._sizes)
+            counted = await asyncio.to_thread(totals.look, self._parents, self._sizes)
             return Reading(
                 there=there,
                 charged=counted.pods,
@@ -88,13 +87,14 @@ class HostReader:
         charged = {uid: charge for uid, charge in amounts.items() if uid is not None}
         if not charged.keys() <= there.keys():
             # Made after the first look, and filled at once.
-            there |= {uid: is_ for uid, is_ in self._there().items() if uid in charged}
+            now = await asyncio.to_thread(self._there)
+            there |= {uid: is_ for uid, is_ in now.items() if uid in charged}
         whole = charges.at_rest or self._adds_up(charges)
         missing = Charge()
         if not whole and counted_before is not None:
             missing = _missing(counted_before, charged, there)
         if not charges.at_rest:
-            charged |= self._at_least(charged)
+            charged |= await asyncio.to_thread(self._at_least, charged)
         return Reading(
             there=there,
             charged=charged,
@@ -122,6 +122,11 @@ class HostReader:
             root.read_text()
         except OSError as error:
             raise HostUnreadable(self._host.path, root, error) from error
+
+    def _around(self) -> tuple[dict[int, Superblock], tuple[Pool, ...], Charge]:
+        """Hugetlbfs by device, the pools, and what kubepods itself is limited to."""
+        mounts = {each.device: each for each in hugetlbfs.superblocks(self._host)}
+        return mounts, pools(self._host), self._ceiling()
 
     def _there(self) -> dict[str, bool]:
         """Whose cgroup is there, and whether a process is in it."""
@@ -157,7 +162,7 @@ class HostReader:
                 if charges.at_rest or (charges.mappings_left_out and counted is not None):
                     break
                 await asyncio.sleep(AGAIN)
-                counted = totals.look(self._parents, self._sizes)
+                counted = await asyncio.to_thread(totals.look, self._parents, self._sizes)
                 charges = await self._reader.read(largest)
         except ReaderPauses as error:
             # Without the seconds: a report that differs in them alone would be written anew.

@@ -15,6 +15,7 @@ from hugetlb_quota import quantity
 from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.volume import volume_of
 from hugetlb_quota.agent import totals
+from hugetlb_quota.agent.fit import LABELS, shorten
 from hugetlb_quota.agent.pods import SeenPod
 from hugetlb_quota.agent.reading import SYSTEM, ChargedFile, Reading
 from hugetlb_quota.api.model import read_leniently
@@ -42,6 +43,7 @@ class Entry:
     demand: Charge = NOTHING
     charged: Charge = NOTHING
     ended_at: datetime | None = None
+    labels_left_out: int = 0
 
     @property
     def cgroup_uid(self) -> str:
@@ -55,6 +57,7 @@ class Entry:
             namespace=self.namespace,
             name=self.name,
             labels=dict(self.labels),
+            labels_left_out=self.labels_left_out or None,
             cgroup=self.cgroup,
             live=self.live,
             demand=self.demand.to_resources(),
@@ -207,8 +210,11 @@ def _entry(
     if seen is not None:
         pod = seen.pod
         cgroup = uid if uid != pod.uid else ""
+        labels, left_out = shorten(pod.labels, LABELS)
         named = Entry(
-            pod.uid, pod.namespace, pod.name, pod.labels, cgroup, demand=pod.demand.without_zeros()
+            *(pod.uid, pod.namespace, pod.name, labels, cgroup),
+            demand=pod.demand.without_zeros(),
+            labels_left_out=left_out,
         )
     else:
         named = before or Entry(uid)
@@ -319,12 +325,13 @@ def _adopted(pod: NodePodStatus) -> Entry | None:
         _amounts(pod.uid, pod.demand),
         _amounts(pod.uid, pod.charged),
         _aware(pod.ended_at) if pod.ended_at is not None else None,
+        pod.labels_left_out or 0,
     )
 
 
 def _named(entry: Entry) -> Entry:
     """Who it was, and nothing that it had."""
-    return Entry(entry.uid, entry.namespace, entry.name, entry.labels, entry.cgroup)
+    return replace(entry, live=False, demand=NOTHING, charged=NOTHING, ended_at=None)
 
 
 def _amounts(uid: str, amounts: Mapping[str, str]) -> Charge:

@@ -5,20 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from hugetlb_quota import quantity
 from hugetlb_quota.accounting.charge import Charge
-from hugetlb_quota.agent.conditions import charge_list_condition, ready_condition, room_condition
+from hugetlb_quota.agent.conditions import (
+    charge_list_condition,
+    complete_condition,
+    ready_condition,
+    room_condition,
+)
+from hugetlb_quota.agent.fit import Fitted, fit
 from hugetlb_quota.agent.node_object import NodeApi, NodeObject
 from hugetlb_quota.agent.pods import NodePods
 from hugetlb_quota.agent.reading import MountUse, Reading
 from hugetlb_quota.agent.reconcile import LARGEST, NO_REPORT, Report, adopt, printable, reconcile
 from hugetlb_quota.agent.waiting import wait_at_most
-from hugetlb_quota.api.node import MountStatus
+from hugetlb_quota.api.node import LeftOut, MountStatus
 from hugetlb_quota.backoff import Backoff
 from hugetlb_quota.kube.errors import ApiError
 from hugetlb_quota.node.host import HostUnreadable
@@ -27,8 +34,11 @@ from hugetlb_quota.program import about
 
 Json = dict[str, Any]
 
-#: At least between two passes, in seconds: a burst of changes is one.
-COALESCE: Final = 0.2
+#: At least between two passes, in seconds: a burst of changes is one. Doubled while there is
+#: something new after each, up to the longest: an end is told at once, and a node where pods
+#: come and go without pause takes no more of the API server.
+COALESCE: Final = 0.05
+LONGEST_COALESCE: Final = 0.2
 #: Between two passes where a reading was not whole, in seconds; doubled while nothing moves, as
 #: it never is where a pod has more mappings than the reader looks at.
 AGAIN: Final = 1.0
@@ -77,6 +87,7 @@ class Reporter:
         told.
     :param problems: what keeps the node from being Ready beside what a pass finds, a sentence
         each; ``notes`` what is told where nothing does.
+    :param sleep: waits so many seconds between two passes.
     """
 
     def __init__(
@@ -91,6 +102,7 @@ class Reporter:
         position: Callable[[], int],
         problems: Callable[[], Iterable[str]] = tuple,
         notes: Callable[[], Iterable[str]] = tuple,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._object = NodeObject(connection, node)
         self._node = node
@@ -101,7 +113,10 @@ class Reporter:
         self._position = position
         self._problems = problems
         self._notes = notes
+        self._sleep = sleep
         self._seen_up_to = 0
+        self._proved = 0
+        self._told: frozenset[str] = frozenset()
         self._conditions: dict[str, Mapping[str, Any]] = {}
         self._written: Json | None = None
         self._written_ends = 0
@@ -114,11 +129,11 @@ class Reporter:
         """
         await ready.wait()
         backoff = Backoff(FIRST_BACKOFF, LONGEST_BACKOFF)
-        again = Backoff(AGAIN, HEARTBEAT)
+        again, pace = Backoff(AGAIN, HEARTBEAT), Backoff(COALESCE, LONGEST_COALESCE)
         adopted = False
         while True:
             due.clear()
-            pause = COALESCE
+            pause = pace.next()
             try:
                 if not adopted:
                     self._adopt(await self._object.last_status() or {})
@@ -142,7 +157,9 @@ class Reporter:
                     "HugeTLBNode %s is not up to date.", self._node, extra=about(node=self._node)
                 )
                 pause, wait = backoff.next(), 0.0
-            await asyncio.sleep(pause)
+            await self._sleep(pause)
+            if not due.is_set():
+                pace.reset()
             if wait:
                 await wait_at_most(due, wait)
             if due.is_set():
@@ -167,9 +184,10 @@ class Reporter:
         self._pods.remember(last.static, last.real)
         seen, ends, demand = self._pods.seen(), self._pods.ends, self._pods.demand()
         reading = await self._host.read(LARGEST)
-        report = reconcile(reading, seen, last, datetime.now(UTC))
+        # In a thread, as of many pods it takes so long that limits would wait for it.
+        report = await asyncio.to_thread(reconcile, reading, seen, last, datetime.now(UTC))
         self._latest.report, self._latest.reading = report, reading
-        self._pods.forget(report.entries.keys() | reading.there.keys())
+        self._pods.forget(report.entries.keys() | reading.there.keys(), seen)
         await self._write(report, reading, demand, ends)
 
     def _adopt(self, status: Mapping[str, Any]) -> None:
@@ -180,28 +198,39 @@ class Reporter:
             if isinstance(each, dict) and "type" in each
         }
         self._latest.report = adopt(status, self._boot_id)
+        if status.get("bootID") == self._boot_id:
+            self._told = frozenset(self._latest.report.entries)
+            with suppress(ValueError, TypeError):
+                self._proved = int(status.get("podsResourceVersion") or 0)
 
     async def _write(self, report: Report, reading: Reading, demand: Charge, ends: int) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         mounts = [_mount_status(each) for each in reading.mounts[:_MOUNTS]]
         problems = (*self._problems(), *too_low(reading.ceiling, demand))
+        fitted = await asyncio.to_thread(_fitted, report, self._told)
         before = self._conditions
         conditions = (
             ready_condition(problems, before.get("Ready", {}), now, tuple(self._notes())),
             charge_list_condition(reading.unreadable, before.get("ChargeListReadable", {}), now),
             room_condition(mounts, before.get("MountsHaveRoom", {}), now),
+            complete_condition(fitted.left_out, before.get("ReportComplete", {}), now),
         )
         self._conditions = {each["type"]: each for each in conditions}
         content = {
             "bootID": self._boot_id,
+            "summary": summary(reading.pools),
             "pools": [pool_status(pool) for pool in reading.pools],
-            "pods": [each.to_status().to_json() for each in report.entries.values()],
+            "pods": fitted.pods,
             "system": report.system.to_resources(),
             "unlisted": report.unlisted.to_resources(),
-            "files": [each.to_status().to_json() for each in report.files],
+            "files": fitted.files,
             "mounts": [each.to_json() for each in mounts],
             "conditions": list(conditions),
         }
+        if fitted.left_out != LeftOut():
+            content["leftOut"] = fitted.left_out.to_json()
+        # Without some pods the report proves no end since the last that had them all.
+        proved = min(self._proved, self._seen_up_to) if fitted.left_out.pods else self._seen_up_to
         clock = asyncio.get_running_loop().time()
         if (
             content == self._written
@@ -210,10 +239,19 @@ class Reporter:
             and clock - self._written_at < HEARTBEAT
         ):
             return
-        await self._object.write(
-            {**content, "podsResourceVersion": str(self._seen_up_to), "reportedAt": now}
-        )
+        told = frozenset(row.get("cgroup") or row["uid"] for row in fitted.pods)
+        self._told |= told  # also by a write of which no answer comes
+        await self._object.write({**content, "podsResourceVersion": str(proved), "reportedAt": now})
         self._written, self._written_ends, self._written_at = content, ends, clock
+        self._proved, self._told = proved, told
+
+
+def _fitted(report: Report, told: Collection[str]) -> Fitted:
+    return fit(
+        [each.to_status().to_json() for each in report.entries.values()],
+        [each.to_status().to_json() for each in report.files],
+        told,
+    )
 
 
 def too_low(ceiling: Charge, demand: Charge) -> Iterable[str]:
@@ -236,6 +274,16 @@ def _mount_status(each: MountUse) -> MountStatus:
         limit=None if mount.limit is None else quantity.render(mount.limit),
         minimum=quantity.render(mount.minimum) if mount.minimum else None,
         used=quantity.render(each.used),
+    )
+
+
+def summary(pools: Iterable[Pool]) -> str:
+    """What is free of the whole node's pools, for people: ``2Mi: 96Mi/128Mi, 1Gi: 0/0``."""
+    return ", ".join(
+        f"{pool.size}: {quantity.render(pool.free * pool.size.bytes)}"
+        f"/{quantity.render(pool.total * pool.size.bytes)}"
+        for pool in pools
+        if pool.numa_node is None
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 from hugetlb_quota.agent.conditions import unusable_condition
 from hugetlb_quota.agent.metrics import PoolMetrics
 from hugetlb_quota.agent.node_object import NodeApi, NodeObject
-from hugetlb_quota.agent.report import pool_status
+from hugetlb_quota.agent.report import pool_status, summary
 from hugetlb_quota.agent.waiting import wait_at_most
 from hugetlb_quota.backoff import Backoff
 from hugetlb_quota.kube.errors import ApiError
@@ -127,7 +127,8 @@ class UnusableNode:
         condition = unusable_condition(type(lacking).__name__, str(lacking), before, now)
         status = {
             **self._still_true(last),
-            "pools": [pool_status(pool) for pool in pools(self._host)],
+            "summary": summary(there := pools(self._host)),
+            "pools": [pool_status(pool) for pool in there],
             "conditions": [condition],
             "reportedAt": now,
         }

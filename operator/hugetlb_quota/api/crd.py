@@ -83,6 +83,18 @@ def quota_crd() -> _Json:
             ("Parent", "string", ".spec.parentRef.name", 0),
             ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', 0),
             ("Reason", "string", '.status.conditions[?(@.type=="Ready")].reason', 1),
+            (
+                *("Within Limits", "string"),
+                '.status.conditions[?(@.type=="WithinLimits")].status',
+                1,
+            ),
+            (
+                *("Nodes Reporting", "string"),
+                '.status.conditions[?(@.type=="NodesReporting")].status',
+                1,
+            ),
+            ("Charged To", "string", ".status.attachedTo", 1),
+            ("Files", "string", ".spec.retained.policy", 1),
             ("Age", "date", ".metadata.creationTimestamp", 0),
         ],
     )
@@ -102,7 +114,19 @@ def node_crd() -> _Json:
         schema=schema,
         required=[],
         columns=[
+            ("Free", "string", ".status.summary", 0),
             ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', 0),
+            ("Reason", "string", '.status.conditions[?(@.type=="Ready")].reason', 1),
+            (
+                *("Charge List", "string"),
+                '.status.conditions[?(@.type=="ChargeListReadable")].status',
+                0,
+            ),
+            (
+                *("Mounts Have Room", "string"),
+                '.status.conditions[?(@.type=="MountsHaveRoom")].status',
+                1,
+            ),
             ("Reported", "date", ".status.reportedAt", 0),
             ("Age", "date", ".metadata.creationTimestamp", 0),
         ],

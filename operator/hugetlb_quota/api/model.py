@@ -38,27 +38,39 @@ def read_leniently(model: type[_M], raw: Any) -> _M:
 class LabelSelectorRequirement(Model):
     """One expression over one label."""
 
-    key: str
-    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
-    values: list[str] = Field(default_factory=list)
+    key: str = Field(description="The label's name.")
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"] = Field(
+        description="How the label's value compares with values; Exists and DoesNotExist take none."
+    )
+    values: list[str] = Field(
+        default_factory=list, description="The values that In and NotIn compare with."
+    )
 
 
 class LabelSelector(Model):
     """A label query; all of it must match, and an empty one matches everything."""
 
-    match_labels: dict[str, str] = Field(default_factory=dict)
-    match_expressions: list[LabelSelectorRequirement] = Field(default_factory=list)
+    match_labels: dict[str, str] = Field(
+        default_factory=dict, description="Labels that must all be there with these values."
+    )
+    match_expressions: list[LabelSelectorRequirement] = Field(
+        default_factory=list, description="Expressions over labels that must all be true."
+    )
 
 
 class Condition(Model):
     """One aspect of an object's state, as metav1.Condition has it."""
 
-    type: str
-    status: Literal["True", "False", "Unknown"]
-    reason: str
-    message: str = Field(default="", max_length=32768)
-    last_transition_time: datetime
-    observed_generation: int | None = None
+    type: str = Field(description="Which aspect; each is True when all is well.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it is so.")
+    reason: str = Field(description="Why, in one word.")
+    message: str = Field(
+        default="", max_length=32768, description="Why, in a sentence, and what to do."
+    )
+    last_transition_time: datetime = Field(description="When status became what it is.")
+    observed_generation: int | None = Field(
+        default=None, description="The metadata.generation of the spec that this is about."
+    )
 
 
 class ObjectMeta(BaseModel):

@@ -19,12 +19,12 @@ class PoolStatus(Model):
 
     page_size: str = Field(description="hugepages-2Mi, as Kubernetes names it.")
     numa_node: int | None = Field(default=None, description="Absent: the whole node.")
-    total: int
-    free: int
+    total: int = Field(description="All pages of the pool.")
+    free: int = Field(description="Of these, not taken; some of them may be reserved.")
     reserved: int | None = Field(
         default=None, description="Promised to mappings, not yet faulted; the whole node only."
     )
-    surplus: int
+    surplus: int = Field(description="Pages beyond nr_hugepages, which go when they are free.")
 
 
 class NodePodStatus(Model):
@@ -36,9 +36,14 @@ class NodePodStatus(Model):
 
     uid: str = Field(description="UID of the pod; of one that nobody names, that of its cgroup.")
     namespace: str = Field(default="", description="Empty: no agent ever saw the pod in the API.")
-    name: str = ""
+    name: str = Field(default="", description="The pod's; empty: as with namespace.")
     labels: dict[str, str] = Field(
         default_factory=dict, description="As the agent saw them last: they say who pays."
+    )
+    labels_left_out: int | None = Field(
+        default=None,
+        description="So many more it has, for which there was no room: every quota pays that may"
+        " select it by those that are here. Absent: none.",
     )
     cgroup: str = Field(
         default="",
@@ -78,11 +83,22 @@ class FileStatus(Model):
 class MountStatus(Model):
     """A hugetlbfs superblock, with its own limit beside the quotas'."""
 
-    path: str
-    page_size: str
+    path: str = Field(description="Where it is mounted on the host.")
+    page_size: str = Field(description="hugepages-2Mi, as Kubernetes names it.")
     limit: str | None = Field(default=None, description="size=, as a quantity; absent: none.")
     minimum: str | None = Field(default=None, description="min_size=, as a quantity.")
     used: str = Field(description="Reserved in it or allocated, as a quantity.")
+
+
+class LeftOut(Model):
+    """What a report has no room for: an object's size has a limit."""
+
+    files: int = Field(default=0, description="Of the largest files that would be told.")
+    labels: int = Field(default=0, description="Pods of which labels are left out.")
+    pods: int = Field(
+        default=0,
+        description="Pods of which no report told yet; podsResourceVersion stays where it was.",
+    )
 
 
 class ReclaimSpec(Model):
@@ -102,8 +118,13 @@ class HeirSpec(Model):
 class HugeTLBNodeSpec(Model):
     """What the controller wants of the node, and what it must not forget of the node's pods."""
 
-    reclaim: list[ReclaimSpec] = Field(default_factory=list)
-    heirs: list[HeirSpec] = Field(default_factory=list)
+    reclaim: list[ReclaimSpec] = Field(
+        default_factory=list, description="The gone pods whose files the agent may remove."
+    )
+    heirs: list[HeirSpec] = Field(
+        default_factory=list,
+        description="Who pays for what gone pods left, where their own quota was deleted.",
+    )
 
 
 class HugeTLBNodeStatus(Model):
@@ -113,9 +134,17 @@ class HugeTLBNodeStatus(Model):
     pods_resource_version: str = Field(
         default="", description="Up to where the agent has seen the pods bound to its node."
     )
-    reported_at: datetime | None = None
-    pools: list[PoolStatus] = Field(default_factory=list)
-    pods: list[NodePodStatus] = Field(default_factory=list)
+    reported_at: datetime | None = Field(
+        default=None, description="When the agent wrote this, by the node's clock."
+    )
+    summary: str = Field(default="", description="What is free of the pools, for people.")
+    pools: list[PoolStatus] = Field(
+        default_factory=list, description="The pools of huge pages, of the node and of each part."
+    )
+    pods: list[NodePodStatus] = Field(
+        default_factory=list,
+        description="The pods that ask for huge pages or are charged for some, live and gone.",
+    )
     system: ResourceList = Field(
         default_factory=dict, description="Charged to cgroups of no pod: the host's processes."
     )
@@ -126,15 +155,22 @@ class HugeTLBNodeStatus(Model):
     files: list[FileStatus] = Field(
         default_factory=list, description="The largest hugetlbfs files; not all of them."
     )
-    mounts: list[MountStatus] = Field(default_factory=list)
-    conditions: list[Condition] = Field(default_factory=list)
+    mounts: list[MountStatus] = Field(
+        default_factory=list, description="The hugetlbfs mounts of the host."
+    )
+    left_out: LeftOut | None = Field(default=None, description="Absent: nothing.")
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        description="Ready: pods are held to what they may use. ChargeListReadable: the kernel's"
+        " own list of charges is read. MountsHaveRoom: no mount is at its size=.",
+    )
 
 
 class HugeTLBNode(Model):
     """A HugeTLBNode object."""
 
-    api_version: str = ""
-    kind: str = KIND
+    api_version: str = Field(default="", description="Group and version of this kind.")
+    kind: str = Field(default=KIND, description="HugeTLBNode.")
     metadata: ObjectMeta
     spec: HugeTLBNodeSpec = Field(default_factory=HugeTLBNodeSpec)
     status: HugeTLBNodeStatus = Field(default_factory=HugeTLBNodeStatus)

@@ -67,11 +67,13 @@ class HugeTLBQuotaSpec(Model):
         " by namespace labels; none by default, and {} is every namespace.",
     )
 
-    deletion_policy: Literal["Refuse", "Reparent"] = Field(
+    deletion_policy: Literal["Refuse", "Reparent", "Wait"] = Field(
         default="Refuse",
-        description="What becomes of pages that pods left in shared files when this quota is"
-        " deleted: Refuse keeps it while there are any, Reparent charges them to the quota above."
-        " A quota with pods is never deleted.",
+        description="What becomes of a request to delete this quota while something is charged to"
+        " it. Refuse refuses it. Reparent refuses it while there are pods, and charges pages that"
+        " pods left in shared files to the quota above. Wait accepts it: the quota takes no more"
+        " pods, and goes once nothing is charged to it; for a quota that is installed and removed"
+        " together with its pods, as in a Helm chart.",
     )
 
     retained: RetainedSpec | None = Field(
@@ -89,7 +91,7 @@ class HugeTLBQuotaSpec(Model):
 class RetainedFileStatus(Model):
     """A shared file in which a pod that is gone left pages."""
 
-    node: str
+    node: str = Field(description="Name of the Node that it is on.")
     path: str = Field(description="On the node, or what the kernel calls it.")
     pod: str = Field(description="namespace/name of the pod that is gone.")
     page_size: str = Field(description="hugepages-2Mi, as Kubernetes names it.")
@@ -99,7 +101,11 @@ class RetainedFileStatus(Model):
 class HugeTLBQuotaStatus(Model):
     """What is charged; written by admission (reservations) and the controller (the rest)."""
 
-    observed_generation: int = 0
+    observed_generation: int = Field(
+        default=0,
+        description="The metadata.generation of the spec that was counted last. While it is lower"
+        " than the spec's own, no pod is admitted.",
+    )
     counted_under: str = Field(
         default="",
         description="resourceVersion of the controllers' Lease when the one that counted came to"
@@ -140,14 +146,19 @@ class HugeTLBQuotaStatus(Model):
         " are of newer releases.",
     )
     summary: str = Field(default="", description="Use against limit by page size, for people.")
-    conditions: list[Condition] = Field(default_factory=list)
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        description="Ready: attached up to a root, and pods are admitted. WithinLimits: no more is"
+        " charged than the limits allow. NodesReporting: nothing stays charged for want of a"
+        " node's report.",
+    )
 
 
 class HugeTLBQuota(Model):
     """A HugeTLBQuota object."""
 
-    api_version: str = ""
-    kind: str = KIND
+    api_version: str = Field(default="", description="Group and version of this kind.")
+    kind: str = Field(default=KIND, description="HugeTLBQuota.")
     metadata: ObjectMeta
     spec: HugeTLBQuotaSpec
     status: HugeTLBQuotaStatus = Field(default_factory=HugeTLBQuotaStatus)

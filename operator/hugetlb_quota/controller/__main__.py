@@ -9,13 +9,18 @@ import os
 import signal
 import socket
 import sys
+from datetime import timedelta
 
 import kopf
 
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
 from hugetlb_quota.controller import deletion
+from hugetlb_quota.controller.asking import Asking
+from hugetlb_quota.controller.certificates.keeper import Keeper, Names
+from hugetlb_quota.controller.certificates.rotation import Policy
 from hugetlb_quota.controller.metrics import ControllerMetrics
 from hugetlb_quota.controller.recounter import Recounter
+from hugetlb_quota.controller.webhooks import Webhooks
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.lease import LeadershipLost, lead, term
 from hugetlb_quota.kube.listening import EVERYWHERE
@@ -60,7 +65,19 @@ async def _main(arguments: argparse.Namespace) -> None:
             arguments.identity,
             lambda: term(*lease),
             lifetime=arguments.request_timeout,
+            may_begin=lambda: asking.in_force or not arguments.webhooks,
         )
+        asking = Asking(
+            connection,
+            # Where no pod may do without a quota, pods are asked about without one too.
+            lambda: arguments.require_quota or recounter.quotas_exist,
+            lambda: term(*lease),
+            recounter.look,
+        )
+        names = _names(arguments)
+        keeper = Keeper(connection, names, _policy(arguments), lambda: term(*lease))
+        webhooks = Webhooks(connection, names, keeper, asking)
+        recounter.on_quotas(webhooks.look)
 
         async def handle_deletions() -> None:
             await kopf.operator(
@@ -79,6 +96,8 @@ async def _main(arguments: argparse.Namespace) -> None:
             metrics.leads = True
             async with asyncio.TaskGroup() as group:
                 group.create_task(recounter.run())
+                if arguments.webhooks:
+                    group.create_task(webhooks.run())
                 group.create_task(handle_deletions())
 
         # A controller that waits for the Lease is ready to take over, so it is ready.
@@ -87,6 +106,25 @@ async def _main(arguments: argparse.Namespace) -> None:
                 await lead(*lease, work)
             except asyncio.CancelledError:
                 logger.info("Ended by a signal.")
+
+
+def _names(arguments: argparse.Namespace) -> Names:
+    return Names(
+        namespace=arguments.lease_namespace,
+        webhooks=arguments.webhooks,
+        serving=arguments.serving_secret,
+        authority=arguments.authority_secret,
+    )
+
+
+def _policy(arguments: argparse.Namespace) -> Policy:
+    return Policy(
+        name=f"{arguments.webhooks}-ca",
+        hosts=(),
+        authority_lifetime=timedelta(seconds=arguments.ca_lifetime),
+        serving_lifetime=timedelta(seconds=arguments.certificate_lifetime),
+        overlap=timedelta(seconds=arguments.certificate_overlap),
+    )
 
 
 def _arguments() -> argparse.Namespace:
@@ -107,8 +145,47 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--health-port", type=int, default=8081, help="port of the probes")
     add_request_timeout(parser, RESERVATION_LIFETIME)
+    _add_certificates(parser)
     add_options(parser)
     return parser.parse_args()
+
+
+def _add_certificates(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("webhooks")
+    group.add_argument(
+        "--webhooks",
+        default="",
+        help="the ValidatingWebhookConfiguration to look after; without, quotas are counted"
+        " whether or not anybody is asked about pods",
+    )
+    group.add_argument(
+        "--serving-secret",
+        default="",
+        help="the Secret that admission serves with, in the Lease's namespace",
+    )
+    group.add_argument(
+        "--authority-secret",
+        default="",
+        help="the Secret of the CA, there too; without, somebody else makes certificates",
+    )
+    group.add_argument(
+        "--require-quota",
+        action="store_true",
+        help="have pods asked about though there is no quota: admission refuses them",
+    )
+    usual = Policy("", ())
+    for flag, default, what in (
+        ("--ca-lifetime", usual.authority_lifetime, "a CA is good; it is replaced before"),
+        ("--certificate-lifetime", usual.serving_lifetime, "a serving certificate is good"),
+        ("--certificate-overlap", usual.overlap, "two CAs are trusted in a rotation, twice"),
+    ):
+        group.add_argument(
+            flag,
+            type=float,
+            default=default.total_seconds(),
+            metavar="SECONDS",
+            help=f"how long {what} (default: %(default)s)",
+        )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from hugetlb_quota import quantity
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Detached, Forest, Quota
+from hugetlb_quota.accounting.recount import IDENTITIES_KEPT
+from hugetlb_quota.accounting.reservation import SOMEWHERE, UNBOUND
 from hugetlb_quota.api.model import Condition
 from hugetlb_quota.api.quota import NODES_REPORTING
 from hugetlb_quota.controller.census import Held
@@ -49,7 +51,9 @@ def findings(
     return (
         _ready(quota, forest),
         _within_limits(counter),
-        _nodes_reporting([each for each in held if each.nodes & frozenset(silent)], silent),
+        _nodes_reporting(
+            [each for each in held if each.nodes & frozenset(silent)], silent, _unnamed(counter)
+        ),
     )
 
 
@@ -157,7 +161,31 @@ def _within_limits(counter: Counter) -> Finding:
     )
 
 
-def _nodes_reporting(held: list[Held], silent: Collection[str]) -> Finding:
+def _unnamed(counter: Counter) -> str:
+    """What is to be said of pods that no report names, where they are too many to remember more.
+
+    Those that wait for a node are none of them.
+    """
+    words = [each.counted for each in counter.reservations if each.counted not in ("", UNBOUND)]
+    if len(words) < IDENTITIES_KEPT:
+        return ""
+    nodes = sorted({word for word in words if word != SOMEWHERE})
+    named = f" on {_some(nodes)}" if nodes else ""
+    return (
+        f"{len(words)} pods that no node has reported are remembered in status.reservations, and"
+        " there is room for no more: a reservation whose pod may have run unseen stays charged, and"
+        f" of the pods that run the oldest are not remembered. See that the agents report{named}."
+    )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
+
+
+def _nodes_reporting(held: list[Held], silent: Collection[str], unnamed: str) -> Finding:
+    if unnamed and not held:
+        return Finding(NODES_REPORTING, False, "TooManyUnreported", unnamed)
     if not held:
         return Finding(
             NODES_REPORTING, True, "Reporting", "No charge is held for want of a node's report."
@@ -167,13 +195,13 @@ def _nodes_reporting(held: list[Held], silent: Collection[str]) -> Finding:
         f"{quantity.render(amount)} of {size.resource}"
         for size, amount in Charge.total(each.pod.charge for each in held).items()
     )
-    more = f" and {len(nodes) - _NAMED} more" if len(nodes) > _NAMED else ""
     pods = "an ended pod" if len(held) == 1 else f"{len(held)} ended pods"
     return Finding(
         NODES_REPORTING,
         False,
         "AgentSilent",
         f"{amount} of {pods} stays charged, because the agent does not report on"
-        f" {', '.join(nodes[:_NAMED])}{more}. Start the agent there; if the node is gone, delete"
-        f" its Node object; if it is off, taint it {OUT_OF_SERVICE}. The charge goes then.",
+        f" {_some(nodes)}. Start the agent there; if the node is gone, delete"
+        f" its Node object; if it is off, taint it {OUT_OF_SERVICE}. The charge goes then."
+        + (f" {unnamed}" if unnamed else ""),
     )

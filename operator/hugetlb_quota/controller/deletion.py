@@ -53,9 +53,7 @@ def registry(connection: Connection) -> kopf.OperatorRegistry:
         settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(
             prefix="controller.hugetlb.dev"
         )
-        settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(
-            prefix="controller.hugetlb.dev"
-        )
+        settings.persistence.diffbase_storage = _NoDiffs()
         settings.networking.request_timeout = 10
         settings.networking.connect_timeout = 5
         settings.watching.server_timeout = 300
@@ -108,6 +106,16 @@ async def _see_that_it_is_uncharged(connection: Connection, key: QuotaKey) -> No
             f" (pods {pods}); it goes when their agents have reported.",
             delay=AGAIN,
         )
+
+
+class _NoDiffs(kopf.DiffBaseStorage):
+    """Keeps no copy of a quota on the quota: only deletions are handled, and no changes."""
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        pass
 
 
 def _is_no_try(record: logging.LogRecord) -> bool:

@@ -34,7 +34,8 @@ class ReportedPod:
     """A pod, living or gone, of which a report tells.
 
     ``namespace`` and ``name`` are "" where no agent ever saw it in the API. ``demand``: what
-    it asks for; ``charged``: what the kernel charges to its cgroup.
+    it asks for; ``charged``: what the kernel charges to its cgroup. ``partial``: it has more
+    labels, for which the report had no room.
     """
 
     uid: str
@@ -44,11 +45,17 @@ class ReportedPod:
     live: bool
     charged: Charge
     demand: Charge = NOTHING
+    partial: bool = False
 
     @property
     def is_named(self) -> bool:
         """Whether its node's agent knows who it is."""
         return bool(self.namespace)
+
+    @property
+    def full_name(self) -> str:
+        """Its ``namespace/name``; "" where its node's agent does not know it."""
+        return f"{self.namespace}/{self.name}" if self.namespace else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +204,7 @@ def _read_pod(raw: Any) -> ReportedPod:
         live=pod.live,
         charged=Charge.from_sums(pod.charged),
         demand=Charge.from_sums(pod.demand),
+        partial=bool(pod.labels_left_out),
     )
 
 

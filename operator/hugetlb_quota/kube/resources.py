@@ -43,9 +43,6 @@ class Resource:
 
 #: What only the plugin reads.
 CRDS: Final = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", namespaced=False)
-WEBHOOK_CONFIGURATIONS: Final = Resource(
-    "admissionregistration.k8s.io", "v1", "validatingwebhookconfigurations", namespaced=False
-)
 ENDPOINT_SLICES: Final = Resource("discovery.k8s.io", "v1", "endpointslices", namespaced=True)
 DEPLOYMENTS: Final = Resource("apps", "v1", "deployments", namespaced=True)
 DAEMON_SETS: Final = Resource("apps", "v1", "daemonsets", namespaced=True)
@@ -60,6 +57,11 @@ HUGETLB_NODES: Final = Resource(api.GROUP, api.VERSION, node.PLURAL, namespaced=
 PODS: Final = Resource("", "v1", "pods", namespaced=True)
 NODES: Final = Resource("", "v1", "nodes", namespaced=False)
 NAMESPACES: Final = Resource("", "v1", "namespaces", namespaced=False)
+WEBHOOK_CONFIGURATIONS: Final = Resource(
+    "admissionregistration.k8s.io", "v1", "validatingwebhookconfigurations", namespaced=False
+)
+SECRETS: Final = Resource("", "v1", "secrets", namespaced=True)
+SERVICES: Final = Resource("", "v1", "services", namespaced=True)
 CONFIG_MAPS: Final = Resource("", "v1", "configmaps", namespaced=True)
 EVENTS: Final = Resource("events.k8s.io", "v1", "events", namespaced=True)
 LEASES: Final = Resource("coordination.k8s.io", "v1", "leases", namespaced=True)

@@ -133,6 +133,16 @@ def read_use(cgroup: Path, size: PageSize) -> Use:
     return Use(int(_read(cgroup, size, "rsvd.current")), int(_read(cgroup, size, "current")))
 
 
+def read_refusals(cgroup: Path, size: PageSize) -> int:
+    """How often a charge in ``cgroup`` or below did not fit: a reservation, or at the touch.
+
+    :raises CgroupGone: when it was removed.
+    :raises NotControlled: when it has no hugetlb files.
+    """
+    found = dict(line.split() for line in _read(cgroup, size, "events").splitlines())
+    return int(found.get("max", 0))
+
+
 def is_populated(cgroup: Path) -> bool:
     """Whether a process is in ``cgroup`` or below; none is when it is gone.
 

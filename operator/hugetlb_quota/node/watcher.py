@@ -8,7 +8,9 @@ twice does no harm.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,9 @@ _LEVEL: Final = Mask.CREATE | Mask.DELETE | Mask.ONLYDIR
 #: MODIFY comes for every write(2) to a file of the cgroup, whoever writes.
 _POD: Final = _LEVEL | Mask.MODIFY
 #: Full-sized events read at once; the rest waits in the kernel.
-_BATCH: Final = 64
+_READ: Final = 64
+#: Events looked at before what came of them is told, at most.
+_BATCH: Final = 512
 
 
 class NoInotify(UnusableHost):
@@ -38,6 +42,16 @@ class NoInotify(UnusableHost):
             f"inotify can't be used on this host ({error.strerror}): all instances of this user"
             " are taken; raise the sysctl fs.inotify.max_user_instances."
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A pod's cgroup was just made, and is not watched yet; :class:`Changed` follows.
+
+    Of many that are made at once all are told of so before the first is looked at.
+    """
+
+    pod: PodCgroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +80,13 @@ class Overflowed:
     """Events were lost; everything was looked at anew, and may have changed."""
 
 
-Happening = Changed | Populated | Removed | Overflowed
+Happening = Made | Changed | Populated | Removed | Overflowed
+
+
+def _first(due: dict[Happening, None]) -> Happening:
+    happening = next(iter(due))
+    del due[happening]
+    return happening
 
 
 class KubepodsWatcher:
@@ -80,12 +100,15 @@ class KubepodsWatcher:
     def __init__(self, parents: Parents) -> None:
         self._parents = parents
         self._pods: dict[Path, PodCgroup] = {}
+        #: Of kubepods and each QoS level the place below its parent.
+        self._levels: dict[Path, str] = {}
 
     def __enter__(self) -> Self:
         try:
-            self._inotify = Inotify(flags=InitFlags.CLOEXEC, cache_size=_BATCH)
+            self._inotify = Inotify(flags=InitFlags.CLOEXEC, cache_size=_READ)
         except OSError as error:
             raise NoInotify(error) from error
+        self._inotify.sync_timeout = 0  # sync_get() does not wait
         return self
 
     def __exit__(
@@ -119,9 +142,41 @@ class KubepodsWatcher:
 
     async def __aiter__(self) -> AsyncIterator[Happening]:
         """What happens from now on; call :meth:`scan` first."""
-        async for event in self._inotify:
-            for happening in self._tell(event):
-                yield happening
+        events, due = deque[Event](), dict[Happening, None]()
+        told = 0
+        while True:
+            new = [] if events or due else [await self._inotify.get()]
+            while len(new) < _BATCH and (event := self._inotify.sync_get()) is not None:
+                new.append(event)
+            for event in new:
+                if (pod := self._new_pod(event)) is not None:
+                    yield Made(pod)
+            events.extend(new)
+            # One step at a time: a pod made meanwhile waits for no more than that.
+            if events and told < _BATCH:
+                told += 1
+                for happening in self._tell(events.popleft()):
+                    # Of what happens to a pod more than once the last tells of all.
+                    due.pop(happening, None)
+                    due[happening] = None
+            else:
+                told = 0
+                if due:
+                    yield _first(due)
+                await asyncio.sleep(0)
+
+    def _new_pod(self, event: Event) -> PodCgroup | None:
+        """The pod of which ``event`` says that its cgroup was made."""
+        watch, name = event.watch, event.name
+        if watch is None or name is None or Mask.CREATE not in event.mask:
+            return None
+        level = self._levels.get(watch.path)
+        if level is None or Mask.ISDIR not in event.mask:
+            return None
+        place = kubepods.place(f"{level}/{name}")
+        if place is None or place.pod is None:
+            return None
+        return PodCgroup(place.pod, place.qos, watch.path / name)
 
     def _tell(self, event: Event) -> list[Happening]:
         if Mask.Q_OVERFLOW in event.mask:
@@ -189,6 +244,9 @@ class KubepodsWatcher:
         """``level`` is kubepods or a QoS level: what is in it are levels and pods."""
         happenings: list[Happening] = []
         if self._watch(level, _LEVEL):
+            for parent in self._parents:
+                if level.is_relative_to(parent):
+                    self._levels[level] = str(level.relative_to(parent))
             for path in kubepods.subdirectories(level):
                 place = self._place(path)
                 if place is None:

@@ -201,12 +201,24 @@ def _webhooks(facts: Facts) -> Iterator[Finding]:
             "Install or upgrade the chart.",
         )
     bad = [each for name, hook in hooks.items() for each in _hook(name, hook, facts.now)]
+    # The controller gives rules to the webhooks about pods with the first quota.
+    silent = [name for name, hook in hooks.items() if not hook.get("rules")]
+    if silent and facts.quotas:
+        bad.append(
+            Finding(
+                Level.ERROR,
+                "webhooks",
+                f"{listed(silent, _NAMED)} {'has' if len(silent) == 1 else 'have'} no rules, so the"
+                " API server asks nobody, and quotas refuse nothing.",
+                "See the log of the controller that leads: admission must answer it first.",
+            )
+        )
     bad += _endpoints(hooks.values(), facts.endpoints)
     yield from dict.fromkeys(bad)
     if not missing and not bad:
-        yield Finding(
-            Level.OK, "webhooks", f"{count(len(hooks), 'webhook')} configured, with their CA."
-        )
+        idle = " Without a quota nobody is asked about pods." if silent else ""
+        configured = f"{count(len(hooks), 'webhook')} configured, with their CA."
+        yield Finding(Level.OK, "webhooks", f"{configured}{idle}")
 
 
 def _hook(name: str, hook: Json, now: datetime) -> Iterator[Finding]:

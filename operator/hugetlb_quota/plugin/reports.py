@@ -19,7 +19,7 @@ _M = TypeVar("_M", bound=Model)
 
 @dataclass(frozen=True, slots=True)
 class ReportedPod:
-    """A pod, living or gone, as its node tells of it."""
+    """A pod, living or gone, as its node tells of it; ``partial``: it has more labels."""
 
     node: str
     uid: str
@@ -30,6 +30,7 @@ class ReportedPod:
     demand: Charge = NOTHING
     charged: Charge = NOTHING
     ended_at: datetime | None = None
+    partial: bool = False
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}" if self.name else f"(pod {self.uid})"
@@ -111,6 +112,7 @@ def _pod(node: str, pod: NodePodStatus) -> ReportedPod:
         demand=Charge.from_sums(pod.demand),
         charged=Charge.from_sums(pod.charged).without_zeros(),
         ended_at=pod.ended_at,
+        partial=bool(pod.labels_left_out),
     )
 
 

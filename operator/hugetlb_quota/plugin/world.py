@@ -11,7 +11,7 @@ from typing import Literal
 from hugetlb_quota.accounting.attribution import Attribution, read_lines
 from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
-from hugetlb_quota.accounting.reservation import Reservation
+from hugetlb_quota.accounting.reservation import SOMEWHERE, UNBOUND, Reservation
 from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.kube.quotas import QuotaObject
@@ -92,7 +92,9 @@ class World:
         )
 
     def _holders(self) -> Iterator[Holder]:
-        reported = {pod.uid: (report, pod) for report in self.reports or () for pod in report.pods}
+        reported = {
+            (report.node, pod.uid): pod for report in self.reports or () for pod in report.pods
+        }
         files: dict[tuple[str, str], list[ReportedFile]] = {}
         for report in self.reports or ():
             for file in report.files:
@@ -102,17 +104,33 @@ class World:
         reserved = {holder.uid for holder in pending}
         seen = {report.node: report.pods_resource_version for report in self.reports or ()}
         for pod in self.pods or ():
-            if pod.uid in reserved or not (pod.demand or pod.uid in reported):
+            entry = reported.pop((pod.node or "", pod.uid), None)
+            if pod.uid in reserved or not (pod.demand or entry is not None):
                 continue
-            _, entry = reported.pop(pod.uid, (None, None))
             if (held := self._of_pod(pod, entry, seen)) is not None:
                 yield replace(held, files=tuple(files.get((held.node, pod.uid), ())))
-        for report, entry in reported.values():
-            if entry.uid not in reserved:
-                its = tuple(files.get((report.node, entry.uid), ()))
-                yield replace(self._of_entry(entry), files=its)
+        known = {pod.uid: pod for pod in self.pods or ()}
+        for (node, uid), entry in reported.items():
+            if uid not in reserved:
+                holder = self._of_other_node(entry, known.get(uid)) or self._of_entry(entry)
+                yield replace(holder, files=tuple(files.get((node, uid), ())))
 
-    def _pending(self, reported: Mapping[str, tuple[NodeReport, ReportedPod]]) -> list[Holder]:
+    def _of_other_node(self, entry: ReportedPod, pod: Pod | None) -> Holder | None:
+        """What an entry holds of a pod that is another node's, by the API or by its line."""
+        line = self.attribution.lines.get(entry.uid)
+        if pod is not None and pod.node is not None:
+            home, name = pod.node, str(pod)
+            quotas = self.attribution.who_pays(pod.uid, pod.namespace, pod.labels, home)
+        elif line is not None and line.counted not in ("", UNBOUND, SOMEWHERE):
+            home, name, quotas = line.counted, line.pod, line.quotas
+        else:
+            return None
+        if home == entry.node:
+            return None
+        holder = self._of_entry(replace(entry, live=False), quotas)
+        return replace(holder, pod=name, state=f"on another node than {home}")
+
+    def _pending(self, reported: Mapping[tuple[str, str], ReportedPod]) -> list[Holder]:
         """Pods that are admitted and not yet counted: their reservations, by UID."""
         lines: dict[str, tuple[Reservation, set[QuotaKey]]] = {}
         for quota in self.quotas.values():
@@ -120,12 +138,13 @@ class World:
                 known = lines.setdefault(line.uid, (line, set()))
                 known[1].add(quota.key)
         moving = {quota.uid for quota in self.quotas.values()}
+        nodes = {uid: node for node, uid in reported}
         return [
             Holder(
                 kind="reserved",
                 uid=uid,
                 pod=line.pod,
-                node=reported[uid][1].node if uid in reported else "",
+                node=nodes.get(uid, ""),
                 quotas=self._lowest(keys),
                 holds=line.charge,
                 asked=line.charge,
@@ -171,7 +190,9 @@ class World:
     def _of_entry(self, entry: ReportedPod, quotas: frozenset[QuotaKey] | None = None) -> Holder:
         """What an entry of a report holds, of a pod that the API does not tell of (any more)."""
         if quotas is None:
-            quotas = self.attribution.who_pays(entry.uid, entry.namespace, entry.labels, entry.node)
+            quotas = self.attribution.who_pays(
+                entry.uid, entry.namespace, entry.labels, entry.node, partial=entry.partial
+            )
         gone = not entry.live
         return Holder(
             kind="retained" if gone else "pod",

@@ -181,18 +181,46 @@ def test_of_two_reservations_of_one_pod_one_identity_stays() -> None:
     assert recount(both, COUNTED, set(), kept()).reservations == (identity, third)
 
 
-def test_of_too_many_identities_those_go_first_whose_pods_are_in_the_api() -> None:
-    many = IDENTITIES_KEPT + 2
-    lines = tuple(
-        Reservation(f"pod-{n}", "ns/a", pages(1), START).as_identity("worker") for n in range(many)
+def many(count: int, word: str = "worker") -> tuple[Reservation, ...]:
+    return tuple(
+        Reservation(f"pod-{n}", "ns/a", pages(1), START).as_identity(word) for n in range(count)
     )
+
+
+def known(lines: tuple[Reservation, ...], *, in_api: frozenset[str] = frozenset()) -> Identities:
     leaf = frozenset({key("leaf")})
-    known = Identities(
-        {f"pod-{n}": Identity("worker", leaf, in_api=n == many - 1) for n in range(many)}
+    return Identities(
+        {line.uid: Identity(line.counted or "?", leaf, line.uid in in_api) for line in lines}
     )
+
+
+def test_of_too_many_identities_those_go_whose_pods_are_in_the_api() -> None:
+    lines = many(IDENTITIES_KEPT + 2)
     counter = Counter(key("leaf"), pages(4), reservations=lines)
-    left = recount(counter, Tally(), set(), known).reservations
-    assert left == lines[1:-1]
+    half = known(lines, in_api=frozenset({"pod-7", "pod-8", "pod-9"}))
+    left = recount(counter, Tally(), set(), half).reservations
+    assert left == (*lines[:7], *lines[9:])
+    # The others are all that is known of their pods.
+    assert recount(counter, Tally(), set(), known(lines)).reservations == lines
+
+
+def test_a_reservation_that_would_be_one_identity_too_many_stays_charged() -> None:
+    lines = many(IDENTITIES_KEPT, "?")
+    late, later = (Reservation(uid, f"ns/{uid}", pages(2), START) for uid in ("late", "later"))
+    counter = Counter(key("leaf"), pages(4), reservations=(*lines, late, later))
+    over = {late.id, later.id}
+    full = recount(counter, Tally(), over, known(counter.reservations))
+    assert full.reservations == (*lines, late, later)
+    assert full.used == pages(4)
+    # As soon as there is room, it is an identity.
+    fewer = replace(full, reservations=full.reservations[1:])
+    room = recount(fewer, Tally(), over, known(fewer.reservations))
+    assert room.reservations == (*lines[1:], late.as_identity("?"), later)
+    # Of a pod in the API it may be, and of one that is counted here.
+    spare = known(counter.reservations, in_api=frozenset({"late"}))
+    assert late not in recount(counter, Tally(), over, spare).reservations
+    held = Tally(seen={"late": 1})
+    assert recount(counter, held, over, known(counter.reservations)).pending == (later,)
 
 
 def test_a_reservation_expires_at_its_time() -> None:
@@ -290,4 +318,4 @@ class Admission(RuleBasedStateMachine):
 
 
 TestAdmission = Admission.TestCase
-TestAdmission.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestAdmission.settings = settings(max_examples=150, stateful_step_count=40)

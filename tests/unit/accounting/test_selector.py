@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hugetlb_quota.accounting.selector import Selector
+from hugetlb_quota.accounting.selector import Requirement, Selector
 
 
 @pytest.mark.parametrize(
@@ -100,3 +100,25 @@ def test_all_requirements_must_hold_and_none_matches_everything() -> None:
     assert not both.matches({"b": ""})
     assert Selector.from_json({}).matches({"x": "y"})
     assert Selector.from_json(None).matches({})
+
+
+@given(
+    requirements=st.lists(
+        st.builds(
+            Requirement,
+            st.sampled_from("ab"),
+            st.sampled_from(["In", "NotIn", "Exists", "DoesNotExist"]),
+            st.frozensets(st.sampled_from("xy"), min_size=1),
+        )
+    ),
+    known=st.dictionaries(st.sampled_from("ab"), st.sampled_from("xyz")),
+    more=st.dictionaries(st.sampled_from("ab"), st.sampled_from("xyz")),
+)
+def test_what_may_match_is_all_that_matches_some_labels_that_are_not_known(
+    requirements: list[Requirement], known: dict[str, str], more: dict[str, str]
+) -> None:
+    selector = Selector(tuple(requirements))
+    if selector.matches({**more, **known}):
+        assert selector.may_match(known)
+    if selector.may_match({"a": "z", "b": "z"}):
+        assert selector.matches({"a": "z", "b": "z"})  # nothing is open any more

@@ -192,7 +192,6 @@ DEMANDS = st.lists(
 )
 QUICKLY = settings(
     max_examples=60,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

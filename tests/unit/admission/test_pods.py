@@ -689,9 +689,7 @@ PLACES = [
 ]
 
 
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(PLACES), JSON, st.sampled_from(["CREATE", "UPDATE"]))
 async def test_whatever_is_sent_is_decided_or_called_malformed(
     api: FakeApi, place: tuple[str, ...], value: Any, operation: str

@@ -238,10 +238,23 @@ async def test_a_namespace_that_goes_takes_along_a_quota_that_pods_below_keep_un
         assert "can't be deleted" in await refused(api, delete(tenant))
         leaving(api, "acme")
         told = await allowed(api, delete(tenant))
-        assert "takes no more pods, nor do the quotas below it, and goes with its namespace" in told
+        assert "takes no more pods, nor do the quotas below it, and goes when nothing" in told
         # Without the finalizer it would go at once, and its charge with it.
         tenant["metadata"]["finalizers"] = ["other"]
         assert "has not put its finalizer on it" in await refused(api, delete(tenant))
+
+
+async def test_a_quota_that_waits_goes_after_its_pods(api: FakeApi) -> None:
+    used = {"hugepages-2Mi": "64Mi"}
+    held = [reservation("u", "db/pg-0", "2Mi")]
+    for charged in ({"pods": used}, {"reservations": held}, {"retained": used}):
+        fields: dict[str, Any] = charged
+        waiting = api.put(quota("db/leaf", LIMIT, policy="Wait", **fields))
+        assert "has not put its finalizer on it" in await refused(api, delete(waiting))
+        waiting["metadata"]["finalizers"] = ["hugetlb.dev/charged"]
+        told = await allowed(api, delete(waiting))
+        assert "takes no more pods, nor do the quotas below it, and goes when nothing" in told
+    assert await allowed(api, delete(api.put(quota("db/leaf", LIMIT, policy="Wait")))) == ""
 
 
 def moving(

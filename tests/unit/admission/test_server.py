@@ -15,8 +15,9 @@ import pytest
 import trustme
 
 from hugetlb_quota.admission.connections import Connections
+from hugetlb_quota.admission.identity import Certificate
 from hugetlb_quota.admission.metrics import AdmissionMetrics
-from hugetlb_quota.admission.server import BODY_LIMIT, Certificate, PathSecret, serve
+from hugetlb_quota.admission.server import BODY_LIMIT, serve
 from hugetlb_quota.kube import errors
 from tests.unit.admission.fake_api import CHANGES, FakeApi, Fate, Json, namespace, pod, quota
 
@@ -73,9 +74,11 @@ def issue(ca: trustme.CA, directory: Path) -> tuple[Path, Path]:
     return paths
 
 
-def secret(directory: Path, text: str = "secret\n") -> PathSecret:
-    (directory / "path").write_text(text)
-    return PathSecret(directory / "path")
+class OnePath:
+    """Knows one path."""
+
+    def matches(self, told: str) -> bool:
+        return told == "secret"
 
 
 @pytest.fixture
@@ -85,7 +88,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}))
     ca = trustme.CA()
     certificate = Certificate(*issue(ca, tmp_path))
-    async with serve(api, certificate, secret(tmp_path), "127.0.0.1", 0, changes=CHANGES) as (
+    async with serve(api, certificate, OnePath(), "127.0.0.1", 0, changes=CHANGES) as (
         host,
         port,
     ):
@@ -116,7 +119,7 @@ async def test_refusals_are_told_of_by_an_event_and_dry_runs_are_not(tmp_path: P
     api.put(namespace("db"))
     api.put(quota("db/leaf", {"hugepages-2Mi": "2Mi"}))
     certificate = Certificate(*issue(ca, tmp_path))
-    serving = serve(api, certificate, secret(tmp_path), "127.0.0.1", 0, changes=CHANGES)
+    serving = serve(api, certificate, OnePath(), "127.0.0.1", 0, changes=CHANGES)
     async with serving as (host, port):
         server = Server(f"https://{host}:{port}", api, ca)
         for fields in ({}, {}, {"dryRun": True}):
@@ -131,7 +134,7 @@ async def test_each_decision_is_counted_by_its_cause_and_the_certificate_is_told
     api.put(namespace("db"))
     api.put(quota("db/leaf", {"hugepages-2Mi": "64Mi"}))
     certificate = Certificate(*issue(ca, tmp_path))
-    path = secret(tmp_path)
+    path = OnePath()
     serving = serve(api, certificate, path, "127.0.0.1", 0, changes=CHANGES, metrics=metrics)
     async with serving as (host, port):
         server = Server(f"https://{host}:{port}", api, ca)
@@ -226,9 +229,10 @@ class Unreachable(FakeApi):
 async def test_without_the_api_it_refuses_and_is_not_ready(tmp_path: Path) -> None:
     ca = trustme.CA()
     certificate = Certificate(*issue(ca, tmp_path))
-    async with serve(
-        Unreachable(), certificate, secret(tmp_path), "127.0.0.1", 0, changes=CHANGES
-    ) as (host, port):
+    async with serve(Unreachable(), certificate, OnePath(), "127.0.0.1", 0, changes=CHANGES) as (
+        host,
+        port,
+    ):
         server = Server(f"https://{host}:{port}", Unreachable(), ca)
         answer = await server.review(PODS, review(pod()))
         assert "can't be reached" in answer["status"]["message"]
@@ -253,7 +257,7 @@ async def test_old_tls_is_refused(server: Server) -> None:
 async def test_a_rotated_certificate_is_taken_up_and_a_torn_one_is_not(tmp_path: Path) -> None:
     old, new = trustme.CA(), trustme.CA()
     certificate = Certificate(*issue(old, tmp_path))
-    async with serve(FakeApi(), certificate, secret(tmp_path), "127.0.0.1", 0, changes=CHANGES) as (
+    async with serve(FakeApi(), certificate, OnePath(), "127.0.0.1", 0, changes=CHANGES) as (
         host,
         port,
     ):
@@ -291,20 +295,6 @@ async def test_who_does_not_know_the_path_asks_nothing(
     assert "guess" not in caplog.text
 
 
-def test_a_changed_secret_is_taken_up_and_the_one_before_holds(tmp_path: Path) -> None:
-    known = secret(tmp_path, "first")
-    (tmp_path / "path").write_text("")
-    known.refresh()
-    assert known.matches("first")
-    (tmp_path / "path").write_text("second")
-    known.refresh()
-    assert known.matches("first")
-    assert known.matches("second")
-    assert not known.matches("")
-    with pytest.raises(ValueError, match="is empty"):
-        secret(tmp_path, " ")
-
-
 HALF = b"POST /validate-pods HTTP/1.1\r\nHost: x\r\nContent-Le"
 WHOLE = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -315,7 +305,7 @@ async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, sent: by
     certificate = Certificate(*issue(ca, tmp_path))
     bounds = Connections(first_request=0.2, idle=0.2)
     async with serve(
-        FakeApi(), certificate, secret(tmp_path), "127.0.0.1", 0, bounds, changes=CHANGES
+        FakeApi(), certificate, OnePath(), "127.0.0.1", 0, bounds, changes=CHANGES
     ) as (
         host,
         port,
@@ -334,9 +324,10 @@ async def test_of_too_many_connections_the_longest_idle_goes(tmp_path: Path) -> 
     api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}))
     certificate = Certificate(*issue(ca, tmp_path))
     bounds = Connections(most=8, drain=0)
-    async with serve(
-        api, certificate, secret(tmp_path), "127.0.0.1", 0, bounds, changes=CHANGES
-    ) as (host, port):
+    async with serve(api, certificate, OnePath(), "127.0.0.1", 0, bounds, changes=CHANGES) as (
+        host,
+        port,
+    ):
         server = Server(f"https://{host}:{port}", api, ca)
         first = await connect(server)
         api.delay = 0.5
@@ -378,7 +369,7 @@ async def ending(
 
     async def run() -> None:
         api = FakeApi()
-        serving = serve(api, certificate, secret(tmp_path), "127.0.0.1", 0, bounds, changes=CHANGES)
+        serving = serve(api, certificate, OnePath(), "127.0.0.1", 0, bounds, changes=CHANGES)
         async with serving as (host, port):
             started.set_result(Server(f"https://{host}:{port}", api, ca))
             await end.wait()

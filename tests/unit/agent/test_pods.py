@@ -54,14 +54,26 @@ def test_a_deleted_pod_is_kept_until_it_is_forgotten() -> None:
     pods.changed(pod(), None)
     assert seen(pods) == {"u": ("u", True)}
     assert pods.allowance("u") is not None
-    pods.forget({"u"})
+    pods.forget({"u"}, pods.seen())
     assert seen(pods) == {"u": ("u", True)}
-    pods.forget(set())
+    pods.forget(set(), pods.seen())
     assert seen(pods) == {}
     # One in the API never is.
     pods.changed(None, pod())
-    pods.forget(set())
+    pods.forget(set(), pods.seen())
     assert seen(pods) == {"u": ("u", False)}
+
+
+def test_one_that_was_deleted_while_it_was_looked_is_kept_until_the_next_look() -> None:
+    pods = with_pods(pod())
+    before = pods.seen()
+    pods.changed(pod(), None)
+    pods.forget(set(), before)
+    assert seen(pods) == {"u": ("u", True)}
+    pods.forget(set(), {})  # bound and deleted meanwhile
+    assert seen(pods) == {"u": ("u", True)}
+    pods.forget(set(), pods.seen())
+    assert seen(pods) == {}
 
 
 def test_ends_of_pods_that_ask_are_counted() -> None:
@@ -91,7 +103,7 @@ def test_a_mirror_that_was_made_anew_takes_the_place_of_the_one_before() -> None
     assert seen(pods) == {HASH: ("old", True)}
     pods.changed(None, new)
     assert seen(pods) == {HASH: ("new", False)}
-    pods.forget({HASH})
+    pods.forget({HASH}, pods.seen())
     pods.changed(new, None)
     assert seen(pods) == {HASH: ("new", True)}
 

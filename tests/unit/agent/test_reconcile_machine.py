@@ -198,7 +198,7 @@ class Node(RuleBasedStateMachine):
         self.pods.remember(before.static, before.real)
         seen = self.pods.seen()
         self.report = reconcile(reading, seen, before, self.now)
-        self.pods.forget(self.report.entries.keys() | reading.there.keys())
+        self.pods.forget(self.report.entries.keys() | reading.there.keys(), seen)
         for uid in self.report.entries.keys() & seen.keys():
             self.names[uid] = seen[uid].pod
         for uid in self.names.keys() - self.report.entries.keys():
@@ -285,5 +285,5 @@ class Node(RuleBasedStateMachine):
         }
 
 
-Node.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Node.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestNode = Node.TestCase

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hugetlb_quota.accounting.charge import Charge
-from hugetlb_quota.agent import report
+from hugetlb_quota.agent import fit, report
 from hugetlb_quota.agent.conditions import ready_condition
 from hugetlb_quota.agent.pods import NodePods
 from hugetlb_quota.agent.reading import Reading
@@ -125,6 +125,12 @@ class Running:
         self.reads = 0
         self.position, self.pods, self.latest = 5, NodePods(), Latest()
         self.problems: tuple[str, ...] = ()
+        #: Between passes; after so many there is something new.
+        self.pauses: list[float] = []
+        self.busy = 0
+        #: While it is not set, a pause does not end.
+        self.rested = asyncio.Event()
+        self.rested.set()
         self.reporter = Reporter(
             self.api,
             "n",
@@ -134,7 +140,15 @@ class Running:
             self.latest,
             position=lambda: self.position,
             problems=lambda: self.problems,
+            sleep=self.sleep,
         )
+
+    async def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        if len(self.pauses) <= self.busy:
+            self.due.set()
+        await asyncio.sleep(seconds)
+        await self.rested.wait()
 
     async def read(self, largest: int | None) -> Reading:
         self.reads += 1
@@ -194,11 +208,14 @@ async def test_the_object_is_made_when_it_is_missing_and_owned_by_its_node(
     status = running.api.status
     assert (status["bootID"], status["podsResourceVersion"]) == ("boot", "5")
     assert [pool.get("numaNode") for pool in status["pools"]] == [None, 0]
+    assert status["summary"] == "2Mi: 16Mi/16Mi"
     assert {each["type"]: each["status"] for each in status["conditions"]} == {
         "Ready": "True",
         "ChargeListReadable": "True",
         "MountsHaveRoom": "True",
+        "ReportComplete": "True",
     }
+    assert "leftOut" not in status
 
 
 async def test_it_goes_on_from_the_last_report_and_writes_over_it(running: Running) -> None:
@@ -265,15 +282,28 @@ async def test_an_end_is_written_even_if_it_changes_nothing_else(running: Runnin
     assert running.api.status["podsResourceVersion"] == "12"
 
 
-async def test_a_burst_is_one_write(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "COALESCE", 0.2)
+async def test_a_burst_is_one_write(running: Running) -> None:
+    running.rested.clear()
     running.ready.set()
     await running.until(lambda: running.api.writes == 1)
     for number in range(20):
         running.see(f"pod-{number}")
         await asyncio.sleep(0.002)
+    running.rested.set()
     await running.until(lambda: running.api.status["pods"] == [entry("pod-19")])
     assert running.api.writes == 2
+
+
+async def test_pauses_grow_while_there_is_something_new_after_each(running: Running) -> None:
+    first, longest = 0.02, report.LONGEST_COALESCE
+    running.busy = 5
+    running.ready.set()
+    await running.until(lambda: len(running.pauses) == 6)
+    assert running.pauses == [min(first * 2**number, longest) for number in range(6)]
+    await asyncio.sleep(2 * longest)  # nothing is new
+    running.see("a")
+    await running.until(lambda: len(running.pauses) == 7)
+    assert running.pauses[-1] == first
 
 
 async def test_it_is_written_now_and_then_to_show_that_the_agent_lives(
@@ -377,6 +407,44 @@ async def test_what_was_not_written_is_written_when_the_api_is_back(running: Run
     assert running.api.status["podsResourceVersion"] == "5"
     running.api.down = False
     await running.until(lambda: running.api.status["podsResourceVersion"] == "12")
+
+
+async def test_a_report_without_room_says_so_and_proves_no_end(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "MOST", 250)
+    running.see("a", "b")
+    running.ready.set()
+    await running.until(lambda: running.api.writes == 1)
+    running.see(*"abcdef")
+    running.end(9)
+    await running.until(lambda: running.api.writes == 2)
+    status = running.api.status
+    assert {"a", "b"} <= {each["uid"] for each in status["pods"]}
+    assert status["leftOut"] == {"files": 0, "labels": 0, "pods": 6 - len(status["pods"])}
+    # The pods that are left out may be among those that have ended by then.
+    assert status["podsResourceVersion"] == "5"
+    complete = status["conditions"][-1]
+    assert (complete["status"], complete["reason"]) == ("False", "TooLarge")
+    assert f"Left out are {6 - len(status['pods'])} pods" in complete["message"]
+    running.see("a")
+    await running.until(lambda: running.api.writes == 3)
+    assert running.api.status["podsResourceVersion"] == "9"
+    assert "leftOut" not in running.api.status
+
+
+async def test_after_a_restart_it_proves_no_more_than_the_last_report_did(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "MOST", 250)
+    metadata = {"name": "n", "uid": "report-uid", "resourceVersion": "3"}
+    last = {"bootID": "boot", "podsResourceVersion": "4", "pods": [entry("e"), entry("f")]}
+    running.api.report = {"metadata": metadata, "status": last}
+    running.see(*"abcdef")
+    running.ready.set()
+    await running.until(lambda: running.api.writes == 1)
+    assert {"e", "f"} <= {each["uid"] for each in running.api.status["pods"]}
+    assert running.api.status["podsResourceVersion"] == "4"
 
 
 async def test_a_host_that_cannot_be_read_is_not_reported(running: Running) -> None:

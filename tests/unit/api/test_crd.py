@@ -1,6 +1,8 @@
 """The CRDs that ship are the ones the models make."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,3 +27,32 @@ def test_the_schema_is_structural() -> None:
         text = crd.render(definition)
         for forbidden in ("$ref", "$defs", "additionalProperties: false", "type: 'null'"):
             assert forbidden not in text
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_kubectl_explain_tells_every_field_in_words(name: str) -> None:
+    def silent(schema: dict[str, Any], path: str = "") -> Iterator[str]:
+        for field, part in schema.get("properties", {}).items():
+            here = f"{path}.{field}"
+            # The API server's own words.
+            if len(part.get("description", "")) < 8 and here != ".metadata":
+                yield here
+            yield from silent(part, here)
+        if isinstance(items := schema.get("items"), dict):
+            yield from silent(items, f"{path}[]")
+
+    (version,) = DEFINITIONS[name]["spec"]["versions"]
+    assert list(silent(version["schema"]["openAPIV3Schema"])) == []
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_every_column_is_of_a_field(name: str) -> None:
+    (version,) = DEFINITIONS[name]["spec"]["versions"]
+    schema = version["schema"]["openAPIV3Schema"]
+    for column in version["additionalPrinterColumns"]:
+        part = schema
+        for field in column["jsonPath"].partition("[")[0].strip(".").split("."):
+            if field == "metadata":
+                break
+            assert field in part["properties"], column
+            part = part["properties"][field]

@@ -9,11 +9,18 @@ from hugetlb_quota.accounting.attribution import Attribution, read_lines
 from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
-from hugetlb_quota.accounting.recount import ChargedPod, Identity, Retained, RetainedFile
+from hugetlb_quota.accounting.recount import (
+    IDENTITIES_KEPT,
+    ChargedPod,
+    Identity,
+    Retained,
+    RetainedFile,
+)
 from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.controller import conditions
-from hugetlb_quota.controller.census import Census, Count, World, held_by_quota
+from hugetlb_quota.controller.census import Census, Count, Held, World
+from hugetlb_quota.controller.ledger import Ledger
 from hugetlb_quota.controller.node_history import NodeHistory, evidence
 from hugetlb_quota.controller.nodes import (
     NodeFacts,
@@ -66,6 +73,13 @@ def world(
 
 def uids(counted: Count) -> set[str]:
     return {pod.uid for pod in counted.pods}
+
+
+def held_under(key: QuotaKey, counted: Count) -> tuple[Held, ...]:
+    ledger = Ledger()
+    ledger.replant(FOREST)
+    ledger.take(None, counted)
+    return ledger.held(key)
 
 
 def deleted(pod: Pod = POD) -> Census:
@@ -139,7 +153,7 @@ def test_a_pod_that_only_its_node_knows_of_is_charged_where_its_labels_say() -> 
     live = replace(LIVE, demand=DEMAND)
     counted = Census().count(world(report(20, live)))
     assert counted.pods == (ChargedPod("uid", DEMAND, BOTH),)
-    assert [held.pod.uid for held in held_by_quota(counted, FOREST)[TENANT]] == ["uid"]
+    assert [held.pod.uid for held in held_under(TENANT, counted)] == ["uid"]
     gone = Census().count(world(report(20, GONE)))
     assert gone.retained == (Retained("uid", LEFT, BOTH),)
 
@@ -207,7 +221,7 @@ def test_a_pod_that_was_never_bound_is_let_go_at_once() -> None:
 
 def test_a_silent_node_is_named_with_what_it_holds_and_what_to_do() -> None:
     counted = Census().count(world(report(9), pods=(replace(POD, finished=True),)))
-    held = held_by_quota(counted, FOREST)[TEAM]
+    held = held_under(TEAM, counted)
     quota, counter = Quota(TEAM, parent=TENANT), Counter(TEAM, NOTHING)
     found = conditions.findings(quota, counter, FOREST, held, {"worker", "other"})
     (silent,) = [each for each in found if not each.good]
@@ -218,6 +232,26 @@ def test_a_silent_node_is_named_with_what_it_holds_and_what_to_do() -> None:
         " taint it node.kubernetes.io/out-of-service. The charge goes then."
     )
     assert all(each.good for each in conditions.findings(quota, counter, FOREST, held, set()))
+
+
+def test_a_quota_that_can_remember_no_more_pods_says_so() -> None:
+    quota = Quota(TEAM, parent=TENANT)
+
+    def told(count: int, word: str) -> conditions.Finding:
+        lines = tuple(replace(LINE, uid=str(n), counted=word) for n in range(count))
+        counter = Counter(TEAM, NOTHING, reservations=lines)
+        return conditions.findings(quota, counter, FOREST, (), set())[-1]
+
+    assert told(IDENTITIES_KEPT - 1, "worker").good
+    assert told(IDENTITIES_KEPT, "-").good  # they wait for a node
+    full = told(IDENTITIES_KEPT, "worker")
+    assert (full.good, full.reason) == (False, "TooManyUnreported")
+    assert full.message == (
+        "256 pods that no node has reported are remembered in status.reservations, and there is"
+        " room for no more: a reservation whose pod may have run unseen stays charged, and of the"
+        " pods that run the oldest are not remembered. See that the agents report on worker."
+    )
+    assert "See that the agents report." in told(IDENTITIES_KEPT, "?").message
 
 
 def test_a_quota_below_one_that_goes_says_that_its_pods_are_refused() -> None:
@@ -299,12 +333,18 @@ def test_a_uid_that_the_kernel_alone_names_is_paid_by_the_quota_that_has_its_lin
 
 
 def test_what_is_charged_to_nobody_is_told() -> None:
-    counted = Census().count(world(report(50, NAMELESS, replace(GONE, uid="b", namespace="free"))))
-    assert counted.orphans == {("worker", "uid")}
+    free = replace(GONE, uid="free", namespace="free")
+    told = report(50, NAMELESS, free, replace(free, uid="runs", live=True))
+    counted = Census().count(world(told))
+    assert counted.orphans == {("worker", "uid", ""), ("worker", "free", "free/pod")}
     assert [(each.uid, each.quotas) for each in counted.retained] == [
         ("uid", frozenset()),
-        ("b", frozenset()),
+        ("free", frozenset()),
     ]
+    # Its quota and namespace were deleted, and there was none above.
+    meant = world(told)
+    rule = replace(meant.attribution, heirs={("worker", "free"): frozenset()})
+    assert Census().count(replace(meant, attribution=rule)).orphans == {("worker", "uid", "")}
 
 
 WORKERS = tuple(NodeFacts(name, "boot", out_of_service=False) for name in ("worker", "other"))
@@ -373,3 +413,22 @@ def test_a_quota_that_comes_to_select_it_pays_for_what_a_pod_that_is_gone_left()
     both = Forest([*SELECTING, Quota(QuotaKey("ns", "all"))], {})
     (left,) = census.count(world(told, forest=both)).retained
     assert left.quotas == {A, QuotaKey("ns", "all")}
+
+
+def test_where_a_report_had_no_room_for_labels_all_pay_that_may_select_the_pod() -> None:
+    web, db = (Quota(QuotaKey("ns", name), pod_selector=by_app(name)) for name in ("web", "db"))
+    forest = Forest([web, db, Quota(QuotaKey("other", "all"))], {})
+    some = replace(GONE, labels={"tier": "1"}, partial=True)
+    counted = Census().count(world(report(12, some), forest=forest))
+    assert counted.retained == (Retained("uid", LEFT, frozenset({web.key, db.key})),)
+    # By what labels there are those don't pay that don't select it.
+    some = replace(some, labels={"app": "db"})
+    counted = Census().count(world(report(12, some), forest=forest))
+    assert counted.retained == (Retained("uid", LEFT, frozenset({db.key})),)
+    whole = replace(some, labels={"tier": "1"}, partial=False)
+    counted = Census().count(world(report(12, whole), forest=forest))
+    assert counted.retained == (Retained("uid", LEFT, frozenset()),)
+
+
+def by_app(name: str) -> Selector:
+    return Selector.from_json({"matchLabels": {"app": name}})

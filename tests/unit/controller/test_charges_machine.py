@@ -488,4 +488,4 @@ def charges(forest: Forest, paying: frozenset[QuotaKey], name: QuotaKey) -> bool
 
 
 TestCluster = Cluster.TestCase
-TestCluster.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+TestCluster.settings = settings(max_examples=300, stateful_step_count=60)

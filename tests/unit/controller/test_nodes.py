@@ -71,6 +71,9 @@ def test_a_report_is_read() -> None:
     assert report.wishes.reclaim == {"a": timedelta(seconds=90)}
     assert report.wishes.heirs == {"a": frozenset({QuotaKey("ns", "q")})}
     assert project_report({**RAW, "status": {}}) is None
+    raw = deepcopy(RAW)
+    raw["status"]["pods"][0]["labelsLeftOut"] = 2
+    assert [pod.partial for pod in (*report.pods, *read(raw).pods)] == [False, True]
 
 
 def test_fields_of_a_newer_release_and_files_that_can_not_be_read_change_nothing() -> None:
@@ -123,7 +126,8 @@ UNREAD = NodeReport("worker", None, None, 0)
 
 def withheld(unread: Unread, total: Tally, *reports: NodeReport) -> Charge:
     counter = Counter(KEY, NOTHING, pods=LEFT, retained=LEFT)
-    return unread.withhold({KEY: total}, [counter], reports)[KEY].retained
+    unread.look(lambda _: total, [counter], reports)
+    return unread.withhold(KEY, total).retained
 
 
 def test_what_only_an_unreadable_report_knows_of_stays_charged_as_it_was() -> None:
@@ -135,3 +139,11 @@ def test_what_only_an_unreadable_report_knows_of_stays_charged_as_it_was() -> No
     # By now all was counted that is charged.
     assert withheld(unread, Tally(), UNREAD) == NOTHING
     assert withheld(Unread(), Tally(), read(RAW)) == NOTHING
+
+
+def test_a_quota_is_looked_at_when_what_is_withheld_from_it_ends() -> None:
+    unread, counter = Unread(), Counter(KEY, NOTHING, pods=LEFT)
+    assert unread.look(lambda _: Tally(), [counter], [UNREAD]) == {KEY}
+    assert unread.look(lambda _: Tally(), [counter], [UNREAD]) == set()
+    assert unread.look(lambda _: Tally(), [counter], [read(RAW)]) == {KEY}
+    assert unread.look(lambda _: Tally(), [counter], [read(RAW)]) == set()

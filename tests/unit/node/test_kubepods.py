@@ -1,5 +1,6 @@
 """From a cgroup's path to pod and container, in the naming of both drivers."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,20 @@ def test_containers_of_a_pod_and_cruns_inner_ones(tmp_path: Path) -> None:
         (ID, f"crio-{ID}.scope/container"),
         (other, other),
     }
+
+
+def test_a_pod_without_containers_has_none_and_a_file_system_that_counts_no_links_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = PodCgroup(UID, Qos.GUARANTEED, tmp_path)
+    assert list(kubepods.containers(pod)) == []
+    (tmp_path / ID).mkdir()
+    assert [each.id for each in kubepods.containers(pod)] == [ID]
+    stat = Path.stat
+    fields = [*range(3), 1, *range(6)]  # the fourth is st_nlink
+    monkeypatch.setattr(Path, "stat", lambda _: os.stat_result(fields))
+    assert [each.id for each in kubepods.containers(pod)] == [ID]
+    monkeypatch.setattr(Path, "stat", stat)
 
 
 def test_a_pod_that_is_gone_has_no_containers(tmp_path: Path) -> None:

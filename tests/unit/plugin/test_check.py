@@ -33,6 +33,7 @@ def webhooks(bundle: str = CA, policy: str = "Fail") -> list[Json]:
                 {
                     "name": name,
                     "failurePolicy": policy,
+                    "rules": [{"operations": ["CREATE"]}],
                     "clientConfig": {"caBundle": bundle, "service": service},
                 }
                 for name in check.WEBHOOKS
@@ -231,3 +232,20 @@ def test_a_fault_is_worse_than_what_may_not_be_read() -> None:
     found = check.findings(replace(WELL, nodes=None, leases=[]))
     assert check.exit_code(found) == Exit.REFUSED
     assert check.document(found)["worst"] == "ERROR"
+
+
+def test_webhooks_without_rules_are_an_error_where_there_is_a_quota() -> None:
+    silent = webhooks()
+    del silent[0]["webhooks"][0]["rules"]
+    (found,) = [
+        each for each in check.findings(replace(WELL, webhooks=silent)) if each.topic == "webhooks"
+    ]
+    assert found.level == Level.ERROR
+    assert "pods.hugetlb.dev has no rules, so the API server asks nobody" in found.message
+    (found,) = [
+        each
+        for each in check.findings(replace(WELL, webhooks=silent, quotas=()))
+        if each.topic == "webhooks"
+    ]
+    assert found.level == Level.OK
+    assert "Without a quota nobody is asked about pods." in found.message

@@ -74,6 +74,18 @@ def test_a_pod_that_ended_is_what_its_node_says() -> None:
     assert seen(world(quotas, ended, []), key) == []
 
 
+def test_what_another_node_tells_of_a_pod_is_beside_it_and_takes_nothing() -> None:
+    quotas = [quota("a/b", "64Mi")]
+    own, other = report("n1", [entry("a/p", "8Mi")]), report("n2", [entry("c/p", "2Mi")])
+    key = QuotaKey("a", "b")
+    both = [("pod", "a/p", "32Mi"), ("retained", "a/p", "2Mi")]
+    for reports in ([own, other], [other, own]):
+        assert seen(world(quotas, [pod("a/p", "32Mi")], reports), key) == both
+    line = "p a/p 2Mi:32Mi 2026-11-26T12:00:30Z request 0 n1"
+    gone = world([quota("a/b", "64Mi", reservations=[line])], [], [other])
+    assert seen(gone, key) == [("retained", "a/p", "2Mi")]
+
+
 def test_an_heir_pays_for_what_a_deleted_quota_left() -> None:
     left = report("n1", [entry("gone/p", "8Mi", live=False)])
     left["spec"] = {"heirs": [{"uid": "p", "quotas": ["a/b"]}]}

@@ -1,0 +1,344 @@
+"""The webhooks' certificates on a real API server: made, rotated under load, and left alone."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hugetlb_quota.controller.asking import with_rules
+from hugetlb_quota.controller.certificates import authority, stored
+from hugetlb_quota.controller.certificates.rotation import Trust
+from tests.kube import chart as charts
+from tests.kube.api import Api, ApiError, Object
+from tests.kube.control_plane import ControlPlane
+from tests.kube.programs import Program, Programs
+from tests.waiting import eventually
+
+WEBHOOKS = "admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
+QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
+QUICK = ("--certificate-overlap=3",)
+"""A rotation takes twice that."""
+NAME = "hugetlb-quota"
+OF = f"--set=image.repository={charts.IMAGE['repository']}"
+
+
+@pytest.fixture
+def plane(assets: Path) -> Iterator[ControlPlane]:
+    """A control plane of the test's own."""
+    with ControlPlane(assets) as running:
+        yield running
+
+
+@pytest.fixture
+def chart(plane: ControlPlane) -> charts.Chart:
+    rendered = charts.render(plane.assets / "helm")
+    charts.install(plane, rendered, certificates=False)
+    return rendered
+
+
+@pytest.fixture
+def programs(plane: ControlPlane, chart: charts.Chart) -> Iterator[Programs]:
+    started = Programs(plane, chart)
+    yield started
+    started.stop()
+
+
+def start(plane: ControlPlane, chart: charts.Chart, programs: Programs, *extra: str) -> Program:
+    """Start both programs from nothing; the controller."""
+    admission = programs.start_admission()
+    charts.register_webhooks(plane, chart, admission.address, complete=False)
+    controller = programs.start_controller(extra=extra)
+    admission.wait_ready()
+    return controller
+
+
+def quota(namespace: str) -> Object:
+    return {
+        "apiVersion": "hugetlb.dev/v1alpha1",
+        "kind": "HugeTLBQuota",
+        "metadata": {"name": "q", "namespace": namespace},
+        "spec": {"hard": {"hugepages-2Mi": "4Mi"}},
+    }
+
+
+def pod(namespace: str, amount: str) -> Object:
+    limits = {"hugepages-2Mi": amount, "cpu": "1m", "memory": "1Mi"}
+    container = {"name": "c", "image": "none", "resources": {"limits": limits}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"p-{uuid.uuid4().hex[:8]}", "namespace": namespace},
+        "spec": {"containers": [container], "schedulerName": "nobody"},
+    }
+
+
+def told(api: Api) -> Trust:
+    return stored.read_trust(api.get(WEBHOOKS, NAME))
+
+
+def asks(api: Api) -> bool:
+    """Whether the API server asks about pods."""
+    configuration = api.get(WEBHOOKS, NAME)
+    rules = {each["name"]: each.get("rules") for each in configuration["webhooks"]}
+    return bool(rules["pods.hugetlb.dev"] and rules["relabelled.pods.hugetlb.dev"])
+
+
+def refusal(api: Api, body: Object) -> str:
+    """What refuses a pod; "" when nothing does."""
+    try:
+        api.create("v1/pods", body)
+    except ApiError as error:
+        return error.message
+    return ""
+
+
+def make_quota(api: Api, namespace: str) -> None:
+    """Make a quota, and wait until it is said to hold."""
+
+    def made() -> bool:
+        try:
+            api.create(QUOTAS, quota(namespace))
+        except ApiError as error:
+            return error.code == 409
+        return True
+
+    eventually(made, timeout=60)
+    eventually(lambda: api.get(QUOTAS, "q", namespace=namespace).get("status"), timeout=60)
+
+
+class Stream:
+    """Creates pods all the time, each of which a quota refuses by name; keeps other answers."""
+
+    def __init__(self, api: Api, namespace: str) -> None:
+        self.api, self.namespace = api, namespace
+        self.answered = 0
+        self.others: list[str] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Stream:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(30)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            said = refusal(self.api, pod(self.namespace, "1Gi"))
+            if "has room for" in said or "has no room" in said:
+                self.answered += 1
+            else:
+                self.others.append(said or "it was let through")
+
+
+@pytest.mark.timeout(300)
+def test_rotations_under_load_fail_no_admission(
+    plane: ControlPlane, chart: charts.Chart, programs: Programs
+) -> None:
+    controller = start(plane, chart, programs, *QUICK)
+    plane.create_namespace("load")
+    make_quota(plane.api, "load")
+    first, seen = told(plane.api), list[Trust]()
+
+    def rotate() -> None:
+        annotations = {stored.ROTATE: "now"}
+        name = f"{NAME}-admission-ca"
+        patch: Object = {"metadata": {"annotations": annotations}}
+        plane.api.patch("v1/secrets", name, patch, namespace=charts.NAMESPACE)
+
+    def at_rest_with_another() -> bool:
+        seen.append(told(plane.api))
+        return len(seen[-1].bundle) == 1 and seen[-1].bundle != first.bundle
+
+    with Stream(plane.api, "load") as stream:
+        rotate()
+        eventually(at_rest_with_another, timeout=60)
+        first = seen[-1]
+        rotate()
+        eventually(lambda: len(told(plane.api).bundle) == 2)
+        # Whoever leads is killed in the middle, and the next goes on.
+        controller.kill9()
+        programs.start_controller(extra=QUICK)
+        eventually(at_rest_with_another, timeout=120)
+    assert stream.others == []
+    assert stream.answered > 50
+    assert {len(each.bundle) for each in seen} == {1, 2}
+    assert len({each.path for each in seen}) == 3
+
+
+@pytest.mark.timeout(300)
+def test_pods_are_asked_about_from_the_first_quota_on_and_only_once_admission_answers(
+    plane: ControlPlane, chart: charts.Chart, programs: Programs
+) -> None:
+    api = plane.api
+    for name in ("early", "team"):
+        plane.create_namespace(name)
+    # Nothing runs, as with an image that can't be pulled: no pod is refused, no quota is made.
+    charts.register_webhooks(plane, chart, "https://127.0.0.1:1", complete=False)
+    assert refusal(api, pod("early", "1Gi")) == ""
+    with pytest.raises(ApiError, match="failed calling webhook"):
+        api.create(QUOTAS, quota("team"))
+    controller = start(plane, chart, programs)
+    assert not asks(api)
+    assert refusal(api, pod("early", "1Gi")) == ""
+    make_quota(api, "team")
+    # It is said to hold: from here on nothing passes it by.
+    assert asks(api)
+    assert "has room for" in refusal(api, pod("team", "1Gi"))
+    assert refusal(api, pod("team", "2Mi")) == ""
+    # Admission goes: pods are refused, and it stays so.
+    programs.running[0].stop()
+    assert "failed calling webhook" in refusal(api, pod("team", "2Mi"))
+    assert asks(api)
+    assert "Traceback" not in controller.log()
+
+
+def test_where_a_quota_is_required_pods_are_asked_about_without_one(plane: ControlPlane) -> None:
+    told = charts.render(plane.assets / "helm", values={"admission": {"requireQuota": True}})
+    charts.install(plane, told, certificates=False)
+    programs = Programs(plane, told)
+    try:
+        start(plane, told, programs)
+        eventually(lambda: asks(plane.api), timeout=60)
+        eventually(lambda: "requireQuota" in refusal(plane.api, pod("default", "2Mi")))
+    finally:
+        programs.stop()
+
+
+@pytest.mark.timeout(300)
+def test_what_is_applied_once_more_changes_nothing(
+    plane: ControlPlane, chart: charts.Chart, programs: Programs
+) -> None:
+    """As GitOps tools do, at each sync: by kubectl apply, and by server-side apply."""
+    start(plane, chart, programs)
+    plane.create_namespace("load")
+    make_quota(plane.api, "load")
+    port = programs.running[0].address.rpartition(":")[2]
+    (shipped,) = [charts.at_port(each, int(port)) for each in chart.of_kind(charts.WEBHOOKS)]
+    secrets = chart.of_kind("Secret")
+    manifest = yaml.safe_dump_all([shipped, *secrets])
+    before = state(plane.api, secrets)
+    ways = (["apply"], ["apply", "--server-side", "--field-manager=gitops", "--force-conflicts"])
+    with Stream(plane.api, "load") as stream:
+        for way in ways:
+            for _ in range(2):
+                plane.kubectl(*way, "-f", "-", input=manifest)
+                assert state(plane.api, secrets) == before, way
+                time.sleep(0.5)
+        # Where somebody writes over it all, the leader puts it back.
+        plane.kubectl("replace", "-f", "-", input=yaml.safe_dump(shipped))
+        eventually(lambda: state(plane.api, secrets) == before)
+    mended = [each for each in stream.others if "let through" not in each]
+    assert mended == []
+
+
+def state(api: Api, secrets: list[Object]) -> object:
+    """All that the leader has put into what the chart applies."""
+    webhooks = api.get(WEBHOOKS, NAME)["webhooks"]
+    data = [
+        api.get("v1/secrets", each["metadata"]["name"], namespace=charts.NAMESPACE)["data"]
+        for each in secrets
+    ]
+    return [(each["name"], each["clientConfig"], each.get("rules")) for each in webhooks], data
+
+
+def test_nobody_else_may_read_the_ca(plane: ControlPlane, chart: charts.Chart) -> None:
+    def may(program: str, verb: str, what: str) -> bool:
+        account = f"system:serviceaccount:{charts.NAMESPACE}:{NAME}-{program}"
+        asked = plane.kubectl(
+            "auth", "can-i", verb, what, f"--as={account}", "-n", charts.NAMESPACE, check=False
+        )
+        return asked.stdout.strip() == "yes"
+
+    assert may("controller", "update", f"secrets/{NAME}-admission-ca")
+    for program in ("admission", "agent"):
+        assert not may(program, "get", f"secrets/{NAME}-admission-ca")
+        assert not may(program, "update", f"secrets/{NAME}-admission-serving")
+    assert not may("controller", "get", "secrets/another")
+    assert not may("controller", "update", "validatingwebhookconfigurations/another")
+
+
+Helm = Callable[..., str]
+
+
+@pytest.fixture
+def helm(plane: ControlPlane, tmp_path: Path) -> Helm:
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            [str(plane.assets / "helm"), *words, f"--namespace={charts.NAMESPACE}"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={"KUBECONFIG": str(plane.admin_kubeconfig), "HOME": str(tmp_path)},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def legacy_chart(folder: Path, chart: charts.Chart, ca: authority.Pair) -> Path:
+    """A chart as it was when it made certificates itself: CA, path and rules in the manifest."""
+    (configuration,) = chart.of_kind(charts.WEBHOOKS)
+    trust = Trust((ca.certificate,), "old")
+    full = with_rules(stored.write_trust(configuration, trust), asked=True)
+    meta = {"namespace": charts.NAMESPACE, "name": f"{NAME}-admission-path"}
+    path = {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"path": "old"}}
+    (folder / "templates").mkdir(parents=True)
+    (folder / "Chart.yaml").write_text("{apiVersion: v2, name: hugetlb-quota, version: 0.0.9}")
+    (folder / "templates" / "all.yaml").write_text(yaml.safe_dump_all([full, path]))
+    return folder
+
+
+@pytest.mark.timeout(300)
+def test_an_upgrade_from_a_chart_that_made_certificates_cuts_nobody_off(
+    plane: ControlPlane, chart: charts.Chart, programs: Programs, helm: Helm, tmp_path: Path
+) -> None:
+    api = plane.api
+    ca = authority.make_authority("old", datetime.now(UTC), timedelta(days=3650))
+    folder = tmp_path / "legacy"
+    helm("install", NAME, str(legacy_chart(folder, chart, ca)), "--take-ownership")
+    for _ in range(2):  # and once more, when it is of this chart already
+        helm("upgrade", NAME, str(charts.CHART), OF, "--take-ownership", "--force-conflicts")
+        assert told(api) == Trust((ca.certificate,), "old")
+        assert asks(api)
+    # The Service is the chart's now; here nobody routes its address.
+    charts.install(plane, chart, certificates=False)
+    controller = programs.start_controller()
+    eventually(lambda: len(told(api).bundle) == 2)
+    assert ca.certificate in told(api).bundle
+    assert told(api).path == "old"
+    assert charts.serving(plane, chart).path == "old"
+    # What served before goes on until every API server has seen the new CA.
+    assert charts.serving(plane, chart).pair is None
+    eventually(lambda: charts.serving(plane, chart).pair is not None, timeout=60)
+    assert ca.certificate in told(api).bundle
+    helm("upgrade", NAME, str(charts.CHART), OF, "--force-conflicts")
+    assert len(told(api).bundle) == 2
+    assert "Traceback" not in controller.log()
+
+
+def test_what_helm_has_installed_holds_nothing_of_the_leaders(
+    plane: ControlPlane, chart: charts.Chart, programs: Programs, helm: Helm
+) -> None:
+    helm("install", NAME, str(charts.CHART), OF, "--take-ownership", "--force-conflicts")
+    charts.install(plane, chart, certificates=False)
+    programs.start_controller()
+    eventually(lambda: charts.serving(plane, chart).pair is not None, timeout=60)
+    before = told(plane.api)
+    for _ in range(2):
+        helm("upgrade", NAME, str(charts.CHART), OF, "--force-conflicts")
+        assert told(plane.api) == before
+    manifest = helm("get", "manifest", NAME)
+    assert "caBundle" not in manifest
+    assert "PRIVATE" not in manifest

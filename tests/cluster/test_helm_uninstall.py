@@ -1,0 +1,134 @@
+"""`helm uninstall`: of an application with its own quota, and of the operator."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.kube import chart as charts
+from tests.kube.api import Object
+from tests.kube.cluster import Cluster
+from tests.kube.control_plane import ControlPlane
+from tests.kube.programs import Program
+from tests.waiting import eventually
+
+QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
+CRDS = "apiextensions.k8s.io/v1/customresourcedefinitions"
+OF = f"--set=image.repository={charts.IMAGE['repository']}"
+
+Helm = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def runner(plane: ControlPlane, home: Path) -> Helm:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(plane.assets / "helm"), *words],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={"KUBECONFIG": str(plane.admin_kubeconfig), "HOME": str(home)},
+        )
+
+    return run
+
+
+def application(folder: Path, policy: str) -> str:
+    """A chart of a quota and a pod under it."""
+    quota = {
+        "apiVersion": "hugetlb.dev/v1alpha1",
+        "kind": "HugeTLBQuota",
+        "metadata": {"name": "own"},
+        "spec": {"hard": {"hugepages-2Mi": "4Mi"}, "deletionPolicy": policy},
+    }
+    limits = {"hugepages-2Mi": "2Mi", "cpu": "1m", "memory": "1Mi"}
+    container = {"name": "c", "image": "none", "resources": {"limits": limits}}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "own"},
+        "spec": {"containers": [container], "schedulerName": "nobody"},
+    }
+    (folder / "templates").mkdir(parents=True)
+    (folder / "Chart.yaml").write_text("{apiVersion: v2, name: application, version: 1.0.0}")
+    (folder / "templates" / "all.yaml").write_text(yaml.safe_dump_all([quota, pod]))
+    return str(folder)
+
+
+def test_an_application_with_its_own_quota_goes_with_it(
+    cluster: Cluster, cluster_namespace: str, tmp_path: Path
+) -> None:
+    helm = runner(cluster.control_plane, tmp_path)
+    api, here = cluster.control_plane.api, f"--namespace={cluster_namespace}"
+    done = helm("install", "app", application(tmp_path / "app", "Wait"), here)
+    assert done.returncode == 0, done.stderr
+
+    def charged() -> bool:
+        found = api.get(QUOTAS, "own", namespace=cluster_namespace)
+        status, guarded = found.get("status") or {}, found["metadata"].get("finalizers")
+        return bool(guarded) and (status.get("used") or {}).get("hugepages-2Mi") == "2Mi"
+
+    eventually(charged, timeout=60)
+    done = helm("uninstall", "app", here)
+    assert done.returncode == 0, done.stderr
+    assert "app" not in helm("list", "--all", "--short", here).stdout.split()
+    eventually(lambda: not api.list(QUOTAS, namespace=cluster_namespace), timeout=60)
+
+
+@pytest.fixture
+def alone(assets: Path) -> Iterator[Cluster]:
+    """A cluster of the test's own, with the operator running."""
+    with Cluster(assets=assets) as running:
+        yield running
+
+
+@pytest.mark.timeout(300)
+def test_before_the_operator_goes_its_finalizers_do(alone: Cluster) -> None:
+    api = alone.control_plane.api
+    quota: Object = {
+        "apiVersion": "hugetlb.dev/v1alpha1",
+        "kind": "HugeTLBQuota",
+        "metadata": {"namespace": "default", "name": "q"},
+        "spec": {"hard": {"hugepages-2Mi": "4Mi"}},
+    }
+    api.create(QUOTAS, quota)
+
+    def finalizers() -> list[str]:
+        found: list[str] = api.get(QUOTAS, "q", namespace="default")["metadata"].get("finalizers")
+        return found or []
+
+    eventually(finalizers, timeout=60)
+    leader: Program = alone.controller
+    standby = alone.programs.start_controller()
+    standby.wait_ready()
+    farewell = alone.programs.start_uninstall()
+    assert farewell.child.wait(120) == 0
+    assert "HugeTLBQuota default/q" in farewell.log()
+    # Nobody leads who would put it back.
+    assert leader.child.wait(60) != 0
+    assert finalizers() == []
+    assert "leads" not in standby.log()
+
+
+def test_the_crds_that_stayed_are_taken_over_by_a_release_of_any_name(
+    control_plane: ControlPlane, unique: Callable[[str], str], tmp_path: Path
+) -> None:
+    charts.install(control_plane, charts.render(control_plane.assets / "helm"))
+    helm, name = runner(control_plane, tmp_path), unique("release")
+    words = (name, str(charts.CHART), f"--namespace={name}", "--create-namespace", OF)
+    done = helm("install", *words)
+    assert done.returncode == 0, done.stderr
+    assert "hugetlbquotas.hugetlb.dev is not of this release" in done.stdout
+    # What the notes say makes it this release's.
+    for what in ("kubectl annotate crd", "kubectl label crd"):
+        command = next(line for line in done.stdout.splitlines() if what in line)
+        control_plane.kubectl(*command.split()[1:])
+    done = helm("upgrade", *words, "--force-conflicts")
+    assert done.returncode == 0, done.stderr
+    assert "is not of this release" not in done.stdout
+    done = helm("uninstall", name, f"--namespace={name}", "--no-hooks")
+    assert done.returncode == 0, done.stderr
+    assert control_plane.api.get(CRDS, "hugetlbquotas.hugetlb.dev")

@@ -1,0 +1,69 @@
+"""No quota, no pages: where the chart says so, on a real API server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kube.api import Api, ApiError, Object
+from tests.kube.cluster import Cluster
+from tests.waiting import eventually
+
+QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
+WHY = "no HugeTLBQuota of namespace free selects it, and this cluster gives huge pages only under"
+
+
+@pytest.fixture(scope="module")
+def api(assets: Path) -> Iterator[Api]:
+    values = {"admission": {"requireQuota": True}}
+    with Cluster(assets=assets, values=values) as running:
+        running.control_plane.create_namespace("free")
+        yield running.control_plane.api
+
+
+def template(asks: str | None) -> Object:
+    resources = {"cpu": "1m", "memory": "16Mi"} | ({} if asks is None else {"hugepages-2Mi": asks})
+    container = {"name": "main", "image": "none", "resources": {"limits": resources}}
+    return {"metadata": {"labels": {"app": "a"}}, "spec": {"containers": [container]}}
+
+
+def pod(name: str, asks: str | None) -> Object:
+    made = template(asks)
+    metadata = made["metadata"] | {"name": name, "namespace": "free"}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": made["spec"]}
+
+
+def test_pages_are_given_under_a_quota_alone(api: Api) -> None:
+    replica_set = {
+        "apiVersion": "apps/v1",
+        "kind": "ReplicaSet",
+        "metadata": {"name": "a", "namespace": "free"},
+        "spec": {
+            "replicas": 1,
+            "selector": {"matchLabels": {"app": "a"}},
+            "template": template("2Mi"),
+        },
+    }
+    with pytest.raises(ApiError, match=WHY):
+        api.create("v1/pods", pod("refused", "2Mi"))
+    api.create("v1/pods", pod("small", None))
+    api.delete("v1/pods", "small", namespace="free")
+    api.create("apps/v1/replicasets", replica_set)
+
+    def told() -> bool:
+        conditions = api.get("apps/v1/replicasets", "a", namespace="free")["status"]
+        return any(WHY in each["message"] for each in conditions.get("conditions", ()))
+
+    eventually(told)
+    quota = {
+        "apiVersion": "hugetlb.dev/v1alpha1",
+        "kind": "HugeTLBQuota",
+        "metadata": {"name": "q", "namespace": "free"},
+        "spec": {"hard": {"hugepages-2Mi": "8Mi"}},
+    }
+    api.create(QUOTAS, quota)
+    api.create("v1/pods", pod("governed", "2Mi"))
+    used = {"hugepages-2Mi": "4Mi"}
+    eventually(lambda: api.get(QUOTAS, "q", namespace="free")["status"]["used"] == used, timeout=90)

@@ -1,0 +1,118 @@
+"""Who is told that the kernel refused huge pages, how often, and in which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.agent.pods import SeenPod
+from hugetlb_quota.agent.shortage import MOST_EVENTS, REST, Shortage
+from hugetlb_quota.kube.pods import Pod
+from hugetlb_quota.kube.resources import Resource
+from hugetlb_quota.node.kubepods import PodCgroup, Qos
+from hugetlb_quota.page_size import PageSize
+
+SMALL, LARGE = PageSize(2 << 20), PageSize(1 << 30)
+
+
+class Node:
+    """Cgroups as folders, and the Events that are made."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pods: dict[str, PodCgroup] = {}
+        self.known: dict[str, SeenPod] = {}
+        self.now = 0.0
+        self.told: list[tuple[str, str]] = []
+        self.shortage = self.start()
+
+    def start(self) -> Shortage:
+        cgroups, seen = lambda: tuple(self.pods.values()), lambda: self.known
+        return Shortage(self, "n1", cgroups, (SMALL, LARGE), seen, lambda: self.now)
+
+    async def create(self, resource: Resource, body: Any, *_: Any, **__: Any) -> dict[str, Any]:
+        self.told.append((body["regarding"]["name"], body["note"]))
+        return {}
+
+    def count(self, uid: str, refused: int, size: PageSize = SMALL) -> None:
+        path = self.folder / f"pod{uid}"
+        path.mkdir(exist_ok=True)
+        (path / f"{size.cgroup}.events").write_text(f"max {refused}\n")
+        self.pods[uid] = PodCgroup(uid, Qos.BURSTABLE, path)
+
+    def know(self, uid: str, mib: int) -> None:
+        pod = Pod(uid, "ns", f"name-{uid}", 1, {}, demand=Charge({SMALL: mib << 20}))
+        self.known[uid] = SeenPod(pod, ended=False)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+async def test_a_pod_is_told_once_in_a_while_with_the_number_of_all(node: Node) -> None:
+    await node.shortage.look()
+    node.know("a", 64)
+    node.count("a", 0)
+    await node.shortage.look()
+    node.count("a", 1)
+    await node.shortage.look()
+    assert node.told == [
+        (
+            "name-a",
+            "This pod tried once to reserve more than its 64Mi of hugepages-2Mi: mmap fails with"
+            " ENOMEM, and programs that can go on with small pages. If it needs more, raise"
+            " resources.limits.hugepages-2Mi.",
+        )
+    ]
+    for count in (3, 7, 12):
+        node.count("a", count)
+        await node.shortage.look()
+    assert len(node.told) == 1
+    node.now += REST
+    await node.shortage.look()
+    assert "tried 11 times to reserve" in node.told[1][1]
+    assert node.shortage.refused == {SMALL: 12, LARGE: 0}
+
+
+async def test_what_an_agent_before_has_told_is_not_told_again(node: Node) -> None:
+    node.know("a", 64)
+    node.count("a", 5)
+    again = node.start()
+    await again.look()
+    assert node.told == []
+    node.count("a", 6)
+    await again.look()
+    assert "tried once" in node.told[0][1]
+
+
+async def test_a_pod_that_asks_for_none_is_told_so_and_one_not_known_waits(node: Node) -> None:
+    await node.shortage.look()
+    node.count("a", 2, LARGE)
+    await node.shortage.look()
+    assert node.told == []
+    node.know("a", 64)
+    await node.shortage.look()
+    assert (
+        "tried 2 times to take pages of hugepages-1Gi, for which it does not ask"
+        in (node.told[0][1])
+    )
+
+
+async def test_many_at_once_are_told_a_few_at_a_time_and_those_that_went_are_forgotten(
+    node: Node,
+) -> None:
+    await node.shortage.look()
+    for number in range(MOST_EVENTS + 3):
+        node.know(f"p{number}", 2)
+        node.count(f"p{number}", 1)
+    await node.shortage.look()
+    assert len(node.told) == MOST_EVENTS
+    await node.shortage.look()
+    assert len({name for name, _ in node.told}) == len(node.told) == MOST_EVENTS + 3
+    node.pods.clear()
+    await node.shortage.look()
+    assert node.shortage._pods == {}
