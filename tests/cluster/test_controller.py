@@ -364,8 +364,9 @@ def test_a_reservation_of_an_unseen_pod_outlives_every_recount_until_it_expires(
     controller: Program, api: Api, namespace: str, unique: Callable[[str], str]
 ) -> None:
     # A report whose Node stays would be waited for.
-    for left in (*api.list("v1/nodes"), *api.list(NODES)):
-        api.remove(left)
+    for kind in ("v1/nodes", NODES):
+        for left in api.list(kind):
+            api.delete(kind, left["metadata"]["name"])
     node = unique("node")
     make_node(api, node)
     report(api, node, version="1", pods=[])
