@@ -359,8 +359,11 @@ class Known:
 
 def _is_same(old: QuotaObject, new: QuotaObject) -> bool:
     """Whether nothing is new but the resourceVersion, as when a finalizer came."""
+    # The rest of both is read from these.
     return (
-        replace(old, resource_version=new.resource_version) == new
+        (old.uid, old.invalid) == (new.uid, new.invalid)
+        and old.quota == new.quota
+        and old.counter == new.counter
         and old.stored == new.stored
         and old.spec == new.spec
     )

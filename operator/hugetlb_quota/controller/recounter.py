@@ -242,7 +242,8 @@ class Recounter:
         now = time.monotonic()
         keys = set[QuotaKey]()
         if now >= self._expires_at:
-            self._expires_at = now + PERIOD
+            # Less than the time between two counts at rest, so that none is passed over.
+            self._expires_at = now + PERIOD / 2
             keys |= self.books.known.lined
         self._reported = {name: self._reported[name] for name in self.books.known.reports}
         silent = frozenset(name for name, at in self._reported.items() if now - at >= SILENT_AFTER)
