@@ -41,9 +41,11 @@ class Host:
         """Start the privileged pod on the node."""
         namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
         shell = container("sleep", "infinity", securityContext={"privileged": True})
+        # Not where the scenes' pods are kept, if this is another node.
+        where: Json = {"nodeName": self.node, "nodeSelector": {}}
         apply(
             namespace,
-            pod(NAMESPACE, self._pod, shell, nodeName=self.node, hostPID=True, hostNetwork=True),
+            pod(NAMESPACE, self._pod, shell, **where, hostPID=True, hostNetwork=True),
         )
         wait_phase(NAMESPACE, self._pod)
 

@@ -64,7 +64,11 @@ def enter() -> None:
 
 
 def make(nodes: list[Address]) -> None:
-    """Make the bridge, a tap for each node, and the routes to pods and Services."""
+    """Make the bridge, a tap for each node, and the routes to pods and Services.
+
+    Nodes know no route to each other's pods: the host forwards, for this namespace alone.
+    """
+    Path("/proc/sys/net/ipv4/ip_forward").write_text("1\n")
     ip("link", "set", "lo", "up")
     ip("link", "add", BRIDGE, "type", "bridge")
     ip("address", "add", f"{HOST}/24", "dev", BRIDGE)
