@@ -36,7 +36,7 @@ chaos: $(READY)  ## kill and pause everything while pods race, for SECONDS (600)
 	@CHAOS_SECONDS=$(or $(SECONDS),600) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/cluster/test_chaos.py $(ARGS)
 
 .PHONY: bench
-bench: $(READY)  ## measure everything, in about 20 minutes, and write docs/performance.md; ARGS="--only NAME", "--quick"
+bench: $(READY) reader  ## measure everything, in about 20 minutes, and write docs/performance.md; ARGS="--only NAME", "--quick"
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 lint: $(READY)  ## ruff, mypy (strict) and the import contracts

@@ -83,17 +83,29 @@ def markdown(rounds: Rounds) -> str:
 def charts(rounds: Rounds) -> list[Chart]:
     """Pods a second by creators: by the length of the chain, and by the replicas."""
     found = _Found(rounds)
-    ours = [column for column in found.columns if column[0].startswith("chain")]
-    ways = list(dict.fromkeys(column[1:] for column in ours))
-    chains = list(dict.fromkeys(column[0] for column in ours))
-    way = (2, False) if (2, False) in ways else ways[-1]
-    chain = "chain of 3" if "chain of 3" in chains else chains[-1]
-    by_chain = [NATIVE, *(column for column in ours if column[1:] == way)]
-    by_way = [NATIVE, *(column for column in ours if column[0] == chain)]
+    by_chain, by_way = _by_chain(found), _by_way(found)
+    first, other = by_chain[1], by_way[1]
+    title = f"Pods created per second, {_way(first[1:])}"
     return [
-        _chart(found, "admission-chains", f"Pods created per second, {_way(way)}", by_chain),
-        _chart(found, "admission-replicas", f"Pods created per second, {chain}", by_way),
+        _chart(found, "admission-chains", title, by_chain),
+        _chart(found, "admission-replicas", f"Pods created per second, {other[0]}", by_way),
     ]
+
+
+def _by_chain(found: _Found) -> list[Column]:
+    """Native, and each chain in the way that the chart ships, else in the last."""
+    ours = [column for column in found.columns if column[0].startswith("chain")]
+    ways = [column[1:] for column in ours]
+    way = (2, False) if (2, False) in ways else ways[-1]
+    return [NATIVE, *(column for column in ours if column[1:] == way)]
+
+
+def _by_way(found: _Found) -> list[Column]:
+    """Native, and a chain of 3, else the longest, in each way."""
+    ours = [column for column in found.columns if column[0].startswith("chain")]
+    chains = [column[0] for column in ours]
+    chain = "chain of 3" if "chain of 3" in chains else chains[-1]
+    return [NATIVE, *(column for column in ours if column[0] == chain)]
 
 
 def _chart(found: _Found, file: str, title: str, columns: list[Column]) -> Chart:
@@ -116,18 +128,19 @@ def _parts(found: _Found) -> Iterator[str]:
         f"Medians of {found.rounds} rounds, and the least and the most. Native is a ResourceQuota"
         " on the same pods; the ratio is to native in the same round."
     )
-    ours = [column for column in found.columns if column[0].startswith("chain")]
-    for way in dict.fromkeys(column[1:] for column in ours):
-        columns = [NATIVE, *(column for column in ours if column[1:] == way)]
-        yield f"**Pods created per second, {_way(way)}**"
-        yield _table(found, columns, lambda figures, column: _speed(found, figures, column))
-    for title, value in (("p50", lambda d: d.p50), ("p99", lambda d: d.p99)):
-        columns = [NATIVE, *(column for column in ours if not column[2])]
-        yield f"**Milliseconds for one pod, {title}**"
-        yield _table(found, columns, lambda figures, _: _milliseconds(figures, value))  # noqa: B023
-    yield "**CPU of the API server for one pod, milliseconds**"
-    columns = [NATIVE, *(column for column in ours if column[1:] == ours[0][1:])]
-    yield _table(found, columns, lambda figures, _: str(each(figures, lambda f: f.done.api_cpu)))
+    by_chain, by_way = _by_chain(found), _by_way(found)
+    yield f"**Pods created per second, {_way(by_chain[1][1:])}**"
+    yield _table(found, by_chain, lambda figures, column: _speed(found, figures, column))
+    yield f"**Pods created per second, {by_way[1][0]}**"
+    yield _table(found, by_way, lambda figures, column: _speed(found, figures, column))
+    values: list[tuple[str, Callable[[Creation], float]]] = [
+        ("Milliseconds for one pod, p50", lambda done: done.p50),
+        ("Milliseconds for one pod, p99", lambda done: done.p99),
+        ("CPU of the API server for one pod, milliseconds", lambda done: done.api_cpu),
+    ]
+    for title, value in values:
+        yield f"**{title}, {_way(by_chain[1][1:])}**"
+        yield _table(found, by_chain, lambda figures, _: _milliseconds(figures, value))  # noqa: B023
     yield "**Pods that ask for no huge pages: admission is not asked**"
     yield _plain(found)
     if found.watched:

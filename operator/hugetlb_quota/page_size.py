@@ -50,6 +50,9 @@ class PageSize:
         if self.bytes not in self.KNOWN:
             raise UnknownPageSize(f"{self.bytes} bytes")
 
+    def __hash__(self) -> int:
+        return self.bytes  # as good as a tuple's, and asked for at every look into a Charge
+
     @classmethod
     def all(cls) -> tuple[Self, ...]:
         """Every known size, smallest first."""

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import __main__ as bench
+from tests import preflight
 
 pytestmark = pytest.mark.skipif(
     shutil.which("nft") is None or os.geteuid() != 0,
@@ -24,6 +25,11 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.timeout(420)
 @pytest.mark.parametrize("suite", bench.SUITES, ids=lambda suite: suite.name)
 def test_a_suite_makes_its_page(suite: bench.Suite, assets: Path, tmp_path: Path) -> None:
+    lacking = [
+        why for why in (preflight._cgroup2(), preflight._pages(), preflight._reader()) if why
+    ]
+    if suite.name == "agent" and lacking:
+        pytest.skip(lacking[0])
     page = tmp_path / "performance.md"
     page.write_text("# Performance\n\nBy hand.\n")
     command = [sys.executable, "-m", "benchmarks", "--quick", "--only", suite.name]
@@ -40,11 +46,12 @@ def test_a_suite_makes_its_page(suite: bench.Suite, assets: Path, tmp_path: Path
     assert "By hand." in told
     assert f"## {suite.title}" in told
     assert re.search(r"revision \S+, Kubernetes v\d", told)
-    assert re.search(r"^\| --- \|", told, re.MULTILINE)
+    assert re.search(r"^(\| --- \||\|---\||```text)", told, re.MULTILINE)
     figures = json.loads((tmp_path / "performance" / f"{suite.name}.json").read_text())
     for file in re.findall(r"!\[.*?\]\((performance/.*?\.svg)\)", told):
         assert ElementTree.parse(tmp_path / file).getroot().tag.endswith("svg")
-    assert [each["file"] for each in figures.get("charts", ())] == re.findall(
+    charts = figures.get("charts", ()) if isinstance(figures, dict) else ()
+    assert [each["file"] for each in charts] == re.findall(
         r"!\[.*?\]\(performance/(.*?)\.svg\)", told
     )
 

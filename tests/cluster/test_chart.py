@@ -168,6 +168,51 @@ def test_all_programs_are_of_the_image_that_is_named(
     assert images == {expected}
 
 
+def workload(told: chart.Chart, program: str) -> Object:
+    found = told.of_kind("Deployment") + told.of_kind("DaemonSet")
+    (one,) = [each for each in found if each["metadata"]["name"] == f"hugetlb-quota-{program}"]
+    return one
+
+
+@pytest.mark.parametrize("program", ["admission", "controller", "agent"])
+def test_each_program_takes_what_people_add(program: str, helm: Path) -> None:
+    added = {
+        "podLabels": {"team": "a"},
+        "podAnnotations": {"note": "b"},
+        "serviceAccountAnnotations": {"role": "c"},
+        "extraArgs": ["--log-level=debug"],
+        "extraEnv": [{"name": "TZ", "value": "UTC"}],
+    }
+    told = chart.render(helm, values={program: added})
+    template = workload(told, program)["spec"]["template"]
+    assert template["metadata"]["labels"]["team"] == "a"
+    assert template["metadata"]["annotations"]["note"] == "b"
+    (container,) = template["spec"]["containers"]
+    assert container["args"][-1] == "--log-level=debug"
+    assert {"name": "TZ", "value": "UTC"} in container["env"]
+    (account,) = [
+        each
+        for each in told.of_kind("ServiceAccount")
+        if each["metadata"]["name"] == f"hugetlb-quota-{program}"
+    ]
+    assert account["metadata"]["annotations"] == {"role": "c"}
+
+
+def test_where_programs_run_is_for_the_cluster_to_say(helm: Path) -> None:
+    values = {
+        "fixedUser": False,
+        "admission": {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"},
+        "agent": {"cgroupRoot": "kubelet", "updateStrategy": {"type": "OnDelete"}},
+    }
+    told = chart.render(helm, values=values)
+    spec = workload(told, "admission")["spec"]["template"]["spec"]
+    assert (spec["hostNetwork"], spec["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
+    assert "runAsUser" not in spec["securityContext"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert "--cgroup-root=kubelet" in told.container("agent").command
+    assert workload(told, "agent")["spec"]["updateStrategy"]["type"] == "OnDelete"
+
+
 def test_rendering_twice_gives_the_same_bytes_and_no_key(helm: Path, rendered: chart.Chart) -> None:
     assert chart.render(helm).objects == chart.render(helm).objects
     assert len(rendered.of_kind("Secret")) == 2

@@ -357,3 +357,21 @@ async def test_a_new_pod_meets_its_limit_before_anything_is_read(cgroup_subtree:
     assert read_limit(path, sizes[-1], "rsvd.max") == 0
     assert not following.done()
     following.cancel()
+
+
+async def test_what_was_read_and_not_told_when_a_listing_failed_makes_a_pass_due(
+    cgroup_subtree: Path,
+) -> None:
+    class Watcher:
+        async def __aiter__(self) -> AsyncIterator[Happening]:
+            raise OSError("input/output error")
+            yield  # a generator
+
+    moved = asyncio.Event()
+    watcher = cast(KubepodsWatcher, Watcher())
+    enforcer = Enforcer(watcher, page_sizes(HostRoot()), lambda uid: None, moved.set)
+    following = asyncio.create_task(enforcer.follow())
+    async with asyncio.timeout(SECONDS):
+        await moved.wait()
+    assert not following.done()
+    following.cancel()

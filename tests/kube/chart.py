@@ -253,7 +253,8 @@ def _wait_served(control_plane: ControlPlane, crd: Object) -> None:
     name, spec = crd["metadata"]["name"], crd["spec"]
 
     def established(seen: Object | None) -> bool:
-        conditions = (seen or {}).get("status", {}).get("conditions", [])
+        # null, for a moment after it was made.
+        conditions = (seen or {}).get("status", {}).get("conditions") or []
         return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
 
     control_plane.api.wait_for(

@@ -101,11 +101,13 @@ Quota quota[QUOTAS];
 
 #define USED(q) (quota[q].pods + quota[q].retained + PODS_OF(quota[q].reserved))
 
-/* A request to the API server; OVER: it was answered, refused or abandoned, or its pod is there. */
+/* A request to the API server; OVER: it was answered, refused or abandoned, or its pod is there.
+   LATE: its time is over, and etcd, which was paused, has yet to decide it. */
 #define UNASKED 0
 #define ASKED 1
 #define ALLOWED 2
 #define OVER 3
+#define LATE 4
 byte phase[REQUESTS];
 byte since[REQUESTS];                               /* the pod's version when it was asked */
 byte owed[REQUESTS];                                /* quotas that were there when it was asked */
@@ -136,7 +138,7 @@ Report report;                                      /* the status of HugeTLBNode
 
 /* Whether the pod may yet be written: a relabel lands on the pod that admission saw, or never. */
 #define LANDS(r) \
-    (phase[r] == ALLOWED && \
+    ((phase[r] == ALLOWED || phase[r] == LATE) && \
      (!RELABELS(r) || (pod[POD(r)].here && pod[POD(r)].version == since[r])))
 #define COMES(r, p, q) (POD(r) == p && HAS(owed[r], q) && LANDS(r))
 #if REQUESTS == 3
@@ -244,14 +246,22 @@ end:
 #endif
         printf("request %d for pod %d comes\n", r, POD(r))
     }
-    atomic {
+    do
+    :: atomic {
         if
         :: phase[r] == ASKED ->
             over(r);
             printf("request %d is abandoned\n", r)
-        :: phase[r] == ALLOWED ->
+        :: phase[r] == ALLOWED || phase[r] == LATE ->
             over(r);
             printf("request %d is refused by another\n", r)
+#if COUNT
+        :: phase[r] == ALLOWED ->
+            phase[r] = LATE;
+            dirty[0] = 1;
+            dirty[1] = 1;
+            printf("the time of request %d is over while etcd is paused\n", r)
+#endif
         :: LANDS(r) ->
             pod[POD(r)].here = 1;
             pod[POD(r)].under = 1;
@@ -261,8 +271,13 @@ end:
             printf("pod %d is written by request %d\n", POD(r), r)
         :: phase[r] == OVER
         fi;
-        check()
+        check();
+        if
+        :: phase[r] == OVER -> break
+        :: else
+        fi
     }
+    od
 }
 
 /* What users do to pods. */
@@ -750,7 +765,21 @@ proctype Successor(byte c) {
 #define LIFE_IS_OVER(r) true
 #else
 /* code: controller.expiry:Expiry._watched_for_life */
-#define LIFE_IS_OVER(r) (phase[r] == OVER)
+#define LIFE_IS_OVER(r) (phase[r] == OVER || phase[r] == LATE)
+#endif
+#ifdef ONE_READ
+#define DECIDED(r) true
+#else
+/* When the second read is made, etcd has decided what the first may have come before.
+   code: controller.expiry:Expiry._is_missing */
+#define DECIDED(r) (phase[r] != LATE)
+#endif
+#ifdef OVERTAKEN_BY_UID
+#define OVERTAKEN(c, r) SEEN(c, POD(r)).here
+#else
+/* The pod is known as it became since, so the request has changed it or never will.
+   code: controller.expiry:Expiry._is_superseded */
+#define OVERTAKEN(c, r) (SEEN(c, POD(r)).here && SEEN(c, POD(r)).version > since[r])
 #endif
 #ifdef SEEN_BY_UID
 #define AS_IT_IS(c, p) SEEN(c, p).here
@@ -781,8 +810,10 @@ inline find_gone() {
         if
         :: !(quota[0].reserved & IDS(r))
         :: (quota[0].reserved & IDS(r)) && RELEASED(c, POD(r)) -> gone = gone | IDS(r)
-        :: (quota[0].reserved & IDS(r)) && !RELEASED(c, POD(r)) && LIFE_IS_OVER(r) &&
-           REPORTED(c, POD(r)) && !EXISTS(c, POD(r)) ->
+        :: (quota[0].reserved & IDS(r)) && !RELEASED(c, POD(r)) && OVERTAKEN(c, r) ->
+            gone = gone | IDS(r)
+        :: (quota[0].reserved & IDS(r)) && !RELEASED(c, POD(r)) && !OVERTAKEN(c, r) &&
+           LIFE_IS_OVER(r) && DECIDED(r) && REPORTED(c, POD(r)) && !EXISTS(c, POD(r)) ->
             gone = gone | IDS(r)
         :: else
         fi;

@@ -28,6 +28,8 @@ GUARDS: Final = {
     "EXPIRE_EARLY": "count",
     "NO_LIVE_READ": "count",
     "NO_TERM": "count",
+    "ONE_READ": "count",
+    "OVERTAKEN_BY_UID": "count",
     "PICTURE_FIRST": "count",
     "PICTURE_OF_A_LOST_LEASE": "count",
     "SEEN_BY_UID": "count",

@@ -130,9 +130,11 @@ refuse the whole release for them; they stay as they are, and the notes say how 
 {{/* What admission and controller need of their node: nothing. */}}
 {{- define "hugetlb-quota.podSecurity" -}}
 runAsNonRoot: true
+{{- if .Values.fixedUser }}
 runAsUser: 65532
 runAsGroup: 65532
 fsGroup: 65532
+{{- end }}
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 

@@ -97,16 +97,24 @@ def read_lines(counters: Iterable[Counter], forest: Forest) -> Mapping[str, Line
     """
     found: dict[str, dict[QuotaKey, Reservation]] = {}
     for counter in counters:
-        for each in counter.reservations:
-            held = found.setdefault(each.uid, {})
-            known = held.get(counter.quota)
-            # Of two on one quota the identity says more.
-            if known is None or (each.counted and not known.counted):
-                held[counter.quota] = each
-    return {uid: _line(uid, held, forest) for uid, held in found.items()}
+        for uid, each in lines_of(counter).items():
+            found.setdefault(uid, {})[counter.quota] = each
+    return {uid: line_of(uid, held, forest) for uid, held in found.items()}
 
 
-def _line(uid: str, held: Mapping[QuotaKey, Reservation], forest: Forest) -> Line:
+def lines_of(counter: Counter) -> Mapping[str, Reservation]:
+    """What the reservations of one quota say of each pod, by UID."""
+    held: dict[str, Reservation] = {}
+    for each in counter.reservations:
+        known = held.get(each.uid)
+        # Of two on one quota the identity says more.
+        if known is None or (each.counted and not known.counted):
+            held[each.uid] = each
+    return held
+
+
+def line_of(uid: str, held: Mapping[QuotaKey, Reservation], forest: Forest) -> Line:
+    """What all quotas that hold a reservation of the pod ``uid`` say of it."""
     # An identity stands only where the pod was charged directly, a reservation above it too.
     identities = {key: each for key, each in held.items() if each.counted}
     above = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from contextlib import suppress
 from typing import Any, Final
 
@@ -20,7 +20,8 @@ class Charge(Mapping[PageSize, int]):
     __slots__ = ("_bytes",)
 
     def __init__(self, amounts: Mapping[PageSize, int] | None = None) -> None:
-        self._bytes: Final = dict(sorted((amounts or {}).items()))
+        known = amounts or {}
+        self._bytes: Final = dict(sorted(known.items()) if len(known) > 1 else known)
 
     @classmethod
     def from_resources(cls, resources: Mapping[str, Any] | None) -> Charge:
@@ -91,6 +92,22 @@ class Charge(Mapping[PageSize, int]):
 
     def __add__(self, other: Charge) -> Charge:
         return Charge.total((self, other))
+
+    # The views of Mapping go through __getitem__ one by one; admission adds up thousands.
+    def keys(self) -> KeysView[PageSize]:
+        """The sizes that are named, smallest first."""
+        return self._bytes.keys()
+
+    def values(self) -> ValuesView[int]:
+        """The bytes of each size."""
+        return self._bytes.values()
+
+    def items(self) -> ItemsView[PageSize, int]:
+        """Each size with its bytes."""
+        return self._bytes.items()
+
+    def __contains__(self, size: object) -> bool:
+        return size in self._bytes
 
     def __bool__(self) -> bool:
         return any(self._bytes.values())

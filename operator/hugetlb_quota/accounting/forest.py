@@ -224,6 +224,23 @@ class Forest:
             and parent.key == key
         )
 
+    def below(self, keys: Iterable[QuotaKey]) -> set[QuotaKey]:
+        """``keys`` and every quota that has one of them on its chain, or would have it there.
+
+        One of ``keys`` may be of no quota: those that name it as their parent count too.
+        """
+        named: dict[QuotaKey, list[QuotaKey]] = {}
+        for quota in self:
+            for above in {quota.parent, quota.attached_to}:
+                if above is not None:
+                    named.setdefault(above, []).append(quota.key)
+        found: set[QuotaKey] = set()
+        level = set(keys)
+        while level:
+            found |= level
+            level = {key for above in level for key in named.get(above, ())} - found
+        return found
+
     def admits(self, parent: Quota, child: QuotaKey) -> bool:
         """Whether ``parent`` lets quotas of the child's namespace attach."""
         if parent.key.namespace == child.namespace:

@@ -44,7 +44,7 @@ class Retained:
 class RetainedFile:
     """A shared file in which a pod that is gone left pages.
 
-    ``charged``: bytes of ``size``. ``quotas``: charged directly.
+    ``charged``: bytes of ``size``. ``quotas``: charged directly. ``uid``: the pod's.
     """
 
     node: str
@@ -53,6 +53,7 @@ class RetainedFile:
     size: PageSize
     charged: int
     quotas: frozenset[QuotaKey]
+    uid: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Identities:
     """
 
     kept: Mapping[str, Identity] = field(default_factory=dict)
-    settled: frozenset[str] = frozenset()
+    settled: Set[str] = frozenset()
 
     def spare(self, line: Reservation) -> bool:
         """Whether the pod of ``line`` is in the API, which knows it too."""
@@ -150,12 +151,15 @@ def tally(
             pods=Charge.total(charges[key]),
             seen=seen[key],
             retained=Charge.total(left[key]),
-            files=tuple(
-                sorted(held_in[key], key=lambda file: (-file.charged, file.node, file.path))
-            )[:FILES_TOLD],
+            files=tuple(sorted(held_in[key], key=largest_first))[:FILES_TOLD],
         )
         for key in charges
     }
+
+
+def largest_first(file: RetainedFile) -> tuple[int, str, str]:
+    """By what files are sorted that people are told of."""
+    return -file.charged, file.node, file.path
 
 
 def expired(counter: Counter, now: datetime) -> tuple[Reservation, ...]:

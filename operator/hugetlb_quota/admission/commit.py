@@ -40,6 +40,9 @@ PATIENCE: Final = 0.005
 FIRST_GATHERING: Final = 0.002
 LONGEST_GATHERING: Final = 0.016
 
+#: A quota, what it is to be, and for whom.
+_Level = tuple[QuotaObject, Tab, list[Wanted]]
+
 logger = logging.getLogger(__name__)
 
 
@@ -188,7 +191,7 @@ class Committer:
     async def _commit(self, batch: list[Wanted]) -> None:
         self._committed(len(batch))
         levels = self._decide(batch)
-        await asyncio.gather(*(self._write(base, wanted) for base, wanted in levels.values()))
+        await asyncio.gather(*(self._write(*level) for level in levels.values()))
         back: dict[QuotaKey, dict[ReservationId, Reservation]] = {}
         for wanted in batch:
             if not wanted.errors and not wanted.done.done():
@@ -204,10 +207,10 @@ class Committer:
             # The next batch is to find the room.
             await asyncio.wait((self._start_taking_back(back),), timeout=1.0)
 
-    def _decide(self, batch: list[Wanted]) -> dict[QuotaKey, tuple[QuotaObject, list[Wanted]]]:
-        """Who fits everywhere, by what is known: by quota, and what it was when they did."""
+    def _decide(self, batch: list[Wanted]) -> dict[QuotaKey, _Level]:
+        """Who fits everywhere, by what is known: by quota, what it was, and is to be with them."""
         tabs: dict[QuotaKey, tuple[QuotaObject, Tab]] = {}
-        levels: dict[QuotaKey, tuple[QuotaObject, list[Wanted]]] = {}
+        levels: dict[QuotaKey, _Level] = {}
         for wanted in batch:
             for quota in wanted.chain:
                 if quota.key not in tabs:
@@ -223,14 +226,14 @@ class Committer:
                 wanted.held.add(now.key)
                 if not tab.holds(wanted.reservation):
                     tab.put(wanted.reservation)
-                levels.setdefault(now.key, (now, []))[1].append(wanted)
+                levels.setdefault(now.key, (now, tab, []))[2].append(wanted)
         return levels
 
-    async def _write(self, base: QuotaObject, batch: list[Wanted]) -> None:
+    async def _write(self, base: QuotaObject, tab: Tab, batch: list[Wanted]) -> None:
         """Write one level for all of ``batch``; what prevents it becomes their errors."""
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT):
-                await self._swap(base, batch)
+                await self._swap(base, tab, batch)
         except (errors.ApiError, InvalidQuota, TimeoutError) as error:
             told: Exception = error
             if isinstance(error, errors.NotFound):
@@ -240,19 +243,9 @@ class Committer:
             for wanted in batch:
                 wanted.errors.append(told)
 
-    async def _swap(self, now: QuotaObject, batch: list[Wanted]) -> None:
+    async def _swap(self, now: QuotaObject, tab: Tab, batch: list[Wanted]) -> None:
+        fitting = batch
         while True:
-            tab = Tab(now.counter)
-            fitting = []
-            for wanted in batch:
-                if wanted.errors or wanted.done.done():
-                    continue
-                if refused := _refused(wanted, [(now, tab)]):
-                    wanted.errors.append(refused)
-                    continue
-                if not tab.holds(wanted.reservation):
-                    tab.put(wanted.reservation)
-                fitting.append(wanted)
             if tab.counter is not now.counter:
                 self.writes += 1
                 position = self._cache.position
@@ -262,6 +255,7 @@ class Committer:
                 except errors.Conflict:
                     self.conflicts += 1
                     now = await self._cache.newer(now, PATIENCE)
+                    tab, fitting = _fit(now, batch)
                     continue
                 now_version = int(raw["metadata"]["resourceVersion"])
                 self._cache.offer(raw, written_after=position)
@@ -305,6 +299,21 @@ class Committer:
                     *(each.pod, each.uid, key, each.expires.isoformat(timespec="seconds"), error),
                     extra=about(pod=each.pod, uid=each.uid, quota=key),
                 )
+
+
+def _fit(now: QuotaObject, batch: list[Wanted]) -> tuple[Tab, list[Wanted]]:
+    """Those who fit on what others have written meanwhile; what prevents it is their error."""
+    tab, fitting = Tab(now.counter), []
+    for wanted in batch:
+        if wanted.errors or wanted.done.done():
+            continue
+        if refused := _refused(wanted, [(now, tab)]):
+            wanted.errors.append(refused)
+            continue
+        if not tab.holds(wanted.reservation):
+            tab.put(wanted.reservation)
+        fitting.append(wanted)
+    return tab, fitting
 
 
 def _refused(wanted: Wanted, levels: Sequence[tuple[QuotaObject, Tab]]) -> Exception | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
 
@@ -357,7 +357,7 @@ class PodAdmission:
         request = pod.request if attempt == 1 else f"{pod.request}.{attempt}"
         # From the last moment at which this answer may go out.
         lifetime = self._lifetime + timedelta(seconds=deadline.left())
-        return Reservation(
+        made = Reservation(
             uid=pod.uid,
             pod=str(pod),
             charge=wanted,
@@ -365,6 +365,8 @@ class PodAdmission:
             request=request,
             since=pod.since,
         )
+        # Each quota of the chain asks for the line several times.
+        return replace(made, text=made.line)
 
 
 def _demand(raw: Mapping[str, Any]) -> Charge:

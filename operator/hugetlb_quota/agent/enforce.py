@@ -114,8 +114,10 @@ class Enforcer:
                 async for happening in self._watcher:
                     self._handle(happening)
             except OSError as error:
+                # What was read of events and not told yet is lost.
                 logger.warning("Pods' cgroups can't be listed; trying again: %s", error)
                 self.due()
+                self._moved()
                 await asyncio.sleep(RETRY)
 
     async def pass_now_and_then(self, first_done: asyncio.Event) -> None:

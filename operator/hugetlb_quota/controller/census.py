@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from hugetlb_quota.accounting.attribution import Attribution, Line
 from hugetlb_quota.accounting.charge import NOTHING, Charge
-from hugetlb_quota.accounting.forest import Forest, QuotaKey
+from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.recount import (
     ChargedPod,
     Identities,
@@ -47,6 +47,8 @@ class World:
     ``pods``: those in the API. Their changes are known without a gap from the resourceVersion
     ``listed_at`` on, up to ``seen_up_to``. ``evidence``: by node name, of every node that has
     a Node object or a report; ``reports``: the agents' last ones by node name.
+    ``only``: the UIDs that are counted, None for all; then ``pods`` has those of them that are
+    in the API, and ``reports`` those that tell of them.
     """
 
     attribution: Attribution
@@ -55,6 +57,11 @@ class World:
     listed_at: int
     evidence: Mapping[str, NodeEvidence]
     reports: Mapping[str, NodeReport]
+    only: Collection[str] | None = None
+
+    def counted(self, uids: Collection[str]) -> list[str]:
+        """Those of ``uids`` that are counted."""
+        return list(uids) if self.only is None else [uid for uid in self.only if uid in uids]
 
     def holding(self) -> Iterator[NodeReport]:
         """The reports that are true still."""
@@ -66,15 +73,26 @@ class World:
         What the quotas' reservations say; and the pods that were live on a node when its agent
         last reported before it booted: they may have been started anew.
         """
+        said = self.attribution.lines
         told: dict[str, Line] = {}
         for name, report in self.reports.items():
             evidence = self.evidence[name]
             if not is_lost(evidence) and has_booted(evidence):
                 for pod in report.pods:
-                    if pod.live and pod.uid not in self.attribution.lines:
+                    if pod.live and pod.uid not in said and self._is_counted(pod.uid):
                         line, other = self._line(name, pod), told.get(pod.uid)
                         told[pod.uid] = line if other is None else _of_both(line, other)
-        return {**told, **self.attribution.lines}
+        return {**told, **{uid: said[uid] for uid in self.counted(said.keys())}}
+
+    def _is_counted(self, uid: str) -> bool:
+        return self.only is None or uid in self.only
+
+    def reported(self) -> Iterator[tuple[str, ReportedPod]]:
+        """What the reports that are true still say of whom is counted, with their nodes."""
+        for report in self.holding():
+            for pod in report.pods:
+                if self._is_counted(pod.uid):
+                    yield report.node, pod
 
     def _line(self, node: str, pod: ReportedPod) -> Line:
         payers = self.attribution.who_pays(
@@ -110,7 +128,8 @@ class Orphan(NamedTuple):
 class Count:
     """Who is charged: ``pods``, of which ``held`` ended already, and what others left.
 
-    ``orphans``: those gone, or known to nobody, for whom no quota is charged.
+    ``orphans``: those gone, or known to nobody, for whom no quota is charged. ``waiting``: the
+    nodes whose next report may decide, by the UID of whom it decides on.
     """
 
     pods: tuple[ChargedPod, ...]
@@ -119,6 +138,7 @@ class Count:
     files: tuple[RetainedFile, ...]
     identities: Identities
     orphans: frozenset[Orphan]
+    waiting: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 class Census:
@@ -146,6 +166,11 @@ class Census:
             node = UNBOUND if missed and old.node is None else old.node
             self._gone[old.uid] = (old, EndedPod(old.uid, node, resource_version))
 
+    @property
+    def unsettled(self) -> set[str]:
+        """The UIDs that are not in the API, and on which any node may decide."""
+        return self._gone.keys() | self._recalled.keys() | self._awaited.keys()
+
     def was_released(self, uid: str) -> bool:
         """Whether the pod ``uid`` was seen and is charged no more."""
         return uid in self._released
@@ -160,12 +185,14 @@ class Census:
                 counting.charge_pod(pod)
             else:
                 self._end(counting, pod, EndedPod(pod.uid, pod.node, pod.resource_version))
-        for pod, ended in list(self._gone.values()):
-            if pod.uid not in in_api:
-                self._end(counting, pod, ended)
-        self._awaited = {uid: it for uid, it in self._awaited.items() if counting.keep_line(it)}
-        for line, missing_at in list(self._recalled.values()):
-            self._end_recalled(counting, line, missing_at)
+        for uid in world.counted(self._gone.keys()):
+            if uid not in in_api:
+                self._end(counting, *self._gone[uid])
+        for uid in world.counted(self._awaited.keys()):
+            if not counting.keep_line(self._awaited[uid]):
+                del self._awaited[uid]
+        for uid in world.counted(self._recalled.keys()):
+            self._end_recalled(counting, *self._recalled[uid])
         for uid in counting.charge_reported():
             self._released.pop(uid, None)
         return counting.result()
@@ -177,7 +204,7 @@ class Census:
         when it would have been seen if it came.
         """
         lines = world.lines()
-        for uid in list(self._recalled):
+        for uid in world.counted(self._recalled.keys()):
             # One of which the line is dropped for want of room is charged all the same.
             if uid in in_api or uid in self._gone or not (uid in lines or self._is_held(uid)):
                 del self._recalled[uid]
@@ -240,36 +267,49 @@ class _Counting:
     told: dict[str, dict[str, ReportedPod]] = field(default_factory=dict)
     counted: set[tuple[str, str]] = field(default_factory=set)
     unsure: set[str] = field(default_factory=set)
-    proved: dict[str, int] = field(default_factory=dict)
+    waiting: dict[str, frozenset[str]] = field(default_factory=dict)
+    _proved: dict[str, int] | None = None
     _least_proved: int | None = None
 
     def __post_init__(self) -> None:
         self.known = {pod.uid: pod for pod in self.world.pods}
-        for name, evidence in self.world.evidence.items():
-            if (proved := proved_up_to(evidence)) is not None:
-                self.proved[name] = proved
-        self._least_proved = min(self.proved.values(), default=None)
-        for report in self.world.holding():
-            for pod in report.pods:
-                told = self.told.setdefault(pod.uid, {})
-                other = told.get(report.node)
-                told[report.node] = pod if other is None else _together(pod, other)
+        for node, pod in self.world.reported():
+            told = self.told.setdefault(pod.uid, {})
+            other = told.get(node)
+            told[node] = pod if other is None else _together(pod, other)
 
     def unproved(self, ended: EndedPod) -> frozenset[str]:
         """The nodes that may still hold the cgroup of a pod that ended; none: it is released.
 
         Where nobody knows its node, all that have not proved that what had ended then is gone.
         """
+        if nodes := self._unproved(ended):
+            self.waiting[ended.uid] = nodes
+        return nodes
+
+    def _unproved(self, ended: EndedPod) -> frozenset[str]:
         if ended.node in (UNBOUND, SOMEWHERE):
+            proved = self._proofs()
             if self._least_proved is None or ended.resource_version <= self._least_proved:
                 return frozenset()
             return frozenset(
-                name for name, proved in self.proved.items() if proved < ended.resource_version
+                name for name, up_to in proved.items() if up_to < ended.resource_version
             )
         evidence = self.world.evidence.get(ended.node or "")
         if ended.node is None or is_released(ended, evidence):
             return frozenset()
         return frozenset({ended.node})
+
+    def _proofs(self) -> Mapping[str, int]:
+        """Up to where each node has proved; looked up where it matters, for there are many."""
+        if self._proved is None:
+            self._proved = {
+                name: proved
+                for name, evidence in self.world.evidence.items()
+                if (proved := proved_up_to(evidence)) is not None
+            }
+            self._least_proved = min(self._proved.values(), default=None)
+        return self._proved
 
     def charge_pod(self, pod: Pod) -> None:
         """Charge one that is in the API and has not ended."""
@@ -358,23 +398,26 @@ class _Counting:
                 size=file.size,
                 charged=file.charged,
                 quotas=retained[report.node, file.uid],
+                uid=file.uid,
             )
             for report in self.world.holding()
             for file in report.files
             if (report.node, file.uid) in retained
         )
         lines = self.world.attribution.lines
-        for uid, line in lines.items():
-            if uid not in self.kept and self._is_awaited(line.counted):
+        counted = self.world.counted(lines.keys())
+        for uid in counted:
+            if uid not in self.kept and self._is_awaited(lines[uid].counted):
                 # Its charge went for want of an agent, which may yet begin and tell of it.
-                self.kept[uid] = Identity(line.counted, line.quotas, in_api=False)
+                self.kept[uid] = Identity(lines[uid].counted, lines[uid].quotas, in_api=False)
         return Count(
             pods=tuple(self.pods.values()),
             held=tuple(self.held),
             retained=tuple(self.retained),
             files=files,
-            identities=Identities(self.kept, frozenset(lines.keys() - self.kept.keys())),
+            identities=Identities(self.kept, frozenset(counted) - self.kept.keys()),
             orphans=frozenset(self.orphans),
+            waiting=self.waiting,
         )
 
     def _charge_seen(self, pod: Pod, *, in_api: bool) -> ChargedPod:
@@ -470,15 +513,3 @@ def _together(one: ReportedPod, other: ReportedPod) -> ReportedPod:
     named = one if one.is_named else other
     live, charged = one.live or other.live, one.charged + other.charged
     return replace(named, live=live, charged=charged)
-
-
-def held_by_quota(count: Count, forest: Forest) -> Mapping[QuotaKey, tuple[Held, ...]]:
-    """What is held under each quota, descendants included; only where there is any."""
-    held: dict[QuotaKey, list[Held]] = {}
-    for each in count.held:
-        keys = {
-            link.key for key in each.pod.quotas if key in forest for link in forest.attached(key)
-        }
-        for key in keys:
-            held.setdefault(key, []).append(each)
-    return {key: tuple(each) for key, each in held.items()}

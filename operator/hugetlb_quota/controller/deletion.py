@@ -94,7 +94,8 @@ async def _see_that_it_is_uncharged(connection: Connection, key: QuotaKey) -> No
         raise kopf.TemporaryError(str(error), delay=AGAIN) from error
     if counter.used:
         raise kopf.TemporaryError(
-            f"HugeTLBQuota {key} is charged still ({summary(counter)}); it goes when its pods"
+            f"HugeTLBQuota {key} is charged still ({summary(counter.used, counter.hard)});"
+            " it goes when its pods"
             " have, and what they left is charged to its heir.",
             delay=AGAIN,
         )

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
-from prometheus_client.core import GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.registry import Collector
 
+from hugetlb_quota.controller.books import Books
 from hugetlb_quota.controller.lag import Lag
 from hugetlb_quota.kube.metrics import PREFIX, BytesBySize, Metrics, gauge, gauges
 from hugetlb_quota.kube.quotas import QuotaObject
@@ -19,6 +25,7 @@ class Counting(Protocol):
     """The part of a Recounter that this needs."""
 
     lag: Lag
+    books: Books
 
     @property
     def quotas(self) -> Iterable[QuotaObject]:
@@ -53,6 +60,17 @@ class ControllerMetrics(Collector):
             "How long a count of all quotas takes.",
             count_value=lag.counts,
             sum_value=lag.took,
+        )
+        yield CounterMetricFamily(
+            PREFIX + "controller_checks",
+            "Counts of everybody, from scratch; the others are of whom a change concerned.",
+            value=self._counting.books.checks,
+        )
+        yield CounterMetricFamily(
+            PREFIX + "controller_check_differences",
+            "Counts from scratch that found anything else than those before: a fault of"
+            " hugetlb-quota, which the log tells of. What was found from scratch holds.",
+            value=self._counting.books.differences,
         )
         yield from gauges(
             "node_report_age_seconds",

@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from hugetlb_quota.accounting.attribution import Attribution, read_lines
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
-from hugetlb_quota.accounting.recount import Identities, RetainedFile, Tally, recount, tally
+from hugetlb_quota.accounting.recount import RetainedFile, Tally, recount
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, ReservationId
 from hugetlb_quota.controller import conditions
-from hugetlb_quota.controller.census import Census, Held, World, held_by_quota
+from hugetlb_quota.controller.books import Books
 from hugetlb_quota.controller.expiry import Expiry
+from hugetlb_quota.controller.known import Namespace
 from hugetlb_quota.controller.lag import Lag
-from hugetlb_quota.controller.node_history import NodeHistory, evidence, heirs
 from hugetlb_quota.controller.node_wishes import Succession, wishes, write_wishes
 from hugetlb_quota.controller.nodes import (
     NodeFacts,
@@ -48,6 +47,9 @@ SETTLE: Final = 0.1
 SHORTEST_PERIOD: Final = 0.5
 #: Seconds between recounts when nothing changes: reservations expire, agents go silent.
 PERIOD: Final = 5.0
+#: Seconds between counts from scratch, at a moment when nothing is to be written; twice as many
+#: where there is none.
+CHECK_PERIOD: Final = 300.0
 #: Seconds from a write that failed to the next recount.
 RETRY: Final = 1.0
 #: Seconds without a report after which an agent counts as silent: two heartbeats and a half.
@@ -59,22 +61,12 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Namespace:
-    """What matters of a namespace; ``leaving``: it is being deleted."""
-
-    labels: Mapping[str, str]
-    leaving: bool
-
-
-@dataclass(frozen=True, slots=True)
 class _Picture:
-    """Everything a recount needs, taken at one moment."""
+    """What is to be written after a count; the ledger stays as it is meanwhile."""
 
     forest: Forest
-    totals: Mapping[QuotaKey, Tally]
-    held: Mapping[QuotaKey, tuple[Held, ...]]
+    quotas: tuple[QuotaObject, ...]
     silent: frozenset[str]
-    identities: Identities
     wishes: tuple[tuple[NodeReport, NodeWishes], ...]
 
 
@@ -100,24 +92,32 @@ class Recounter:
         self._connection = connection
         self._may_begin = may_begin
         self._term = Term(ask_term)
+        #: What is known and counted, for the metrics too.
+        self.books = Books()
         self.lag = Lag()
         self._events = QuotaEvents(connection, identity)
-        self._census = Census()
         self._wake = asyncio.Event()
         self._reported: dict[str, float] = {}
         self._pods = Informer(connection, PODS, project_demanding_pod)
-        self._expiry = Expiry(connection, self._census, self._pods, lifetime)
+        self._expiry = Expiry(connection, self.books.census, self._pods, lifetime)
         self._quotas = Informer(connection, HUGETLB_QUOTAS, self._to_count)
         self._reports = Informer(connection, HUGETLB_NODES, self._to_report)
         self._nodes = Informer(connection, NODES, project_node)
         self._namespaces = Informer(connection, NAMESPACES, _project_namespace)
-        self._history = NodeHistory()
         self._unread = Unread()
+        self._silent = frozenset[str]()
+        self._expires_at = 0.0
+        self._check_at = time.monotonic() + CHECK_PERIOD
+        #: What could not be written.
+        self._quotas_again, self._reports_again = set[QuotaKey](), set[str]()
         self._orphans = Orphans(connection, identity)
         self._pods.on_change(self._note_pod)
         self._nodes.on_change(self._note_node)
         self._reports.on_change(self._note_report)
-        for informer in (self._pods, self._quotas, self._nodes, self._namespaces):
+        known = self.books.known
+        self._quotas.on_change(lambda old, new, _: known.quota_changed(old, new))
+        self._namespaces.on_change(lambda old, new, _: known.namespace_changed(old, new))
+        for informer in (self._pods, self._quotas, self._reports, self._nodes, self._namespaces):
             informer.on_change(lambda *_: self._changed())
 
     @property
@@ -170,7 +170,7 @@ class Recounter:
 
     def _is_counted(self, quota: QuotaObject) -> bool:
         """Whether its count may be written now."""
-        return not quota.invalid and (bool(quota.observed_generation) or self._may_begin())
+        return bool(quota.observed_generation) or self._may_begin()
 
     def _try_again(self) -> None:
         """Recount in a moment: what was to be read or written just now could not be."""
@@ -178,13 +178,16 @@ class Recounter:
         asyncio.get_running_loop().call_later(RETRY, self._wake.set)
 
     def _changed(self) -> None:
-        self.lag.changed()
-        self._wake.set()
+        # A mere heartbeat changes no count.
+        if self.books.is_due:
+            self.lag.changed()
+            self._wake.set()
 
     async def _recount(self) -> None:
         self.lag.begin()
         picture = self._picture()
-        self._expiry.note(quota.counter for quota in self._quotas.store.values())
+        known = self.books.known
+        self._expiry.note(known.quotas[key].counter for key in known.lined)
         limit = asyncio.Semaphore(WRITERS)
 
         async def write(quota: QuotaObject) -> None:
@@ -194,64 +197,88 @@ class Recounter:
         async def wish(report: NodeReport, wanted: NodeWishes) -> None:
             async with limit:
                 if not await write_wishes(self._connection, report, wanted):
+                    self._reports_again.add(report.node)
                     self._try_again()
 
         # From the leaves up: a reservation must not end above before its identity stands below.
-        for quotas in from_the_leaves(self._quotas.store.values(), picture.forest):
-            await asyncio.gather(*(write(quota) for quota in quotas if self._is_counted(quota)))
+        for quotas in from_the_leaves(picture.quotas, picture.forest):
+            readable = [quota for quota in quotas if not quota.invalid]
+            self._quotas_again |= {each.key for each in readable if not self._is_counted(each)}
+            await asyncio.gather(*(write(each) for each in readable if self._is_counted(each)))
         await asyncio.gather(*(wish(report, wanted) for report, wanted in picture.wishes))
         self.lag.end()
 
     def _picture(self) -> _Picture:
-        quotas = tuple(self._quotas.store.values())
-        counters = tuple(quota.counter for quota in quotas)
-        namespaces = {key.name: each for key, each in self._namespaces.store.items()}
-        labels = {name: each.labels for name, each in namespaces.items()}
-        forest = Forest((each.quota for each in quotas), labels)
-        reports = self._history.reports(
-            {key.name: report for key, report in self._reports.store.items()}
+        """Count whom something concerned, and say what is to be written because of that."""
+        known, at = self.books.known, self._pods.resource_version
+        changes = self.books.count(at, self._pods.listed_at)
+        keys = changes.quotas | self._quotas_again | self._by_time()
+        reports = changes.reports | self._reports_again
+        self._quotas_again, self._reports_again = set(), set()
+        if self._is_check_due(idle=not keys) and not self.books.check(at):
+            keys, reports = set(known.quotas), set(known.reports)
+        keys |= self._unread.look(
+            self.books.ledger.tally,
+            (quota.counter for quota in known.quotas.values()),
+            known.reports.values(),
         )
-        self._reported = {name: self._reported[name] for name in reports}
-        nodes = {key.name: node for key, node in self._nodes.store.items()}
-        world = World(
-            attribution=Attribution(forest, heirs(reports.values()), read_lines(counters, forest)),
-            pods=self._pods.store.values(),
-            seen_up_to=self._pods.resource_version,
-            listed_at=self._pods.listed_at,
-            evidence=evidence(nodes, reports.values(), self._history),
-            reports=reports,
-        )
-        count = self._census.count(world)
-        self._orphans.tell(count.orphans)
-        totals = tally(forest, count.pods, count.retained, count.files)
-        succession = Succession(forest, {name for name, it in namespaces.items() if it.leaving})
-        now = time.monotonic()
+        self._orphans.tell(self.books.ledger.orphans)
         return _Picture(
-            forest=forest,
-            totals=self._unread.withhold(totals, counters, reports.values()),
-            held=held_by_quota(count, forest),
-            silent=frozenset(n for n in reports if now - self._reported[n] >= SILENT_AFTER),
-            identities=count.identities,
-            wishes=tuple(
-                (report, wanted)
-                for report in world.holding()
-                if (wanted := wishes(report, count.retained, succession)) != report.wishes
-            ),
+            forest=known.forest,
+            quotas=tuple(known.quotas[key] for key in keys if key in known.quotas),
+            silent=self._silent,
+            wishes=tuple(self._wishes(reports)),
         )
+
+    def _is_check_due(self, *, idle: bool) -> bool:
+        now = time.monotonic()
+        if now < self._check_at + (0 if idle else CHECK_PERIOD):
+            return False
+        self._check_at = now + CHECK_PERIOD
+        return True
+
+    def _by_time(self) -> set[QuotaKey]:
+        """The quotas of which something may be new for the time alone."""
+        now = time.monotonic()
+        keys = set[QuotaKey]()
+        if now >= self._expires_at:
+            # Less than the time between two counts at rest, so that none is passed over.
+            self._expires_at = now + PERIOD / 2
+            keys |= self.books.known.lined
+        self._reported = {name: self._reported[name] for name in self.books.known.reports}
+        silent = frozenset(name for name, at in self._reported.items() if now - at >= SILENT_AFTER)
+        if silent != self._silent:
+            self._silent = silent
+            keys |= self.books.ledger.holding()
+        return keys
+
+    def _wishes(self, names: Iterable[str]) -> Iterator[tuple[NodeReport, NodeWishes]]:
+        """What is to be written to the nodes ``names``, where that is not there already."""
+        known, ledger = self.books.known, self.books.ledger
+        leaving = {name for name, it in known.namespaces.items() if it.leaving}
+        succession = Succession(known.forest, leaving)
+        for name in names:
+            report = known.reports.get(name)
+            if report is not None and known.holds(name):
+                retained = [each for pod in report.pods for each in ledger.retained(pod.uid)]
+                if (wanted := wishes(report, retained, succession)) != report.wishes:
+                    yield report, wanted
 
     async def _write(self, known: QuotaObject, picture: _Picture) -> None:
         """Bring one quota's status up to ``picture``, if it is not there already."""
-        total = picture.totals[known.key]
+        total = self._unread.withhold(known.key, self.books.ledger.tally(known.key))
         try:
             gone = await self._expiry.gone(known.counter)
             change = self._change(known, total, gone, picture)
             if not change(known).is_stored:
                 before = known.conditions
                 written = await compare_and_swap(self._connection, known.key, change, known=known)
+                self.books.known.quota_written(written)
                 self._events.retained(known, total.files)
                 await self._events.turned(written, conditions.turned(before, written.conditions))
         except Superseded as newer:
             await self._term.meet(newer)
+            self._quotas_again.add(known.key)
             self._try_again()
         except errors.NotFound:
             logger.info(
@@ -265,6 +292,7 @@ class Recounter:
                 *(known.key, error),
                 extra=about(quota=known.key),
             )
+            self._quotas_again.add(known.key)
             self._try_again()
 
     def _change(
@@ -274,11 +302,11 @@ class Recounter:
         gone: frozenset[ReservationId | str],
         picture: _Picture,
     ) -> Callable[[QuotaObject], QuotaObject]:
-        held = picture.held.get(known.key, ())
+        held, identities = self.books.ledger.held(known.key), self.books.ledger.identities
 
         def change(quota: QuotaObject) -> QuotaObject:
             self._term.check(quota)
-            counter = recount(quota.counter, total, gone, picture.identities)
+            counter = recount(quota.counter, total, gone, identities)
             found = conditions.findings(quota.quota, counter, picture.forest, held, picture.silent)
             counted = restate(
                 quota,
@@ -316,19 +344,17 @@ class Recounter:
     def _note_pod(self, old: Pod | None, new: Pod | None, version: int) -> None:
         # There is no position while a list is taken in.
         listing = not self._pods.resource_version
-        self._census.pod_changed(old, new, version, missed=listing)
+        self.books.census.pod_changed(old, new, version, missed=listing)
+        self.books.known.pod_changed(old, new)
 
     def _note_node(self, old: NodeFacts | None, new: NodeFacts | None, version: int) -> None:
         listing = not self._nodes.resource_version
-        self._history.node_changed(old, new, 0 if listing else version)
+        self.books.known.node_changed(old, new, 0 if listing else version)
 
     def _note_report(self, old: NodeReport | None, new: NodeReport | None, _: int) -> None:
-        self._history.report_changed(old, new)
         if new is not None:
             self._reported[new.node] = time.monotonic()
-        # A mere heartbeat changes no count.
-        if old is None or new is None or replace(old, reported_at=new.reported_at) != new:
-            self._changed()
+        self.books.known.report_changed(old, new)
 
 
 def from_the_leaves(
@@ -370,6 +396,8 @@ def restate(
     )
 
 
-def _project_namespace(raw: Mapping[str, Any]) -> _Namespace:
+def _project_namespace(raw: Mapping[str, Any]) -> Namespace:
     metadata = raw["metadata"]
-    return _Namespace(metadata.get("labels") or {}, "deletionTimestamp" in metadata)
+    return Namespace(
+        metadata["name"], metadata.get("labels") or {}, "deletionTimestamp" in metadata
+    )

@@ -175,12 +175,13 @@ class QuotaObject:
         What did not change is left as it was stored, fields of newer releases among it.
         """
         counter, read = self.counter, self.as_read
+        used = counter.used
         status: Json = {
             **self.stored,
             "hard": counter.hard.to_resources(),
-            "used": counter.used.to_resources(),
+            "used": used.to_resources(),
             "reservations": [*counter.unreadable, *(each.line for each in counter.reservations)],
-            "summary": summary(counter),
+            "summary": summary(used, counter.hard),
         }
 
         def write(name: str, now: _T, before: _T | None, render: Callable[[_T], Any]) -> None:
@@ -283,12 +284,12 @@ def _reclaim_after(retained: RetainedSpec | None) -> timedelta | None:
     return duration.parse(retained.after)
 
 
-def summary(counter: Counter) -> str:
+def summary(used: Charge, hard: Charge) -> str:
     """Use against limit by page size: ``2Mi: 64Mi/256Mi, 1Gi: 0/8Gi``."""
     return ", ".join(
         f"{size}: {quantity.render(amount)}"
-        f"/{quantity.render(counter.hard[size]) if size in counter.hard else 'unlimited'}"
-        for size, amount in counter.used.items()
+        f"/{quantity.render(hard[size]) if size in hard else 'unlimited'}"
+        for size, amount in used.items()
     )
 
 

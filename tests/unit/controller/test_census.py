@@ -19,7 +19,8 @@ from hugetlb_quota.accounting.recount import (
 from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.controller import conditions
-from hugetlb_quota.controller.census import Census, Count, World, held_by_quota
+from hugetlb_quota.controller.census import Census, Count, Held, World
+from hugetlb_quota.controller.ledger import Ledger
 from hugetlb_quota.controller.node_history import NodeHistory, evidence
 from hugetlb_quota.controller.nodes import (
     NodeFacts,
@@ -72,6 +73,13 @@ def world(
 
 def uids(counted: Count) -> set[str]:
     return {pod.uid for pod in counted.pods}
+
+
+def held_under(key: QuotaKey, counted: Count) -> tuple[Held, ...]:
+    ledger = Ledger()
+    ledger.replant(FOREST)
+    ledger.take(None, counted)
+    return ledger.held(key)
 
 
 def deleted(pod: Pod = POD) -> Census:
@@ -145,7 +153,7 @@ def test_a_pod_that_only_its_node_knows_of_is_charged_where_its_labels_say() -> 
     live = replace(LIVE, demand=DEMAND)
     counted = Census().count(world(report(20, live)))
     assert counted.pods == (ChargedPod("uid", DEMAND, BOTH),)
-    assert [held.pod.uid for held in held_by_quota(counted, FOREST)[TENANT]] == ["uid"]
+    assert [held.pod.uid for held in held_under(TENANT, counted)] == ["uid"]
     gone = Census().count(world(report(20, GONE)))
     assert gone.retained == (Retained("uid", LEFT, BOTH),)
 
@@ -213,7 +221,7 @@ def test_a_pod_that_was_never_bound_is_let_go_at_once() -> None:
 
 def test_a_silent_node_is_named_with_what_it_holds_and_what_to_do() -> None:
     counted = Census().count(world(report(9), pods=(replace(POD, finished=True),)))
-    held = held_by_quota(counted, FOREST)[TEAM]
+    held = held_under(TEAM, counted)
     quota, counter = Quota(TEAM, parent=TENANT), Counter(TEAM, NOTHING)
     found = conditions.findings(quota, counter, FOREST, held, {"worker", "other"})
     (silent,) = [each for each in found if not each.good]

@@ -431,12 +431,17 @@ class Cluster(RuleBasedStateMachine):
             for line in status.counter.reservations
             if line.counted == "?" or (not line.counted and line.uid not in self.counted)
         }
-        for uid, paying in self.expected.items():
+        for uid, paying in list(self.expected.items()):
             if uid not in self.cgroups and uid not in self.left:
                 continue
             where, _ = self.cgroups.get(uid) or self.left[uid]
-            if where not in self.heard and self.is_remembered(uid):
-                continue
+            if where not in self.heard:
+                if self.is_remembered(uid):
+                    continue
+                if uid not in self.counted:
+                    # No controller ever saw it, and its node has no agent: nobody can know.
+                    del self.expected[uid]
+                    continue
             for name in {ROOT} | (paying & self.quotas.keys()):
                 if name in self.quotas and self.quotas[name].terminating:
                     continue  # its parent may have inherited already

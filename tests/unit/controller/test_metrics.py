@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from hugetlb_quota.controller.books import Books
 from hugetlb_quota.controller.lag import Lag
 from hugetlb_quota.controller.metrics import ControllerMetrics
 from hugetlb_quota.kube.quotas import QuotaObject
@@ -17,6 +18,7 @@ MIB = 1 << 20
 @dataclass
 class Counting:
     lag: Lag = field(default_factory=Lag)
+    books: Books = field(default_factory=Books)
     quotas: tuple[QuotaObject, ...] = ()
     report_ages: Mapping[str, float] = field(default_factory=dict)
 
@@ -38,6 +40,8 @@ def test_one_that_waits_tells_of_no_quota() -> None:
     assert {key[0] for key in values} == {
         "build_info",
         "leader",
+        "controller_checks_total",
+        "controller_check_differences_total",
         "controller_count_lag_seconds",
         "controller_recount_duration_seconds_count",
         "controller_recount_duration_seconds_sum",

@@ -126,7 +126,8 @@ UNREAD = NodeReport("worker", None, None, 0)
 
 def withheld(unread: Unread, total: Tally, *reports: NodeReport) -> Charge:
     counter = Counter(KEY, NOTHING, pods=LEFT, retained=LEFT)
-    return unread.withhold({KEY: total}, [counter], reports)[KEY].retained
+    unread.look(lambda _: total, [counter], reports)
+    return unread.withhold(KEY, total).retained
 
 
 def test_what_only_an_unreadable_report_knows_of_stays_charged_as_it_was() -> None:
@@ -138,3 +139,11 @@ def test_what_only_an_unreadable_report_knows_of_stays_charged_as_it_was() -> No
     # By now all was counted that is charged.
     assert withheld(unread, Tally(), UNREAD) == NOTHING
     assert withheld(Unread(), Tally(), read(RAW)) == NOTHING
+
+
+def test_a_quota_is_looked_at_when_what_is_withheld_from_it_ends() -> None:
+    unread, counter = Unread(), Counter(KEY, NOTHING, pods=LEFT)
+    assert unread.look(lambda _: Tally(), [counter], [UNREAD]) == {KEY}
+    assert unread.look(lambda _: Tally(), [counter], [UNREAD]) == set()
+    assert unread.look(lambda _: Tally(), [counter], [read(RAW)]) == {KEY}
+    assert unread.look(lambda _: Tally(), [counter], [read(RAW)]) == set()

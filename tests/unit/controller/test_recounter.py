@@ -11,10 +11,13 @@ import pytest
 
 from hugetlb_quota.controller import recounter as recounter_module
 from hugetlb_quota.controller import term
+from hugetlb_quota.controller.census import Count, World
+from hugetlb_quota.controller.metrics import ControllerMetrics
 from hugetlb_quota.controller.recounter import Recounter
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.lease import LeadershipLost
+from hugetlb_quota.kube.pods import project_demanding_pod
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, PODS, Resource
 from tests.unit.admission.fake_api import FakeApi, Json, namespace, pod, quota
 
@@ -211,3 +214,141 @@ async def test_a_quota_of_a_newer_release_is_counted_and_told_of_and_not_written
     assert api.raw("db/root")["status"]["pods"] == {"hugepages-2Mi": "64Mi"}
     assert set(api.writes) == {"PUT hugetlbquotas/status db/root"}
     assert "HugeTLBQuota db/leaf can't be understood: spec.escrow" in api.told[0]
+
+
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+class Watched(Counting):
+    """The same, with watches that tell of what is put into ``events`` by kind."""
+
+    def __init__(self, *pods: Json) -> None:
+        super().__init__(*pods)
+        self.told_of: dict[Resource, asyncio.Queue[Json]] = {}
+
+    async def watch(self, resource: Resource, *_: Any, **__: Any) -> AsyncIterator[dict[str, Any]]:
+        queue = self.told_of.setdefault(resource, asyncio.Queue())
+        while True:
+            yield await queue.get()
+
+    async def replace(self, resource: Resource, *arguments: Any, **options: Any) -> Json:
+        written = await super().replace(resource, *arguments, **options)
+        if resource == HUGETLB_QUOTAS:
+            self.told_of[resource].put_nowait({"type": "MODIFIED", "object": written})
+        return written
+
+    def comes(self, name: str, version: int) -> None:
+        raw = running(name)
+        raw["metadata"]["resourceVersion"] = str(version)
+        self.told_of[PODS].put_nowait({"type": "ADDED", "object": raw})
+
+
+async def test_nothing_is_written_and_nothing_counted_where_nothing_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recounter_module, "PERIOD", 0.02)
+    api = Watched(running("a"))
+    api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}))
+    counting = recounter_of(api)
+    looked: list[int] = []
+    count = counting.books.census.count
+
+    def counted(world: World) -> Count:
+        looked.append(len(world.pods))
+        return count(world)
+
+    monkeypatch.setattr(counting.books.census, "count", counted)
+    await run_for(counting, 0.8)
+    assert len(api.writes) == 1
+    assert looked[0] == 1
+    assert len(looked) > 3
+    assert set(looked[1:]) == {0}
+
+
+async def test_a_quota_is_written_twice_a_second_at_most_however_many_pods_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rests: list[float] = []
+    sleep = asyncio.sleep
+
+    async def slept(seconds: float) -> None:
+        rests.append(seconds)
+        await sleep(0)
+
+    api = Watched()
+    api.put(quota("db/leaf", {"hugepages-2Mi": "128Gi"}))
+    monkeypatch.setattr(asyncio, "sleep", slept)
+    async with asyncio.TaskGroup() as group:
+        run = group.create_task(recounter_of(api).run())
+        await until(lambda: PODS in api.told_of and api.writes)
+        for number in range(20):
+            before = len(api.writes)
+            api.comes(f"p{number}", 100 + number)
+            await until(lambda before=before: len(api.writes) > before)  # type: ignore[misc]
+        run.cancel()
+    # Each count was followed by what was missing of half a second.
+    assert len([rest for rest in rests if rest > 0.3]) >= 20
+
+
+async def test_a_write_that_failed_is_tried_again_though_nothing_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recounter_module, "RETRY", 0.05)
+
+    class Failing(Watched):
+        failures = 2
+
+        async def replace(self, *arguments: Any, **options: Any) -> Json:
+            if self.failures:
+                self.failures -= 1
+                raise errors.ApiUnreachable("no answer")
+            return await super().replace(*arguments, **options)
+
+    api = Failing(running("a"))
+    api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}))
+    await run_for(recounter_of(api), 2)
+    assert api.raw("db/leaf")["status"]["pods"] == {"hugepages-2Mi": "64Mi"}
+
+
+async def test_a_quota_that_had_to_wait_is_counted_when_it_may_though_nothing_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recounter_module, "PERIOD", 0.05)
+    api, asked = Watched(running("a")), [False]
+    never_counted = quota("db/leaf", {"hugepages-2Mi": "128Mi"})
+    del never_counted["status"]["observedGeneration"]
+    api.put(never_counted)
+    counting = Recounter(cast(Connection, api), "me", term_of(1), may_begin=lambda: asked[0])
+    async with asyncio.TaskGroup() as group:
+        run = group.create_task(counting.run())
+        await until(lambda: counting.books.counts > 2)
+        assert not api.writes
+        asked[0] = True
+        await until(lambda: api.writes)
+        run.cancel()
+
+
+async def test_the_count_from_scratch_wins_and_says_that_it_differed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(recounter_module, "CHECK_PERIOD", 0.5)
+    monkeypatch.setattr(recounter_module, "PERIOD", 0.05)
+    api = Watched(running("a"))
+    api.put(quota("db/leaf", {"hugepages-2Mi": "1Gi"}))
+    counting = recounter_of(api)
+    async with asyncio.TaskGroup() as group:
+        run = group.create_task(counting.run())
+        await until(lambda: api.writes)
+        # A pod of which the count does not hear.
+        missed = project_demanding_pod(running("b"))
+        assert missed is not None
+        counting.books.known.pods["b"] = missed
+        await until(lambda: len(api.writes) > 1)
+        run.cancel()
+    assert api.raw("db/leaf")["status"]["pods"] == {"hugepages-2Mi": "128Mi"}
+    assert counting.books.differences == 1
+    assert b"check_differences_total 1.0" in ControllerMetrics(counting).render()
+    assert "HugeTLBQuota db/leaf" in caplog.text

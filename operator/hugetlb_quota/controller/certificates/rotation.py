@@ -138,6 +138,8 @@ def _path_alone(state: State, policy: Policy, now: datetime) -> Iterator[Step]:
     serving, told = state.serving, state.told
     if not serving.path:
         yield StoreServing(replace(serving, path=told.path or secrets.token_hex(_PATH_BYTES)))
+    elif _is_foreign(told.path, serving) and told.everywhere:
+        yield StoreServing(_with_path(serving, told.path, policy, now), "took over another path")
     elif told.path != serving.path or not told.everywhere:
         told = Trust(told.bundle, serving.path)
         yield StoreTrust(told, "told the API server the path")
@@ -160,6 +162,10 @@ def _steps(state: State, policy: Policy, now: datetime) -> Iterator[Step]:
     if not serving.path:
         yield StoreServing(replace(serving, path=told.path or secrets.token_hex(_PATH_BYTES)))
         return
+    if _is_foreign(told.path, serving) and told.everywhere:
+        # As a rollback leaves it, whose replicas know that path alone.
+        yield StoreServing(_with_path(serving, told.path, policy, now), "took over another path")
+        return
     if told != (wanted := _wanted(ca, serving, policy, now)):
         yield StoreTrust(wanted, f"told the API server of {len(wanted.bundle)} CAs")
     if ca.trusted_since is None:
@@ -169,6 +175,15 @@ def _steps(state: State, policy: Policy, now: datetime) -> Iterator[Step]:
     yield from _serve(ca, serving, told, policy, now)
     yield from _retire(ca, policy, now)
     yield Rest(_next_look(ca, serving, policy, now))
+
+
+def _is_foreign(path: str, serving: Serving) -> bool:
+    return path not in ("", serving.path, serving.former_path)
+
+
+def _with_path(serving: Serving, path: str, policy: Policy, now: datetime) -> Serving:
+    """With a path that the API server is told already."""
+    return Serving(serving.pair, path, serving.path, now - policy.overlap)
 
 
 def _come(ca: Authority, policy: Policy, now: datetime) -> Iterator[Step]:

@@ -84,6 +84,13 @@ class Store:
                 self.check()
         raise AssertionError(f"it does not come to rest: {self.written[-20:]}")
 
+    def harm(self, harm: Callable[[State], State]) -> None:
+        """What others write cuts off by itself; once it is put right, nothing of ours may."""
+        self.state = harm(self.state)
+        self.settle(checked=False)
+        self.served.clear()
+        self.told.clear()
+
     def live(self, span: timedelta) -> None:
         """Go on by what is said of when to look again."""
         end = self.now + span
@@ -193,6 +200,7 @@ HARMS: dict[str, Harm] = {
     "another CA comes beside": lambda s: replace(
         s, told=replace(s.told, bundle=(*s.told.bundle, FOREIGN.certificate))
     ),
+    "another path comes": lambda s: replace(s, told=replace(s.told, path="other")),
     "a rotation is asked for": lambda s: replace(s, authority=replace(s.authority, asked=True)),
 }
 LOSSES: dict[str, Harm] = {
@@ -204,7 +212,7 @@ LOSSES: dict[str, Harm] = {
 @pytest.mark.parametrize("what", [*HARMS, *LOSSES])
 def test_what_is_lost_or_written_over_is_put_right(what: str) -> None:
     store = settled()
-    store.state = (HARMS | LOSSES)[what](store.state)
+    store.harm(HARMS.get(what) or LOSSES[what])
     store.live(3 * POLICY.overlap)
     assert len(store.state.told.bundle) == 1
     assert store.state.told.path == store.state.serving.path != ""
@@ -252,11 +260,7 @@ def test_nobody_is_ever_cut_off(data: st.DataObject) -> None:
         elif what == "skew":
             store.now += timedelta(seconds=data.draw(st.integers(-30, 30)))
         else:
-            # What others write cuts off for itself; from then on nothing of ours may.
-            store.state = HARMS[what](store.state)
-            store.settle(checked=False)
-            store.served.clear()
-            store.told.clear()
+            store.harm(HARMS[what])
         store.check()
     store.live(10 * POLICY.overlap)
     assert len(store.state.told.bundle) == 1
@@ -281,6 +285,21 @@ def test_an_older_release_is_cut_off_no_sooner_than_nobody_serves_by_it() -> Non
     assert is_trusted(old.certificate, store.state.told.bundle, store.now)
     store.live(POLICY.overlap)
     assert not is_trusted(old.certificate, store.state.told.bundle, store.now)
+
+
+def test_a_rollback_to_an_older_release_stays_answered() -> None:
+    """The chart before brings back its CA and path, and its replicas know nothing else."""
+    store = settled()
+    ours = store.state.serving
+    store.state = replace(store.state, told=Trust((FOREIGN.certificate,), "oldpath"))
+    store.settle(checked=False)
+    assert store.state.told.path == "oldpath"
+    assert FOREIGN.certificate in store.state.told.bundle
+    # And so do those of ours that still serve.
+    assert (store.state.serving.path, store.state.serving.former_path) == ("oldpath", ours.path)
+    assert store.state.serving.pair == ours.pair
+    assert ours.pair is not None
+    assert is_trusted(ours.pair.certificate, store.state.told.bundle, store.now)
 
 
 def test_a_certificate_for_another_name_is_replaced() -> None:
