@@ -52,6 +52,14 @@ format: $(READY)  ## let ruff format and mend what it can
 crds: $(READY)  ## make the CRDs from the models
 	@$(BIN)/python -m hugetlb_quota.api.crd crds
 
+.PHONY: reference
+reference: $(READY)  ## make docs/reference.md from the models and the command lines
+	@$(BIN)/python -m tools.reference
+
+.PHONY: chart-docs
+chart-docs: $(READY)  ## make the chart's README from its schema and defaults, and set its version
+	@$(BIN)/python -m tools.chart_readme
+
 image:  ## build the image; ENGINE, IMAGE, BASE, PLATFORM, CA as image/build.py tells
 	@$(PYTHON) image/build.py
 

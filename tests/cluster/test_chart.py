@@ -127,6 +127,14 @@ def test_leaves_the_crds_out_when_told(helm: Path) -> None:
         ({"admission": {"tls": {"caBundle": "LS0tLS1CRUdJTg=="}}}, "/admission/tls/caBundle"),
         ({"agent": {"mirrorUnknown": "yes"}}, "/agent/mirrorUnknown"),
         ({"controler": {"replicas": 1}}, "'controler' not allowed"),
+        ({"agent": {"tolerations": [{"ky": "a"}]}}, "'ky' not allowed"),
+        ({"controller": {"extraEnv": [{"name": "A", "vale": "b"}]}}, "'vale' not allowed"),
+        ({"admission": {"affinity": {"nodeAfinity": {}}}}, "'nodeAfinity' not allowed"),
+        ({"agent": {"updateStrategy": {"rollingUpdate": {"max": 1}}}}, "'max' not allowed"),
+        (
+            {"admission": {"namespaceSelector": {"matchExpressions": [{"key": "a"}]}}},
+            "missing property 'operator'",
+        ),
         ({"bindAddress": "[::]"}, "/bindAddress"),
         ({"startupSeconds": 0}, "/startupSeconds"),
         ({"log": {"format": "xml"}}, "/log/format"),
@@ -172,6 +180,26 @@ def workload(told: chart.Chart, program: str) -> Object:
     found = told.of_kind("Deployment") + told.of_kind("DaemonSet")
     (one,) = [each for each in found if each["metadata"]["name"] == f"hugetlb-quota-{program}"]
     return one
+
+
+def spread(told: chart.Chart, program: str) -> Any:
+    return workload(told, program)["spec"]["template"]["spec"].get("topologySpreadConstraints")
+
+
+def test_replicas_spread_as_told(helm: Path) -> None:
+    usual = chart.render(helm)
+    own = workload(usual, "controller")["spec"]["selector"]
+    assert [each["labelSelector"] for each in spread(usual, "controller")] == [own, own]
+    rack = {"maxSkew": 1, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule"}
+    named = {"labelSelector": {"matchLabels": {"a": "b"}}}
+    values = {
+        "admission": {"topologySpreadConstraints": []},
+        "controller": {"topologySpreadConstraints": [rack, {**rack, **named}]},
+    }
+    told = chart.render(helm, values=values)
+    assert spread(told, "admission") is None
+    expected = [{**rack, "labelSelector": own}, {**rack, **named}]
+    assert spread(told, "controller") == expected
 
 
 @pytest.mark.parametrize("program", ["admission", "controller", "agent"])

@@ -144,19 +144,20 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
-{{/* One replica a node where there are nodes enough: (list . "admission") */}}
+{{/* How replicas spread over nodes and zones: (list . "admission") */}}
 {{- define "hugetlb-quota.spread" -}}
-topologySpreadConstraints:
-  - maxSkew: 1
-    topologyKey: kubernetes.io/hostname
-    whenUnsatisfiable: ScheduleAnyway
-    labelSelector:
-      matchLabels: {{- include "hugetlb-quota.selector" . | nindent 8 }}
-  - maxSkew: 1
-    topologyKey: topology.kubernetes.io/zone
-    whenUnsatisfiable: ScheduleAnyway
-    labelSelector:
-      matchLabels: {{- include "hugetlb-quota.selector" . | nindent 8 }}
+{{- $own := dict "matchLabels" (include "hugetlb-quota.selector" . | fromYaml) }}
+{{- $constraints := list }}
+{{- range (index (first .).Values (last .)).topologySpreadConstraints }}
+{{- $constraint := deepCopy . }}
+{{- if not (hasKey $constraint "labelSelector") }}
+{{- $_ := set $constraint "labelSelector" $own }}
+{{- end }}
+{{- $constraints = append $constraints $constraint }}
+{{- end }}
+{{- with $constraints }}
+topologySpreadConstraints: {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 
 {{/* What every program logs, and how. */}}

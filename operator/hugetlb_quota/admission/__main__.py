@@ -111,7 +111,8 @@ async def _unless(stop: asyncio.Event, waiting: Coroutine[None, None, None]) -> 
     return not stop.is_set()
 
 
-def _arguments() -> argparse.Namespace:
+def command_line() -> argparse.ArgumentParser:
+    """All that the command line takes."""
     parser = argparse.ArgumentParser(
         prog="hugetlb-quota-admission",
         description="Decides on pods and HugeTLBQuotas for the API server.",
@@ -158,6 +159,11 @@ def _arguments() -> argparse.Namespace:
         help="refuse pods that ask for huge pages and that no quota governs",
     )
     add_options(parser)
+    return parser
+
+
+def _arguments() -> argparse.Namespace:
+    parser = command_line()
     arguments = parser.parse_args()
     if (arguments.tls_cert is None) != (arguments.tls_key is None):
         parser.error("--tls-cert and --tls-key belong together")

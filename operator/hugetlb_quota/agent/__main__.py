@@ -67,8 +67,8 @@ DESCRIPTORS: Final = 65_536
 logger = logging.getLogger("hugetlb_quota.agent")
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+def command_line() -> argparse.ArgumentParser:
+    """All that the command line takes."""
     parser = argparse.ArgumentParser(
         prog="hugetlb-quota-agent",
         description="Hold this node's pods to the huge pages they ask for, and report their use.",
@@ -110,7 +110,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--health-port", type=int, default=8082, help="port of the probes")
     add_options(parser)
-    return parser.parse_args(arguments)
+    return parser
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    return command_line().parse_args(arguments)
 
 
 async def run(options: argparse.Namespace) -> None:

@@ -34,7 +34,7 @@ logger = logging.getLogger("hugetlb_quota.controller")
 
 def main() -> None:
     """Run until a signal, or until the Lease is lost; then Kubernetes starts it anew."""
-    arguments = _arguments()
+    arguments = command_line().parse_args()
     start_log(arguments)
     try:
         asyncio.run(_main(arguments))
@@ -127,7 +127,8 @@ def _policy(arguments: argparse.Namespace) -> Policy:
     )
 
 
-def _arguments() -> argparse.Namespace:
+def command_line() -> argparse.ArgumentParser:
+    """All that the command line takes."""
     parser = argparse.ArgumentParser(prog="hugetlb-quota-controller", description=__doc__)
     parser.add_argument("--lease-namespace", required=True, help="where the Lease is")
     parser.add_argument(
@@ -147,7 +148,7 @@ def _arguments() -> argparse.Namespace:
     add_request_timeout(parser, RESERVATION_LIFETIME)
     _add_certificates(parser)
     add_options(parser)
-    return parser.parse_args()
+    return parser
 
 
 def _add_certificates(parser: argparse.ArgumentParser) -> None:

@@ -35,7 +35,7 @@ logger = logging.getLogger("hugetlb_quota.uninstall")
 
 def main() -> None:
     """Do it; exit code 1 with a sentence where that can't be done."""
-    arguments = _arguments()
+    arguments = command_line().parse_args()
     start_log(arguments)
     try:
         asyncio.run(_main(arguments))
@@ -108,12 +108,13 @@ async def _free_one(connection: Connection, raw: Json) -> bool:
     return True
 
 
-def _arguments() -> argparse.Namespace:
+def command_line() -> argparse.ArgumentParser:
+    """All that the command line takes."""
     parser = argparse.ArgumentParser(prog="hugetlb-quota-uninstall", description=__doc__)
     parser.add_argument("--lease-namespace", required=True, help="where the controllers' Lease is")
     parser.add_argument("--lease", default="hugetlb-quota-controller", help="its name")
     add_options(parser)
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":

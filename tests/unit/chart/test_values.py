@@ -1,0 +1,69 @@
+"""Every value is described, has a default, and lets nothing unknown through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from tools import chart_readme
+from tools.chart_readme import CHART, CHART_YAML, README, resolved, rows
+
+SCHEMA = chart_readme.schema()
+VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
+
+
+def parts(part: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Everything that the schema tells of, also in lists and maps."""
+    part = resolved(part, SCHEMA)
+    yield path, part
+    for name, value in part.get("properties", {}).items():
+        yield from parts(value, f"{path}.{name}" if path else name)
+    if "items" in part:
+        yield from parts(part["items"], f"{path}[]")
+
+
+def is_open(path: str) -> bool:
+    """Whether it takes any name.
+
+    A parent chart's globals are for all its charts; the others are passed to Kubernetes.
+    """
+    return path == "global" or path.endswith(".valueFrom") or ".affinity." in path
+
+
+def test_the_readme_is_up_to_date() -> None:
+    page = README.read_text()
+    assert chart_readme.made(page) == page, "run `make chart-docs`"
+
+
+def test_the_chart_has_the_version_of_the_package() -> None:
+    chart = CHART_YAML.read_text()
+    assert chart_readme.versioned(chart) == chart, "run `make chart-docs`"
+
+
+def test_every_value_has_a_description_that_is_a_sentence() -> None:
+    told = list(rows(SCHEMA, VALUES))
+    assert len(told) > 80
+    assert [path for path, _, what in told if not what.endswith(".")] == []
+
+
+def test_every_default_is_in_the_schema_and_every_value_has_a_default() -> None:
+    def names(values: Any, part: Mapping[str, Any], path: str = "") -> Iterator[str]:
+        known = part.get("properties", {})
+        for name in known.keys() ^ values.keys() if known else ():
+            yield f"{path}{name}"
+        for name in known.keys() & values.keys():
+            if isinstance(values[name], dict):
+                yield from names(values[name], known[name], f"{path}{name}.")
+
+    # maxSurge and maxUnavailable exclude each other, so one of them has none.
+    assert set(names(VALUES, SCHEMA)) == {"agent.updateStrategy.rollingUpdate.maxSurge"}
+
+
+def test_an_unknown_value_is_an_error_everywhere() -> None:
+    objects = [(path, part) for path, part in parts(SCHEMA) if part.get("type") == "object"]
+    assert len(objects) > 40
+    lax = [path for path, part in objects if part.get("additionalProperties", True) is True]
+    assert [path for path in lax if not is_open(path)] == []
+    assert any(is_open(path) for path in lax)

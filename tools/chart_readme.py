@@ -1,0 +1,72 @@
+"""Make the chart's README from its schema and defaults, and its version: `make chart-docs`."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from tools.page import put, table
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+CHART: Final = ROOT / "charts" / "hugetlb-quota"
+README: Final = CHART / "README.md"
+CHART_YAML: Final = CHART / "Chart.yaml"
+Json = Mapping[str, Any]
+
+
+def schema() -> dict[str, Any]:
+    """The schema of the values, its references resolved one level deep by :func:`resolved`."""
+    found: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
+    return found
+
+
+def resolved(part: Json, whole: Json) -> dict[str, Any]:
+    """``part`` with what it refers to in ``whole``; its own words win."""
+    reference = part.get("$ref", "")
+    known = whole["$defs"][reference.rpartition("/")[2]] if reference else {}
+    return {**known, **{key: value for key, value in part.items() if key != "$ref"}}
+
+
+def rows(part: Json, values: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """Path, default and description of every value that the schema describes, in its order."""
+    for name, value in part.get("properties", {}).items():
+        here = f"{path}.{name}" if path else name
+        default = (values or {}).get(name)
+        below = list(rows(value, default, here))
+        # Of a group only the members have defaults to tell.
+        yield f"`{here}`", "" if below else f"`{_short(default)}`", value["description"]
+        yield from below
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def made(page: str) -> str:
+    """The README with the values' table made anew."""
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    headers = ("value", "default", "what it is")
+    return put(page, "values", table(headers, rows(schema(), values)))
+
+
+def versioned(chart: str) -> str:
+    """``Chart.yaml`` with the version that pyproject.toml has."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    chart = re.sub(r"^version: .*$", f"version: {version}", chart, flags=re.MULTILINE)
+    return re.sub(r"^appVersion: .*$", f'appVersion: "{version}"', chart, flags=re.MULTILINE)
+
+
+def main() -> None:
+    """Write both files."""
+    README.write_text(made(README.read_text()))
+    CHART_YAML.write_text(versioned(CHART_YAML.read_text()))
+
+
+if __name__ == "__main__":
+    main()
