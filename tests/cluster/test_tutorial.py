@@ -1,0 +1,57 @@
+"""docs/tutorial.md and adopting.md as a reader types them: the page says what is printed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.code_blocks import Step, steps, words
+from tests.kube.cluster import Cluster
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+REFUSED = (" is refused", " asks for ")
+
+
+@pytest.fixture(scope="module")
+def installed(assets: Path) -> Iterator[Cluster]:
+    """A cluster of this module's own: the page shows all quotas that there are."""
+    with Cluster(assets=assets) as running:
+        yield running
+
+
+def type_in(cluster: Cluster, step: Step) -> subprocess.CompletedProcess[str]:
+    plane = cluster.control_plane
+    return subprocess.run(
+        ("bash", "-euo", "pipefail", "-c", step.commands),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        env={
+            "KUBECONFIG": str(plane.admin_kubeconfig),
+            "HOME": str(plane.directory),
+            # kubectl finds kubectl-hugetlb on the PATH.
+            "PATH": os.pathsep.join(
+                (str(plane.assets), str(Path(sys.executable).parent), os.environ.get("PATH", ""))
+            ),
+            "PYTHONUTF8": "1",
+            "COLUMNS": "80",
+        },
+    )
+
+
+@pytest.mark.parametrize("page", ["tutorial.md", "adopting.md"])
+def test_every_block_does_what_the_page_says(page: str, installed: Cluster) -> None:
+    wanted = [step for step in steps((DOCS / page).read_text()) if not step.needs_real_cluster]
+    assert wanted
+    for step in wanted:
+        done = type_in(installed, step)
+        refused = any(word in words(step.printed) for word in REFUSED)
+        told = f"docs/{page}:{step.line}\n{done.stdout}"
+        assert (done.returncode != 0) == refused, told
+        assert words(step.printed) in words(done.stdout), told
