@@ -53,7 +53,7 @@ async def _main(arguments: argparse.Namespace) -> None:
             if not freed and asyncio.get_running_loop().time() >= sure_at:
                 break
             await asyncio.sleep(_PERIOD)
-    logger.info("No quota has a finalizer of ours. Quotas and CRDs stay; see docs/operations.md.")
+    logger.info("No quota has a finalizer of ours. Quotas and CRDs stay; see docs/install.md.")
 
 
 async def _take_lease(connection: Connection, namespace: str, name: str) -> bool:
