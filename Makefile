@@ -52,6 +52,10 @@ format: $(READY)  ## let ruff format and mend what it can
 crds: $(READY)  ## make the CRDs from the models
 	@$(BIN)/python -m hugetlb_quota.api.crd crds
 
+.PHONY: version
+version:  ## print the version, which pyproject.toml has
+	@$(PYTHON) -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["version"])'
+
 .PHONY: reference
 reference: $(READY)  ## make docs/reference.md from the models and the command lines
 	@$(BIN)/python -m tools.reference

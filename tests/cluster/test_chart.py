@@ -152,13 +152,14 @@ def test_refuses_bad_values(values: dict[str, Any], why: str, helm: Path) -> Non
         chart.render(helm, values=values)
 
 
+VERSION = yaml.safe_load((chart.CHART / "Chart.yaml").read_text())["appVersion"]
 DIGEST = f"sha256:{'0' * 64}"
 
 
 @pytest.mark.parametrize(
     ("image", "registry", "expected"),
     [
-        ({"repository": "a/b"}, "", "a/b:0.1.0"),
+        ({"repository": "a/b"}, "", f"a/b:{VERSION}"),
         ({"repository": "a/b", "tag": "1"}, "r.test:5000", "r.test:5000/a/b:1"),
         ({"repository": "r.test:5000/b", "digest": DIGEST}, "", f"r.test:5000/b@{DIGEST}"),
     ],

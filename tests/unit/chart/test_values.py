@@ -42,6 +42,14 @@ def test_the_chart_has_the_version_of_the_package() -> None:
     assert chart_readme.versioned(chart) == chart, "run `make chart-docs`"
 
 
+def test_no_page_has_a_version_that_a_release_would_have_to_change() -> None:
+    version = yaml.safe_load(CHART_YAML.read_text())["appVersion"]
+    root = CHART.parents[1]
+    pages = [*root.glob("*.md"), *root.glob("docs/**/*.md"), README]
+    named = [page.name for page in pages if f":{version}" in page.read_text()]
+    assert named == []
+
+
 def test_every_value_has_a_description_that_is_a_sentence() -> None:
     told = list(rows(SCHEMA, VALUES))
     assert len(told) > 80
