@@ -46,6 +46,17 @@ def poll(cgroups: tuple[Path, Path], cgroup_subtree: Path) -> Iterator[Poll]:
     poll.close()
 
 
+def test_what_was_read_and_is_given_back_before_the_next_look_is_noticed(
+    poll: Poll, cgroups: tuple[Path, Path], pages: Callable[[int], None]
+) -> None:
+    pages(2)
+    poll.moved(SUMS)
+    with Actor(cgroups[0]) as actor:
+        actor.do("a = map_pages(1, PRIVATE | ANONYMOUS | HUGETLB)")
+        poll.compare_with_now()  # and a pass reads
+    assert poll.moved(SUMS)
+
+
 def test_what_is_charged_and_given_back_is_noticed(
     poll: Poll, cgroups: tuple[Path, Path], pages: Callable[[int], None]
 ) -> None:

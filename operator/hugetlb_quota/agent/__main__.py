@@ -188,6 +188,7 @@ class Agent:
             position=lambda: self._informer.resource_version,
             problems=lambda: (*self._not_enforced(), *self._reclaimer.failures),
             notes=lambda: self._enforcer.by_pod_alone,
+            before_read=self._poll.compare_with_now,
         )
         self._metrics = AgentMetrics(
             latest,

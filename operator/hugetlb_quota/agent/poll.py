@@ -75,6 +75,14 @@ class Poll:
             moved |= self._of_pods.moved(self._paths(pod.path for pod in self._pods()))
         return moved
 
+    def compare_with_now(self) -> None:
+        """Let the next look find what moves from now on; to be called before a pass reads.
+
+        What moved and moved back between two looks is found by neither. A pass that read in
+        between has seen the middle, and reported that.
+        """
+        self.moved(PODS)
+
     def close(self) -> None:
         """Close all descriptors."""
         for counters in (self._of_roots, self._of_pods):

@@ -87,6 +87,7 @@ class Reporter:
         told.
     :param problems: what keeps the node from being Ready beside what a pass finds, a sentence
         each; ``notes`` what is told where nothing does.
+    :param before_read: called before each read of the host: what moves later makes a pass due.
     :param sleep: waits so many seconds between two passes.
     """
 
@@ -102,6 +103,7 @@ class Reporter:
         position: Callable[[], int],
         problems: Callable[[], Iterable[str]] = tuple,
         notes: Callable[[], Iterable[str]] = tuple,
+        before_read: Callable[[], object] = lambda: None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._object = NodeObject(connection, node)
@@ -113,6 +115,7 @@ class Reporter:
         self._position = position
         self._problems = problems
         self._notes = notes
+        self._before_read = before_read
         self._sleep = sleep
         self._seen_up_to = 0
         self._proved = 0
@@ -183,6 +186,7 @@ class Reporter:
         last = self._latest.report
         self._pods.remember(last.static, last.real)
         seen, ends, demand = self._pods.seen(), self._pods.ends, self._pods.demand()
+        self._before_read()
         reading = await self._host.read(LARGEST)
         # In a thread, as of many pods it takes so long that limits would wait for it.
         report = await asyncio.to_thread(reconcile, reading, seen, last, datetime.now(UTC))
