@@ -22,11 +22,10 @@ from hugetlb_quota.kube.lease import LEASE_DURATION
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, LEASES
 from hugetlb_quota.program import add_options, start_log
 
-#: Seconds for which others leave the Lease alone: until they are removed.
-_HELD: Final = 300
-#: Seconds between looks.
+#: Seconds between looks, each of which renews the Lease.
 _PERIOD: Final = 3.0
 _PAGE: Final = 500
+_HOLDER: Final = "uninstall"
 
 Json = dict[str, Any]
 
@@ -45,7 +44,8 @@ def main() -> None:
 
 async def _main(arguments: argparse.Namespace) -> None:
     async with Connection.open("hugetlb-quota-uninstall") as connection:
-        led = await _take_lease(connection, arguments.lease_namespace, arguments.lease)
+        lease = (connection, arguments.lease_namespace, arguments.lease)
+        led = await _take_lease(*lease)
         # Whoever led has stopped by then, kopf's handlers with it.
         sure_at = asyncio.get_running_loop().time() + (LEASE_DURATION if led else 0)
         while True:
@@ -53,6 +53,8 @@ async def _main(arguments: argparse.Namespace) -> None:
             if not freed and asyncio.get_running_loop().time() >= sure_at:
                 break
             await asyncio.sleep(_PERIOD)
+            # A controller that waits for the Lease takes one that is not renewed for so long.
+            await _take_lease(*lease)
     logger.info("No quota has a finalizer of ours. Quotas and CRDs stay; see docs/install.md.")
 
 
@@ -64,10 +66,11 @@ async def _take_lease(connection: Connection, namespace: str, name: str) -> bool
         except errors.NotFound:
             return False
         now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        led = bool(lease["spec"].get("holderIdentity"))
+        holder = lease["spec"].get("holderIdentity")
+        is_renewal = holder == _HOLDER
         lease["spec"] |= {
-            "holderIdentity": "uninstall",
-            "leaseDurationSeconds": _HELD,
+            "holderIdentity": _HOLDER,
+            "leaseDurationSeconds": LEASE_DURATION,
             "acquireTime": now,
             "renewTime": now,
         }
@@ -75,8 +78,9 @@ async def _take_lease(connection: Connection, namespace: str, name: str) -> bool
             await connection.replace(LEASES, name, lease, namespace)
         except errors.Conflict:  # it was renewed just now
             continue
-        logger.info("Took Lease %s/%s, so that no controller leads.", namespace, name)
-        return led
+        if not is_renewal:
+            logger.info("Took Lease %s/%s, so that no controller leads.", namespace, name)
+        return bool(holder)
 
 
 async def _free(connection: Connection) -> int:
