@@ -20,6 +20,8 @@ def restored(assets: Path) -> Iterator[Cluster]:
         yield running
 
 
+# A reservation of the lost history may live for 100 s.
+@pytest.mark.timeout(420)
 def test_admission_and_count_go_on_from_what_was_restored(restored: Cluster) -> None:
     plane, namespace = restored.control_plane, "restored"
     api = plane.api

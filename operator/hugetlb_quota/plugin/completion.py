@@ -151,6 +151,8 @@ def _of_cluster(kind: str, given: dict[str, str]) -> list[tuple[str, str]]:
         return [(name, "") for name in asyncio.run(ask())]
     except Exception:  # a shell shows no errors, only fewer names
         return []
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _starting(found: Iterable[tuple[str, str]], start: str) -> list[tuple[str, str]]:
