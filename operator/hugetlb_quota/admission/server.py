@@ -284,9 +284,7 @@ async def serve(
     )
     await runner.setup()
     assert runner.server is not None
-    keeping = [
-        asyncio.create_task(connections.sweep(), name="connections"),
-    ]
+    sweeping = asyncio.create_task(connections.sweep(), name="connections")
     try:
         loop = asyncio.get_running_loop()
         listeners = [
@@ -308,7 +306,6 @@ async def serve(
                 listener.close()
             await runner.cleanup()
     finally:
-        for task in keeping:
-            task.cancel()
-        await asyncio.gather(*keeping, return_exceptions=True)
+        sweeping.cancel()
+        await asyncio.gather(sweeping, return_exceptions=True)
         await runner.cleanup()

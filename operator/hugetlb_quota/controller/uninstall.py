@@ -11,13 +11,13 @@ import argparse
 import asyncio
 import logging
 import sys
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from hugetlb_quota.api import API_VERSION
 from hugetlb_quota.api.quota import FINALIZER, KIND
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection, NotConfigured
+from hugetlb_quota.kube.events import micro_time
 from hugetlb_quota.kube.lease import LEASE_DURATION
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, LEASES
 from hugetlb_quota.program import add_options, start_log
@@ -65,7 +65,7 @@ async def _take_lease(connection: Connection, namespace: str, name: str) -> bool
             lease = await connection.get(LEASES, name, namespace)
         except errors.NotFound:
             return False
-        now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        now = micro_time()
         holder = lease["spec"].get("holderIdentity")
         is_renewal = holder == _HOLDER
         lease["spec"] |= {

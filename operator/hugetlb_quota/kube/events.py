@@ -84,7 +84,7 @@ def event(
             "namespace": regarding.namespace or _CLUSTER_EVENTS,
             "name": f"{regarding.name[: _LONGEST_NAME - len(suffix) - 1].rstrip('-.')}.{suffix}",
         },
-        "eventTime": _now(),
+        "eventTime": micro_time(),
         "type": kind,
         "reason": reason,
         "note": note,
@@ -161,8 +161,9 @@ async def count(connection: SeriesApi, body: Json, times: int) -> None:
 
 
 def _series(times: int) -> Json:
-    return {"count": times, "lastObservedTime": _now()}
+    return {"count": times, "lastObservedTime": micro_time()}
 
 
-def _now() -> str:
+def micro_time() -> str:
+    """Now, as a MicroTime of the API."""
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
