@@ -27,12 +27,12 @@ from typing import Any
 
 from benchmarks.in_pod import PodAgent, secure_api
 from benchmarks.opens import quantiles
+from benchmarks.processes import cpu_seconds
 from tests.kernel.agent_process import Api, Pod, bind, make_cgroup, until
 from tests.testnode import cgroup_tree, naming
 from tests.testnode.hugepages import reserved_pages
 from tests.tracking import PAGE, hugetlbfs
 
-_TICKS = os.sysconf("SC_CLK_TCK")
 _PAGES = 32
 _LIMIT = 8 << 20
 #: Until what was just made is settled, in seconds.
@@ -145,12 +145,6 @@ def tell_programs(node: Node, without: dict[str, Any], with_: dict[str, Any]) ->
     before, now = (f"{each['churn']['refused']:.0f}" for each in (without, with_))
     name = f"map, unlink, map: refused of {node.options.rounds:,}"
     node.table.add(name, before, now, "0", without=without["churn"], agent=with_["churn"])
-
-
-def cpu_seconds(pid: int) -> float:
-    """Of one process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:13])) / _TICKS
 
 
 def memory(pid: int) -> tuple[float, float]:

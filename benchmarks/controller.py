@@ -21,8 +21,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import ssl
 import statistics
 import sys
 import time
@@ -36,8 +34,9 @@ from typing import Any
 
 import aiohttp
 import orjson
-import yaml
 
+from benchmarks.pods import container
+from benchmarks.processes import cpu_seconds
 from tests.kube import chart as charts
 from tests.kube.api import Object
 from tests.kube.control_plane import ControlPlane
@@ -53,7 +52,6 @@ NODE_INFO = (
     *("machineID", "systemUUID", "kernelVersion", "osImage", "containerRuntimeVersion"),
     *("kubeletVersion", "kubeProxyVersion", "operatingSystem", "architecture"),
 )
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -90,10 +88,7 @@ class Api:
     @asynccontextmanager
     async def of(cls, plane: ControlPlane) -> AsyncIterator[Api]:
         """Connect to ``plane``."""
-        context = ssl.create_default_context(cafile=str(plane.ca_file))
-        (user,) = yaml.safe_load(plane.admin_kubeconfig.read_text())["users"]
-        context.load_cert_chain(user["user"]["client-certificate"], user["user"]["client-key"])
-        connector = aiohttp.TCPConnector(limit=CREATORS + 10, ssl=context)
+        connector = aiohttp.TCPConnector(limit=CREATORS + 10, ssl=plane.admin_tls())
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
         async with aiohttp.ClientSession(
             connector=connector, timeout=timeout, read_bufsize=2**22
@@ -288,17 +283,12 @@ def _say(text: str) -> None:
 
 def _pod(name: str, team: str, node: str) -> Object:
     resources = {"hugepages-2Mi": "2Mi", "cpu": "1m", "memory": "1Mi"}
-    container = {
-        "name": "main",
-        "image": "none",
-        "resources": {"requests": resources, "limits": resources},
-    }
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name, "labels": {"team": team, "app": "database"}},
         "spec": {
-            "containers": [container],
+            "containers": [container(resources)],
             "nodeName": node,
             "automountServiceAccountToken": False,
             "terminationGracePeriodSeconds": 0,
@@ -522,12 +512,6 @@ async def _evenly(work: Iterator[Coroutine[Any, Any, None]], seconds: float) -> 
         tasks.append(asyncio.create_task(part))
     await asyncio.gather(*tasks)
     await asyncio.sleep(max(0.0, begun + seconds - time.monotonic()))
-
-
-def cpu_seconds(pid: int) -> float:
-    """What the process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def resident(pid: int) -> tuple[float, float]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import aiohttp
-import yaml
 
 from benchmarks.processes import cpu_seconds
 from tests.kube.api import Object
@@ -34,14 +33,6 @@ class Creation:
     why: str = ""
 
 
-def client_context(plane: ControlPlane) -> ssl.SSLContext:
-    """TLS as the administrator."""
-    context = ssl.create_default_context(cafile=str(plane.ca_file))
-    (user,) = yaml.safe_load(plane.admin_kubeconfig.read_text())["users"]
-    context.load_cert_chain(user["user"]["client-certificate"], user["user"]["client-key"])
-    return context
-
-
 async def create(
     plane: ControlPlane, namespace: str, creators: int, pods: int, *, huge: bool = True
 ) -> Creation:
@@ -50,7 +41,7 @@ async def create(
     numbers = iter(range(pods))
     took: list[float] = []
     refusals: list[str] = []
-    connector = aiohttp.TCPConnector(limit=creators, ssl=client_context(plane))
+    connector = aiohttp.TCPConnector(limit=creators, ssl=plane.admin_tls())
     timeout = aiohttp.ClientTimeout(total=TIMEOUT)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
 
@@ -83,18 +74,22 @@ async def create(
     )
 
 
-def _pod(number: int, *, huge: bool) -> Object:
-    resources = {"cpu": "1m", "memory": "1Mi"}
-    if huge:
-        resources["hugepages-2Mi"] = "2Mi"
-    container = {
+def container(resources: Mapping[str, str]) -> Object:
+    """Make a container that asks for ``resources`` and that nobody starts."""
+    return {
         "name": "main",
         "image": "none",
         "resources": {"requests": resources, "limits": resources},
     }
+
+
+def _pod(number: int, *, huge: bool) -> Object:
+    resources = {"cpu": "1m", "memory": "1Mi"}
+    if huge:
+        resources["hugepages-2Mi"] = "2Mi"
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": f"p{number}"},
-        "spec": {"containers": [container], "schedulerName": "nobody"},
+        "spec": {"containers": [container(resources)], "schedulerName": "nobody"},
     }

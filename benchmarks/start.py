@@ -13,6 +13,7 @@ import time
 import uuid
 from pathlib import Path
 
+from benchmarks.processes import cpu_seconds
 from tests import mount_namespace
 from tests.kube import chart
 from tests.kube.containers import Containers
@@ -57,10 +58,8 @@ def _start(containers: Containers, plane: ControlPlane, name: str) -> tuple[floa
 
 def _taken(pid: int) -> tuple[float, int]:
     """CPU seconds and resident bytes of a process, without its children."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    ticks = int(fields[11]) + int(fields[12])
     resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return ticks / os.sysconf("SC_CLK_TCK"), resident * os.sysconf("SC_PAGE_SIZE")
+    return cpu_seconds(pid), resident * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":

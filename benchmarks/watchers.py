@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from urllib.parse import quote, urlsplit
 
-from benchmarks.pods import client_context
 from tests.kube.control_plane import ControlPlane
 
 PATHS = (
@@ -25,7 +24,7 @@ async def watching(plane: ControlPlane, nodes: int) -> AsyncIterator[int]:
 
     Each is a TLS connection of its own, as an agent's is.
     """
-    context = client_context(plane)
+    context = plane.admin_tls()
     address = urlsplit(plane.server)
     limit = asyncio.Semaphore(AT_ONCE)
     writers: list[asyncio.StreamWriter] = []

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-import ssl
 from collections import Counter
 from typing import Any
 
 import aiohttp
-import yaml
 
 from tests.chaos.observer import PAGES, Key, Ledger, Pod
 from tests.kube.api import Object
@@ -103,11 +101,8 @@ class Load:
 
     async def run(self) -> None:
         """Go on until cancelled."""
-        context = ssl.create_default_context(cafile=str(self._plane.ca_file))
-        (user,) = yaml.safe_load(self._plane.admin_kubeconfig.read_text())["users"]
-        context.load_cert_chain(user["user"]["client-certificate"], user["user"]["client-key"])
         async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=USERS, ssl=context),
+            connector=aiohttp.TCPConnector(limit=USERS, ssl=self._plane.admin_tls()),
             timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT),
         ) as session:
             await asyncio.gather(*(self._use(session, number) for number in range(USERS)))

@@ -343,6 +343,13 @@ class ControlPlane:
         self._children.append(child)
         return child
 
+    def admin_tls(self) -> ssl.SSLContext:
+        """TLS as the administrator, for clients of their own."""
+        context = ssl.create_default_context(cafile=str(self.ca_file))
+        (user,) = yaml.safe_load(self.admin_kubeconfig.read_text())["users"]
+        context.load_cert_chain(user["user"]["client-certificate"], user["user"]["client-key"])
+        return context
+
     def _wait(self, child: Child, url: str) -> None:
         context = ssl.create_default_context(cafile=str(self.ca_file))
 
