@@ -342,7 +342,11 @@ async def test_fs_group_owns_volumes_and_is_a_group_of_the_process(place: Place)
 async def test_restart_policy_always_goes_on_until_the_pod_is_deleted(place: Place) -> None:
     async with Watched(make_pod({"command": ["true"]}, restartPolicy="Always"), place) as watched:
         status = await watched.until(
-            lambda status: status["containerStatuses"][0]["restartCount"] == 2
+            # Not while it runs: it would be killed, and the pod be Failed.
+            lambda status: (
+                (one := status["containerStatuses"][0])["restartCount"] == 2
+                and "waiting" in one["state"]
+            )
         )
         assert status["phase"] == "Running"
         watched.run.terminate(0)
