@@ -16,6 +16,7 @@ from tests.cluster.test_rules import ALERTS, alerts
 from tests.kube import chart
 from tests.kube.api import ApiError, Object
 from tests.kube.cluster import Cluster
+from tests.kube.quotas import create_quota
 from tests.preflight import _cgroup2, _pages, _root
 from tests.prometheus import Prometheus
 from tests.testnode.hugepages import reserved_pages
@@ -54,7 +55,7 @@ def prometheus(cluster: Cluster, cluster_namespace: str, tmp_path: Path) -> Iter
         "metadata": {"name": "full", "namespace": cluster_namespace},
         "spec": {"hard": {"hugepages-2Mi": "12Mi"}},
     }
-    plane.api.create(QUOTAS, quota)
+    create_quota(plane.api, quota)
     with (
         reserved_pages(2 * MIB, 8),
         TestNode(name, plane.admin_kubeconfig, capacity={"hugepages-2Mi": "64Mi"}) as node,

@@ -13,6 +13,7 @@ import pytest
 
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.cluster import Cluster
+from tests.kube.quotas import create_quota
 from tests.testnode.hugepages import reserved_pages
 from tests.testnode.process import TestNode
 from tests.waiting import eventually
@@ -50,7 +51,7 @@ def test_what_the_kernel_holds_never_passes_hard(
         "metadata": {"namespace": cluster_namespace, "name": "flat"},
         "spec": {"hard": {"hugepages-2Mi": str(HARD)}},
     }
-    api.create(QUOTAS, quota)
+    create_quota(api, quota)
     press = _Press(api, cluster_namespace, worker, hugetlbfs)
     press.run()
     assert press.most <= HARD, f"the kernel held {press.most} bytes, the limit is {HARD}"

@@ -10,6 +10,7 @@ import pytest
 
 from tests.kube.api import Api, Object
 from tests.kube.cluster import Cluster
+from tests.kube.quotas import create_quota
 from tests.testnode.hugepages import reserved_pages
 from tests.testnode.process import TestNode
 from tests.waiting import eventually
@@ -46,7 +47,7 @@ def make_team(api: Api, namespace: str, retained: Object) -> None:
         "metadata": {"namespace": namespace, "name": "team"},
         "spec": {"hard": {"hugepages-2Mi": "16Mi"}, "retained": retained},
     }
-    api.create(QUOTAS, body)
+    create_quota(api, body)
 
 
 def fill(api: Api, namespace: str, node: str, hugetlbfs: Path, file: str) -> None:

@@ -20,7 +20,18 @@ def api(assets: Path) -> Iterator[Api]:
     values = {"admission": {"requireQuota": True}}
     with Cluster(assets=assets, values=values) as running:
         running.control_plane.create_namespace("free")
-        yield running.control_plane.api
+        api = running.control_plane.api
+        # No quota says when the rules are in force.
+        eventually(lambda: WHY in _refusal(api), timeout=60)
+        yield api
+
+
+def _refusal(api: Api) -> str:
+    try:
+        api.create("v1/pods", pod("asked", "2Mi"), dry_run=True)
+    except ApiError as error:
+        return error.message
+    return ""
 
 
 def template(asks: str | None) -> Object:

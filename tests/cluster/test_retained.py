@@ -19,6 +19,7 @@ from hugetlb_quota.api.quota import HugeTLBQuota
 from tests.kube.api import ApiError, Object
 from tests.kube.cluster import Cluster
 from tests.kube.programs import Program
+from tests.kube.quotas import create_quota
 from tests.preflight import _cgroup2, _pages, _root
 from tests.testnode.hugepages import reserved_pages
 from tests.testnode.process import TestNode
@@ -44,7 +45,7 @@ class World:
             "metadata": {"name": "q", "namespace": namespace},
             "spec": {"hard": {"hugepages-2Mi": "16Mi"}},
         }
-        self.api.create(QUOTAS, quota, namespace=namespace)
+        create_quota(self.api, quota)
 
     def start_agent(self) -> Program:
         name, cgroup_root = self.node.name, self.node.cgroup_parent
@@ -83,7 +84,7 @@ class World:
         }
         metadata = {"name": name, "namespace": self.namespace}
         kind = {"apiVersion": "hugetlb.dev/v1alpha1", "kind": "HugeTLBQuota"}
-        self.api.create(QUOTAS, {**kind, "metadata": metadata, "spec": spec})
+        create_quota(self.api, {**kind, "metadata": metadata, "spec": spec})
 
     def fill(self, file: str, maps: str) -> list[str]:
         """The command that does so and ends."""

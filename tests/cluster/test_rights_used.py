@@ -17,6 +17,7 @@ from tests.kube import chart
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.cluster import Cluster
 from tests.kube.control_plane import ControlPlane
+from tests.kube.quotas import create_quota
 from tests.testnode.hugepages import reserved_pages
 from tests.testnode.process import TestNode
 from tests.waiting import eventually
@@ -112,9 +113,9 @@ def pod(namespace: str, name: str, node: str, maps: str) -> Object:
 def a_day(api: Api, node: str, hugetlbfs: Path) -> None:
     """Quotas come, change and go; pods are admitted, refused, leave files; others are late."""
     retained = {"policy": "Truncate", "after": "1s"}
-    api.create(QUOTAS, quota("day", "team", "8Mi", retained=retained, childNamespaces={}))
+    create_quota(api, quota("day", "team", "8Mi", retained=retained, childNamespaces={}))
     above = {"namespace": "day", "name": "team"}
-    api.create(QUOTAS, quota("below", "part", "4Mi", parentRef=above))
+    create_quota(api, quota("below", "part", "4Mi", parentRef=above))
     fill(api, "day", node, hugetlbfs, "left")
     eventually(lambda: not list(hugetlbfs.iterdir()), timeout=60)
     api.create("v1/pods", pod("day", "greedy", node, "4Mi"))

@@ -25,7 +25,7 @@ from tests.kube.api import Object
 from tests.kube.cluster import Cluster
 from tests.kube.control_plane import ControlPlane
 from tests.kube.programs import Program
-from tests.waiting import eventually
+from tests.kube.quotas import create_quota
 
 CREATORS = 12
 REPLACED = 4
@@ -93,13 +93,7 @@ async def test_no_create_fails_while_replicas_are_replaced(own_cluster: Cluster)
     plane.create_namespace(namespace)
     quota = load.quota((namespace, "all"), 1, None, {})
     quota["spec"]["hard"] = {PAGES: "1Ti"}
-    plane.api.create(load.QUOTAS, quota)
-    eventually(
-        lambda: (
-            "observedGeneration"
-            in plane.api.list(load.QUOTAS, namespace=namespace)[0].get("status", {})
-        )
-    )
+    create_quota(plane.api, quota)
     serving = [programs.start_admission(drain_seconds=None) for _ in range(2)]
     for program in serving:
         program.wait_ready()
