@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -50,20 +53,39 @@ class ProgramError(Exception):
     """A program ended early or was not ready in time; the message has the end of its log."""
 
 
+PORTS = range(12000, 32000)
+"""Below those that the kernel gives to connections."""
+
+
 def free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
     """Ports of a loopback address that nothing listens on now; all different.
 
-    Another process may take one before its program binds it: callers start again then.
+    All processes of this user draw in turn, so that no two get the same one before a program
+    binds it. Raises OSError where all ports are taken.
     """
+    drawn = Path(tempfile.gettempdir(), f"hugetlb-quota-ports-{os.getuid()}")
+    with drawn.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        first = int(file.read() or 0)
+        turns = range(first, first + len(PORTS))
+        free = (turn for turn in turns if _is_free(PORTS[turn % len(PORTS)], address))
+        found = list(islice(free, count))
+        if len(found) < count:
+            raise OSError(f"no {count} ports of {address} are free")
+        file.truncate(0)
+        file.write(str(found[-1] + 1))
+    return [PORTS[turn % len(PORTS)] for turn in found]
+
+
+def _is_free(port: int, address: str) -> bool:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sockets = [socket.socket(family) for _ in range(count)]
-    try:
-        for held in sockets:
-            held.bind((address, 0))
-        return [int(held.getsockname()[1]) for held in sockets]
-    finally:
-        for held in sockets:
-            held.close()
+    with socket.socket(family) as tried:
+        try:
+            tried.bind((address, port))
+        except OSError:
+            return False
+    return True
 
 
 class Child:
