@@ -31,7 +31,7 @@ from tests.workloads import command
 
 Json = dict[str, Any]
 MIB = 1 << 20
-SECONDS = 30.0
+SECONDS = 60.0
 #: Less than the agent's periods: what comes so soon came of an event.
 SOON = 4.0
 GROUP = "/apis/hugetlb.dev/v1alpha1"

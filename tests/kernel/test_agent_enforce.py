@@ -29,7 +29,7 @@ from tests.workloads import command
 
 MIB = 1 << 20
 SIZE = PageSize(2 * MIB)
-SECONDS = 20.0
+SECONDS = 60.0
 ID = "1f" * 32
 UNBOUNDED = (None, None)
 

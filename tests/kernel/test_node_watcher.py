@@ -22,7 +22,7 @@ from hugetlb_quota.node.watcher import (
 )
 from tests.testnode import cgroup_tree, naming
 
-SECONDS = 20.0
+SECONDS = 60.0
 ID = "1f" * 32
 #: fs.inotify.max_queued_events, and a few more.
 TOO_MANY = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text()) + 100

@@ -93,7 +93,7 @@ async def test_a_pod_that_was_over_is_not_started_again(
         await asyncio.gather(node, return_exceptions=True)
 
 
-async def until(holds: Callable[[], bool], timeout: float = 20.0) -> None:
+async def until(holds: Callable[[], bool], timeout: float = 60.0) -> None:
     async with asyncio.timeout(timeout):
         while not holds():
             await asyncio.sleep(0.02)

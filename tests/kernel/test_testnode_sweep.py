@@ -47,7 +47,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = 2 << 20
 
 
-def until(holds: Callable[[], bool], timeout: float = 20.0) -> None:
+def until(holds: Callable[[], bool], timeout: float = 60.0) -> None:
     deadline = time.monotonic() + timeout
     while not holds():
         assert time.monotonic() < deadline, f"not so after {timeout:g} s"
