@@ -70,8 +70,7 @@ def replicas(control_plane: ControlPlane, helm: Path) -> Iterator[tuple[Program,
     balancer = RoundRobin(first.address, second.address)
     chart.register_webhooks(control_plane, rendered, balancer.address)
     yield first, second
-    for found in rendered.of_kind(chart.WEBHOOKS):
-        control_plane.api.remove(found)
+    chart.unregister_webhooks(control_plane, rendered)
     balancer.close()
     assert [first.stop(), second.stop()] == [0, 0]
 

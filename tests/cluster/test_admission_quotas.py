@@ -32,8 +32,7 @@ def api(control_plane: ControlPlane, helm: Path) -> Iterator[Api]:
     admission.wait_ready()
     chart.register_webhooks(control_plane, rendered, admission.address)
     yield control_plane.api
-    for found in rendered.of_kind(chart.WEBHOOKS):
-        control_plane.api.remove(found)
+    chart.unregister_webhooks(control_plane, rendered)
     assert admission.stop() == 0
 
 

@@ -37,8 +37,7 @@ def recorder(
     with Recorder(cert, key) as server:
         chart.register_webhooks(control_plane, rendered, server.address)
         yield server
-        for found in rendered.of_kind(chart.WEBHOOKS):
-            control_plane.api.remove(found)
+        chart.unregister_webhooks(control_plane, rendered)
 
 
 @pytest.fixture

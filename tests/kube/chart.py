@@ -157,6 +157,13 @@ def register_webhooks(
     _wait_webhooks(control_plane, chart.namespace)
 
 
+def unregister_webhooks(control_plane: ControlPlane, chart: Chart) -> None:
+    """Remove the webhook configuration, and wait until nobody is asked any more."""
+    for shipped in chart.of_kind(WEBHOOKS):
+        control_plane.api.remove(shipped)
+    _wait_webhooks(control_plane, chart.namespace)
+
+
 def at_port(shipped: Object, port: int) -> Object:
     """Copy a webhook configuration, with the Service asked at another port."""
     changed: Object = json.loads(json.dumps(shipped))
@@ -288,7 +295,7 @@ def _wait_allowed(control_plane: ControlPlane, chart: Chart, program: str) -> No
 
 
 def _wait_webhooks(control_plane: ControlPlane, namespace: str) -> None:
-    """Wait until a webhook added after ours is called: the API server sees them in order."""
+    """Wait until a webhook added now is called: the API server sees all changes in order."""
     probe = f"probe-{uuid.uuid4().hex[:8]}"
     webhook = {
         "name": f"{probe}.hugetlb.test",
@@ -362,7 +369,7 @@ def _wait_refused(
             api.remove(found)
 
 
-def _retry(done: Callable[[], bool], what: str, timeout: float = 30.0) -> None:
+def _retry(done: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
     deadline = time.monotonic() + timeout
     while True:
         try:
