@@ -16,6 +16,7 @@ from tests.kernel import charge_reading
 from tests.kube import build
 from tests.kube.cluster import Cluster
 from tests.kube.control_plane import ControlPlane
+from tests.kube.quotas import create_quota
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -54,8 +55,21 @@ def control_plane(assets: Path) -> Iterator[ControlPlane]:
 
 @pytest.fixture(scope="session")
 def cluster(assets: Path) -> Iterator[Cluster]:
-    """Another control plane, with the operator running; its nodes are each test's own."""
+    """Another control plane, with the operator running; its nodes are each test's own.
+
+    The API server asks about pods all the time: without any quota, it would stop after a minute,
+    and a pod that is made just after the next quota could pass that by.
+    """
     with Cluster(assets=assets) as running:
+        running.control_plane.create_namespace("first")
+        metadata = {"name": "first", "namespace": "first"}
+        quota = {
+            "apiVersion": "hugetlb.dev/v1alpha1",
+            "kind": "HugeTLBQuota",
+            "metadata": metadata,
+            "spec": {"hard": {"hugepages-2Mi": "0"}},
+        }
+        create_quota(running.control_plane.api, quota)
         yield running
 
 
@@ -75,8 +89,9 @@ def cluster_namespace(cluster: Cluster) -> Iterator[str]:
 def node(control_plane: ControlPlane) -> Iterator[str]:
     """A ready Node in the control plane without the operator; nothing runs on it."""
     name = f"node-{uuid.uuid4().hex[:8]}"
+    metadata = {"name": name, "labels": {"kubernetes.io/hostname": name}}
     created = control_plane.api.create(
-        "v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
+        "v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": metadata}
     )
     capacity = {"cpu": "8", "memory": "16Gi", "pods": "500", "hugepages-2Mi": "1Gi"}
     ready = {

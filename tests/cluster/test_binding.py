@@ -9,6 +9,7 @@ import pytest
 from tests.cluster.test_quota_moves import QUOTAS, run, used
 from tests.kube.api import Api, Object
 from tests.kube.cluster import Cluster
+from tests.kube.quotas import create_quota
 from tests.waiting import eventually
 
 
@@ -25,7 +26,7 @@ def make(api: Api, namespace: str, team: str) -> None:
         "metadata": {"namespace": namespace, "name": team},
         "spec": spec,
     }
-    api.create(QUOTAS, body)
+    create_quota(api, body)
 
 
 def within_limits(api: Api, namespace: str, name: str) -> str:

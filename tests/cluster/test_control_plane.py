@@ -49,7 +49,11 @@ def test_schedules_pods_to_a_ready_node(
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {"name": "scheduled", "namespace": namespace},
-            "spec": {"containers": [{"name": "main", "image": "none"}]},
+            # Nodes of other tests may go at any moment.
+            "spec": {
+                "containers": [{"name": "main", "image": "none"}],
+                "nodeSelector": {"kubernetes.io/hostname": node},
+            },
         },
     )
     bound = control_plane.api.wait_for(
@@ -82,7 +86,7 @@ def test_ends_with_its_parent_even_when_that_is_killed(assets: Path) -> None:
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while left := [pid for pid in pids if _runs(int(pid), directory)]:
         assert time.monotonic() < deadline, f"still running: {left}"
         time.sleep(0.05)

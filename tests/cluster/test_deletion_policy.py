@@ -9,6 +9,7 @@ import pytest
 
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.cluster import Cluster
+from tests.kube.quotas import create_quota
 from tests.testnode.hugepages import reserved_pages
 from tests.testnode.process import TestNode
 from tests.waiting import eventually
@@ -73,7 +74,7 @@ class Team:
             "metadata": {"namespace": namespace, "name": name},
             "spec": {"hard": {"hugepages-2Mi": "8Mi"}, **spec},
         }
-        self.api.create(QUOTAS, body)
+        create_quota(self.api, body)
 
     def _leave(self, node: TestNode, hugetlbfs: Path) -> None:
         resources = {"hugepages-2Mi": "4Mi", "cpu": "1m", "memory": "16Mi"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.test_quota_moves import QUOTAS, make, run, settled, used
+from tests.cluster.test_quota_moves import QUOTAS, make, quota, run, settled, used
 from tests.kube.api import ApiError
 from tests.kube.cluster import Cluster
 from tests.waiting import eventually
@@ -42,7 +42,7 @@ def test_admission_and_count_go_on_from_what_was_restored(restored: Cluster) -> 
     plane.restore(backup)
 
     # Made before anybody has followed anything anew.
-    make(api, namespace, "new", "0", parent="root")
+    api.create(QUOTAS, quota(namespace, "new", "0", parent="root"))
 
     def refused() -> bool:
         try:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.cluster import Cluster
+from tests.kube.quotas import create_quota
 from tests.waiting import eventually
 
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
@@ -19,18 +20,21 @@ def api(cluster: Cluster) -> Api:
 
 
 def make(api: Api, namespace: str, name: str, hard: str, parent: str | None = None) -> None:
+    create_quota(api, quota(namespace, name, hard, parent))
+
+
+def quota(namespace: str, name: str, hard: str, parent: str | None = None) -> Object:
     spec: Object = {"hard": {"hugepages-2Mi": hard}}
     if parent is None:
         spec["podSelector"] = {"matchLabels": {"none": "at-all"}}
     else:
         spec["parentRef"] = {"namespace": namespace, "name": parent}
-    body = {
+    return {
         "apiVersion": "hugetlb.dev/v1alpha1",
         "kind": "HugeTLBQuota",
         "metadata": {"namespace": namespace, "name": name},
         "spec": spec,
     }
-    api.create(QUOTAS, body)
 
 
 def run(api: Api, namespace: str, name: str, amount: str, **labels: str) -> None:
