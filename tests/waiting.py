@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def eventually(
-    holds: Callable[[], object], *, timeout: float = 30.0, hold: float = 0.0, every: float = 0.1
+    holds: Callable[[], object], *, timeout: float = 60.0, hold: float = 0.0, every: float = 0.1
 ) -> None:
     """Wait until ``holds()`` is true, and then stays so for ``hold`` seconds.
 

@@ -14,6 +14,7 @@ from tests.kube import chart
 from tests.kube.api import Object
 from tests.kube.control_plane import ControlPlane
 from tests.kube.process import ProgramError
+from tests.waiting import eventually
 
 READ = {"get", "list", "watch"}
 FOLLOW = {"list", "watch"}
@@ -98,9 +99,9 @@ def test_tenants_read_quotas_and_cannot_write_them(
         )  # fmt: skip
         return asked.stdout.strip() == "yes"
 
-    _eventually(lambda: may("list", users["view"]))
-    _eventually(lambda: may("list", users["admin"]))
-    _eventually(lambda: may("create", users["hugetlb-quota-manager"]))
+    eventually(lambda: may("list", users["view"]))
+    eventually(lambda: may("list", users["admin"]))
+    eventually(lambda: may("create", users["hugetlb-quota-manager"]))
     writes = ("create", "update", "patch", "delete")
     assert [verb for verb in writes if may(verb, users["admin"])] == []
 
@@ -453,7 +454,3 @@ def rights_of(rendered: chart.Chart, account: str) -> Rights:
 def _load(path: Path) -> Object:
     loaded: Object = yaml.safe_load(path.read_text())
     return loaded
-
-
-def _eventually(holds: Callable[[], bool], tries: int = 50) -> None:
-    assert any(holds() for _ in range(tries))

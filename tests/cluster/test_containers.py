@@ -17,6 +17,7 @@ from tests.kube.control_plane import ControlPlane
 from tests.waiting import eventually
 
 LEASES = "coordination.k8s.io/v1/leases"
+NODES = "hugetlb.dev/v1alpha1/hugetlbnodes"
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
 
 
@@ -82,5 +83,5 @@ def test_the_agent_reports(
         "agent", unique("agent"), node=node, extra=f"--cgroup-root={unique('none')}"
     )
     agent.wait_ready()
-    eventually(lambda: control_plane.api.list("hugetlb.dev/v1alpha1/hugetlbnodes"))
+    eventually(lambda: control_plane.api.list(NODES, fields=f"metadata.name={node}"))
     assert agent.stop() == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from tests.kube import chart
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.cluster import Cluster
+from tests.waiting import eventually
 
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
 SIZE = "hugepages-2Mi"
@@ -68,11 +68,14 @@ def world(cluster: Cluster, unique: Callable[[str], str]) -> Iterator[World]:
 
 
 def _wait_for_the_right(delegate: Api, namespace: str) -> None:
-    for _ in range(200):
-        with suppress(ApiError):
+    def is_there() -> bool:
+        try:
             delegate.list(QUOTAS, namespace=namespace)
-            return
-    raise AssertionError("the delegate's role did not come in force")
+        except ApiError:
+            return False
+        return True
+
+    eventually(is_there)
 
 
 def refused(world: World, why: str, **spec: object) -> None:
@@ -163,9 +166,11 @@ def test_does_not_grant_the_right_to_attach(world: World, cluster: Cluster) -> N
         "metadata": {"name": "attach", "namespace": world.team},
         "rules": [rule],
     }
-    for _ in range(200):
-        with pytest.raises(ApiError) as denied:
+
+    def denied() -> str:
+        with pytest.raises(ApiError) as refused:
             world.delegate.create("rbac.authorization.k8s.io/v1/roles", grant)
-        if "attempting to grant RBAC permissions not currently held" in denied.value.message:
-            return
-    raise AssertionError(denied.value.message)
+        return refused.value.message
+
+    # Until the role of an admin is in force, it may make no role at all.
+    eventually(lambda: "attempting to grant RBAC permissions not currently held" in denied())

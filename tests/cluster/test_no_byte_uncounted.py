@@ -41,6 +41,7 @@ def worker(cluster: Cluster, unique: Callable[[str], str]) -> Iterator[TestNode]
         cluster.control_plane.api.delete("v1/nodes", name)
 
 
+@pytest.mark.timeout(400)
 def test_what_the_kernel_holds_never_passes_hard(
     cluster: Cluster, cluster_namespace: str, worker: TestNode, hugetlbfs: Path
 ) -> None:
@@ -66,7 +67,7 @@ def test_what_the_kernel_holds_never_passes_hard(
         return _status(api, cluster_namespace).get("used") == {"hugepages-2Mi": "0"}
 
     # A create that was cut off for want of time leaves a reservation until it expires.
-    eventually(is_relieved, timeout=90)
+    eventually(is_relieved, timeout=150)
 
 
 class _Press:

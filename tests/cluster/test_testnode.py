@@ -242,7 +242,7 @@ def traps_term(pid: str) -> bool:
     return fields["Name"] == "sh" and bool(int(fields["SigCgt"], 16) >> signal.SIGTERM - 1 & 1)
 
 
-def until(holds: Callable[[], bool], timeout: float = 20.0) -> None:
+def until(holds: Callable[[], bool], timeout: float = 60.0) -> None:
     deadline = time.monotonic() + timeout
     while not holds():
         assert time.monotonic() < deadline, f"not so after {timeout:g} s"

@@ -190,7 +190,7 @@ class Api:
         condition: Callable[[Object | None], bool],
         *,
         namespace: str | None = None,
-        timeout: float = 30.0,
+        timeout: float = 60.0,
         what: str = "what was waited for",
     ) -> Object | None:
         """Read the object (None when there is none) until `condition` holds, and return it."""
