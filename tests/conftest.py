@@ -33,7 +33,13 @@ OPTIONAL = (
 
 # No test asserts on wall time: a busy machine takes longer for each example.
 SLOW = [HealthCheck.too_slow]
-settings.register_profile("any machine", deadline=None, suppress_health_check=SLOW)
+settings.register_profile(
+    "any machine",
+    deadline=None,
+    suppress_health_check=SLOW,
+    # As with tests.seeds: a change lands or does not by the same examples.
+    derandomize=os.environ.get("REQUIRE_LAYERS") == "1",
+)
 settings.load_profile("any machine")
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests import seeds
 from tests.chaos import load
 from tests.chaos.faults import Faults, plan, port_of
 from tests.chaos.forwarder import Forwarder
@@ -45,8 +45,8 @@ FLAGS = (
 
 @pytest.mark.timeout(SECONDS + 400)
 async def test_pods_never_have_more_than_the_limit(assets: Path) -> None:
-    seed = int(os.environ.get("CHAOS_SEED") or random.randrange(10**6))
-    print(f"CHAOS_SEED={seed} CHAOS_SECONDS={SECONDS:g}")
+    seed = seeds.seed("CHAOS_SEED")
+    print(f"CHAOS_SECONDS={SECONDS:g}")
     with (
         ControlPlane(assets, apiserver_flags=FLAGS) as plane,
         Cluster(control_plane=plane, values=VALUES) as cluster,

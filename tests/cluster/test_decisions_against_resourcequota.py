@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator
 
@@ -10,6 +9,7 @@ import pytest
 
 from hugetlb_quota import quantity
 from hugetlb_quota.accounting.demand import demand
+from tests import seeds
 from tests.generated_pods import Json, pod_spec
 from tests.kube.api import Api, ApiError
 from tests.kube.cluster import Cluster
@@ -51,8 +51,7 @@ def namespaces(cluster: Cluster, cluster_namespace: str) -> Iterator[tuple[str, 
 
 
 def test_the_same_pods_are_admitted(cluster: Cluster, namespaces: tuple[str, str]) -> None:
-    seed = int(os.environ.get("SEED") or random.randrange(2**32))
-    print(f"SEED={seed}")
+    seed = seeds.seed()
     draw = random.Random(seed)
     api = cluster.control_plane.api
     ours, theirs = namespaces

@@ -17,10 +17,11 @@ import pytest
 
 from hugetlb_quota.node.charge_list import ChargeList
 from hugetlb_quota.node.charge_reader import ChargeReader
+from tests import seeds
 from tests.kernel.charge_reading import equal
 from tests.tracking import PAGE, Actor
 
-SEED = int(os.environ.get("STRESS_SEED") or random.randrange(2**32))
+SEED = seeds.seed("STRESS_SEED")
 OPERATIONS = int(os.environ.get("STRESS_OPERATIONS") or 1_500)
 FILES, LONGEST, POOL, PODS = 6, 12, 160, 4
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from hugetlb_quota.node.host import HostRoot
+from tests import seeds
 from tests.kernel.agent_process import (
     MIB,
     SECONDS,
@@ -438,9 +439,7 @@ async def test_kill_9_at_any_moment_changes_nothing(
     pages: Callable[[int], None],
     pod: Callable[[str], Pod],
 ) -> None:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    dice = random.Random(seed)
+    dice = random.Random(seeds.seed())
     pages(12)
     await agent.start()
     await agent.ready()

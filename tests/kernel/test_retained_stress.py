@@ -24,12 +24,13 @@ from pathlib import Path
 import pytest
 
 from hugetlb_quota.node.charge_reader import ChargeReader
+from tests import seeds
 from tests.kernel.agent_process import ID, MIB, Agent, Api, Pod, until
 from tests.testnode import cgroup_tree, naming
 from tests.tracking import PAGE, SMALL, pages_of
 from tests.workloads import command
 
-SEED = int(os.environ.get("STRESS_SEED") or random.randrange(2**32))
+SEED = seeds.seed("STRESS_SEED")
 OPERATIONS = int(os.environ.get("STRESS_OPERATIONS") or 10_000)
 #: Pods at the same time, and operations of each before it ends by itself.
 PLACES, EACH = 4, 500
