@@ -352,7 +352,7 @@ async def test_a_limit_of_kubepods_itself_below_what_its_pods_ask_for_is_told(
     await bind(api, "asks", "4Mi")
     await until(lambda: api.condition("Ready").get("status") == "True")
     await bind(api, "more", "2Mi")
-    await until(lambda: api.condition("Ready")["status"] == "False", SOON)
+    await until(lambda: api.condition("Ready").get("status") == "False", SOON)
     assert (
         "kubepods itself is limited to 4Mi of hugepages-2Mi, and its pods ask for 6Mi"
         in (api.condition("Ready")["message"])

@@ -208,7 +208,7 @@ async def test_a_file_system_at_its_own_limit_is_told_apart_from_a_quota(
 ) -> None:
     with mounted(tmp_path / "small", "size=4M") as superblock:
         two[0].actor().do(f"map_pages(2, SHARED, create({str(superblock.path / 'file')!r}))")
-        await until(lambda: api.condition("MountsHaveRoom")["status"] == "False", SOON)
+        await until(lambda: api.condition("MountsHaveRoom").get("status") == "False", SOON)
         assert str(superblock.path) in api.condition("MountsHaveRoom")["message"]
 
 

@@ -221,7 +221,7 @@ async def test_huge_pages_empty_dir_is_usable_and_gone_after(
     assert measured(status)["huge"] == 4 * MIB
     assert volumes.mounts_below(place.state_dir) == []
     assert not place.pod_dir(pod).exists()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SECONDS):
         # The file system's last reference goes with the container's mount namespace.
         while (place.pods_cgroup() / "hugetlb.2MB.rsvd.current").read_text() != "0\n":
             await asyncio.sleep(0.02)
@@ -302,7 +302,7 @@ async def test_a_container_does_not_hold_another_pods_mounts(
             assert (place.pods_cgroup() / "hugetlb.2MB.current").read_text() == f"{PAGE}\n"
             one.run.terminate(10)
             await one.over()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(SECONDS):
                 while (place.pods_cgroup() / "hugetlb.2MB.current").read_text() != "0\n":
                     await asyncio.sleep(0.02)
 
@@ -379,13 +379,15 @@ async def test_init_containers_run_in_order_and_sidecars_stay(place: Place) -> N
             "name": name, "command": ["sh", "-c", script], "volumeMounts": [said], **more,
         }  # fmt: skip
 
+    sidecar = "while ! grep -q sidecar /said/log; do sleep 0.05; done"
     stay = "trap 'echo sidecar-ended >> /said/log; exit 0' TERM; echo sidecar >> /said/log;"
     pod = make_pod(
         say("main", f"sleep 0.2; {log.format('main')}"),
         initContainers=[
             say("one", f"sleep 0.2; {log.format('one')}"),
             say("side", f"{stay} while :; do sleep 0.05; done", restartPolicy="Always"),
-            say("two", f"sleep 0.2; {log.format('two')}"),
+            # A sidecar that was started after it would be waited for in vain.
+            say("two", f"{sidecar}; {log.format('two')}"),
         ],
         volumes=[{"name": "said", "hostPath": {"path": str(place.state_dir / "said")}}],
     )
