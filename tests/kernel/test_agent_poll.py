@@ -101,7 +101,30 @@ def test_pods_and_pools_that_come_and_go_are_noticed(
     assert not poll.moved(THE_REST)
     pages(1)
     assert poll.moved(THE_REST)
-    cgroups[0].rmdir()
-    assert not poll.moved(PODS)  # of that an event tells
-    cgroups[0].mkdir()
-    assert poll.moved(PODS)
+    with Actor(cgroups[1]) as actor:
+        actor.do("a = map_pages(1, PRIVATE | ANONYMOUS | HUGETLB)")
+        poll.moved(PODS)
+        cgroups[0].rmdir()
+        assert not poll.moved(PODS)  # of that an event tells
+        cgroups[0].mkdir()
+        assert poll.moved(PODS)
+
+
+def test_pods_are_looked_at_where_kubepods_is_charged_something(
+    poll: Poll, cgroups: tuple[Path, Path], pages: Callable[[int], None]
+) -> None:
+    def kept() -> set[str]:
+        """Files of pods that are open."""
+        links = (each.readlink() for each in Path("/proc/self/fd").iterdir() if each.is_symlink())
+        return {link.name for link in links if link.parent in cgroups}
+
+    pages(1)
+    poll.moved(PODS)
+    assert kept() == set()
+    with Actor(cgroups[0]) as actor:
+        actor.do("a = map_pages(1, PRIVATE | ANONYMOUS | HUGETLB)")
+        poll.moved(PODS)
+        assert kept() == {"hugetlb.2MB.rsvd.current"}
+        actor.do("unmap(a, 1)")
+        poll.moved(PODS)
+        assert kept() == set()

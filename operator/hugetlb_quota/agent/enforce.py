@@ -46,7 +46,7 @@ RETRY: Final = 1.0
 #: How often a limit is tried while its use keeps growing, before the next RETRY.
 _ATTEMPTS: Final = 3
 #: Pods done in one go, before other tasks get their turn.
-_BATCH: Final = 16
+_BATCH: Final = 4
 
 _LIMITS: Final[tuple[Limit, Limit]] = ("rsvd.max", "max")
 
@@ -81,7 +81,7 @@ class Enforcer:
         self._failures: dict[str, str] = {}
         self._above: dict[str, str] = {}
         self._by_pod_alone: dict[str, str] = {}
-        self._due = asyncio.Event()
+        self._due, self._some_above = asyncio.Event(), asyncio.Event()
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -135,7 +135,9 @@ class Enforcer:
     async def retry(self) -> None:
         """Lower the limits that were below use, as the use falls; for ever."""
         while True:
+            await self._some_above.wait()
             await asyncio.sleep(RETRY)
+            self._some_above.clear()
             for uid in list(self._above):
                 self.pod_changed(uid)
 
@@ -146,9 +148,11 @@ class Enforcer:
         """
         whole = True
         try:
-            for happening in self._watcher.scan():
+            for done, happening in enumerate(self._watcher.scan_by_pod()):
                 if isinstance(happening, Removed):
                     self._handle(happening)
+                if done % _BATCH == 0:
+                    await asyncio.sleep(0)
         except OSError as error:
             logger.warning("Pods' cgroups can't be listed; trying again: %s", error)
             whole = False
@@ -194,6 +198,7 @@ class Enforcer:
                 f"Pod {pod.uid} uses more huge pages than it may: {', '.join(sorted(above))};"
                 " its limit falls as it gives them back, or end it."
             )
+            self._some_above.set()
         else:
             self._above.pop(pod.uid, None)
 

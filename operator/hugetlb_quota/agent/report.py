@@ -87,7 +87,8 @@ class Reporter:
         told.
     :param problems: what keeps the node from being Ready beside what a pass finds, a sentence
         each; ``notes`` what is told where nothing does.
-    :param before_read: called before each read of the host: what moves later makes a pass due.
+    :param before_read: called before each read of the host, in a thread: what moves later makes a
+        pass due.
     :param sleep: waits so many seconds between two passes.
     """
 
@@ -186,7 +187,7 @@ class Reporter:
         last = self._latest.report
         self._pods.remember(last.static, last.real)
         seen, ends, demand = self._pods.seen(), self._pods.ends, self._pods.demand()
-        self._before_read()
+        await asyncio.to_thread(self._before_read)
         reading = await self._host.read(LARGEST)
         # In a thread, as of many pods it takes so long that limits would wait for it.
         report = await asyncio.to_thread(reconcile, reading, seen, last, datetime.now(UTC))

@@ -2,7 +2,8 @@
 
 The kernel counts in ``hugetlb.<size>.events`` of a cgroup and of all above it each charge that did
 not fit, reservations among them (mm/hugetlb_cgroup.c, __hugetlb_cgroup_charge_cgroup). A pod whose
-limit is what it asks for sees nothing but ENOMEM of mmap, and mostly says nothing of it.
+limit is what it asks for sees nothing but ENOMEM of mmap, and mostly says nothing of it. Where
+kubepods counted nothing more, no pod in it did.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from hugetlb_quota.kube import events
 from hugetlb_quota.kube.events import EventApi, Regarding
 from hugetlb_quota.node import cgroup
 from hugetlb_quota.node.cgroup import CgroupError
+from hugetlb_quota.node.counters import Counters
 from hugetlb_quota.node.kubepods import PodCgroup
 from hugetlb_quota.page_size import PageSize
 
@@ -46,6 +48,7 @@ class Shortage:
 
     :param node: the name of this node.
     :param cgroups: the pods' cgroups that are known just now.
+    :param roots: kubepods, wherever it is known just now.
     :param seen: which pod is of a cgroup, by the UID in the cgroup's name.
     :param clock: gives seconds.
     """
@@ -55,6 +58,7 @@ class Shortage:
         connection: EventApi,
         node: str,
         cgroups: Callable[[], Iterable[PodCgroup]],
+        roots: Callable[[], Iterable[Path]],
         sizes: Iterable[PageSize],
         seen: Callable[[], Mapping[str, SeenPod]],
         clock: Callable[[], float] = time.monotonic,
@@ -62,41 +66,55 @@ class Shortage:
         self._connection = connection
         self._node = node
         self._cgroups = cgroups
+        self._roots = roots
         self._sizes = tuple(sizes)
         self._seen = seen
         self._clock = clock
+        self._of_roots = Counters()
         self._pods: dict[Path, _Pod] | None = None
         #: How often huge pages were refused since this agent began, by page size.
         self.refused = dict.fromkeys(self._sizes, 0)
 
-    async def run(self) -> None:
-        """Look and tell, for ever."""
+    async def run(self, listed: asyncio.Event) -> None:
+        """Look and tell for ever, beginning when ``listed`` is set: all cgroups are known."""
+        await listed.wait()
         while True:
             await self.look()
             await asyncio.sleep(PERIOD)
 
     async def look(self) -> None:
-        """Look at every pod once, and tell of those that were refused something."""
-        first, before = self._pods is None, self._pods or {}
-        self._pods = {}
-        owing: list[tuple[PodCgroup, _Pod]] = []
-        for each in self._cgroups():
-            counted = dict(self._counted(each.path))
-            pod = before.get(each.path)
-            if pod is None:
-                # What was counted before this agent began was told by the one before it. What
-                # came since then begins at nothing.
-                pod = _Pod(counted if first else {})
-            self._pods[each.path] = pod
-            for size, count in counted.items():
+        """Look once, and tell of pods that were refused something."""
+        paths = [f"{root}/{size.cgroup}.events" for root in self._roots() for size in self._sizes]
+        moved = self._of_roots.moved(paths)
+        cgroups = tuple(self._cgroups())
+        if moved or self._pods is None:
+            # In a thread: of many pods it takes so long that limits would wait for it.
+            counted = await asyncio.to_thread(self._count, cgroups)
+            self._pods = self._compared(counted)
+        there = [(each, pod) for each in cgroups if (pod := self._pods.get(each.path)) is not None]
+        self._pods = {each.path: pod for each, pod in there}
+        now = self._clock()
+        owing = [each for each in there if each[1].untold and now >= each[1].told_at + REST]
+        for cgroup_, pod in owing[:MOST_EVENTS]:
+            await self._tell(cgroup_, pod)
+
+    def _compared(self, counted: Mapping[Path, dict[PageSize, int]]) -> dict[Path, _Pod]:
+        """The pods with what was ``counted`` now, and what is to be told of that."""
+        pods: dict[Path, _Pod] = {}
+        for path, counts in counted.items():
+            # What was counted before this agent began was told by the one before it. What came
+            # since then begins at nothing.
+            pod = _Pod(counts) if self._pods is None else self._pods.get(path) or _Pod({})
+            for size, count in counts.items():
                 if more := count - pod.counted.get(size, 0):
                     self.refused[size] += more
                     pod.untold[size] = pod.untold.get(size, 0) + more
-            pod.counted = counted
-            if pod.untold and self._clock() >= pod.told_at + REST:
-                owing.append((each, pod))
-        for cgroup_, pod in owing[:MOST_EVENTS]:
-            await self._tell(cgroup_, pod)
+            pod.counted = counts
+            pods[path] = pod
+        return pods
+
+    def _count(self, cgroups: Iterable[PodCgroup]) -> dict[Path, dict[PageSize, int]]:
+        return {each.path: dict(self._counted(each.path)) for each in cgroups}
 
     def _counted(self, path: Path) -> Iterator[tuple[PageSize, int]]:
         for size in self._sizes:

@@ -1,4 +1,4 @@
-"""Numbers in files of the kernel, read again and again on descriptors that stay open.
+"""Files of the kernel that count, read again and again on descriptors that stay open.
 
 Opening is most of the cost of reading such a file. A descriptor keeps no cgroup from being
 removed; reading it fails then (ENODEV).
@@ -14,19 +14,19 @@ _LONGEST: Final = 32
 
 
 class Counter:
-    """The number in the file at ``path``; None when there is none (any more)."""
+    """What the file at ``path`` says; None when there is none (any more)."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._descriptor = -1
 
-    def read(self) -> int | None:
-        """What it says now."""
+    def read(self) -> bytes | None:
+        """What it says now: one line."""
         try:
             if self._descriptor < 0:
                 self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            return int(os.pread(self._descriptor, _LONGEST, 0))
-        except (OSError, ValueError):
+            return os.pread(self._descriptor, _LONGEST, 0)
+        except OSError:
             # Made anew under its name it is another file.
             self.close()
             return None
@@ -43,10 +43,14 @@ class Counters:
 
     def __init__(self) -> None:
         self._counters: dict[str, Counter] = {}
-        self._values: dict[str, int | None] = {}
+        self._values: dict[str, bytes | None] = {}
+
+    def says(self, path: str) -> bytes | None:
+        """What the counter at ``path`` said last; None when there was none."""
+        return self._values.get(path)
 
     def moved(self, paths: Collection[str]) -> bool:
-        """Whether one of the counters at ``paths`` says another number than the time before.
+        """Whether one of the counters at ``paths`` says something else than the time before.
 
         One that was not among them then did; one that is not among them any more did not.
         """
@@ -57,7 +61,7 @@ class Counters:
         for path in paths:
             if path not in self._counters:
                 self._counters[path] = Counter(path)
-                self._values[path] = -1
+                self._values[path] = b""
             value = self._counters[path].read()
             if value != self._values[path]:
                 self._values[path] = value

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -124,21 +124,27 @@ class KubepodsWatcher:
         """The pod cgroups that are known, in the order in which they were found."""
         return tuple(self._pods.values())
 
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """Every kubepods that was found, also where it is gone."""
+        return tuple(path for path in self._levels if kubepods.is_kubepods(path.name))
+
     def scan(self) -> list[Happening]:
         """Watch and list everything; what is new or gone since the last time.
 
         The answer to lost events, and the first thing to do.
         """
-        happenings: list[Happening] = []
+        return list(self.scan_by_pod())
+
+    def scan_by_pod(self) -> Iterator[Happening]:
+        """The same, a little at a time: events may be told in between."""
         for path, pod in list(self._pods.items()):
-            if not path.is_dir():
-                del self._pods[path]
-                happenings.append(Removed(pod))
+            if not path.is_dir() and self._pods.pop(path, None) is not None:
+                yield Removed(pod)
         self._parents.search()
         for parent in self._parents:
             if self._watch(parent.parent, _LEVEL):
-                happenings += self._enter_parent(parent)
-        return happenings
+                yield from self._enter_parent(parent)
 
     async def __aiter__(self) -> AsyncIterator[Happening]:
         """What happens from now on; call :meth:`scan` first."""
@@ -197,13 +203,13 @@ class KubepodsWatcher:
 
     def _made(self, path: Path) -> list[Happening]:
         if path in self._parents:
-            return self._enter_parent(path)
+            return list(self._enter_parent(path))
         if kubepods.is_slice(path.name) and path.parent in self._parents:
             return self._search()
         if (place := self._place(path)) is None:
             return []
         if place.pod is None:
-            return self._enter_level(path)
+            return list(self._enter_level(path))
         if place.container is None:
             return self._enter_pod(PodCgroup(place.pod, place.qos, path))
         self._watch(path, _POD)
@@ -232,17 +238,14 @@ class KubepodsWatcher:
                 happenings += self._enter_parent(parent)
         return happenings
 
-    def _enter_parent(self, parent: Path) -> list[Happening]:
-        happenings: list[Happening] = []
+    def _enter_parent(self, parent: Path) -> Iterator[Happening]:
         if self._watch(parent, _LEVEL):
             for path in kubepods.subdirectories(parent):
                 if kubepods.is_kubepods(path.name):
-                    happenings += self._enter_level(path)
-        return happenings
+                    yield from self._enter_level(path)
 
-    def _enter_level(self, level: Path) -> list[Happening]:
+    def _enter_level(self, level: Path) -> Iterator[Happening]:
         """``level`` is kubepods or a QoS level: what is in it are levels and pods."""
-        happenings: list[Happening] = []
         if self._watch(level, _LEVEL):
             for parent in self._parents:
                 if level.is_relative_to(parent):
@@ -252,10 +255,9 @@ class KubepodsWatcher:
                 if place is None:
                     continue
                 if place.pod is None:
-                    happenings += self._enter_level(path)
+                    yield from self._enter_level(path)
                 else:
-                    happenings += self._enter_pod(PodCgroup(place.pod, place.qos, path))
-        return happenings
+                    yield from self._enter_pod(PodCgroup(place.pod, place.qos, path))
 
     def _enter_pod(self, pod: PodCgroup) -> list[Happening]:
         if not self._watch(pod.path, _POD):

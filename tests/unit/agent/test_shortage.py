@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ class Node:
         self.known: dict[str, SeenPod] = {}
         self.now = 0.0
         self.told: list[tuple[str, str]] = []
+        self.refused = Counter[PageSize]()
         self.shortage = self.start()
 
     def start(self) -> Shortage:
         cgroups, seen = lambda: tuple(self.pods.values()), lambda: self.known
-        return Shortage(self, "n1", cgroups, (SMALL, LARGE), seen, lambda: self.now)
+        roots, sizes = (self.folder,), (SMALL, LARGE)
+        return Shortage(self, "n1", cgroups, lambda: roots, sizes, seen, lambda: self.now)
 
     async def create(self, resource: Resource, body: Any, *_: Any, **__: Any) -> dict[str, Any]:
         self.told.append((body["regarding"]["name"], body["note"]))
@@ -40,7 +43,12 @@ class Node:
     def count(self, uid: str, refused: int, size: PageSize = SMALL) -> None:
         path = self.folder / f"pod{uid}"
         path.mkdir(exist_ok=True)
-        (path / f"{size.cgroup}.events").write_text(f"max {refused}\n")
+        own = path / f"{size.cgroup}.events"
+        more = refused - (int(own.read_text().split()[1]) if own.exists() else 0)
+        own.write_text(f"max {refused}\n")
+        # The kernel counts it in every cgroup above too.
+        self.refused[size] += more
+        (self.folder / own.name).write_text(f"max {self.refused[size]}\n")
         self.pods[uid] = PodCgroup(uid, Qos.BURSTABLE, path)
 
     def know(self, uid: str, mib: int) -> None:
@@ -116,3 +124,17 @@ async def test_many_at_once_are_told_a_few_at_a_time_and_those_that_went_are_for
     node.pods.clear()
     await node.shortage.look()
     assert node.shortage._pods == {}
+
+
+async def test_a_new_pod_of_an_old_name_begins_at_nothing(node: Node) -> None:
+    node.know("a", 64)
+    node.count("a", 0)
+    await node.shortage.look()
+    node.count("a", 2)
+    await node.shortage.look()
+    node.pods.clear()
+    await node.shortage.look()
+    (node.folder / "poda" / f"{SMALL.cgroup}.events").unlink()
+    node.count("a", 2)
+    await node.shortage.look()
+    assert node.shortage.refused[SMALL] == 4
