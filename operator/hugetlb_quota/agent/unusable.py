@@ -17,6 +17,7 @@ from typing import Any, Final
 from hugetlb_quota.agent.conditions import unusable_condition
 from hugetlb_quota.agent.metrics import PoolMetrics
 from hugetlb_quota.agent.node_object import NodeApi, NodeObject
+from hugetlb_quota.agent.reconcile import adopt
 from hugetlb_quota.agent.report import pool_status, summary
 from hugetlb_quota.agent.waiting import wait_at_most
 from hugetlb_quota.backoff import Backoff
@@ -137,7 +138,12 @@ class UnusableNode:
     def _still_true(self, last: Mapping[str, Any]) -> Json:
         """What an agent that could see this boot's cgroups has reported: it stays charged.
 
-        Else nothing, and no boot ID: to the controller that is a node without an agent, whose
-        pods are charged until they end.
+        Else names alone, for the agent of a later boot: pods are started anew under their UIDs,
+        and one of them may be deleted before it begins. And no boot ID: to the controller that
+        is a node without an agent, whose pods are charged until they end.
         """
-        return dict(last) if last.get("bootID") == self._host.boot_id() else {}
+        boot_id = self._host.boot_id()
+        if last.get("bootID") == boot_id:
+            return dict(last)
+        entries = adopt(last, boot_id).entries.values()
+        return {"pods": [each.to_status().to_json() for each in entries if each.namespace]}

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from hugetlb_quota.agent import unusable
+from hugetlb_quota.agent.reconcile import adopt
 from hugetlb_quota.agent.unusable import UnusableNode, check
 from hugetlb_quota.controller.nodes import project_report
 from hugetlb_quota.kube.errors import ApiUnreachable, NotFound
@@ -172,6 +173,26 @@ async def test_to_the_controller_such_a_node_has_no_agent(waiting: Waiting) -> N
     await waiting.until(lambda: waiting.api.writes)
     assert waiting.api.stored is not None
     assert project_report({**waiting.api.stored, "metadata": {"name": "n"}}) is None
+
+
+async def test_names_outlast_a_boot_in_which_nothing_can_be_done(waiting: Waiting) -> None:
+    pod = {"uid": "uid", "namespace": "ns", "name": "pod", "labels": {"a": "b"}, "live": True}
+    nameless = {"uid": "other", "live": False, "charged": {"hugepages-2Mi": "8Mi"}}
+    waiting.api.stored = {
+        "metadata": {"name": "n", "uid": "uid", "resourceVersion": "1"},
+        "status": {
+            "bootID": "boot-before",
+            "pods": [pod | {"charged": {"hugepages-2Mi": "8Mi"}}, nameless],
+        },
+    }
+    waiting.begin()
+    # The second write is made of the first one.
+    await waiting.until(lambda: waiting.api.writes >= 2)
+    assert "bootID" not in waiting.api.status
+    (told,) = waiting.api.status["pods"]
+    assert (told["live"], told.get("charged", {})) == (False, {})
+    entry = adopt(waiting.api.status, "boot-after").entries["uid"]
+    assert (entry.namespace, entry.name, entry.labels) == ("ns", "pod", {"a": "b"})
 
 
 async def test_what_was_reported_of_this_boot_stays_charged(waiting: Waiting) -> None:
