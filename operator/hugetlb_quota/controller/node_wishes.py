@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 from hugetlb_quota import duration
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
@@ -16,6 +17,10 @@ from hugetlb_quota.controller.nodes import NodeReport, NodeWishes, read_wishes
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.resources import HUGETLB_NODES
+
+#: Bytes of rows in a spec as JSON, at most: etcd takes no object above 1.5 MiB, and the agent's
+#: report is up to 0.9 MiB of it.
+MOST: Final = 512 << 10
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +70,33 @@ def wishes(report: NodeReport, retained: Iterable[Retained], succession: Success
             reclaim[each.uid] = after
         if any(succession.moves(quota) for quota in paying):
             heirs[each.uid] = _heirs(paying, heirs.get(each.uid, frozenset()), succession)
+    return fit(NodeWishes(reclaim, heirs), before)
+
+
+def fit(wanted: NodeWishes, before: NodeWishes, most: int = MOST) -> NodeWishes:
+    """What of ``wanted`` has room in ``most`` bytes of rows.
+
+    The rest waits until others are gone, and nothing is charged to another meanwhile: a quota
+    without an heir for what it holds stays and pays, and files without a row are kept.
+
+    :param before: what was wanted until now: of that an heir is always kept.
+    """
+    room, heirs = most, dict[str, frozenset[QuotaKey]]()
+    for uid in sorted(wanted.heirs, key=lambda uid: (uid not in before.heirs, uid)):
+        # Once its quota is gone nobody else knows that it asked for the files to be removed.
+        after = wanted.reclaim.get(uid)
+        size = _size(_heir(uid, wanted.heirs[uid]))
+        size += 0 if after is None else _size(_reclaim(uid, after))
+        if size <= room or uid in before.heirs:
+            heirs[uid] = wanted.heirs[uid]
+            room -= size
+    reclaim = {uid: wanted.reclaim[uid] for uid in heirs if uid in wanted.reclaim}
+    others = wanted.reclaim.keys() - heirs.keys()
+    for uid in sorted(others, key=lambda uid: (uid not in before.reclaim, uid)):
+        room -= _size(_reclaim(uid, wanted.reclaim[uid]))
+        if room < 0:
+            break
+        reclaim[uid] = wanted.reclaim[uid]
     return NodeWishes(reclaim, heirs)
 
 
@@ -114,12 +146,19 @@ def _heirs(
 
 def _to_json(wanted: NodeWishes) -> Mapping[str, Any]:
     return HugeTLBNodeSpec(
-        reclaim=[
-            ReclaimSpec(uid=uid, after=duration.render(after))
-            for uid, after in sorted(wanted.reclaim.items())
-        ],
-        heirs=[
-            HeirSpec(uid=uid, quotas=sorted(map(str, quotas)))
-            for uid, quotas in sorted(wanted.heirs.items())
-        ],
+        reclaim=[_reclaim(uid, after) for uid, after in sorted(wanted.reclaim.items())],
+        heirs=[_heir(uid, quotas) for uid, quotas in sorted(wanted.heirs.items())],
     ).to_json()
+
+
+def _reclaim(uid: str, after: timedelta) -> ReclaimSpec:
+    return ReclaimSpec(uid=uid, after=duration.render(after))
+
+
+def _heir(uid: str, quotas: Iterable[QuotaKey]) -> HeirSpec:
+    return HeirSpec(uid=uid, quotas=sorted(map(str, quotas)))
+
+
+def _size(row: ReclaimSpec | HeirSpec) -> int:
+    """Bytes that it takes with the comma after it."""
+    return len(json.dumps(row.to_json())) + len(", ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from dataclasses import replace
 from datetime import timedelta
@@ -13,7 +14,8 @@ from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
 from hugetlb_quota.accounting.recount import Retained
 from hugetlb_quota.accounting.selector import Selector
-from hugetlb_quota.controller.node_wishes import Succession, wishes, write_wishes
+from hugetlb_quota.controller import node_wishes
+from hugetlb_quota.controller.node_wishes import MOST, Succession, fit, wishes, write_wishes
 from hugetlb_quota.controller.nodes import NodeReport, NodeWishes, ReportedPod
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection
@@ -166,3 +168,48 @@ async def test_what_was_not_written_is_tried_again(error: Exception, is_over: bo
     api = Api(error)
     assert await write_wishes(cast(Connection, api), REPORT, NEW) is is_over
     assert api.writes == 1
+
+
+# An object's size has a limit
+
+
+def stored_size(wanted: NodeWishes) -> int:
+    rows = dict(node_wishes._to_json(wanted)).values()
+    return sum(len(json.dumps(row)) - len("[]") for row in rows)
+
+
+def test_what_has_no_room_waits_and_what_was_stored_stays() -> None:
+    uids = [f"{number:036}" for number in range(40)]
+    heirs, reclaim = dict.fromkeys(uids[:20], frozenset({TENANT})), dict.fromkeys(uids[10:], SHORT)
+    everything = NodeWishes(reclaim, heirs)
+    assert fit(everything, NodeWishes()) == everything
+    before = NodeWishes()
+    for most in (800, 1600, 2500):
+        stored = fit(everything, before, most)
+        assert most - 300 < stored_size(stored) <= most
+        assert before.heirs.keys() <= stored.heirs.keys()
+        # A quota that goes takes nothing with it that it asked for.
+        assert stored.heirs.keys() & reclaim.keys() <= stored.reclaim.keys()
+        assert fit(everything, stored, most) == stored
+        before = stored
+    # What was stored takes its room before what is new.
+    late = NodeWishes({uids[-1]: SHORT}, dict.fromkeys(uids[15:20], frozenset({TENANT})))
+    stored = fit(everything, late, 1000)
+    assert late.heirs.keys() <= stored.heirs.keys()
+    assert stored_size(stored) <= 1000
+    assert uids[-1] in fit(NodeWishes(reclaim, {}), late, 200).reclaim
+    # An heir that was stored is the only one who knows.
+    assert fit(everything, everything, 0).heirs == heirs
+    # As pods go there is room for others.
+    first = fit(everything, NodeWishes(), 800)
+    less = {uid: who for uid, who in heirs.items() if uid not in first.heirs}
+    assert fit(NodeWishes({}, less), first, 800).heirs
+
+
+def test_the_spec_of_a_node_with_very_many_pods_that_are_gone_fits() -> None:
+    pods = tuple(replace(GONE, uid=f"{number:036}") for number in range(12_000))
+    retained = [Retained(pod.uid, LEFT, frozenset({TEAM}), "worker") for pod in pods]
+    forest = Forest(tree(reclaim_after=SHORT, reparents=True, terminating=True), {"b": {}})
+    wanted = wishes(replace(REPORT, pods=pods), retained, Succession(forest, ()))
+    assert 0 < len(wanted.heirs) < len(pods)
+    assert stored_size(wanted) <= MOST
