@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -39,21 +39,21 @@ def findings(
     quota: Quota,
     counter: Counter,
     forest: Forest,
-    held: Iterable[Held],
+    held: Collection[Held],
     silent: Collection[str],
+    cut: Collection[str] = (),
 ) -> tuple[Finding, ...]:
     """Every finding about ``quota``.
 
     :param counter: as it is about to be written.
     :param held: the ended pods that are still charged to it.
-    :param silent: the nodes whose agents have not reported for long.
+    :param silent: the nodes whose agents have not reported for long; ``cut``: those whose reports
+        have no room for all pods.
     """
     return (
         _ready(quota, forest),
         _within_limits(counter),
-        _nodes_reporting(
-            [each for each in held if each.nodes & frozenset(silent)], silent, _unnamed(counter)
-        ),
+        _nodes_reporting(held, frozenset(silent), frozenset(cut) - frozenset(silent), counter),
     )
 
 
@@ -161,20 +161,34 @@ def _within_limits(counter: Counter) -> Finding:
     )
 
 
-def _unnamed(counter: Counter) -> str:
+def _unnamed(counter: Counter, cut: Collection[str]) -> Iterator[Finding]:
     """What is to be said of pods that no report names, where they are too many to remember more.
 
     Those that wait for a node are none of them.
+
+    :param cut: nodes whose agents report, and have no room for all pods.
     """
     words = [each.counted for each in counter.reservations if each.counted not in ("", UNBOUND)]
     if len(words) < IDENTITIES_KEPT:
-        return ""
-    nodes = sorted({word for word in words if word != SOMEWHERE})
-    named = f" on {_some(nodes)}" if nodes else ""
-    return (
+        return
+    nodes = {word for word in words if word != SOMEWHERE}
+    full, others = sorted(nodes & frozenset(cut)), sorted(nodes - frozenset(cut))
+    see = f" See that the agents report{f' on {_some(others)}' if others else ''}."
+    advice = ("" if full and not others else see) + (f" {_make_room(full)}" if full else "")
+    yield Finding(
+        NODES_REPORTING,
+        False,
+        "TooManyUnreported",
         f"{len(words)} pods that no node has reported are remembered in status.reservations, and"
         " there is room for no more: a reservation whose pod may have run unseen stays charged, and"
-        f" of the pods that run the oldest are not remembered. See that the agents report{named}."
+        f" of the pods that run the oldest are not remembered.{advice}",
+    )
+
+
+def _make_room(nodes: list[str]) -> str:
+    return (
+        f"A report has no room for all pods on {_some(nodes)}: remove files that gone pods left"
+        " there, as ReportComplete of the HugeTLBNode tells."
     )
 
 
@@ -183,25 +197,50 @@ def _some(names: list[str]) -> str:
     return f"{', '.join(names[:_NAMED])}{more}"
 
 
-def _nodes_reporting(held: list[Held], silent: Collection[str], unnamed: str) -> Finding:
-    if unnamed and not held:
-        return Finding(NODES_REPORTING, False, "TooManyUnreported", unnamed)
-    if not held:
+def _nodes_reporting(
+    held: Collection[Held], silent: frozenset[str], cut: frozenset[str], counter: Counter
+) -> Finding:
+    problems = [
+        *_for_silence([each for each in held if each.nodes & silent], silent),
+        *_for_room([each for each in held if each.nodes & cut], cut),
+        *_unnamed(counter, cut),
+    ]
+    if not problems:
         return Finding(
             NODES_REPORTING, True, "Reporting", "No charge is held for want of a node's report."
         )
-    nodes = sorted(frozenset[str]().union(*(each.nodes for each in held)) & frozenset(silent))
+    return replace(problems[0], message=" ".join(each.message for each in problems))
+
+
+def _for_silence(held: list[Held], silent: frozenset[str]) -> Iterator[Finding]:
+    if held:
+        yield Finding(
+            NODES_REPORTING,
+            False,
+            "AgentSilent",
+            f"{_amount(held)} stays charged, because the agent does not report on"
+            f" {_some(_nodes(held, silent))}. Start the agent there; if the node is gone, delete"
+            f" its Node object; if it is off, taint it {OUT_OF_SERVICE}. The charge goes then.",
+        )
+
+
+def _for_room(held: list[Held], cut: frozenset[str]) -> Iterator[Finding]:
+    if held:
+        yield Finding(
+            NODES_REPORTING,
+            False,
+            "ReportTooLarge",
+            f"{_amount(held)} stays charged. {_make_room(_nodes(held, cut))}",
+        )
+
+
+def _nodes(held: Iterable[Held], among: frozenset[str]) -> list[str]:
+    return sorted(frozenset[str]().union(*(each.nodes for each in held)) & among)
+
+
+def _amount(held: Collection[Held]) -> str:
     amount = ", ".join(
         f"{quantity.render(amount)} of {size.resource}"
         for size, amount in Charge.total(each.pod.charge for each in held).items()
     )
-    pods = "an ended pod" if len(held) == 1 else f"{len(held)} ended pods"
-    return Finding(
-        NODES_REPORTING,
-        False,
-        "AgentSilent",
-        f"{amount} of {pods} stays charged, because the agent does not report on"
-        f" {_some(nodes)}. Start the agent there; if the node is gone, delete"
-        f" its Node object; if it is off, taint it {OUT_OF_SERVICE}. The charge goes then."
-        + (f" {unnamed}" if unnamed else ""),
-    )
+    return f"{amount} of {'an ended pod' if len(held) == 1 else f'{len(held)} ended pods'}"

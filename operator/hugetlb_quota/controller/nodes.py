@@ -24,7 +24,7 @@ from hugetlb_quota.page_size import PageSize
 #: By this taint an administrator vouches that a node is off (KEP-2268).
 OUT_OF_SERVICE: Final = "node.kubernetes.io/out-of-service"
 #: What is read of a report; the rest is for people.
-_READ: Final = ("bootID", "podsResourceVersion", "reportedAt")
+_READ: Final = ("bootID", "podsResourceVersion", "reportedAt", "leftOut")
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,8 @@ class NodeReport:
 
     ``boot_id``: None when no report could ever be read; then it releases nothing.
     ``reported_at``: by the node's clock; here it only tells one heartbeat from another.
-    ``lost``: wishes of an object that was deleted, which this one's spec may lack.
+    ``lost``: wishes of an object that was deleted, which this one's spec may lack. ``is_cut``: it
+    has no room for all of the node's pods, and proves no end since the last that had them all.
     """
 
     node: str
@@ -96,6 +97,7 @@ class NodeReport:
     files: tuple[ReportedFile, ...] = ()
     wishes: NodeWishes = NodeWishes()
     lost: NodeWishes = NodeWishes()
+    is_cut: bool = False
 
     @property
     def all_wishes(self) -> NodeWishes:
@@ -144,6 +146,7 @@ def project_report(raw: Mapping[str, Any], known: NodeReport | None = None) -> N
             pods=tuple(_read_pod(each) for each in _listed(status, "pods")),
             files=tuple(_read_files(_listed(status, "files"))),
             wishes=wishes,
+            is_cut=told.left_out is not None and told.left_out.pods > 0,
         )
     except (ValueError, TypeError, AttributeError) as error:
         logger.error(

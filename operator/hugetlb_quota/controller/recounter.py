@@ -67,6 +67,7 @@ class _Picture:
     forest: Forest
     quotas: tuple[QuotaObject, ...]
     silent: frozenset[str]
+    cut: frozenset[str]
     wishes: tuple[tuple[NodeReport, NodeWishes], ...]
 
 
@@ -105,7 +106,7 @@ class Recounter:
         self._nodes = Informer(connection, NODES, project_node)
         self._namespaces = Informer(connection, NAMESPACES, _project_namespace)
         self._unread = Unread()
-        self._silent = frozenset[str]()
+        self._silent, self._cut = frozenset[str](), frozenset[str]()
         self._expires_at = 0.0
         self._check_at = time.monotonic() + CHECK_PERIOD
         #: What could not be written.
@@ -227,6 +228,7 @@ class Recounter:
             forest=known.forest,
             quotas=tuple(known.quotas[key] for key in keys if key in known.quotas),
             silent=self._silent,
+            cut=self._cut,
             wishes=tuple(self._wishes(reports)),
         )
 
@@ -247,8 +249,9 @@ class Recounter:
             keys |= self.books.known.lined
         self._reported = {name: self._reported[name] for name in self.books.known.reports}
         silent = frozenset(name for name, at in self._reported.items() if now - at >= SILENT_AFTER)
-        if silent != self._silent:
-            self._silent = silent
+        cut = frozenset(name for name, it in self.books.known.reports.items() if it.is_cut)
+        if (silent, cut) != (self._silent, self._cut):
+            self._silent, self._cut = silent, cut
             keys |= self.books.ledger.holding()
         return keys
 
@@ -307,7 +310,10 @@ class Recounter:
         def change(quota: QuotaObject) -> QuotaObject:
             self._term.check(quota)
             counter = recount(quota.counter, total, gone, identities)
-            found = conditions.findings(quota.quota, counter, picture.forest, held, picture.silent)
+            found = conditions.findings(
+                *(quota.quota, counter, picture.forest),
+                *(held, picture.silent, picture.cut),
+            )
             counted = restate(
                 quota,
                 counter,

@@ -234,6 +234,38 @@ def test_a_silent_node_is_named_with_what_it_holds_and_what_to_do() -> None:
     assert all(each.good for each in conditions.findings(quota, counter, FOREST, held, set()))
 
 
+def test_a_node_whose_report_is_cut_is_not_called_silent() -> None:
+    counted = Census().count(world(report(9), pods=(replace(POD, finished=True),)))
+    held = held_under(TEAM, counted)
+    quota, counter = Quota(TEAM, parent=TENANT), Counter(TEAM, NOTHING)
+
+    def told(*, cut: set[str], silent: set[str], counter: Counter = counter) -> conditions.Finding:
+        return conditions.findings(quota, counter, FOREST, held, silent, cut)[-1]
+
+    full = told(cut={"worker", "other"}, silent=set())
+    assert (full.good, full.reason) == (False, "ReportTooLarge")
+    assert full.message == (
+        "64Mi of hugepages-2Mi of an ended pod stays charged. A report has no room for all pods on"
+        " worker: remove files that gone pods left there, as ReportComplete of the HugeTLBNode"
+        " tells."
+    )
+    assert told(cut={"other"}, silent=set()).good
+    # Who does not report has made no room either.
+    assert told(cut={"worker"}, silent={"worker"}).reason == "AgentSilent"
+    lines = tuple(
+        replace(LINE, uid=str(n), counted=("worker", "other")[n % 2])
+        for n in range(IDENTITIES_KEPT)
+    )
+    many = replace(counter, reservations=lines)
+    for cut, sentence in (
+        ({"worker"}, "remembered. See that the agents report on other. A report has no room"),
+        ({"worker", "other"}, "remembered. A report has no room for all pods on other, worker:"),
+    ):
+        finding = told(cut=cut, silent=set(), counter=many)
+        assert finding.reason == "ReportTooLarge"
+        assert sentence in finding.message
+
+
 def test_a_quota_that_can_remember_no_more_pods_says_so() -> None:
     quota = Quota(TEAM, parent=TENANT)
 

@@ -147,3 +147,11 @@ def test_a_quota_is_looked_at_when_what_is_withheld_from_it_ends() -> None:
     assert unread.look(lambda _: Tally(), [counter], [UNREAD]) == set()
     assert unread.look(lambda _: Tally(), [counter], [read(RAW)]) == {KEY}
     assert unread.look(lambda _: Tally(), [counter], [read(RAW)]) == set()
+
+
+def test_a_report_is_cut_where_pods_are_left_out_of_it() -> None:
+    for left_out, cut in (({"files": 3, "labels": 1, "pods": 0}, False), ({"pods": 1}, True)):
+        raw = deepcopy(RAW)
+        raw["status"]["leftOut"] = left_out
+        assert read(raw).is_cut == cut
+    assert not read(RAW).is_cut
