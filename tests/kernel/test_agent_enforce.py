@@ -125,6 +125,26 @@ def came_of(process: subprocess.Popen[str]) -> dict[str, object]:
     return result
 
 
+async def test_a_full_pass_over_many_pods_lets_others_have_their_turns(node: Node) -> None:
+    """Else a pod that is made meanwhile would wait for all of them."""
+    for number in range(20):
+        node.make_pod(f"p{number}", kubelet=8)
+    await until(lambda: len(node.watcher.pods) == 20)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    await node.enforcer.full_pass()
+    task.cancel()
+    # Every four pods, as they are listed and as their limits are looked at.
+    assert turns >= 2 * 20 // 4
+
+
 async def test_the_limit_is_there_before_the_first_process_maps(
     node: Node, pages: Callable[[int], None]
 ) -> None:
