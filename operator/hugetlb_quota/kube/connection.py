@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import aiohttp
@@ -46,8 +47,14 @@ class NotConfigured(RuntimeError):
 class Connection:
     """Requests to one API server; made by :meth:`open`."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        another: Callable[[], AbstractAsyncContextManager[Connection]],
+    ) -> None:
         self._transport = transport
+        #: Opens one more to the same server: each belongs to the event loop that opened it.
+        self.another = another
 
     @classmethod
     @asynccontextmanager
@@ -78,7 +85,7 @@ class Connection:
                 " Set KUBECONFIG, or run in a pod with a ServiceAccount."
             ) from error
         try:
-            yield cls(transport)
+            yield cls(transport, partial(cls.open, program, kubeconfig=kubeconfig, context=context))
         finally:
             await transport.close()
 

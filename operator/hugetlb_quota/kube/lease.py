@@ -3,14 +3,17 @@
 The election itself is kubernetes.aio's. What it leaves open is closed here: its requests
 may take five minutes and a broken connection ends it with the work still running, it does
 not notice that the work ended, does not wait for the work to stop, and keeps the Lease
-of one that left.
+of one that left. It has a thread, an event loop and a connection of its own: a count of
+everybody keeps the program's loop busy for longer than a Lease may wait.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import aiohttp
@@ -77,6 +80,71 @@ class _TimedLeaseLock(LeaseLock):
             return False
 
 
+class _Election:
+    """The election, in a thread of its own; all that is told here is told to the caller's loop."""
+
+    def __init__(self, connection: Connection, namespace: str, name: str, identity: str) -> None:
+        self._connection = connection
+        self._names = (name, namespace, identity)
+        self._loop = asyncio.get_running_loop()
+        self._running: asyncio.Future[Callable[[], None]] = self._loop.create_future()
+        #: The Lease is held.
+        self.begun = asyncio.Event()
+        #: Nobody tries to get the Lease, or to keep it, any more.
+        self.over: asyncio.Future[None] = self._loop.create_future()
+        # A program that is ended otherwise must not wait for it.
+        threading.Thread(target=self._work, name="leader election", daemon=True).start()
+
+    async def stop(self) -> None:
+        """End it, and wait until it has ended."""
+        await asyncio.wait((self._running, self.over), return_when=asyncio.FIRST_COMPLETED)
+        if self._running.done():
+            with suppress(RuntimeError):  # its loop is closed: it has ended by itself
+                self._running.result()()
+        await asyncio.wait((self.over,))
+        self.over.exception()
+
+    def _work(self) -> None:
+        error: BaseException | None = None
+        try:
+            asyncio.run(self._elect())
+        except BaseException as raised:  # told to whoever waits for `over`
+            error = raised
+        self._loop.call_soon_threadsafe(self._end, error)
+
+    def _end(self, error: BaseException | None) -> None:
+        if error is None or isinstance(error, asyncio.CancelledError):
+            self.over.set_result(None)
+        else:
+            self.over.set_exception(error)
+
+    async def _elect(self) -> None:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+
+        def stop() -> None:
+            loop.call_soon_threadsafe(task.cancel)
+
+        self._loop.call_soon_threadsafe(self._running.set_result, stop)
+
+        async def begin() -> None:
+            self._loop.call_soon_threadsafe(self.begun.set)
+
+        async def stopped() -> None:
+            """The election has nothing left to do; what follows is in :func:`lead`."""
+
+        async with self._connection.another() as connection:
+            config = Config(
+                _TimedLeaseLock(*self._names, await connection.client()),
+                lease_duration=LEASE_DURATION,
+                renew_deadline=RENEW_DEADLINE,
+                retry_period=RETRY_PERIOD,
+                onstarted_leading=begin,
+                onstopped_leading=stopped,
+            )
+            await LeaderElection(config).run()
+
+
 async def lead(
     connection: Connection,
     namespace: str,
@@ -91,52 +159,30 @@ async def lead(
 
     :raises LeadershipLost: when the Lease could not be renewed.
     """
+    election = _Election(connection, namespace, name, identity)
+    begun = asyncio.create_task(election.begun.wait(), name="leader election: begun")
     working: asyncio.Future[None] | None = None
-    started = asyncio.Event()
-
-    async def begin() -> None:
-        nonlocal working
-        logger.info("%s leads: it holds Lease %s/%s.", identity, namespace, name)
-        working = asyncio.ensure_future(work())
-        started.set()
-
-    async def stopped() -> None:
-        """The election has nothing left to do; what follows is below."""
-
-    client = await connection.client()
-    election = asyncio.create_task(
-        LeaderElection(
-            Config(
-                _TimedLeaseLock(name, namespace, identity, client),
-                lease_duration=LEASE_DURATION,
-                renew_deadline=RENEW_DEADLINE,
-                retry_period=RETRY_PERIOD,
-                onstarted_leading=begin,
-                onstopped_leading=stopped,
-            )
-        ).run(),
-        name="leader election",
-    )
-    begun = asyncio.create_task(started.wait(), name="leader election: begun")
     try:
-        await asyncio.wait((election, begun), return_when=asyncio.FIRST_COMPLETED)
-        if working is not None:
-            await asyncio.wait((election, working), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((election.over, begun), return_when=asyncio.FIRST_COMPLETED)
+        if begun.done():
+            logger.info("%s leads: it holds Lease %s/%s.", identity, namespace, name)
+            working = asyncio.ensure_future(work())
+            await asyncio.wait((election.over, working), return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 working.result()
                 return
-        if election.done():
-            election.result()
+        election.over.result()
         raise LeadershipLost(
             f"Lease {namespace}/{name} could not be renewed for {RENEW_DEADLINE} s;"
             f" {identity} stops leading."
         )
     finally:
-        held = not election.done()
-        for task in (working, election, begun):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait((task,))
+        held = not election.over.done()
+        begun.cancel()
+        if working is not None:
+            working.cancel()
+            await asyncio.wait((working,))
+        await election.stop()
         if working is not None and held:
             await _give_back(connection, namespace, name, identity)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -149,6 +150,30 @@ async def test_who_can_not_renew_stops_before_another_may_lead(server: LeaseServ
         assert work.ended.is_set()
         assert asyncio.get_running_loop().time() - began < 1 + 2 + 1 + 0.8
     assert server.holder == "a"  # not ours to touch any more
+
+
+async def test_work_that_keeps_the_loop_busy_costs_no_renewal(server: LeaseServer) -> None:
+    """As a count of everybody does, for longer than a Lease may wait."""
+    seen = threading.Event()
+
+    async def work() -> None:
+        while not seen.is_set():
+            pass  # no await: nothing else gets a turn in this loop
+
+    async def program() -> None:
+        async with Connection.open() as connection:
+            await lead(connection, "ns", "the-lease", "a", work)
+
+    # Not in the loop that the server is in.
+    running = asyncio.create_task(asyncio.to_thread(asyncio.run, program()))
+    try:
+        async with asyncio.timeout(60):
+            while server.version < 5:
+                await asyncio.sleep(0.05)
+    finally:
+        seen.set()
+        await running
+    assert server.holder == ""
 
 
 async def test_who_lost_the_lease_to_another_stops(server: LeaseServer) -> None:
