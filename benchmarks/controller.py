@@ -1,7 +1,7 @@
 """What the controller costs: its start, its memory, at rest, under churn, and how late it is.
 
     python -m benchmarks.controller [--pods 1000,10000,50000] [--quotas 100,10000]
-        [--nodes 500,5000] [--seconds 20] [--ends 20] [--json FILE]
+        [--nodes 500,5000] [--seconds 20] [--ends 20] [--json FILE] [--source FOLDER]
 
 On a control plane of its own, with the controller as the chart ships it and no admission. The
 sizes are taken together, the first of each, then the second; the last of a shorter list goes
@@ -9,7 +9,9 @@ on. Objects are only added from one size to the next. Pods are bound to Nodes th
 kubelet, and each Node has a HugeTLBNode that reports its pods. CPU is in percent of one core.
 
 ``first count``: from the program's start until each quota is counted that never was. ``ready``:
-from a later start until a pod that ended meanwhile is uncounted. ``rest``: nothing changes.
+from a later start until a pod that ended meanwhile is uncounted. Of both also: the most memory,
+``stall``, the longest time until /healthz is answered, asked twenty times a second, and
+``renewed``, the longest time from one renewal of the Lease to the next. ``rest``: nothing changes.
 ``heartbeats``: each node reports once a minute, and nothing but the time is new. ``churn``: ten
 pods come and ten go each second; for the first size there are 2,000 pods at the least.
 ``fall``: from the report that shows a pod gone to the counter's fall; beside it ``native``, from
@@ -44,6 +46,7 @@ from tests.kube.programs import Program, Programs
 
 QUOTAS = "/apis/hugetlb.dev/v1alpha1/hugetlbquotas"
 REPORTS = "/apis/hugetlb.dev/v1alpha1/hugetlbnodes"
+LEASES = "/apis/coordination.k8s.io/v1/leases"
 GROUP = "/apis/hugetlb.dev/v1alpha1"
 #: Quotas of one namespace: a root that selects no pods, and its children.
 FAMILY = 10
@@ -55,14 +58,33 @@ NODE_INFO = (
 
 
 @dataclass(frozen=True)
+class Start:
+    """A start of the controller: seconds until it has counted, and what happened meanwhile.
+
+    ``peak`` in MiB; ``stall`` and ``renewed`` in seconds.
+    """
+
+    took: float
+    peak: float
+    stall: float
+    renewed: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.took:.1f} s ({self.peak:.0f} MiB, stall {self.stall:.2f} s,"
+            f" renewed within {self.renewed:.1f} s)"
+        )
+
+
+@dataclass(frozen=True)
 class Figures:
     """What was measured at one size; seconds, MiB, percent of a core, writes a second."""
 
     pods: int
     quotas: int
     nodes: int
-    first_count: float | None
-    ready: float
+    first_count: Start | None
+    ready: Start
     resident: float
     peak: float
     rest_cpu: float
@@ -167,6 +189,52 @@ class Watcher:
                     async with asyncio.timeout(1):
                         await self.changed.wait()
         return time.monotonic()
+
+
+class Pulse:
+    """How long a controller left others waiting: who asks for its health, and its Lease."""
+
+    def __init__(self, api: Api, controller: Program) -> None:
+        self._api = api
+        self._controller = controller
+        self._renewed_at = 0.0
+        self.stall = 0.0
+        self.renewed = 0.0
+
+    @asynccontextmanager
+    async def felt(self) -> AsyncIterator[None]:
+        """Feel it meanwhile."""
+        tasks = [
+            asyncio.create_task(self._api.watch(LEASES, self._tell)),
+            asyncio.create_task(self._ask()),
+        ]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._renew()
+
+    def _tell(self, _: str, lease: Object) -> None:
+        if lease["spec"].get("holderIdentity") == self._controller.identity:
+            self._renew()
+
+    def _renew(self) -> None:
+        now = time.monotonic()
+        if self._renewed_at:
+            self.renewed = max(self.renewed, now - self._renewed_at)
+        self._renewed_at = now
+
+    async def _ask(self) -> None:
+        async with aiohttp.ClientSession() as session:
+            while True:
+                asked = time.monotonic()
+                with suppress(aiohttp.ClientConnectorError):  # it does not serve yet
+                    async with session.get(f"{self._controller.address}/healthz") as answer:
+                        await answer.read()
+                    self.stall = max(self.stall, time.monotonic() - asked)
+                await asyncio.sleep(0.05)
 
 
 class World:
@@ -320,7 +388,7 @@ class Bench:
             first = await self._first_count(watcher)
             _say(f"first count: {first}")
             controller, ready = await self._ready(watcher)
-            _say(f"ready: {ready:.1f}")
+            _say(f"ready: {ready}")
             try:
                 await self._quiet(watcher)
                 rest = await self._rest(controller, watcher)
@@ -359,21 +427,35 @@ class Bench:
     async def _start(self) -> Program:
         return await asyncio.to_thread(self._programs.start_controller, webhooks=False)
 
-    async def _first_count(self, watcher: Watcher) -> float | None:
+    async def _first_count(self, watcher: Watcher) -> Start | None:
         """None where all were counted at a smaller size."""
         await watcher.until(lambda: len(watcher.used) >= self.world.quotas)
         if len(watcher.counted) == self.world.quotas:
             return None
-        started = time.monotonic()
-        controller = await self._start()
+        controller, start = await self._start_until(
+            watcher, lambda: len(watcher.counted) == self.world.quotas
+        )
         try:
-            counted = await watcher.until(
-                lambda: len(watcher.counted) == self.world.quotas, controller
-            )
             await self._quiet(watcher)
         finally:
             await asyncio.to_thread(controller.stop)
-        return counted - started
+        return start
+
+    async def _start_until(
+        self, watcher: Watcher, holds: Callable[[], bool]
+    ) -> tuple[Program, Start]:
+        """Start a controller and wait until it has brought that about."""
+        started = time.monotonic()
+        controller = await self._start()
+        try:
+            pulse = Pulse(self._api, controller)
+            async with pulse.felt():
+                took = await watcher.until(holds, controller) - started
+            _, peak = resident(controller.child.pid)
+        except BaseException:
+            await asyncio.to_thread(controller.stop)
+            raise
+        return controller, Start(took, peak, pulse.stall, pulse.renewed)
 
     async def _quiet(self, watcher: Watcher) -> None:
         """Wait until nothing is written for a while."""
@@ -396,12 +478,9 @@ class Bench:
         await self.world.report(pod["spec"]["nodeName"], version)
         return sent, quota, before
 
-    async def _ready(self, watcher: Watcher) -> tuple[Program, float]:
+    async def _ready(self, watcher: Watcher) -> tuple[Program, Start]:
         _, quota, before = await self._end_one(watcher, started=False)
-        started = time.monotonic()
-        controller = await self._start()
-        ready = await watcher.until(lambda: watcher.used[quota] != before, controller)
-        return controller, ready - started
+        return await self._start_until(watcher, lambda: watcher.used[quota] != before)
 
     async def _rest(self, controller: Program, watcher: Watcher) -> tuple[float, int]:
         """CPU, and writes: those of quotas and of nodes' specs."""
@@ -539,9 +618,9 @@ def table(figures: list[Figures]) -> str:
         f"|{'---|' * 8}",
     ]
     for each in figures:
-        first = "counted" if each.first_count is None else f"{each.first_count:.1f} s"
+        first = "counted" if each.first_count is None else str(each.first_count)
         lines.append(
-            f"| {each.pods:,}, {each.quotas:,}, {each.nodes:,} | {first} | {each.ready:.1f} s"
+            f"| {each.pods:,}, {each.quotas:,}, {each.nodes:,} | {first} | {each.ready}"
             f" | {each.resident:.0f} ({each.peak:.0f}) MiB"
             f" | {each.rest_cpu:.1f} %, {each.rest_writes} writes"
             f" | {each.heartbeat_cpu:.1f} %, {each.heartbeat_writes} writes"
@@ -559,7 +638,7 @@ async def run(arguments: argparse.Namespace) -> list[Figures]:
         chart = charts.render(plane.assets / "helm")
         charts.install(plane, chart)
         plane.create_namespace("native")
-        programs = Programs(plane, chart)
+        programs = Programs(plane, chart, source=arguments.source)
         try:
             async with Api.of(plane) as api:
                 bench = Bench(plane, programs, api, arguments)
@@ -586,6 +665,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=20, help="that each share is measured for")
     parser.add_argument("--ends", type=int, default=20, help="pods that end, for the median")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--source", type=Path, help="another tree's folder operator, to compare")
     arguments = parser.parse_args()
     figures = asyncio.run(run(arguments))
     print(table(figures))
