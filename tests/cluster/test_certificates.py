@@ -9,10 +9,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Self
 
 import pytest
 import yaml
 
+from hugetlb_quota import quantity
 from hugetlb_quota.controller.asking import with_rules
 from hugetlb_quota.controller.certificates import authority, stored
 from hugetlb_quota.controller.certificates.rotation import Trust
@@ -124,7 +126,7 @@ class Stream:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> Stream:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -139,6 +141,31 @@ class Stream:
                 self.answered += 1
             else:
                 self.others.append(said or "it was let through")
+
+
+class Passing(Stream):
+    """The same; tells how many passed by, and for how long."""
+
+    def __init__(self, api: Api, namespace: str) -> None:
+        super().__init__(api, namespace)
+        self.passed, self.refused_since = 0, 0
+        self._first = self._last = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """From the last refusal before the first that passed to the first refusal after it."""
+        return self._last - self._first
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            if refusal(self.api, pod(self.namespace, "6Mi")):
+                if not self.passed:
+                    self._first = time.monotonic()
+                elif not self.refused_since:
+                    self._last = time.monotonic()
+                self.refused_since += 1
+            else:
+                self.passed, self.refused_since = self.passed + 1, 0
 
 
 @pytest.mark.timeout(300)
@@ -228,6 +255,40 @@ def test_what_is_applied_once_more_changes_nothing(
         eventually(lambda: state(plane.api, secrets) == before)
     mended = [each for each in stream.others if "let through" not in each]
     assert mended == []
+
+
+@pytest.mark.timeout(300)
+def test_what_passes_while_the_configuration_is_replaced_is_counted(
+    plane: ControlPlane, chart: charts.Chart, programs: Programs
+) -> None:
+    """`kubectl replace` takes the rules away; prints for how long pods pass by."""
+    api = plane.api
+    controller = start(plane, chart, programs)
+    for namespace in ("load", "other"):
+        plane.create_namespace(namespace)
+    make_quota(api, "load")
+    eventually(lambda: "has room for" in refusal(api, pod("load", "6Mi")))
+    port = programs.running[0].address.rpartition(":")[2]
+    (shipped,) = [charts.at_port(each, int(port)) for each in chart.of_kind(charts.WEBHOOKS)]
+    bare = api.get(WEBHOOKS, NAME)["metadata"]["generation"]
+    with Passing(api, "load") as passing:
+        plane.kubectl("replace", "-f", "-", input=yaml.safe_dump(shipped))
+        eventually(lambda: api.get(WEBHOOKS, NAME)["metadata"]["generation"] > bare and asks(api))
+        eventually(lambda: passing.refused_since >= 20)
+    print(f"\n{passing.passed} pods passed by in {passing.seconds * 1000:.0f} ms")
+
+    def used() -> str:
+        status = api.get(QUOTAS, "q", namespace="load")["status"]
+        return str((status.get("used") or {}).get("hugepages-2Mi", "0"))
+
+    eventually(lambda: quantity.parse(used()) == passing.passed * 6 << 20, timeout=60)
+    eventually(lambda: "were put back" in controller.log())
+    events = api.list("events.k8s.io/v1/events", namespace="default")
+    (told_of,) = [each for each in events if each["reason"] == "RulesTakenAway"]
+    assert told_of["regarding"]["name"] == NAME
+    # A quota that comes right after is said to hold only once it does.
+    make_quota(api, "other")
+    assert "has room for" in refusal(api, pod("other", "1Gi"))
 
 
 def state(api: Api, secrets: list[Object]) -> object:

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from datetime import timedelta
+from functools import partial
 
 import kopf
 
@@ -21,10 +22,12 @@ from hugetlb_quota.controller.certificates.rotation import Policy
 from hugetlb_quota.controller.metrics import ControllerMetrics
 from hugetlb_quota.controller.recounter import Recounter
 from hugetlb_quota.controller.webhooks import Webhooks
+from hugetlb_quota.kube import events
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.lease import LeadershipLost, lead, term
 from hugetlb_quota.kube.listening import EVERYWHERE
 from hugetlb_quota.kube.probes import NoProbePort, serve_probes
+from hugetlb_quota.kube.resources import WEBHOOK_CONFIGURATIONS
 from hugetlb_quota.program import add_options, add_request_timeout, start_log
 
 LEASE = "hugetlb-quota-controller"
@@ -73,6 +76,7 @@ async def _main(arguments: argparse.Namespace) -> None:
             lambda: arguments.require_quota or recounter.quotas_exist,
             lambda: term(*lease),
             recounter.look,
+            partial(_tell_of_rules, connection, arguments),
         )
         names = _names(arguments)
         keeper = Keeper(connection, names, _policy(arguments), lambda: term(*lease))
@@ -106,6 +110,25 @@ async def _main(arguments: argparse.Namespace) -> None:
                 await lead(*lease, work)
             except asyncio.CancelledError:
                 logger.info("Ended by a signal.")
+
+
+async def _tell_of_rules(
+    connection: Connection, arguments: argparse.Namespace, sentence: str
+) -> None:
+    await events.publish(
+        connection,
+        events.Regarding(
+            f"{WEBHOOK_CONFIGURATIONS.group}/{WEBHOOK_CONFIGURATIONS.version}",
+            "ValidatingWebhookConfiguration",
+            "",
+            arguments.webhooks,
+        ),
+        kind="Warning",
+        reason="RulesTakenAway",
+        note=sentence,
+        program="controller",
+        instance=arguments.identity,
+    )
 
 
 def _names(arguments: argparse.Namespace) -> Names:

@@ -27,6 +27,13 @@ UNUSED_FOR: Final = 60.0
 #: Seconds for admission's answer.
 _TIMEOUT: Final = 5.0
 _PORT: Final = 443
+#: What is said when somebody has taken rules away.
+TAKEN_AWAY: Final = (
+    "Somebody wrote over ValidatingWebhookConfiguration {name} without the rules of the webhooks"
+    " about pods, and they were put back. Pods that were created in the moment between passed by"
+    " all quotas; they are counted, and a quota may be over its limit until they end. Apply the"
+    " configuration instead of replacing it."
+)
 
 Json = dict[str, Any]
 Rules = list[dict[str, Any]]
@@ -88,6 +95,8 @@ class Asking:
     :param quotas_exist: None while that is not known.
     :param confirm: raises LeadershipLost where this controller leads no more.
     :param came_in_force: called when :attr:`in_force` has become True.
+    :param taken_away: called when rules that were in force were found gone, with a sentence,
+        once they are back.
     :param ask: in the place of :func:`why_no_answer`.
     """
 
@@ -97,6 +106,7 @@ class Asking:
         quotas_exist: Callable[[], bool | None],
         confirm: Callable[[], Awaitable[object]],
         came_in_force: Callable[[], None],
+        taken_away: Callable[[str], Awaitable[None]],
         clock: Callable[[], float] = time.monotonic,
         ask: WhyNoAnswer | None = None,
     ) -> None:
@@ -105,10 +115,12 @@ class Asking:
         self._quotas_exist = quotas_exist
         self._confirm = confirm
         self._came_in_force = came_in_force
+        self._taken_away = taken_away
         self._clock = clock
         self._seen_since: float | None = None
         self._unused_since: float | None = None
         self._trouble = ""
+        self._were_taken = False
         #: Whether every pod that asks for huge pages is asked about by now. Before, no
         #: quota may be said to hold: pods would pass it by.
         self.in_force = False
@@ -128,6 +140,9 @@ class Asking:
 
     async def _turn_on(self, configuration: Json) -> float:
         if not is_asked(configuration):
+            if self.were_taken(configuration):
+                await self.restore(configuration)
+                return 0.0
             self._forget()
             if why := await self._why_no_answer(self._api, configuration):
                 if why != self._trouble:
@@ -135,8 +150,8 @@ class Asking:
                 self._trouble = why
                 return 1.0
             self._trouble = ""
-            await self._write(configuration, asked=True)
-            logger.info("Pods that ask for huge pages are asked about from now on.")
+            if await self._write(configuration, asked=True):
+                logger.info("Pods that ask for huge pages are asked about from now on.")
             return 0.0
         if self._seen_since is None:
             self._seen_since = self._clock()
@@ -145,6 +160,26 @@ class Asking:
             self.in_force = True
             self._came_in_force()
         return max(left, 0.0) or UNUSED_FOR
+
+    def were_taken(self, configuration: Json) -> bool:
+        """Whether rules that were in force are gone; from then on :attr:`in_force` is False."""
+        if self.in_force and not is_asked(configuration):
+            self._forget()
+            self._were_taken = True
+        return self._were_taken
+
+    async def restore(self, configuration: Json) -> None:
+        """Put back rules that were taken: at once, whether or not admission answers just now.
+
+        They would be there if nobody had taken them away.
+
+        :raises ApiError: when the configuration can't be written; it may have been.
+        """
+        if await self._write(configuration, asked=True):
+            self._were_taken = False
+            sentence = TAKEN_AWAY.format(name=configuration["metadata"]["name"])
+            logger.warning(sentence)
+            await self._taken_away(sentence)
 
     async def _turn_off(self, configuration: Json) -> float:
         if self._unused_since is None:
@@ -155,6 +190,7 @@ class Asking:
         if not is_silent(configuration):
             # Before the write: a quota that is made meanwhile must wait.
             self._forget()
+            self._were_taken = False
             await self._write(configuration, asked=False)
             logger.info("There is no quota: nobody is asked about pods any more.")
         return UNUSED_FOR
@@ -162,14 +198,16 @@ class Asking:
     def _forget(self) -> None:
         self.in_force, self._seen_since = False, None
 
-    async def _write(self, configuration: Json, *, asked: bool) -> None:
+    async def _write(self, configuration: Json, *, asked: bool) -> bool:
+        """Whether it was written; if not, it is decided anew on what is there now."""
         await self._confirm()
         body = with_rules(configuration, asked=asked)
         name = configuration["metadata"]["name"]
         try:
             await self._api.replace(WEBHOOK_CONFIGURATIONS, name, body)
         except errors.Conflict:
-            return  # decided anew on what is there now
+            return False
+        return True
 
 
 async def why_no_answer(api: ObjectApi, configuration: Json) -> str:

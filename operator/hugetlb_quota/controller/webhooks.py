@@ -23,6 +23,8 @@ PERIOD: Final = 10.0
 #: Seconds between looks at the least.
 _SHORTEST: Final = 0.1
 
+Json = dict[str, Any]
+
 logger = logging.getLogger(__name__)
 
 
@@ -38,19 +40,27 @@ class Webhooks:
         self._asking = asking
         self._wake = asyncio.Event()
         self._trouble = ""
-        followed = [(WEBHOOK_CONFIGURATIONS, names.webhooks, None)]
-        secrets = filter(None, (names.serving, names.authority))
-        followed += [(SECRETS, name, names.namespace) for name in secrets]  # type: ignore[misc]
-        self._informers = [
-            Informer(
-                api,
-                resource,
-                _version,
-                namespace=namespace,
-                field_selector=f"metadata.name={name}",
-                name=f"{resource.plural} {name}",
-            )
-            for resource, name, namespace in followed
+        self._configuration = Informer[Json](
+            api,
+            WEBHOOK_CONFIGURATIONS,
+            lambda raw: raw,
+            field_selector=f"metadata.name={names.webhooks}",
+            name=f"{WEBHOOK_CONFIGURATIONS.plural} {names.webhooks}",
+        )
+        self._informers: list[Informer[Any]] = [
+            self._configuration,
+            *(
+                Informer(
+                    api,
+                    SECRETS,
+                    _version,
+                    namespace=names.namespace,
+                    field_selector=f"metadata.name={name}",
+                    name=f"{SECRETS.plural} {name}",
+                )
+                for name in (names.serving, names.authority)
+                if name
+            ),
         ]
         for informer in self._informers:
             informer.on_change(lambda *_: self._wake.set())
@@ -82,6 +92,7 @@ class Webhooks:
     async def _tend(self) -> float | None:
         """Seconds until the next look; None after one that failed."""
         try:
+            await self._restore_rules()
             pause = await self._keeper.tend()
             pause = min(pause, await self._asking.tend(await self._keeper.read_webhooks()))
         except (errors.ApiError, Missing) as error:
@@ -91,6 +102,15 @@ class Webhooks:
             return None
         self._trouble = ""
         return pause
+
+    async def _restore_rules(self) -> None:
+        """Put back rules that somebody has taken, before all else: pods pass by meanwhile.
+
+        In one write, on what the watch has told, with what the API server needs to ask.
+        """
+        for configuration in self._configuration.store.values():
+            if self._asking.were_taken(configuration):
+                await self._asking.restore(self._keeper.complete(configuration))
 
 
 def _version(raw: dict[str, Any]) -> str:

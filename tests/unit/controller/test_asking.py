@@ -18,11 +18,18 @@ class World:
         self.trouble = ""
         self.now = 0.0
         self.told = 0
+        self.warnings: list[str] = []
         self.asking = self.controller()
 
     def controller(self) -> Asking:
         return Asking(
-            self.api, lambda: self.quotas, self._led, self._tell, lambda: self.now, self._ask
+            self.api,
+            lambda: self.quotas,
+            self._led,
+            self._tell,
+            self._warn,
+            lambda: self.now,
+            self._ask,
         )
 
     async def _led(self) -> None:
@@ -30,6 +37,9 @@ class World:
 
     def _tell(self) -> None:
         self.told += 1
+
+    async def _warn(self, sentence: str) -> None:
+        self.warnings.append(sentence)
 
     async def _ask(self, api: ObjectApi, raw: Json) -> str:
         return self.trouble
@@ -114,14 +124,29 @@ async def test_the_next_leader_waits_as_well() -> None:
     assert world.asking.in_force
 
 
-async def test_rules_that_were_taken_away_come_back_and_no_quota_begins_meanwhile() -> None:
+async def test_rules_that_were_taken_away_come_back_at_once_and_no_quota_begins_meanwhile() -> None:
     world = World()
     await world.live(10)
+    assert world.warnings == []
     del world.raw["webhooks"][1]["rules"]
+    # With or without: admission might be away as the rules are there, too.
     world.trouble = "admission does not answer"
-    await world.live(3)
-    assert not world.asking.in_force
-    world.trouble = ""
-    await world.live(10)
+    await world.live(0)
     assert is_asked(world.raw)
+    assert not world.asking.in_force
+    (warning,) = world.warnings
+    assert "ValidatingWebhookConfiguration hooks" in warning
+    await world.live(IN_FORCE_AFTER + 1)
     assert world.asking.in_force
+    assert len(world.warnings) == 1
+
+
+async def test_rules_that_came_into_force_nowhere_are_no_loss() -> None:
+    world = World()
+    await world.live(1)
+    del world.raw["webhooks"][0]["rules"]
+    world.trouble = "admission does not answer"
+    await world.live(10)
+    assert not world.asking.in_force
+    assert not is_asked(world.raw)
+    assert world.warnings == []

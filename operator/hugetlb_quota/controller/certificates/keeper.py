@@ -15,6 +15,7 @@ from hugetlb_quota.controller.certificates.rotation import (
     State,
     StoreAuthority,
     StoreServing,
+    Trust,
     next_step,
 )
 from hugetlb_quota.kube import errors
@@ -66,6 +67,7 @@ class Keeper:
         self._policy = replace(policy, own=bool(names.authority))
         self._confirm = confirm
         self._now = now
+        self._told: Trust | None = None
 
     async def tend(self) -> float:
         """Do what there is to do; seconds until there may be more.
@@ -88,6 +90,12 @@ class Keeper:
         """
         return await self._read(WEBHOOK_CONFIGURATIONS, self._names.webhooks)
 
+    def complete(self, configuration: Json) -> Json:
+        """The same with what the API server was last told, where it is told of nothing now."""
+        if self._told is None or stored.read_trust(configuration).path:
+            return configuration
+        return stored.write_trust(configuration, self._told, bundle=self._policy.own)
+
     async def _step(self) -> Rest | None:
         names = self._names
         configuration = await self.read_webhooks()
@@ -103,6 +111,7 @@ class Keeper:
         policy = replace(self._policy, hosts=hosts(configuration))
         step = next_step(state, policy, self._now())
         if isinstance(step, Rest):
+            self._told = state.told
             return step
         await self._confirm()
         if isinstance(step, StoreAuthority):

@@ -180,3 +180,15 @@ async def test_who_leads_no_more_writes_nothing() -> None:
     with pytest.raises(RuntimeError):
         await Keeper(api, NAMES, POLICY, lost, Clock()).tend()
     assert api.writes == []
+
+
+async def test_what_was_told_last_completes_a_configuration_that_tells_nothing() -> None:
+    clock, api = Clock(), objects()
+    one = keeper(api, clock)
+    assert one.complete(configuration()) == configuration(), "nothing was told yet"
+    while await one.tend() < POLICY.overlap.total_seconds():
+        clock.now += timedelta(seconds=60)
+    whole = await one.read_webhooks()
+    bare = {**configuration(), "metadata": whole["metadata"]}
+    assert one.complete(bare) == whole
+    assert one.complete(whole) is whole
