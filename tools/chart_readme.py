@@ -1,4 +1,7 @@
-"""Make the chart's README from its schema and defaults, and its version: `make chart-docs`."""
+"""Make the chart's README and files/defaults.yaml from its schema and defaults, and its version.
+
+`make chart-docs`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 CHART: Final = ROOT / "charts" / "hugetlb-quota"
 README: Final = CHART / "README.md"
 CHART_YAML: Final = CHART / "Chart.yaml"
+#: What templates put in the place of absent values; values.yaml itself they can't read.
+DEFAULTS: Final = CHART / "files" / "defaults.yaml"
 Json = Mapping[str, Any]
 
 
@@ -24,6 +29,19 @@ def schema() -> dict[str, Any]:
     """The schema of the values, its references resolved one level deep by :func:`resolved`."""
     found: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
     return found
+
+
+def values() -> dict[str, Any]:
+    """The defaults."""
+    found: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
+    return found
+
+
+def defaults() -> str:
+    """What files/defaults.yaml is."""
+    return "# values.yaml, for the templates; made by `make chart-docs`.\n" + yaml.safe_dump(
+        values(), sort_keys=False, width=100
+    )
 
 
 def resolved(part: Json, whole: Json) -> dict[str, Any]:
@@ -50,9 +68,8 @@ def _short(value: Any) -> str:
 
 def made(page: str) -> str:
     """The README with the values' table made anew."""
-    values = yaml.safe_load((CHART / "values.yaml").read_text())
     headers = ("value", "default", "what it is")
-    return put(page, "values", table(headers, rows(schema(), values)))
+    return put(page, "values", table(headers, rows(schema(), values())))
 
 
 def versioned(chart: str) -> str:
@@ -63,7 +80,8 @@ def versioned(chart: str) -> str:
 
 
 def main() -> None:
-    """Write both files."""
+    """Write all of them."""
+    DEFAULTS.write_text(defaults())
     README.write_text(made(README.read_text()))
     CHART_YAML.write_text(versioned(CHART_YAML.read_text()))
 

@@ -1,3 +1,25 @@
+{{/*
+Puts the default in the place of each value that is absent, in .Values itself; every template begins with
+it. `helm upgrade --reuse-values` knows no value that the chart before did not have, and null takes one away.
+*/}}
+{{- define "hugetlb-quota.defaults" -}}
+{{- include "hugetlb-quota.fillIn" (list .Values (.Files.Get "files/defaults.yaml" | fromYaml)) }}
+{{- end }}
+
+{{/* (list values defaults). Not sprig's merge, which takes false and 0 for absent. */}}
+{{- define "hugetlb-quota.fillIn" -}}
+{{- $values := first . }}
+{{/* These are one value each: what is not in one of them was left out on purpose. */}}
+{{- $whole := list "affinity" "labels" "namespaceSelector" "nodeSelector" "podAnnotations" "podLabels" "resources" "serviceAccountAnnotations" "updateStrategy" }}
+{{- range $name, $default := last . }}
+{{- if kindIs "invalid" (index $values $name) }}
+{{- $_ := set $values $name $default }}
+{{- else if and (kindIs "map" $default) (not (has $name $whole)) }}
+{{- include "hugetlb-quota.fillIn" (list (get $values $name) $default) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "hugetlb-quota.name" -}}
 {{- default .Chart.Name .Values.nameOverride | trunc 43 | trimSuffix "-" }}
 {{- end }}

@@ -11,7 +11,7 @@ from tools import chart_readme
 from tools.chart_readme import CHART, CHART_YAML, README, resolved, rows
 
 SCHEMA = chart_readme.schema()
-VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
+VALUES = chart_readme.values()
 
 
 def parts(part: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -35,6 +35,17 @@ def is_open(path: str) -> bool:
 def test_the_readme_is_up_to_date() -> None:
     page = README.read_text()
     assert chart_readme.made(page) == page, "run `make chart-docs`"
+
+
+def test_the_defaults_of_the_templates_are_those_of_the_values() -> None:
+    assert chart_readme.DEFAULTS.read_text() == chart_readme.defaults(), "run `make chart-docs`"
+
+
+def test_every_template_begins_with_the_defaults_of_absent_values() -> None:
+    first = '{{- include "hugetlb-quota.defaults" . }}\n'
+    templates = [each for each in CHART.glob("templates/*") if each.name != "_names.tpl"]
+    assert len(templates) > 10
+    assert [each.name for each in templates if not each.read_text().startswith(first)] == []
 
 
 def test_the_chart_has_the_version_of_the_package() -> None:
