@@ -1,4 +1,7 @@
-"""An agent writes the report of its own node and of no other, whatever RBAC lets it name."""
+"""An agent writes the report of its own node and of no other, whatever RBAC lets it name.
+
+And its Events are about what an agent tells of, in its own name.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hugetlb_quota.kube.events import Regarding, event
 from tests.kube import chart
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.control_plane import ControlPlane
@@ -15,6 +19,7 @@ from tests.waiting import eventually
 NODES = "hugetlb.dev/v1alpha1/hugetlbnodes"
 ROLES = "rbac.authorization.k8s.io/v1/clusterroles"
 BINDINGS = "rbac.authorization.k8s.io/v1/clusterrolebindings"
+EVENTS = "events.k8s.io/v1/events"
 ACCOUNT = f"{chart.RELEASE}-agent"
 
 
@@ -125,3 +130,76 @@ def test_others_are_not_held_to_a_node(installed: ControlPlane, agent: Api, node
     """The policy is about agents: an administrator may remove a report."""
     agent.create(NODES, report(node))
     installed.api.delete(NODES, node)
+
+
+def told(regarding: Regarding, instance: str, reason: str = "Reclaimed") -> Object:
+    """An Event as the agent on the node `instance` makes it."""
+    made: Object = event(
+        regarding,
+        kind="Normal",
+        reason=reason,
+        note="a sentence",
+        program="agent",
+        instance=instance,
+        action="Reconcile",
+    )
+    return made
+
+
+def pod_of(namespace: str) -> Regarding:
+    return Regarding("v1", "Pod", namespace, "p", "uid")
+
+
+def node_of(name: str) -> Regarding:
+    return Regarding("hugetlb.dev/v1alpha1", "HugeTLBNode", "", name)
+
+
+def test_tells_of_pods_and_of_its_own_node(agent: Api, node: str, namespace: str) -> None:
+    for reason in ("Reclaimed", "HugePagesRefused"):
+        agent.create(EVENTS, told(pod_of(namespace), node, reason))
+        agent.create(EVENTS, told(node_of(node), node, reason))
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"reportingInstance": "another"}, "as its reportingInstance {node}"),
+        ({"reportingController": "kubelet"}, "names hugetlb.dev/agent as its reportingController"),
+        ({"reason": "Evicted"}, "an agent tells of HugePagesRefused and Reclaimed"),
+        (
+            {"related": {"kind": "Pod", "name": "q", "namespace": "default"}},
+            "relates that to nothing else",
+        ),
+    ],
+)
+def test_tells_in_its_own_name(
+    agent: Api, node: str, namespace: str, changed: Object, why: str
+) -> None:
+    with pytest.raises(ApiError, match=why.format(node=node)) as refused:
+        agent.create(EVENTS, told(pod_of(namespace), node) | changed)
+    assert refused.value.code == 403
+
+
+def test_tells_of_nothing_else(agent: Api, node: str, namespace: str) -> None:
+    others = (
+        Regarding("hugetlb.dev/v1alpha1", "HugeTLBQuota", namespace, "q"),
+        Regarding("apps/v1", "Deployment", namespace, "d"),
+        Regarding("v1", "Node", "", node),
+        node_of("another"),
+    )
+    for regarding in others:
+        why = f"tells of pods, and of the HugeTLBNode {node}, not of {regarding.kind}"
+        with pytest.raises(ApiError, match=why):
+            agent.create(EVENTS, told(regarding, node))
+
+
+def test_without_a_node_in_its_token_it_tells_nothing(
+    installed: ControlPlane, node: str, namespace: str
+) -> None:
+    kubeconfig = installed.service_account_kubeconfig(chart.NAMESPACE, ACCOUNT)
+    with pytest.raises(ApiError, match="an Event of the agent on node"):
+        installed.api_for(kubeconfig).create(EVENTS, told(pod_of(namespace), node))
+
+
+def test_others_tell_what_they_like(installed: ControlPlane, namespace: str) -> None:
+    installed.api.create(EVENTS, told(pod_of(namespace), "me", "Anything"))
