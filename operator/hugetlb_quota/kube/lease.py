@@ -26,6 +26,7 @@ from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
 
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection
+from hugetlb_quota.kube.events import micro_time
 from hugetlb_quota.kube.resources import LEASES
 
 #: Seconds after which others may take a Lease that was not renewed.
@@ -202,6 +203,35 @@ async def term(connection: Connection, namespace: str, name: str, identity: str)
             f"Lease {namespace}/{name} is held by {holder or 'nobody'}; {identity} stops leading."
         )
     return int(lease["metadata"]["resourceVersion"])
+
+
+async def take(connection: Connection, namespace: str, name: str, identity: str) -> bool:
+    """Take the Lease from whoever holds it, or renew it; whether anybody has held it before.
+
+    :raises ApiError: when it can't be read or written; it may have been.
+    """
+    while True:
+        try:
+            lease = await connection.get(LEASES, name, namespace)
+        except errors.NotFound:
+            return False
+        spec, now = lease["spec"], micro_time()
+        holder = spec.get("holderIdentity")
+        spec |= {"leaseDurationSeconds": LEASE_DURATION, "renewTime": now}
+        if holder != identity:
+            transitions = spec.get("leaseTransitions") or 0
+            spec |= {
+                "holderIdentity": identity,
+                "acquireTime": now,
+                "leaseTransitions": transitions + 1,
+            }
+        try:
+            await connection.replace(LEASES, name, lease, namespace)
+        except errors.Conflict:  # it was renewed just now
+            continue
+        if holder != identity:
+            logger.info("%s took Lease %s/%s, so that nobody leads.", identity, namespace, name)
+        return bool(holder)
 
 
 async def _give_back(connection: Connection, namespace: str, name: str, identity: str) -> None:

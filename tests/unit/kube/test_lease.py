@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import threading
 from collections.abc import AsyncIterator
@@ -221,3 +222,24 @@ async def test_work_that_ends_ends_the_leadership(server: LeaseServer) -> None:
     async with asyncio.timeout(10), candidate("a", end) as task:
         await task
     assert server.holder == ""
+
+
+async def test_who_takes_a_lease_and_renews_it_moves_the_renewal_alone(server: LeaseServer) -> None:
+    async with Connection.open() as connection:
+        take = functools.partial(lease.take, connection, "ns", "the-lease", "uninstall")
+        assert not await take(), "nobody has ever led"
+        server.version, server.lease = (
+            1,
+            {
+                "metadata": {"name": "the-lease", "resourceVersion": "1"},
+                "spec": {"holderIdentity": "a", "leaseTransitions": 4, "acquireTime": "old"},
+            },
+        )
+        assert await take()
+        taken = dict(server.lease["spec"])
+        assert (taken["holderIdentity"], taken["leaseTransitions"]) == ("uninstall", 5)
+        assert taken["acquireTime"] == taken["renewTime"]
+        assert await take()
+        renewed = server.lease["spec"]
+        assert renewed["renewTime"] > taken["renewTime"]
+        assert renewed == taken | {"renewTime": renewed["renewTime"]}
