@@ -12,6 +12,7 @@ from hugetlb_quota.agent.__main__ import command_line as agent
 from hugetlb_quota.api import crd
 from hugetlb_quota.controller.__main__ import command_line as controller
 from hugetlb_quota.controller.uninstall import command_line as uninstall
+from hugetlb_quota.plugin.cli import parser as plugin
 from tools.page import put, table
 
 PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "reference.md"
@@ -56,9 +57,30 @@ def flags(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
         what = (action.help or "") % {**vars(action), "prog": parser.prog}
         if action.required:
             what += "; required"
-        elif "default" not in what and action.default not in (None, "", True, False):
+        elif "default" not in what and action.default not in (
+            *(None, "", True, False),
+            argparse.SUPPRESS,
+        ):
             what += f" (default: {action.default})"
         yield f"`{' '.join([action.option_strings[-1], str(value)]).strip()}`", what
+
+
+def plugin_rows() -> Iterator[tuple[str, str, str]]:
+    """Command, argument or option, and what it is, of the plugin; options of all come first."""
+    top = plugin()
+    common = dict(flags(top))
+    for flag, what in common.items():
+        yield "all", flag, what
+    (commands,) = (each for each in top._actions if isinstance(each, argparse._SubParsersAction))  # noqa: SLF001
+    for name, parser in commands.choices.items():
+        yield f"`{name}`", "", parser.description or ""
+        for action in parser._actions:  # noqa: SLF001
+            if not action.option_strings:
+                values = "{" + ",".join(action.choices) + "}" if action.choices else ""
+                yield f"`{name}`", f"`{action.metavar or values}`", action.help or ""
+        for flag, what in flags(parser):
+            if flag not in common:
+                yield f"`{name}`", flag, what
 
 
 def made(page: str) -> str:
@@ -70,7 +92,8 @@ def made(page: str) -> str:
     for parser in (admission(), controller(), agent(), uninstall()):
         name = parser.prog.removeprefix("hugetlb-quota-")
         page = put(page, name, table(("flag", "what it is"), flags(parser)))
-    return page
+    headers = ("command", "argument or option", "what it is")
+    return put(page, "plugin", table(headers, plugin_rows()))
 
 
 def main() -> None:

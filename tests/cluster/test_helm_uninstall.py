@@ -1,14 +1,20 @@
-"""`helm uninstall`: of an application with its own quota, and of the operator."""
+"""`helm uninstall`: of an application with its own quota, and of the operator.
+
+And `kubectl hugetlb uninstall`, where the operator is gone without its farewell.
+"""
 
 from __future__ import annotations
 
+import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from hugetlb_quota.api.quota import FINALIZER
 from tests.kube import chart as charts
 from tests.kube.api import Object
 from tests.kube.cluster import Cluster
@@ -18,9 +24,20 @@ from tests.waiting import eventually
 
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
 CRDS = "apiextensions.k8s.io/v1/customresourcedefinitions"
+CRD_OF_QUOTAS = "hugetlbquotas.hugetlb.dev"
+WEBHOOKS = "admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
 OF = f"--set=image.repository={charts.IMAGE['repository']}"
 
 Helm = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def simple_quota(namespace: str) -> Object:
+    return {
+        "apiVersion": "hugetlb.dev/v1alpha1",
+        "kind": "HugeTLBQuota",
+        "metadata": {"namespace": namespace, "name": "q"},
+        "spec": {"hard": {"hugepages-2Mi": "4Mi"}},
+    }
 
 
 def runner(plane: ControlPlane, home: Path) -> Helm:
@@ -88,29 +105,93 @@ def alone(assets: Path) -> Iterator[Cluster]:
 @pytest.mark.timeout(300)
 def test_before_the_operator_goes_its_finalizers_do(alone: Cluster) -> None:
     api = alone.control_plane.api
-    quota: Object = {
-        "apiVersion": "hugetlb.dev/v1alpha1",
-        "kind": "HugeTLBQuota",
-        "metadata": {"namespace": "default", "name": "q"},
-        "spec": {"hard": {"hugepages-2Mi": "4Mi"}},
-    }
-    api.create(QUOTAS, quota)
+    api.create(QUOTAS, simple_quota("default"))
 
     def finalizers() -> list[str]:
         found: list[str] = api.get(QUOTAS, "q", namespace="default")["metadata"].get("finalizers")
         return found or []
 
     eventually(finalizers, timeout=60)
+
+    def lease() -> Object:
+        name = "hugetlb-quota-controller"
+        path = "coordination.k8s.io/v1/leases"
+        found: Object = api.get(path, name, namespace=charts.NAMESPACE)["spec"]
+        return found
+
     leader: Program = alone.controller
     standby = alone.programs.start_controller()
     standby.wait_ready()
     farewell = alone.programs.start_uninstall()
+    eventually(lambda: lease()["holderIdentity"] == "uninstall")
+    taken = lease()
+    eventually(lambda: lease()["renewTime"] != taken["renewTime"])
+    assert lease()["acquireTime"] == taken["acquireTime"]
     assert farewell.child.wait(120) == 0
     assert "HugeTLBQuota default/q" in farewell.log()
     # Nobody leads who would put it back.
     assert leader.child.wait(60) != 0
     assert finalizers() == []
     assert "leads" not in standby.log()
+
+
+def hugetlb(plane: ControlPlane, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the plugin as an administrator, without a terminal."""
+    return subprocess.run(
+        [sys.executable, "-m", "hugetlb_quota.plugin", "uninstall", *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        env={"KUBECONFIG": str(plane.admin_kubeconfig), "HOME": "/nonexistent"},
+    )
+
+
+@pytest.mark.timeout(300)
+def test_who_has_lost_the_operator_takes_its_finalizers_off_with_kubectl(alone: Cluster) -> None:
+    """As after `helm uninstall --no-hooks`."""
+    plane, api = alone.control_plane, alone.control_plane.api
+    for namespace in ("stays", "goes"):
+        plane.create_namespace(namespace)
+        api.create(QUOTAS, simple_quota(namespace))
+
+    def guarded() -> dict[str, bool]:
+        return {
+            each["metadata"]["namespace"]: FINALIZER in (each["metadata"].get("finalizers") or ())
+            for each in api.list(QUOTAS)
+        }
+
+    eventually(lambda: guarded() == {"stays": True, "goes": True}, timeout=60)
+    patch: Object = {"metadata": {"finalizers": [FINALIZER, "example.com/others"]}}
+    api.patch(QUOTAS, "q", patch, namespace="stays")
+    done = hugetlb(plane, "--yes")
+    assert (done.returncode, "leads: hugetlb-quota is installed" in done.stderr) == (1, True)
+    assert guarded() == {"stays": True, "goes": True}
+
+    alone.controller.kill9()
+    alone.admission.stop()
+    api.delete(WEBHOOKS, alone.chart.fullname)
+    api.delete("v1/namespaces", "goes")
+    is_deleting = "deletionTimestamp"
+    eventually(lambda: is_deleting in api.get(QUOTAS, "q", namespace="goes")["metadata"])
+    done = hugetlb(plane, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "2 quotas have the operator's finalizer" in done.stdout
+    assert "it goes, with its namespace" in done.stdout
+    done = hugetlb(plane)
+    assert (done.returncode, "say --yes" in done.stderr) == (2, True)
+    assert guarded() == {"stays": True, "goes": True}
+
+    done = hugetlb(plane, "--yes", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert sorted(told["letGo"]) == ["goes/q", "stays/q"]
+    assert told["customResourceDefinitions"] == [CRD_OF_QUOTAS, "hugetlbnodes.hugetlb.dev"]
+    left = api.get(QUOTAS, "q", namespace="stays")["metadata"]["finalizers"]
+    assert left == ["example.com/others"]
+    eventually(lambda: not api.list("v1/namespaces", fields="metadata.name=goes"), timeout=60)
+    done = hugetlb(plane)
+    assert (done.returncode, "No quota has the operator's" in done.stdout) == (0, True)
 
 
 def test_the_crds_that_stayed_are_taken_over_by_a_release_of_any_name(
@@ -131,4 +212,4 @@ def test_the_crds_that_stayed_are_taken_over_by_a_release_of_any_name(
     assert "is not of this release" not in done.stdout
     done = helm("uninstall", name, f"--namespace={name}", "--no-hooks")
     assert done.returncode == 0, done.stderr
-    assert control_plane.api.get(CRDS, "hugetlbquotas.hugetlb.dev")
+    assert control_plane.api.get(CRDS, CRD_OF_QUOTAS)

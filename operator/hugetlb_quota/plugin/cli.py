@@ -31,7 +31,8 @@ SHELLS: Final = ("bash", "zsh", "fish")
 
 _EXITS: Final = """exit codes:
   0  done; all is well
-  1  explain: the pod would be refused; check: something is broken
+  1  explain: the pod would be refused; check: something is broken;
+     uninstall: a controller leads still, or the answer was no
   2  the command line or the manifest is wrong
   3  no such quota, pod or workload
   4  no cluster, or it can't be reached
@@ -69,20 +70,25 @@ def parser() -> argparse.ArgumentParser:
     tree.add_argument("quota", nargs="?", metavar="QUOTA", help="only this one, and all below it")
     tree.add_argument("-w", "--watch", action="store_true", help="draw anew at every change")
     what = command("top", "Show pods or nodes by the huge pages they use.")
-    what.add_argument("what", nargs="?", choices=("pods", "nodes"), default="pods")
+    what.add_argument("what", nargs="?", choices=("pods", "nodes"), default="pods", help="of what")
     files = command("files", "Show the files in which pods that are gone left huge pages.")
     files.add_argument("--all", action="store_true", help="files of living pods and the system too")
     who = command("who", "Show the pods, files and reservations that fill a quota.")
-    who.add_argument("quota", metavar="QUOTA")
+    who.add_argument("quota", metavar="QUOTA", help="its name")
     explain = command(
         "explain", "Tell whether a pod would be admitted, and what would make it fit."
     )
     explain.add_argument("kind", nargs="?", metavar="KIND", help="pod, deployment, job, ...")
-    explain.add_argument("name", nargs="?", metavar="NAME")
+    explain.add_argument("name", nargs="?", metavar="NAME", help="its name")
     explain.add_argument("-f", "--filename", metavar="FILE", help="a manifest; - is standard input")
     command("check", "Look whether all of hugetlb-quota is there and works.")
+    uninstall = command(
+        "uninstall", "Take the operator's finalizer off all quotas, where the operator is gone."
+    )
+    uninstall.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    uninstall.add_argument("--dry-run", action="store_true", help="only say what would be done")
     completion = command("completion", "Print the completion script of a shell.", common=False)
-    completion.add_argument("shell", choices=SHELLS)
+    completion.add_argument("shell", choices=SHELLS, help="whose")
     return top
 
 

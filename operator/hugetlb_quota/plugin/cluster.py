@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from hugetlb_quota.accounting.forest import QuotaKey
-from hugetlb_quota.kube import errors, resources
+from hugetlb_quota.kube import errors, finalizers, resources
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.informer import Informer
 from hugetlb_quota.kube.pods import Pod, project_pod
@@ -160,6 +160,13 @@ class Cluster:
         :raises ApiError: NotFound among them.
         """
         return await self._connection.get(resource, name, namespace)
+
+    async def let_go(self, quota: Json) -> bool:
+        """Take the operator's finalizer off; False where the quota is to be looked at again.
+
+        :raises ApiError: Forbidden among them.
+        """
+        return await finalizers.let_go(self._connection, quota)
 
     async def pictures(self) -> AsyncGenerator[World, None]:
         """The quotas now and after every change, for ever.

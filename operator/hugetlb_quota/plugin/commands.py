@@ -17,7 +17,7 @@ from typing import Any, Final
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.kube import resources
 from hugetlb_quota.kube.resources import Resource
-from hugetlb_quota.plugin import check, explain, facts, files, manifest, top, tree, who
+from hugetlb_quota.plugin import check, explain, facts, files, manifest, top, tree, uninstall, who
 from hugetlb_quota.plugin.cluster import Cluster
 from hugetlb_quota.plugin.problem import Exit, Problem, not_found
 from hugetlb_quota.plugin.table import Screen
@@ -33,6 +33,10 @@ WORKLOADS: Final[dict[str, tuple[str, Resource]]] = {
     "job": ("Job", resources.JOBS),
     "cronjob": ("CronJob", resources.CRON_JOBS),
 }
+#: Seconds in which a controller that leads renews its Lease twice.
+LOOK: Final = 5.0
+#: So often quotas are looked through before somebody else is taken to put finalizers on.
+_ROUNDS: Final = 10
 _CLEAR: Final = "\x1b[H\x1b[2J\x1b[3J"
 
 
@@ -164,6 +168,71 @@ async def _check(cluster: Cluster, options: argparse.Namespace) -> Exit:
     return check.exit_code(found)
 
 
+async def _uninstall(cluster: Cluster, options: argparse.Namespace) -> Exit:
+    told = options.output in ("json", "yaml")
+    left = await facts.read_left(cluster, options.namespace)
+    if not told:
+        _show(uninstall.plan(left, screen()))
+    let_go: list[str] = []
+    if left.guarded and not options.dry_run:
+        await _check_nobody_leads(cluster)
+        if not options.yes and not await _agrees(f"Take it off {cluster.server}?"):
+            return Exit.REFUSED
+        let_go, left = await _let_go(cluster, options.namespace)
+    if not _show_data(options, uninstall.document(left, let_go)):
+        if let_go:
+            quotas = "1 quota has" if len(let_go) == 1 else f"{len(let_go)} quotas have"
+            _show(f"{quotas} no finalizer of the operator's any more.")
+        _show(f"\n{uninstall.rest(left)}")
+    return Exit.DONE
+
+
+async def _check_nobody_leads(cluster: Cluster) -> None:
+    """See that no controller runs, who would put the finalizers back.
+
+    :raises Problem: when one does.
+    """
+    before = await facts.leases(cluster)
+    if any(each["spec"].get("holderIdentity") for each in before):
+        print(f"Looking for {LOOK:g} s whether a controller leads.", file=sys.stderr)
+        await asyncio.sleep(LOOK)
+        if leader := uninstall.leader(before, await facts.leases(cluster)):
+            raise Problem(
+                Exit.REFUSED,
+                f"{leader} leads: hugetlb-quota is installed, and would put the finalizers back;"
+                " use helm uninstall, which takes them off itself, or end the controllers first.",
+            )
+
+
+async def _let_go(cluster: Cluster, namespace: str | None) -> tuple[list[str], uninstall.Left]:
+    """Take the finalizers off; of which quotas, and what is left."""
+    let_go: dict[str, None] = {}
+    for _ in range(_ROUNDS):
+        left = await facts.read_left(cluster, namespace)
+        if not left.guarded:
+            return list(let_go), left
+        for each in left.guarded:
+            if await cluster.let_go(each):
+                let_go["{namespace}/{name}".format_map(each["metadata"])] = None
+    raise Problem(
+        Exit.REFUSED,
+        "Finalizers come back, or quotas change all the time: see whether a controller runs"
+        " (kubectl get pods -A -l app.kubernetes.io/component=controller), and end it.",
+    )
+
+
+async def _agrees(question: str) -> bool:
+    """Ask the user.
+
+    :raises Problem: when there is nobody to ask.
+    """
+    if not sys.stdin.isatty():
+        raise Problem(Exit.USAGE, "There is no terminal to ask at; say --yes, or --dry-run.")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    answer = await asyncio.to_thread(sys.stdin.readline)
+    return answer.strip().lower() in ("y", "yes")
+
+
 _COMMANDS: Final[dict[str, Callable[[Cluster, argparse.Namespace], Awaitable[Exit]]]] = {
     "tree": _tree,
     "top": _top,
@@ -171,6 +240,7 @@ _COMMANDS: Final[dict[str, Callable[[Cluster, argparse.Namespace], Awaitable[Exi
     "who": _who,
     "explain": _explain,
     "check": _check,
+    "uninstall": _uninstall,
 }
 
 

@@ -27,6 +27,7 @@ _COMMANDS: Final = {
     "who": "what fills a quota",
     "explain": "whether a pod would be admitted",
     "check": "whether all is well",
+    "uninstall": "take the finalizer off all quotas",
     "completion": "the script of a shell",
 }
 _COMMON: Final = {
@@ -40,6 +41,7 @@ _OWN: Final = {
     "tree": {"--watch": "draw anew at every change"},
     "files": {"--all": "files of living pods and the system too"},
     "explain": {"--filename": "a manifest"},
+    "uninstall": {"--yes": "do not ask", "--dry-run": "only say what would be done"},
 }
 #: The options that take a value, by each of their spellings.
 _VALUES: Final = {

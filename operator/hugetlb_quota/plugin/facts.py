@@ -13,6 +13,7 @@ from hugetlb_quota.kube import errors, resources
 from hugetlb_quota.plugin.check import COMPONENTS, CRDS, LEASE, WEBHOOKS, Facts
 from hugetlb_quota.plugin.cluster import Cluster
 from hugetlb_quota.plugin.problem import Exit, Problem
+from hugetlb_quota.plugin.uninstall import Left
 
 _T = TypeVar("_T")
 Json = dict[str, Any]
@@ -40,11 +41,11 @@ async def read(cluster: Cluster) -> Facts:
             unread.setdefault(topic, str(problem).partition(";")[0])
         return None
 
-    crds, webhooks, workloads, leases, nodes = await asyncio.gather(
+    crds, webhooks, workloads, held, nodes = await asyncio.gather(
         may("CRDs", _crds(cluster)),
         may("webhooks", _webhooks(cluster)),
         may("programs", _workloads(cluster)),
-        may("leader", _leases(cluster)),
+        may("leader", leases(cluster)),
         may("nodes", cluster.every(resources.NODES)),
     )
     reports, world = await asyncio.gather(
@@ -60,12 +61,32 @@ async def read(cluster: Cluster) -> Facts:
         webhooks=webhooks,
         endpoints=await may("endpoints", _endpoints(cluster, webhooks or ())),
         workloads=workloads,
-        leases=leases,
+        leases=held,
         nodes=nodes,
         reports=reports,
         quotas=None if world is None else tuple(world.quotas.values()),
         unread=unread,
         partly=tuple(each for each in cluster.unseen if "quotas of other" in each),
+    )
+
+
+async def read_left(cluster: Cluster, namespace: str | None) -> Left:
+    """What there is of hugetlb-quota, for ``uninstall``; quotas of one namespace or of all.
+
+    :raises ApiError: Forbidden among them.
+    """
+    crds, webhooks, namespaces = await asyncio.gather(
+        _crds(cluster), _webhooks(cluster), cluster.every(resources.NAMESPACES)
+    )
+    quotas = await cluster.every(resources.HUGETLB_QUOTAS, namespace) if CRDS[0] in crds else []
+    of_quotas = {each["metadata"]["namespace"] for each in quotas}
+    ending = [each for each in namespaces if each["metadata"].get("deletionTimestamp")]
+    names = [each["metadata"]["name"] for each in ending]
+    return Left(
+        quotas=quotas,
+        namespaces=[each for each in names if each in of_quotas],
+        crds=list(crds),
+        webhooks=[each["metadata"]["name"] for each in webhooks],
     )
 
 
@@ -133,7 +154,11 @@ def _is_ours(workload: Json) -> bool:
     return any("hugetlb_quota" in word or "hugetlb-quota" in word for word in words)
 
 
-async def _leases(cluster: Cluster) -> Sequence[Json]:
+async def leases(cluster: Cluster) -> Sequence[Json]:
+    """The controllers' Lease, one for each install.
+
+    :raises ApiError: Forbidden among them.
+    """
     found = await cluster.every(resources.LEASES)
     return [each for each in found if each["metadata"]["name"] == LEASE]
 

@@ -11,7 +11,8 @@ class Exit(IntEnum):
     """The exit codes; docs/kubectl-hugetlb.md tells them to users."""
 
     DONE = 0
-    #: ``explain``: the pod would be refused. ``check``: something is broken.
+    #: ``explain``: the pod would be refused. ``check``: something is broken. ``uninstall``: a
+    #: controller leads still, or the answer was no.
     REFUSED = 1
     USAGE = 2
     NOT_FOUND = 3
