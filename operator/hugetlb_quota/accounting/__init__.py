@@ -1,4 +1,4 @@
-"""Pure accounting: what is charged to whom, and whether there is room.
+"""Pure accounting: which quota is charged for which pod, and whether a demand fits.
 
 No I/O, no Kubernetes client, no kopf, no os: values in, values out.
 """

@@ -1,4 +1,4 @@
-"""Who pays for a pod, living or gone: the one rule that maps a UID to quotas."""
+"""The one rule that maps a pod's UID to the quotas that pay, for live and for gone pods."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ NOBODY: frozenset[QuotaKey] = frozenset()
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What quotas' reservations say of a pod: the last resort where nobody else knows it.
+    """A pod as the reservations of quotas describe it.
 
-    ``pod`` is its ``namespace/name``. ``quotas``: those that have such a line and are above
-    no other that has one. ``counted``: as in :class:`Reservation`; "" when all are charged.
+    The attribution uses a line only if no other source knows the pod.
+
+    ``pod``: the pod's ``namespace/name``. ``quotas``: the quotas that hold an identity of the
+    pod, and the lowest quotas that hold a reservation. ``counted``: as in :class:`Reservation`;
+    "" if no quota holds an identity.
     """
 
     uid: str
@@ -30,10 +33,10 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """The rule, with all that it looks at.
+    """The rule and its inputs.
 
-    ``heirs``: by node and UID, who pays for what a pod that is gone left on that node, and
-    whose quota was deleted. ``lines``: what the quotas' reservations say, by UID.
+    ``heirs``: the quotas that pay for a gone pod whose own quota was deleted, by node name and
+    UID. ``lines``: the lines of the quotas' reservations, by UID.
     """
 
     forest: Forest
@@ -51,11 +54,12 @@ class Attribution:
     ) -> frozenset[QuotaKey]:
         """The quotas that are charged directly for the pod ``uid``.
 
-        By :meth:`by_rule`; where that names none, those that have its line.
+        :meth:`by_rule` decides; if it returns None, :meth:`by_line` does.
 
-        :param namespace: "" when neither the API nor a report ever told of the pod.
-        :param labels: the last that are known; ``partial``: it has more.
-        :param node: where it runs or ran; None when it is bound to none.
+        :param namespace: "" if neither the API nor a report ever named the pod.
+        :param labels: the pod's last known labels.
+        :param node: the node that the pod is or was bound to; None for an unbound pod.
+        :param partial: whether the pod has more labels than ``labels``.
         """
         ruled = self.by_rule(uid, namespace, labels, node, partial=partial)
         return self.by_line(uid) if ruled is None else ruled
@@ -69,10 +73,11 @@ class Attribution:
         *,
         partial: bool = False,
     ) -> frozenset[QuotaKey] | None:
-        """The quotas that govern the pod, and its heirs; None when there are neither.
+        """The quotas that govern the pod, and the pod's heirs.
 
-        A quota that is being deleted governs it only until an heir is named. Of a pod that has
-        more than these ``labels`` every quota does that may.
+        None if no quota governs the pod and no heirs are named. A quota that is being deleted
+        governs the pod only until heirs are named. If the pod has more labels than ``labels``
+        (``partial``), every quota governs the pod whose selector may match.
         """
         named = self.heirs.get((node or "", uid))
         inherited = named is not None
@@ -85,15 +90,15 @@ class Attribution:
         return governing | heirs if governing or inherited else None
 
     def by_line(self, uid: str) -> frozenset[QuotaKey]:
-        """The quotas that have the pod's line."""
+        """The quotas of the pod's line; empty if the pod has no line."""
         line = self.lines.get(uid)
         return NOBODY if line is None else line.quotas
 
 
 def read_lines(counters: Iterable[Counter], forest: Forest) -> Mapping[str, Line]:
-    """What all reservations say of each pod, by UID.
+    """The line of each pod that has a reservation, by UID.
 
-    Those of quotas that move are among them; no pod has their UID.
+    The result also has the lines of quotas that move; no pod has the UID of a quota.
     """
     found: dict[str, dict[QuotaKey, Reservation]] = {}
     for counter in counters:
@@ -103,19 +108,19 @@ def read_lines(counters: Iterable[Counter], forest: Forest) -> Mapping[str, Line
 
 
 def lines_of(counter: Counter) -> Mapping[str, Reservation]:
-    """What the reservations of one quota say of each pod, by UID."""
+    """One reservation of each pod on this quota, by UID: the pod's identity if there is one."""
     held: dict[str, Reservation] = {}
     for each in counter.reservations:
-        known = held.get(each.uid)
-        # Of two on one quota the identity says more.
-        if known is None or (each.counted and not known.counted):
+        previous = held.get(each.uid)
+        if previous is None or (each.counted and not previous.counted):
             held[each.uid] = each
     return held
 
 
 def line_of(uid: str, held: Mapping[QuotaKey, Reservation], forest: Forest) -> Line:
-    """What all quotas that hold a reservation of the pod ``uid`` say of it."""
-    # An identity stands only where the pod was charged directly, a reservation above it too.
+    """The line of the pod ``uid``, from the quotas that hold a reservation of the pod."""
+    # Only the quotas that are charged directly hold an identity. All quotas of the chain hold
+    # a reservation.
     identities = {key: each for key, each in held.items() if each.counted}
     above = {
         link.key
@@ -131,7 +136,7 @@ def line_of(uid: str, held: Mapping[QuotaKey, Reservation], forest: Forest) -> L
         pod=first.pod,
         charge=_largest(held.values()),
         quotas=frozenset(identities) | (held.keys() - above),
-        counted=max(counted, key=_knows) if counted else "",
+        counted=max(counted, key=_specificity) if counted else "",
     )
 
 
@@ -142,6 +147,6 @@ def _largest(lines: Iterable[Reservation]) -> Charge:
     return charge
 
 
-def _knows(counted: str) -> tuple[int, str]:
-    """A node's name says more than that there is none, and that more than nothing."""
+def _specificity(counted: str) -> tuple[int, str]:
+    """The sort key of ``counted``: SOMEWHERE, then UNBOUND, then the names of nodes."""
     return ("?-".find(counted) if counted in ("?", "-") else 2, counted)

@@ -1,9 +1,9 @@
-"""Changes of the forest that were allowed and may not be stored yet.
+"""Changes of the forest that admission allowed and that the API server may not have stored yet.
 
-Admission decides on the quotas as they are stored, and the API server stores a change after
-the answer. Of two changes at the same time each could be right alone, and both together close
-a cycle. So every change that is allowed is noted, and one that it may bear on waits until it
-is seen to be stored, or can't be any more.
+Admission decides on the stored quotas, and the API server stores a change after admission's
+answer. Two concurrent changes can each be valid alone and together close a cycle. So admission
+records each change that it allows. A related change waits until the recorded change is stored
+or can't be stored any more.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NONE: Final = "-"
 
 
 class MalformedChange(ValueError):
-    """A line that is no change."""
+    """A line that is not a change."""
 
     def __init__(self, line: str) -> None:
         super().__init__(f"{line[:200]!r} is no change of a quota.")
@@ -28,12 +28,12 @@ class MalformedChange(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A quota that is to be made or changed.
+    """The creation or update of a quota.
 
-    ``parent``: the one that it is to have. ``since``: the resourceVersion of the very object
-    that is changed, 0 for a quota that is to be made: the API server stores nothing over
-    another. ``request``: the UID of the admission request. ``expires``: when the API request
-    can't be under way any more.
+    ``parent``: the new parent. ``since``: the resourceVersion of the object that the request
+    updates, 0 for a creation; the API server stores an update only over this version.
+    ``request``: the UID of the admission request. ``expires``: the time when the API request
+    has ended at the latest.
     """
 
     quota: QuotaKey
@@ -44,16 +44,16 @@ class Change:
 
     @property
     def line(self) -> str:
-        """As it is written."""
+        """The change as one line of text."""
         words = (self.quota, self.parent or _NONE, self.since, self.request or _NONE)
         expires = self.expires.astimezone(UTC).strftime(_TIME)
         return " ".join((*map(str, words), expires))
 
     @classmethod
     def parse(cls, line: str) -> Change:
-        """The change that ``line`` is; further words are of newer releases.
+        """The change that ``line`` describes. Further words, of newer releases, are ignored.
 
-        :raises MalformedChange: when it is none.
+        :raises MalformedChange: if ``line`` is not a change.
         """
         try:
             quota, parent, since, request, expires, *_ = line.split(" ")
@@ -68,10 +68,9 @@ class Change:
             raise MalformedChange(line) from error
 
     def may_come(self, versions: Mapping[QuotaKey, int], now: datetime) -> bool:
-        """Whether it may yet be stored.
+        """Whether the API server may still store the change.
 
-        :param versions: the resourceVersion of every quota that was there later than this
-            change was noted.
+        :param versions: the resourceVersion of every quota, read after the change was recorded.
         """
         return versions.get(self.quota, 0) == self.since and now < self.expires
 
@@ -79,9 +78,9 @@ class Change:
 def in_the_way(
     change: Change, others: Iterable[Change], quotas: Iterable[Quota]
 ) -> tuple[QuotaKey, ...]:
-    """Those of ``others`` that bear on ``change``: of quotas above or below it, or that may be.
+    """The quotas of those ``others`` that may come above or below the quota of ``change``.
 
-    Who may attach is not looked at: that may change too.
+    The function ignores ``childNamespaces`` and namespace labels, because these may change too.
     """
     others = [each for each in others if each.quota != change.quota]
     above: dict[QuotaKey, set[QuotaKey]] = {}

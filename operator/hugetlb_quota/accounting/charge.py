@@ -1,4 +1,4 @@
-"""An amount of huge pages by page size: the unit that everything here adds up."""
+"""An amount of huge pages by page size, in bytes."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from hugetlb_quota.page_size import RESOURCE_PREFIX, PageSize, UnknownPageSize
 
 
 class Charge(Mapping[PageSize, int]):
-    """Bytes by page size; immutable, and no entry is zero unless it was given.
+    """Bytes by page size; immutable.
 
-    Absent sizes read as 0 through :meth:`of`; ``in`` tells whether one was named at
-    all, which is the difference between "limited to nothing" and "not limited".
+    :meth:`of` returns 0 for a size that the charge does not name. ``in`` says whether the charge
+    names a size: a limit of 0 bytes differs from no limit.
     """
 
     __slots__ = ("_bytes",)
 
     def __init__(self, amounts: Mapping[PageSize, int] | None = None) -> None:
-        known = amounts or {}
-        self._bytes: Final = dict(sorted(known.items()) if len(known) > 1 else known)
+        given = amounts or {}
+        self._bytes: Final = dict(sorted(given.items()) if len(given) > 1 else given)
 
     @classmethod
     def from_resources(cls, resources: Mapping[str, Any] | None) -> Charge:
-        """From a Kubernetes resource list; what is no huge page is passed over.
+        """The huge pages of a Kubernetes resource list; other resources are ignored.
 
-        :raises UnknownPageSize: for a ``hugepages-`` name that is no size.
-        :raises MalformedQuantity: for an amount that is none.
+        :raises UnknownPageSize: for a ``hugepages-`` name that is not a huge page size.
+        :raises MalformedQuantity: for an amount that is not a quantity.
         """
         amounts: dict[PageSize, int] = {}
         for name, amount in (resources or {}).items():
             if name.startswith(RESOURCE_PREFIX):
-                # Two spellings of one size add up, so that neither hides the other.
+                # hugepages-2Mi and hugepages-2048Ki are the same size: their amounts add up.
                 size = PageSize.from_resource(name)
                 amounts[size] = amounts.get(size, 0) + quantity.parse(amount)
         return cls(amounts)
 
     @classmethod
     def from_sums(cls, resources: Mapping[str, Any]) -> Charge:
-        """From sums of charges, which have no bound, as a status tells them.
+        """From sums of charges in a status; an amount may be above 2^63 - 1.
 
-        A size that only a newer release knows is passed over.
+        A size that only a newer release knows is ignored.
 
-        :raises MalformedQuantity: for an amount that is none.
+        :raises MalformedQuantity: for an amount that is not a quantity.
         """
         amounts: dict[PageSize, int] = {}
         for name, amount in resources.items():
@@ -67,35 +67,35 @@ class Charge(Mapping[PageSize, int]):
         return {size.resource: quantity.render(amount) for size, amount in self.items()}
 
     def of(self, size: PageSize) -> int:
-        """Bytes of ``size``, 0 when it is not named."""
+        """Bytes of ``size``, 0 if the charge does not name ``size``."""
         return self._bytes.get(size, 0)
 
     def named(self, sizes: Iterable[PageSize]) -> Charge:
-        """The same with each of ``sizes`` named, at 0 where it was not."""
+        """A copy that names each of ``sizes``, with 0 bytes for the added ones."""
         return Charge({**dict.fromkeys(sizes, 0), **self._bytes})
 
     def peak(self, other: Charge) -> Charge:
-        """The larger of the two, size by size."""
+        """The maximum of the two charges, size by size."""
         return Charge({size: max(self.of(size), other.of(size)) for size in {*self, *other}})
 
     def within(self, other: Charge) -> Charge:
-        """What of it ``other`` has room for: the smaller of the two, of the sizes named here."""
+        """The minimum of the two charges, for each size that this charge names."""
         return Charge({size: min(amount, other.of(size)) for size, amount in self.items()})
 
     def beyond(self, other: Charge) -> Charge:
-        """What there is more than in ``other``, size by size."""
+        """The difference to ``other``, at least 0, for each size that this charge names."""
         return Charge({size: max(0, amount - other.of(size)) for size, amount in self.items()})
 
     def without_zeros(self) -> Charge:
-        """Only the sizes of which there is something."""
+        """A copy without the sizes that have 0 bytes."""
         return Charge({size: amount for size, amount in self.items() if amount})
 
     def __add__(self, other: Charge) -> Charge:
         return Charge.total((self, other))
 
-    # The views of Mapping go through __getitem__ one by one; admission adds up thousands.
+    # Mapping's own views call __getitem__ for each entry, and admission adds up thousands.
     def keys(self) -> KeysView[PageSize]:
-        """The sizes that are named, smallest first."""
+        """The named sizes, smallest first."""
         return self._bytes.keys()
 
     def values(self) -> ValuesView[int]:

@@ -1,8 +1,8 @@
-"""The counter of one quota, and what happens when a pod is charged to a chain of them.
+"""The counter of one quota, to which admission charges pods.
 
-The algorithm is the kernel's ``page_counter_try_charge`` (mm/page_counter.c), the
-counters are fields of API objects: charge each from the leaf to the root, and take back
-what was charged when one refuses.
+The algorithm is the kernel's ``page_counter_try_charge`` (mm/page_counter.c), and the counters
+are fields of API objects: charge each quota from the leaf to the root; if one quota refuses,
+uncharge the quotas below it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hugetlb_quota.page_size import PageSize
 
 @dataclass(frozen=True, slots=True)
 class Shortfall:
-    """Why a quota refuses: the page size and its numbers, all in bytes."""
+    """A page size for which a quota refuses a demand; all amounts in bytes."""
 
     quota: QuotaKey
     size: PageSize
@@ -34,24 +34,24 @@ class Shortfall:
 
     @property
     def used(self) -> int:
-        """What is charged already."""
+        """The bytes that are already charged."""
         return self.pods + self.retained + self.reserved
 
     @property
     def short(self) -> int:
-        """How much the quota lacks for the request to fit."""
+        """The bytes that the quota lacks for the request."""
         return self.used + self.requested - self.hard
 
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """What is charged to one quota, descendants included.
+    """The charges of one quota, with those of all quotas below.
 
-    ``pods``: of pods that the controller has seen. ``retained``: left in shared files by
-    pods that are gone. ``reservations``: admitted, not yet seen, and the identities of pods
-    that are counted already. ``hard``: the limits; a size that is not named is not limited.
-    ``unreadable``: lines among the reservations that are none; nobody knows what they hold, so
-    nothing is admitted while there are any.
+    ``hard``: the limits; a size that ``hard`` does not name has no limit. ``pods``: the charges
+    of pods that the controller has seen. ``retained``: the charges that gone pods left in shared
+    files. ``reservations``: the reservations of admitted pods that are not counted yet, and the
+    identities of pods that are. ``unreadable``: lines that are not reservations. While there
+    are any, admission admits nothing, because nobody knows what these lines reserve.
     """
 
     quota: QuotaKey
@@ -63,23 +63,23 @@ class Counter:
 
     @property
     def pending(self) -> tuple[Reservation, ...]:
-        """The reservations whose charge counts here: all but the identities."""
+        """The reservations without the identities: those that count as reserved."""
         return tuple(each for each in self.reservations if not each.counted)
 
     @property
     def reserved(self) -> Charge:
-        """What the reservations hold; of two of the same pod the larger, for it comes once."""
+        """The sum of the reservations, with the maximum of those that are for the same pod."""
         return Charge.total(reserved_by_pod(self.reservations).values())
 
     @property
     def used(self) -> Charge:
-        """All that is charged, with every limited size named."""
+        """All charges; names every size that has a limit."""
         return (self.pods + self.retained + self.reserved).named(self.hard)
 
     def shortfalls(self, demand: Charge, uid: str = "") -> tuple[Shortfall, ...]:
-        """Where ``demand`` does not fit, smallest size first; none when it fits.
+        """The sizes for which ``demand`` does not fit, smallest first; empty if all of it fits.
 
-        :param uid: the pod's, so that what is reserved for it already is not asked for twice.
+        :param uid: the pod's UID; the reservations of this pod do not count.
         """
         others = tuple(each for each in self.reservations if each.uid != uid)
         reserved = Charge.total(reserved_by_pod(others).values())
@@ -99,29 +99,29 @@ class Counter:
         )
 
     def charge(self, reservation: Reservation) -> Counter:
-        """With ``reservation`` held; one of the same request is replaced, never doubled."""
+        """A copy with ``reservation``, which replaces one with the same ID."""
         return replace(self, reservations=(*self.release(reservation.id).reservations, reservation))
 
     def release(self, held: ReservationId) -> Counter:
-        """Without the reservation ``held``."""
+        """A copy without the reservation ``held``."""
         kept = tuple(each for each in self.reservations if each.id != held)
         return replace(self, reservations=kept)
 
     def holds(self, held: ReservationId) -> bool:
-        """Whether the reservation ``held`` is there."""
+        """Whether the counter has the reservation ``held``."""
         return any(reservation.id == held for reservation in self.reservations)
 
     def can_hold(self, reservation: Reservation) -> bool:
-        """Whether one object can hold ``reservation`` beside all that are there."""
+        """Whether the quota object has room for one more line, ``reservation``."""
         length = sum(len(each.line) + 3 for each in self.reservations)  # quotes and a comma
         return length + len(reservation.line) + 3 <= LARGEST_RESERVATIONS
 
 
 class Tab:
-    """A counter that several reservations are put on before it is written.
+    """A counter to which a group commit adds several reservations before one write.
 
-    Each is decided with all before it, without adding everything up again: a batch on a
-    quota of a thousand reservations would take longer than its write.
+    The tab keeps running sums. To add up a thousand reservations for each pod of a group would
+    take longer than the write.
     """
 
     def __init__(self, counter: Counter) -> None:
@@ -134,17 +134,17 @@ class Tab:
 
     @property
     def counter(self) -> Counter:
-        """The counter with all that was put on it; the very same when there was nothing."""
+        """The counter with the added reservations; the same object if there are none."""
         if not self._added:
             return self._before
         return replace(self._before, reservations=(*self._before.reservations, *self._added))
 
     def holds(self, reservation: Reservation) -> bool:
-        """Whether it is held already, by an earlier attempt of the same request."""
+        """Whether the tab has a reservation with the same ID: an earlier try of the request."""
         return reservation.id in self._ids
 
     def shortfalls(self, reservation: Reservation) -> tuple[Shortfall, ...]:
-        """Where it does not fit, as :meth:`Counter.shortfalls`."""
+        """The sizes for which ``reservation`` does not fit, as :meth:`Counter.shortfalls`."""
         counter = self._before
         held = self._by_pod.get(reservation.uid, NOTHING)
         return tuple(
@@ -169,11 +169,11 @@ class Tab:
         )
 
     def can_hold(self, reservation: Reservation) -> bool:
-        """Whether one object can hold it beside all that are there."""
+        """Whether the quota object has room for one more line, ``reservation``."""
         return self._length + len(reservation.line) + 3 <= LARGEST_RESERVATIONS
 
     def put(self, reservation: Reservation) -> None:
-        """Put it on."""
+        """Add ``reservation``."""
         held = self._by_pod.get(reservation.uid, NOTHING)
         larger = held.peak(reservation.charge)
         self._by_pod[reservation.uid] = larger
@@ -184,19 +184,19 @@ class Tab:
 
 
 def reserved_by_pod(reservations: Iterable[Reservation]) -> Mapping[str, Charge]:
-    """What is reserved by the UID it is for: a pod is charged to a quota once at most.
+    """The reserved charge of each pod, by UID: the maximum of the pod's reservations.
 
-    An identity reserves nothing: its pod is counted already.
+    An identity reserves nothing, because its pod is already counted.
     """
     held: dict[str, Charge] = {}
     for each in reservations:
         if each.counted:
             continue
-        known = held.get(each.uid)
-        held[each.uid] = each.charge if known is None else known.peak(each.charge)
+        previous = held.get(each.uid)
+        held[each.uid] = each.charge if previous is None else previous.peak(each.charge)
     return held
 
 
 def shortfalls(counters: Iterable[Counter], demand: Charge, uid: str = "") -> tuple[Shortfall, ...]:
-    """Every reason why ``demand`` does not fit, in the order of ``counters``."""
+    """Every shortfall of ``demand``, in the order of ``counters``."""
     return tuple(each for counter in counters for each in counter.shortfalls(demand, uid))

@@ -1,7 +1,7 @@
-"""Demand: what a pod asks for, as the scheduler counts it.
+"""Demand: the effective huge page request of a pod, as the scheduler computes it.
 
-Follows k8s.io/component-helpers/resource/helpers.go, ``PodRequests`` and
-``AggregateContainerRequests``; a differential test compares with that very code.
+The rules are those of ``PodRequests`` and ``AggregateContainerRequests`` in
+k8s.io/component-helpers/resource/helpers.go; a differential test runs that code.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class MalformedDemand(ValueError):
 def demand(spec: Mapping[str, Any]) -> Charge:
     """The effective huge page request of a pod with this ``spec`` (raw JSON).
 
-    Steady state is all containers and sidecars together; an init container runs
-    beside the sidecars started before it; the larger of the two counts, unless the
-    pod as a whole names the size; the runtime's overhead comes on top. Ephemeral
-    containers can't ask for huge pages.
+    In steady state all containers and sidecars run together. An init container runs beside the
+    sidecars that started before it. The demand is the maximum of the two sums, or the amount in
+    ``spec.resources`` for the sizes named there, plus ``spec.overhead``. Ephemeral containers
+    can't request huge pages.
 
     :raises MalformedDemand: for an amount that is malformed, negative, or beyond
         2^63 - 1 bytes, alone or in sum.

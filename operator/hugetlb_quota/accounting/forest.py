@@ -1,4 +1,4 @@
-"""The forest that quotas form: who is above whom, and who may be."""
+"""The forest of quotas: parents, chains, and which quota may attach to which."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import NamedTuple
 from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.selector import Selector
 
-#: A chain longer than this is refused as a cycle would be: every pod's admission
-#: writes once per quota on it, and must end within the webhook's time.
+#: The largest number of quotas on a chain. Admission writes each quota of the chain for each
+#: pod, and must answer within the webhook's timeout. A longer chain is refused like a cycle.
 LONGEST_CHAIN = 16
 
 
@@ -33,15 +33,14 @@ class QuotaKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What the forest needs to know of a HugeTLBQuota's spec.
+    """The fields of a HugeTLBQuota that the forest uses.
 
-    ``hard``: the limit of each size it limits. ``child_namespaces``: which namespaces
-    beside its own may attach children, by their labels; None means no other.
-    ``reclaim_after``: how long a pod must be gone before its files are reclaimed; None
-    keeps them. ``reparents``: whether what is retained goes to its parent when it is deleted.
-    ``uid``: tells it from another of the same name. ``generation``: of the spec.
-    ``attached_to``: the parent that its charges went to last; they stay there when that
-    parent admits it no more.
+    ``hard``: the limit of each size that the quota limits. ``child_namespaces``: selects, by
+    labels, other namespaces whose quotas may attach; None selects none. ``reclaim_after``: how
+    long a pod must be gone before the agent removes the pod's files; None keeps the files.
+    ``reparents``: whether the retained charges go to the parent when the quota is deleted.
+    ``generation``: of the spec. ``attached_to``: the parent that was last charged for this
+    quota. The parent stays charged even if it no longer lets this quota attach.
     """
 
     key: QuotaKey
@@ -58,7 +57,7 @@ class Quota:
 
 
 class Detached(ValueError):
-    """A quota whose chain does not reach a root; ``quota`` is where it breaks."""
+    """A chain does not reach a root; the link from ``quota`` to ``parent`` is broken."""
 
     reason = "Detached"
 
@@ -69,7 +68,7 @@ class Detached(ValueError):
 
 
 class ParentNotFound(Detached):
-    """The parent that a quota names is not there."""
+    """The parent that a quota names does not exist."""
 
     reason = "ParentNotFound"
 
@@ -83,7 +82,7 @@ class ParentNotFound(Detached):
 
 
 class ForeignParent(Detached):
-    """The parent does not let this namespace attach."""
+    """The parent does not let quotas of this namespace attach."""
 
     reason = "ForeignParent"
 
@@ -98,7 +97,7 @@ class ForeignParent(Detached):
 
 
 class Cycle(Detached):
-    """The chain comes back to where it was, or is too long to walk."""
+    """The chain is a cycle or has more than LONGEST_CHAIN quotas."""
 
     reason = "Cycle"
 
@@ -115,10 +114,10 @@ class Cycle(Detached):
 
 
 class Forest:
-    """Quotas by key, with the labels of the namespaces they are in.
+    """Quotas by key, with the labels of their namespaces.
 
-    :param quotas: every quota there is, or at least every one on the chains asked for.
-    :param namespaces: labels by namespace; one that is missing has none.
+    :param quotas: all quotas, or at least all quotas on the chains that the caller needs.
+    :param namespaces: labels by namespace; a missing namespace has no labels.
     """
 
     def __init__(
@@ -142,9 +141,10 @@ class Forest:
     def selecting(
         self, namespace: str, labels: Mapping[str, str], *, partial: bool = False
     ) -> tuple[Quota, ...]:
-        """The quotas that govern a pod directly: of its namespace, selecting its labels.
+        """The quotas of ``namespace`` whose selectors match a pod's ``labels``.
 
-        ``partial``: it has more labels, and every quota counts that may select it.
+        :param partial: whether the pod has more labels than ``labels``; then every quota counts
+            whose selector may match.
         """
         return tuple(
             quota
@@ -156,7 +156,7 @@ class Forest:
     def chain(self, key: QuotaKey) -> tuple[Quota, ...]:
         """The quota ``key`` and its ancestors, up to the root.
 
-        :raises Detached: naming the first link that does not hold.
+        :raises Detached: naming the first broken link.
         """
         walked = [self._quotas[key]]
         while (link := walked[-1]).parent is not None:
@@ -167,10 +167,10 @@ class Forest:
         return tuple(walked)
 
     def attached(self, key: QuotaKey) -> tuple[Quota, ...]:
-        """The chain as far as charges go up: what a detached quota's use counts against.
+        """The quotas that a charge to ``key`` goes to, ``key`` first; never raises Detached.
 
-        An attachment once made holds while anything is charged through it, whatever became
-        of the labels and selectors that it was made by.
+        A quota stays attached while something is charged to it, also after the labels or
+        selectors changed that let it attach.
         """
         walked = [self._quotas[key]]
         while len(walked) < LONGEST_CHAIN:
@@ -181,7 +181,7 @@ class Forest:
         return tuple(walked)
 
     def parent(self, quota: Quota) -> Quota | None:
-        """Where the charges of ``quota`` go: the parent it names, else the one it had."""
+        """The parent that is charged for ``quota``: that of the spec, or else ``attached_to``."""
         if quota.parent is None:
             return None
         try:
@@ -190,10 +190,10 @@ class Forest:
             return None if quota.attached_to is None else self._quotas.get(quota.attached_to)
 
     def attachment(self, quota: Quota, *, charged: bool) -> QuotaKey | None:
-        """What ``quota`` is to remember as ``attached_to``.
+        """The new ``attached_to`` of ``quota``.
 
-        :param charged: whether anything is charged to it; else a link that does not hold
-            any more is forgotten.
+        :param charged: whether something is charged to ``quota``. If not, and the parent does
+            not let ``quota`` attach, the result is None.
         """
         parent = self.parent(quota)
         if parent is None or not (charged or self._may_attach(quota)):
@@ -203,7 +203,7 @@ class Forest:
     def union_of_chains(self, keys: Iterable[QuotaKey]) -> tuple[Quota, ...]:
         """Every quota on the chains of ``keys``, once, each before its ancestors.
 
-        :raises Detached: when one of the chains does not hold.
+        :raises Detached: if one of the chains is broken.
         """
         chains = [self.chain(key) for key in keys]
         union: dict[QuotaKey, Quota] = {}
@@ -215,7 +215,7 @@ class Forest:
         return tuple(union.values())
 
     def children(self, key: QuotaKey) -> tuple[Quota, ...]:
-        """The quotas whose charges go to ``key``."""
+        """The quotas whose charges also go to ``key``, directly."""
         return tuple(
             quota
             for quota in self
@@ -225,9 +225,9 @@ class Forest:
         )
 
     def below(self, keys: Iterable[QuotaKey]) -> set[QuotaKey]:
-        """``keys`` and every quota that has one of them on its chain, or would have it there.
+        """``keys`` and every quota below them, by ``parent`` or ``attached_to``.
 
-        One of ``keys`` may be of no quota: those that name it as their parent count too.
+        A key may name a quota that does not exist; the quotas that name it as parent count too.
         """
         named: dict[QuotaKey, list[QuotaKey]] = {}
         for quota in self:
@@ -242,7 +242,7 @@ class Forest:
         return found
 
     def admits(self, parent: Quota, child: QuotaKey) -> bool:
-        """Whether ``parent`` lets quotas of the child's namespace attach."""
+        """Whether ``parent`` lets quotas of the namespace of ``child`` attach."""
         if parent.key.namespace == child.namespace:
             return True
         labels = self._namespaces.get(child.namespace, {})

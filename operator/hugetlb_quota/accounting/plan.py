@@ -1,7 +1,7 @@
-"""The plan: what every limit file of a pod's cgroups must say.
+"""The plan: the value of every limit file of a pod's cgroups.
 
-``rsvd.max`` refuses in mmap(2), with ENOMEM; ``max`` refuses at the touch, with SIGBUS.
-Both get the same value, so that a program always meets the first.
+``rsvd.max`` makes mmap(2) return ENOMEM; ``max`` kills with SIGBUS at the touch of a page.
+Both files get the same value, so that a program always meets ``rsvd.max`` first.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from hugetlb_quota.page_size import PageSize
 
 Limit = Literal["rsvd.max", "max"]
 
-#: What the files of one cgroup must say, in bytes; None is the kernel's "max". A file
-#: that is not named is left alone.
+#: The limit files of one cgroup and their values, in bytes; None is the kernel's "max". The
+#: agent does not write a file that is not named.
 Limits = Mapping[tuple[PageSize, Limit], int | None]
 
 _BOTH: Final[tuple[Limit, Limit]] = ("rsvd.max", "max")
@@ -24,11 +24,11 @@ _BOTH: Final[tuple[Limit, Limit]] = ("rsvd.max", "max")
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What a pod may use that the API has told of.
+    """What a pod of the API may use.
 
-    ``demand``: the pod as a whole. ``containers``: the own request of each container
-    that has an ID by now. ``pod_level``: sizes that the pod names for all of its
-    containers together (spec.resources), so that each may use all of it.
+    ``demand``: the limit of the whole pod. ``containers``: the request of each container that
+    has an ID, by ID. ``pod_level``: the sizes named in ``spec.resources``; each container may
+    use all of the pod's demand of these sizes.
     """
 
     demand: Charge = NOTHING
@@ -44,14 +44,14 @@ def plan(
     *,
     mirror: bool,
 ) -> Limits:
-    """What the files of one cgroup of a pod must say.
+    """The values of the limit files of one cgroup of a pod.
 
-    :param allowance: None for a pod that the API has not told of yet.
-    :param container: the ID of the container whose cgroup it is; None: the pod's own.
-    :param found: what the files say now.
-    :param sizes: of the machine; a pod gets 0 of each it does not ask for.
-    :param mirror: whether a pod without allowance gets kubelet's own ``max`` as its
-        ``rsvd.max`` too: the same limit, met at mmap(2) and not at the touch.
+    :param allowance: None for a pod that the agent has not seen in the API yet.
+    :param container: the ID of the cgroup's container; None for the pod's own cgroup.
+    :param found: the current values of the files.
+    :param sizes: the page sizes of the node; a size that the pod does not request gets 0.
+    :param mirror: whether a pod without allowance gets kubelet's ``max`` as ``rsvd.max`` too, so
+        that mmap(2) fails instead of the touch.
     """
     if allowance is None:
         return _mirrored(found) if mirror else {}
@@ -59,16 +59,14 @@ def plan(
         return _limited(allowance.demand, sizes)
     own = allowance.containers.get(container)
     if own is None:
-        return {}  # not known yet, or the sandbox: the pod's limit holds it
+        return {}  # a new container or the sandbox: the limit of the pod's cgroup applies
     shared = {size: allowance.demand.of(size) for size in allowance.pod_level}
     return _limited(Charge({**shared, **own}), sizes)
 
 
 def _limited(amounts: Charge, sizes: Iterable[PageSize]) -> Limits:
     return {
-        (size, limit): _as_the_kernel_keeps(amounts.of(size), size)
-        for size in sizes
-        for limit in _BOTH
+        (size, limit): _kernel_value(amounts.of(size), size) for size in sizes for limit in _BOTH
     }
 
 
@@ -76,9 +74,10 @@ def _mirrored(found: Limits) -> Limits:
     return {(size, "rsvd.max"): value for (size, limit), value in found.items() if limit == "max"}
 
 
-def _as_the_kernel_keeps(amount: int, size: PageSize) -> int | None:
-    # hugetlb_cgroup_write() rounds down to whole pages, and the largest number of
-    # pages reads back as "max": any other value would look like drift for ever.
+def _kernel_value(amount: int, size: PageSize) -> int | None:
+    # The value that the kernel returns after a write of ``amount``; any other value would
+    # always look like drift. hugetlb_cgroup_write() rounds down to whole pages, and the largest
+    # number of pages reads back as "max".
     whole = amount // size.bytes * size.bytes
     return whole if whole < 2**63 - size.bytes else None
 
@@ -86,7 +85,7 @@ def _as_the_kernel_keeps(amount: int, size: PageSize) -> int | None:
 def admissible(wanted: int | None, use: int) -> int | None:
     """The value to write for ``wanted`` while ``use`` bytes are in use.
 
-    The kernel refuses a limit below use (EBUSY), so the limit is what is in use and
-    follows it down: nothing more is given, and nothing is taken away.
+    The kernel refuses a limit below the use (EBUSY). Then the limit is the use, and falls with
+    the use: the pod gets nothing more, and loses nothing.
     """
     return None if wanted is None else max(wanted, use)

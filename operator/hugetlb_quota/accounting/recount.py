@@ -1,4 +1,4 @@
-"""The recount: from the pods that are seen to what every quota's counter must say."""
+"""The recount: the new counter of every quota, computed from the observed pods."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from hugetlb_quota.page_size import PageSize
 
 @dataclass(frozen=True, slots=True)
 class ChargedPod:
-    """A pod that is counted: ``quotas`` govern it directly.
+    """A counted pod.
 
-    ``version``: the resourceVersion at which it was seen; 1 where only its node has seen it; 0
-    where a node tells of it, and it may be another's: then its reservations stay.
+    ``quotas``: the quotas that are charged directly. ``version``: the resourceVersion of the
+    observed pod; 1 if only the pod's node has seen the pod; 0 if the node's report may mean
+    another pod with the same UID. Version 0 ends no reservation.
     """
 
     uid: str
@@ -29,9 +30,9 @@ class ChargedPod:
 
 @dataclass(frozen=True, slots=True)
 class Retained:
-    """What the pod ``uid``, which is gone, is charged still on ``node``.
+    """The charge that the gone pod ``uid`` still has on ``node``.
 
-    ``quotas`` are charged directly.
+    ``quotas``: the quotas that are charged directly.
     """
 
     uid: str
@@ -42,9 +43,10 @@ class Retained:
 
 @dataclass(frozen=True, slots=True)
 class RetainedFile:
-    """A shared file in which a pod that is gone left pages.
+    """A shared file in which a gone pod left pages.
 
-    ``charged``: bytes of ``size``. ``quotas``: charged directly. ``uid``: the pod's.
+    ``charged``: bytes of ``size``. ``quotas``: the quotas that are charged directly. ``uid``:
+    the pod's UID.
     """
 
     node: str
@@ -58,9 +60,9 @@ class RetainedFile:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A pod whose line is to stay on ``quotas``, without its charge.
+    """A pod whose line stays on ``quotas`` as an identity, without its charge.
 
-    ``counted``: the word that says so, as in :class:`Reservation`. ``in_api``: the pod is there.
+    ``counted``: as in :class:`Reservation`. ``in_api``: whether the pod is in the API.
     """
 
     counted: str
@@ -70,27 +72,26 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Identities:
-    """The pods of which the quotas must keep who they are, by UID.
+    """The pods whose identities the quotas keep, by UID.
 
-    ``settled``: the pods that have lines and need none any more.
+    ``settled``: the UIDs of pods that have lines and no longer need them.
     """
 
     kept: Mapping[str, Identity] = field(default_factory=dict)
     settled: Set[str] = frozenset()
 
     def spare(self, line: Reservation) -> bool:
-        """Whether the pod of ``line`` is in the API, which knows it too."""
+        """Whether the pod of ``line`` is in the API, so that the line may be dropped."""
         kept = self.kept.get(line.uid)
         return kept is not None and kept.in_api
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What is charged to one quota for pods, and what is retained.
+    """The counted and the retained charges of one quota, with those of all quotas below.
 
-    ``seen``: at which resourceVersion, by UID, of these pods; and at which generation of the
-    quotas below, whose pods are counted here too.
-    ``files``: the largest that hold what is retained, largest first.
+    ``seen``: the resourceVersion of each counted pod and the generation of each quota below,
+    by UID. ``files``: the largest files that hold the retained charge, largest first.
     """
 
     pods: Charge = NOTHING
@@ -99,14 +100,14 @@ class Tally:
     files: tuple[RetainedFile, ...] = ()
 
 
-#: How many files a quota tells of: enough to know where to look.
+#: The largest number of files in a quota's status.
 FILES_TOLD = 5
 
 
-#: How many identities a quota keeps: each makes every admission's write longer. Those of pods
-#: in the API go when there are more. Those of pods that are charged stay. A reservation that would
-#: become another one, of a pod that is neither, stays what it is, and charged: nothing is
-#: forgotten, and the quota fills.
+#: How many identities a quota keeps; each one makes every write of admission longer. Above this
+#: number the identities of pods in the API are dropped. The identities of counted pods stay. A
+#: reservation of a pod that is neither counted nor in the API stays a charged reservation
+#: instead of becoming an identity: nothing is lost, and the quota fills.
 IDENTITIES_KEPT = 256
 
 
@@ -116,10 +117,10 @@ def tally(
     retained: Iterable[Retained] = (),
     files: Iterable[RetainedFile] = (),
 ) -> Mapping[QuotaKey, Tally]:
-    """The tally of every quota of ``forest``, descendants included.
+    """The tally of every quota of ``forest``.
 
-    What is under two quotas with a common ancestor is charged to that ancestor once. A
-    quota whose chain is broken charges the part of it that holds.
+    A pod of two quotas with a common ancestor is charged to the ancestor once. The charges of a
+    quota go up as far as :meth:`Forest.attached` says.
     """
     above = {
         quota.key: frozenset(link.key for link in forest.attached(quota.key)) for quota in forest
@@ -158,12 +159,12 @@ def tally(
 
 
 def largest_first(file: RetainedFile) -> tuple[int, str, str]:
-    """By what files are sorted that people are told of."""
+    """The sort key that puts the file with the largest charge first."""
     return -file.charged, file.node, file.path
 
 
 def expired(counter: Counter, now: datetime) -> tuple[Reservation, ...]:
-    """The reservations for which no create can be under way any more."""
+    """The reservations whose API request has ended at the latest by ``now``."""
     return tuple(each for each in counter.pending if each.expires <= now)
 
 
@@ -173,14 +174,14 @@ def recount(
     gone: Set[ReservationId | str],
     identities: Identities = Identities(),
 ) -> Counter:
-    """``counter`` as it must be written now.
+    """The new ``counter`` to write.
 
-    A reservation ends in the very write that counts its pod under ``pods`` (or the pods of
-    its quota, when it was made for one that moved here), if the pod was seen after the
-    reservation was made; or when its pod is proved ``gone``: seen and released since, or
-    expired and not in the API. One whose pod was not seen stays: there is no moment at which
-    a pod is counted nowhere. Where it ends, its pod's identity stays as long as it is kept.
-    Lines that can't be read go when they are among the ``gone``.
+    A reservation ends in the write that counts its pod under ``pods``, if the pod was seen after
+    the reservation was made. (The reservation of a quota that moved here ends in the write that
+    counts the quota's pods.) A reservation also ends if it is in ``gone``: the pod was seen and
+    released since, or the reservation expired and the pod is not in the API. Any other
+    reservation stays, so that each pod is counted at every moment. An ended reservation becomes
+    an identity if ``identities`` keeps the pod. Unreadable lines in ``gone`` are dropped.
     """
 
     def is_alone(line: Reservation) -> bool:
@@ -220,19 +221,19 @@ def _stays(
     gone: Set[ReservationId | str],
     identities: Identities,
 ) -> Reservation | None:
-    """What is to stand in the place of ``line``; None for nothing."""
+    """The line that replaces ``line``; None to drop ``line``."""
     if not line.counted and counted.seen.get(line.uid, 0) <= line.since and line.id not in gone:
         return line
     kept = identities.kept.get(line.uid)
     if kept is not None and counter.quota in kept.quotas:
         return line.as_identity(kept.counted)
-    # Of an identity that the count knew nothing of, the next one decides.
+    # An identity that this count did not know stays until the next count.
     unknown = kept is None and line.uid not in identities.settled
     return line if line.counted and unknown else None
 
 
 def _bounded(lines: list[Reservation], identities: Identities) -> tuple[Reservation, ...]:
-    """``lines`` without the identities that are too many: the oldest of pods in the API."""
+    """``lines`` without the oldest identities of pods in the API above IDENTITIES_KEPT."""
     excess = sum(1 for each in lines if each.counted) - IDENTITIES_KEPT
     if excess <= 0:
         return tuple(lines)

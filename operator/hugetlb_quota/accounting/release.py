@@ -1,4 +1,4 @@
-"""When a pod that has ended stops being charged: on its node's evidence, not before."""
+"""When the charge of an ended pod ends: on evidence from the pod's node, not before."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EndedPod:
-    """A pod that is finished or deleted.
+    """A finished or deleted pod.
 
-    ``node`` is None when it was never bound. ``resource_version`` is that of its end: the
-    update that finished it, or its deletion; a later one where that is not known.
+    ``node``: None for a pod that was never bound. ``resource_version``: that of the update that
+    finished the pod or of its deletion; a later one if that is not known.
     """
 
     uid: str
@@ -20,17 +20,18 @@ class EndedPod:
 
 @dataclass(frozen=True, slots=True)
 class NodeEvidence:
-    """What is known of a node.
+    """What the controller knows about a node.
 
-    ``exists``: its Node object is there. ``out_of_service``: somebody vouches that it is off,
-    by the taint ``node.kubernetes.io/out-of-service``. ``former_boots``: the boot IDs that the Node
-    was seen with before the one that it has; ``booted_at``: the resourceVersion at which it first
-    had that, or an earlier one; None when it was not seen. ``awaited``: it came so recently that
-    its agent may not have begun.
+    ``exists``: whether the Node object exists. ``out_of_service``: whether the Node has the taint
+    ``node.kubernetes.io/out-of-service``, by which an administrator says that the node is off.
+    ``former_boots``: the earlier boot IDs of the Node. ``booted_at``: the resourceVersion at
+    which the Node first had its present boot ID, or an earlier one; None if the controller did
+    not see the change. ``awaited``: whether the Node is so new that its agent may not run yet.
 
-    The rest is its agent's last report: ``reported_boot_id``, None when it is not known;
-    ``pods_resource_version`` up to which the agent has seen the pods bound to it, None without
-    a report; ``live`` UIDs, whose cgroup is there or may yet come.
+    The other fields are from the agent's last report. ``reported_boot_id``: None if unknown.
+    ``pods_resource_version``: up to this resourceVersion the agent has seen the pods bound to
+    the node; None without a report. ``live``: the UIDs of pods whose cgroup exists or may still
+    be created.
     """
 
     exists: bool
@@ -44,23 +45,23 @@ class NodeEvidence:
 
 
 def is_lost(node: NodeEvidence | None) -> bool:
-    """Whether nothing that ran on the node can be in memory: it is gone, or off."""
+    """Whether the node is gone or off, so that no page of its pods is in memory."""
     return node is None or not node.exists or node.out_of_service
 
 
 def has_booted(node: NodeEvidence) -> bool:
-    """Whether the node is known to have booted since its last report.
+    """Whether the node has certainly booted since its last report.
 
-    That its Node has another boot ID does not say which boot is the later: kubelet may not have
-    told of the present one yet. Boot IDs have no order and never come again, so the report is of
-    an earlier boot where the Node was seen with its boot ID, and then with another. Else it
-    holds: what has ended by a report can't begin in a later boot.
+    If the boot IDs of the report and of the Node differ, either one can be the later: kubelet
+    may not have updated the Node yet. Boot IDs have no order and never repeat. So the report is
+    of an earlier boot if the Node had the report's boot ID and then got another. Otherwise the
+    report holds: a pod that ended before a report can't start in a later boot.
     """
     return node.reported_boot_id in node.former_boots
 
 
 def holds(node: NodeEvidence | None) -> bool:
-    """Whether what the node's last report says of charges is true still."""
+    """Whether the charges in the node's last report are still valid."""
     return (
         node is not None
         and not is_lost(node)
@@ -70,15 +71,16 @@ def holds(node: NodeEvidence | None) -> bool:
 
 
 def proved_up_to(node: NodeEvidence | None) -> int | None:
-    """The resourceVersion up to which the end of a pod is proved to be the end of its cgroup.
+    """The resourceVersion up to which an ended pod that is not live has no cgroup.
 
-    That of a pod which the node does not list as live. None: of any, whenever it ends.
+    None: no ended pod of the node has a cgroup, because the node is gone, is off, or has no
+    agent.
 
-    Any, where the node is gone, off, or has no agent. A node that has booted since its last
-    report proves it of the pods that ended before that boot. Another may have run in the new
-    boot, of which no report tells yet. Else the agent must have seen the end: resource versions
-    of one kind are ordered (KEP-5504), so a report that has reached it is evidence, and one
-    from before, when the cgroup was perhaps not made yet, is not.
+    If the node has booted since its last report, the pods that ended before the boot have no
+    cgroup. A pod that ended later may have run in the new boot, which no report describes yet.
+    Otherwise the agent must have seen the end. Resource versions of one kind are ordered
+    (KEP-5504), so a report that has reached the end is evidence. An earlier report is not: the
+    cgroup may have been created after it.
     """
     if node is None or is_lost(node) or node.pods_resource_version is None:
         return None
@@ -88,9 +90,9 @@ def proved_up_to(node: NodeEvidence | None) -> int | None:
 
 
 def is_released(pod: EndedPod, node: NodeEvidence | None) -> bool:
-    """Whether the pod's cgroup is gone; what is charged still, its node's report tells.
+    """Whether the pod's cgroup is gone; then the node's report lists what is still charged.
 
-    A pod that was never bound had none.
+    A pod that was never bound had no cgroup.
     """
     proved = None if pod.node is None else proved_up_to(node)
     if proved is None or node is None:

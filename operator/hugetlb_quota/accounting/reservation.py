@@ -1,7 +1,7 @@
-"""A reservation, and the one place that knows how its line is written.
+"""A reservation, and the format of its line in ``status.reservations``.
 
-A quota's status holds reservations as an atomic list of strings. A list of objects makes
-a PUT twenty times slower at 800 reservations, and the charge is the write.
+A quota's status holds reservations as an atomic list of strings. With 800 reservations, a list
+of objects makes a PUT twenty times slower, and each charge is one PUT.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from hugetlb_quota import quantity
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.page_size import RESOURCE_PREFIX, PageSize
 
-#: How long a create may be under way after admission, unless the programs are told: the API
-#: server's own limit on a request (kube-apiserver --request-timeout).
+#: The default of how long a create request may last after admission: that of kube-apiserver's
+#: --request-timeout.
 RESERVATION_LIFETIME: Final = timedelta(seconds=60)
-#: How many bytes the reservations of one quota may have. etcd refuses a request above
-#: 1.5 MiB (--max-request-bytes); the rest is for annotations, managedFields and the
-#: remaining status.
+#: The largest length of one quota's reservations, in bytes. etcd refuses a request above
+#: 1.5 MiB (--max-request-bytes); the rest is for annotations, managedFields and the other
+#: status fields.
 LARGEST_RESERVATIONS: Final = 1024**2
-#: The seventh word of an identity, in place of a node's name: the pod is bound to none.
+#: The seventh word of an identity, instead of a node's name: the pod is not bound to a node.
 UNBOUND: Final = "-"
-#: The same: the pod was never seen, and an agent that is away may yet tell of it.
+#: The same: nobody has seen the pod, and an agent that is down may still report it.
 SOMEWHERE: Final = "?"
 _TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
 _WORD: Final = re.compile(r"[!-~]{1,128}")
@@ -35,7 +35,7 @@ _PLAIN: Final = "/-._~:"
 
 
 class MalformedReservation(ValueError):
-    """A line that is no reservation."""
+    """A line that is not a reservation."""
 
     def __init__(self, line: str) -> None:
         super().__init__(f"{line[:200]!r} is no reservation.")
@@ -43,7 +43,7 @@ class MalformedReservation(ValueError):
 
 
 class ReservationId(NamedTuple):
-    """Which request reserved, for which pod (or moving quota)."""
+    """The UIDs of the pod (or of the quota that moves) and of the admission request."""
 
     uid: str
     request: str
@@ -51,16 +51,15 @@ class ReservationId(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """A charge admitted for a pod that is not yet counted.
+    """A charge for an admitted pod that is not counted yet, or the identity of a counted pod.
 
-    ``uid`` identifies the pod, ``pod`` is its ``namespace/name``. Until ``expires``
-    the API request that creates the pod may still be under way. ``request``: the UID of
-    the admission request that reserved. ``since``: the resourceVersion of the pod that the
-    request changes, 0 when it creates one; the generation of a quota that moves.
-    ``counted``: a node's name, :data:`UNBOUND` or :data:`SOMEWHERE` when the line is a mere
-    identity: the pod's charge is counted elsewhere, and here it is kept who is to pay for
-    what the node may yet tell of it. "" while the charge counts here.
-    ``text``: the line it was read from, with what a newer release may have added.
+    ``uid``: the pod's UID. ``pod``: the pod's ``namespace/name``. ``expires``: until then the
+    API request that creates the pod may still run. ``request``: the UID of the admission
+    request. ``since``: the resourceVersion of the pod that the request updates, 0 if the request
+    creates the pod; for a quota that moves, its generation. ``counted``: "" for a reservation.
+    For an identity, the name of the pod's node, :data:`UNBOUND` or :data:`SOMEWHERE`: the line
+    reserves nothing, and says which quota pays if the node reports the pod. ``text``: the line
+    as read, with the words that a newer release may have added.
     """
 
     uid: str
@@ -74,12 +73,12 @@ class Reservation:
 
     @property
     def id(self) -> ReservationId:
-        """What tells it from every other, also of the same pod."""
+        """The key of this reservation; a pod can have several reservations."""
         return ReservationId(self.uid, self.request)
 
     @property
     def line(self) -> str:
-        """As it stands in the status."""
+        """The line in the status."""
         return self.text or " ".join(
             (
                 self.uid,
@@ -93,22 +92,25 @@ class Reservation:
         )
 
     def as_identity(self, counted: str) -> Reservation:
-        """The same as an identity on the node ``counted``; what a newer release added goes."""
+        """A copy that is an identity with the word ``counted``.
+
+        A copy that differs loses the words that a newer release added.
+        """
         if counted == self.counted:
             return self
         return replace(self, counted=counted, text="")
 
 
 def is_word(text: str) -> bool:
-    """Whether ``text`` can stand in a line as an identity: printable ASCII without spaces."""
+    """Whether ``text`` can be a word of a line: 1 to 128 characters of printable ASCII."""
     return _WORD.fullmatch(text) is not None
 
 
 @lru_cache(maxsize=16384)
 def parse(line: str) -> Reservation:
-    """The reservation that ``line`` is. Pure, and each line is read thousands of times.
+    """The reservation that ``line`` describes; cached, because each line is read often.
 
-    :raises MalformedReservation: when it is none.
+    :raises MalformedReservation: if ``line`` is not a reservation.
     """
     words = line.split(" ")
     try:
@@ -128,7 +130,7 @@ def parse(line: str) -> Reservation:
 
 
 def parse_all(lines: Any) -> tuple[tuple[Reservation, ...], tuple[str, ...]]:
-    """What ``status.reservations`` holds: the reservations, and the lines that are none."""
+    """The reservations in ``status.reservations``, and the lines that are not reservations."""
     read: list[Reservation] = []
     unreadable: list[str] = []
     for line in lines if isinstance(lines, list) else () if lines is None else [lines]:
@@ -153,7 +155,7 @@ def _parse_charge(text: str) -> Charge:
 
 
 def _render_time(moment: datetime) -> str:
-    # Up to a full second: a reservation must not end early.
+    # Round up to a whole second: a reservation must not end early.
     moment = moment.astimezone(UTC)
     if moment.microsecond:
         moment = moment.replace(microsecond=0) + timedelta(seconds=1)

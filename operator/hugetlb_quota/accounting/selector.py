@@ -1,4 +1,4 @@
-"""Label selectors, as apimachinery's ``LabelSelectorAsSelector`` reads them."""
+"""Label selectors with the meaning of apimachinery's ``LabelSelectorAsSelector``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-#: What a label's name and value are (apimachinery/pkg/util/validation), and a name's prefix.
+#: A label's name or value, and the prefix of a name (apimachinery/pkg/util/validation).
 _LABEL: Final = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _DOMAIN: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?")
 _LONGEST_PREFIX: Final = 253
@@ -17,14 +17,14 @@ Operator = Literal["In", "NotIn", "Exists", "DoesNotExist"]
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One expression over one label."""
+    """One condition on one label."""
 
     key: str
     operator: Operator
     values: frozenset[str] = frozenset()
 
     def matches(self, labels: Mapping[str, str]) -> bool:
-        """Whether ``labels`` meet it; as in Kubernetes, NotIn holds for an absent label."""
+        """Whether ``labels`` match; as in Kubernetes, NotIn matches an absent label."""
         match self.operator:
             case "In":
                 return self.key in labels and labels[self.key] in self.values
@@ -38,13 +38,13 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """All requirements together; none at all matches everything."""
+    """A list of requirements that must all match; an empty list matches everything."""
 
     requirements: tuple[Requirement, ...] = field(default=())
 
     @classmethod
     def from_json(cls, selector: Mapping[str, Any] | None) -> Selector:
-        """From a ``LabelSelector`` in JSON, one that its schema has accepted."""
+        """From a ``LabelSelector`` in JSON that its schema has accepted."""
         selector = selector or {}
         labels = (selector.get("matchLabels") or {}).items()
         expressions = selector.get("matchExpressions") or ()
@@ -58,20 +58,20 @@ class Selector:
 
     @property
     def keys(self) -> frozenset[str]:
-        """The labels that it asks about."""
+        """The keys of the labels that the requirements name."""
         return frozenset(requirement.key for requirement in self.requirements)
 
     def fault(self) -> str:
-        """Why no API server would take it, or no labels can match it; "" when some can."""
+        """Why the selector is invalid or matches no labels; "" if it matches some."""
         for requirement in self.requirements:
             if why := _fault(requirement):
                 return why
         return next(filter(None, map(self._contradiction, sorted(self.keys))), "")
 
     def _contradiction(self, key: str) -> str:
-        """Why no label ``key``, nor its absence, meets all requirements; "" when one does.
+        """Why no value of the label ``key``, nor its absence, matches; "" if one does.
 
-        Requirements on different labels are always met together.
+        Only requirements on the same label can contradict each other.
         """
         mine = [each for each in self.requirements if each.key == key]
         needed = [each for each in mine if each.operator in ("In", "Exists")]
@@ -81,7 +81,7 @@ class Selector:
             return f"it asks for the label {key} and for its absence."
         wanted = [each.values for each in mine if each.operator == "In"]
         if not wanted:
-            return ""  # of all values, some are not excluded
+            return ""  # NotIn never excludes all values
         common = frozenset.intersection(*wanted)
         if not common:
             return f"it asks that the label {key} have two values at once."
@@ -91,11 +91,11 @@ class Selector:
         return ""
 
     def matches(self, labels: Mapping[str, str]) -> bool:
-        """Whether ``labels`` meet every requirement."""
+        """Whether ``labels`` match every requirement."""
         return all(requirement.matches(labels) for requirement in self.requirements)
 
     def may_match(self, labels: Mapping[str, str]) -> bool:
-        """Whether ``labels``, with more that are not known, may meet every requirement."""
+        """Whether ``labels`` and further, unknown labels may match every requirement."""
         return all(each.key not in labels or each.matches(labels) for each in self.requirements)
 
 

@@ -1,4 +1,4 @@
-"""Through which volume of its pod a hugetlbfs file is reached."""
+"""The volume of a pod through which the pod reaches a hugetlbfs file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 
-#: Where kubelet mounts a pod's volume (pkg/volume/emptydir and local: GetPath); the last part
-#: is the volume's name, or of a local PersistentVolume the PersistentVolume's.
+#: The path where kubelet mounts a volume (GetPath of pkg/volume/emptydir and local). The last
+#: part is the name of the volume or, for a local PersistentVolume, of the PersistentVolume.
 _KUBELETS: Final = re.compile(
     r"/pods/[^/]+/volumes/kubernetes\.io~(empty-dir|local-volume)/([^/]+)$"
 )
@@ -19,7 +19,7 @@ _KUBELETS: Final = re.compile(
 class Volume:
     """A volume of a pod that can be on a hugetlbfs of the host.
 
-    ``host_path``: the directory or file it names; None: a claim, which names none.
+    ``host_path``: the directory or file of a hostPath volume; None for a claim.
     """
 
     name: str
@@ -27,14 +27,14 @@ class Volume:
 
 
 def volume_of(mount: str, path: str, volumes: Iterable[Volume]) -> str:
-    """The name of the volume, empty when it can't be told.
+    """The name of the volume; empty if it is unknown.
 
-    Of several claims it can't be told which one stands for a local PersistentVolume: then it
-    is the PersistentVolume's name where kubelet's mount shows that.
+    If the pod has several claims, the claim of a local PersistentVolume is unknown: the result
+    is the name of the PersistentVolume if kubelet's mount path shows it.
 
-    :param mount: where the file's hugetlbfs is mounted on the host; empty: nowhere.
-    :param path: of the file, below ``mount``.
-    :param volumes: those of the pod that is charged for it.
+    :param mount: the mount point of the file's hugetlbfs on the host; empty if not mounted.
+    :param path: the path of the file below ``mount``.
+    :param volumes: the volumes of the pod that is charged for the file.
     """
     if not mount:
         return ""
