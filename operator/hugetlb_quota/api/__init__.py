@@ -1,6 +1,6 @@
 """The API group ``hugetlb.dev``: pydantic models of its kinds, and their CRDs.
 
-Knows how an object looks, not how it gets here; no client, no accounting.
+The models describe the objects. This package has no API client and no accounting.
 """
 
 GROUP = "hugetlb.dev"

@@ -1,8 +1,8 @@
-"""The CustomResourceDefinitions, made from the models.
+"""The CustomResourceDefinitions, generated from the models.
 
-``python -m hugetlb_quota.api.crd DIRECTORY`` writes them; a test fails when the ones in
-``crds/`` differ. The rules that CEL can check are written beside them here, so that the
-API server itself refuses what can be refused without knowing other quotas.
+``python -m hugetlb_quota.api.crd DIRECTORY`` writes the definitions; a test fails if ``crds/``
+differs. This module also has the CEL rules, by which the API server refuses a quota that is
+wrong whatever other quotas exist.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hugetlb_quota.page_size import RESOURCE_PREFIX, PageSize
 
 _Json = dict[str, Any]
 
-#: An amount as Kubernetes takes it anywhere: 0 or "4Gi". The length bounds CEL's cost.
+#: A Kubernetes quantity: 0 or "4Gi". maxLength bounds the cost of the CEL rules.
 _QUANTITY: Final[_Json] = {
     "x-kubernetes-int-or-string": True,
     "anyOf": [{"type": "integer"}, {"type": "string"}],
@@ -31,8 +31,8 @@ _IS_AMOUNT: Final = "isQuantity(string(self[name])) && quantity(string(self[name
 _AMOUNT: Final = "quantity(string(self[name])).asInteger()"
 _SIZE: Final = f"name.substring({len(RESOURCE_PREFIX)})"
 _LIMIT: Final = "'the limit of ' + name + ' is ' + string(self[name]) + '"
-#: What is wrong with an entry of hard, called ``name`` in CEL, and the sentence that
-#: says so, a CEL expression. A name says its own page size.
+#: Pairs of CEL expressions: the first is true for a wrong entry of hard, whose key is ``name``;
+#: the second is the error message.
 _WRONG: Final = (
     (
         f"!({_KNOWN})",
@@ -65,7 +65,7 @@ def quota_crd() -> _Json:
         "maxProperties": len(PageSize.all()),
         "x-kubernetes-validations": _HARD_RULES,
     }
-    # Charged by compare-and-swap alone, and a map of objects makes that write slow.
+    # Every charge is a write of this list, and a list of type map makes the write slow.
     schema["properties"]["status"]["properties"]["reservations"]["x-kubernetes-list-type"] = (
         "atomic"
     )
@@ -103,7 +103,7 @@ def quota_crd() -> _Json:
 def node_crd() -> _Json:
     """The definition of HugeTLBNode."""
     schema = _structural(node.HugeTLBNode)
-    # A list that is a map by key makes a PUT of hundreds of entries slow.
+    # A list of type map makes a PUT of hundreds of entries slow.
     schema["properties"]["status"]["properties"]["pods"]["x-kubernetes-list-type"] = "atomic"
     _as_map(schema, "conditions", key="type")
     return _definition(
@@ -134,7 +134,7 @@ def node_crd() -> _Json:
 
 
 def file_name(definition: _Json) -> str:
-    """What the definition's file is called, ``hugetlb.dev_hugetlbquotas.yaml``."""
+    """The name of the definition's file, ``hugetlb.dev_hugetlbquotas.yaml``."""
     return f"{GROUP}_{definition['spec']['names']['plural']}.yaml"
 
 
@@ -187,10 +187,10 @@ def _definition(
 
 
 def _structural(model: type[Model]) -> _Json:
-    """The model's JSON schema in the structural form that CRDs demand.
+    """The model's JSON schema in the structural form that CRDs require.
 
-    No references, no null alternatives (an optional field is merely not required), no
-    titles; unknown fields are pruned by the API server, and refused by kubectl.
+    The schema has no references, no null alternatives (an optional field is not required) and
+    no titles. The API server prunes unknown fields, and kubectl refuses them.
     """
     schema = model.model_json_schema(by_alias=True, mode="serialization")
     definitions = schema.pop("$defs", {})
@@ -222,7 +222,7 @@ def _structural(model: type[Model]) -> _Json:
 
 
 def _as_map(schema: _Json, field: str, *, key: str) -> None:
-    """Merge the status list ``field`` by ``key``, for server-side apply and clients."""
+    """Declare the status list ``field`` a map by ``key``, for server-side apply and clients."""
     schema["properties"]["status"]["properties"][field] |= {
         "x-kubernetes-list-type": "map",
         "x-kubernetes-list-map-keys": [key],
@@ -235,7 +235,7 @@ class _WithoutAliases(yaml.SafeDumper):
 
 
 def main() -> None:
-    """Write every definition into the directory given."""
+    """Write every definition into the directory of the first argument."""
     directory = Path(sys.argv[1])
     directory.mkdir(parents=True, exist_ok=True)
     for definition in (quota_crd(), node_crd()):

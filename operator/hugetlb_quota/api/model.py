@@ -1,4 +1,4 @@
-"""What every model here has in common: camelCase names, and nothing unknown."""
+"""The base class of all models, and the models of Kubernetes' shared types."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pydantic.alias_generators import to_camel
 
 
 class Model(BaseModel):
-    """Part of an API object, in snake_case here and in camelCase in JSON."""
+    """A part of an API object: snake_case here, camelCase in JSON, no unknown fields."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True
     )
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON for the API server; what is not set is left out."""
+        """The JSON for the API server, without the fields that are None."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
@@ -25,9 +25,11 @@ _M = TypeVar("_M", bound=Model)
 
 
 def read_leniently(model: type[_M], raw: Any) -> _M:
-    """The model without the fields of newer releases, on its own level.
+    """Read ``raw``, and ignore unknown fields, which a newer release may have added.
 
-    :raises ValueError: when what is left is not what the model says.
+    Only the top level may have unknown fields.
+
+    :raises ValueError: if ``raw`` does not match the model otherwise.
     """
     if not isinstance(raw, dict):
         raise ValueError(f"{raw!r} is no object.")
@@ -36,11 +38,11 @@ def read_leniently(model: type[_M], raw: Any) -> _M:
 
 
 class LabelSelectorRequirement(Model):
-    """One expression over one label."""
+    """One condition on one label."""
 
-    key: str = Field(description="The label's name.")
+    key: str = Field(description="The name of the label.")
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"] = Field(
-        description="How the label's value compares with values; Exists and DoesNotExist take none."
+        description="How to compare the label with values. Exists and DoesNotExist use no values."
     )
     values: list[str] = Field(
         default_factory=list, description="The values that In and NotIn compare with."
@@ -48,33 +50,35 @@ class LabelSelectorRequirement(Model):
 
 
 class LabelSelector(Model):
-    """A label query; all of it must match, and an empty one matches everything."""
+    """A label selector. All parts must match; an empty selector matches everything."""
 
     match_labels: dict[str, str] = Field(
-        default_factory=dict, description="Labels that must all be there with these values."
+        default_factory=dict, description="The object must have all these labels and values."
     )
     match_expressions: list[LabelSelectorRequirement] = Field(
-        default_factory=list, description="Expressions over labels that must all be true."
+        default_factory=list, description="The object must meet all these requirements."
     )
 
 
 class Condition(Model):
-    """One aspect of an object's state, as metav1.Condition has it."""
+    """One aspect of an object's state, as in metav1.Condition."""
 
-    type: str = Field(description="Which aspect; each is True when all is well.")
-    status: Literal["True", "False", "Unknown"] = Field(description="Whether it is so.")
-    reason: str = Field(description="Why, in one word.")
-    message: str = Field(
-        default="", max_length=32768, description="Why, in a sentence, and what to do."
+    type: str = Field(description="The name of the condition. True is the good state.")
+    status: Literal["True", "False", "Unknown"] = Field(
+        description="True, False, or Unknown if the state can't be determined."
     )
-    last_transition_time: datetime = Field(description="When status became what it is.")
+    reason: str = Field(description="The reason for the status, in one word.")
+    message: str = Field(
+        default="", max_length=32768, description="The reason in a sentence, and what to do."
+    )
+    last_transition_time: datetime = Field(description="When the status last changed.")
     observed_generation: int | None = Field(
-        default=None, description="The metadata.generation of the spec that this is about."
+        default=None, description="The metadata.generation of the spec that the condition is for."
     )
 
 
 class ObjectMeta(BaseModel):
-    """What is read of an object's metadata; the rest is passed over."""
+    """The metadata fields that the programs read; other fields are ignored."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True

@@ -1,4 +1,4 @@
-"""HugeTLBNode: the agent's report of its node (status), the controller's wishes (spec)."""
+"""HugeTLBNode: the agent's report of its node (status), the controller's orders (spec)."""
 
 from __future__ import annotations
 
@@ -17,140 +17,178 @@ PLURAL: Final = "hugetlbnodes"
 class PoolStatus(Model):
     """One pool of huge pages of the node, in pages."""
 
-    page_size: str = Field(description="hugepages-2Mi, as Kubernetes names it.")
-    numa_node: int | None = Field(default=None, description="Absent: the whole node.")
-    total: int = Field(description="All pages of the pool.")
-    free: int = Field(description="Of these, not taken; some of them may be reserved.")
-    reserved: int | None = Field(
-        default=None, description="Promised to mappings, not yet faulted; the whole node only."
+    page_size: str = Field(description="The page size as in Kubernetes: hugepages-2Mi.")
+    numa_node: int | None = Field(
+        default=None, description="The NUMA node; absent for the pool of the whole node."
     )
-    surplus: int = Field(description="Pages beyond nr_hugepages, which go when they are free.")
+    total: int = Field(description="All pages of the pool.")
+    free: int = Field(description="The pages that are not allocated, with the reserved ones.")
+    reserved: int | None = Field(
+        default=None,
+        description="The pages that are reserved for mappings and not faulted yet; only for the"
+        " whole node.",
+    )
+    surplus: int = Field(
+        description="The pages above nr_hugepages; the kernel removes them when they are freed."
+    )
 
 
 class NodePodStatus(Model):
-    """A pod of the node that asks for huge pages, or that the kernel charges for some.
+    """A pod of the node that requests huge pages, or that the kernel charges for some.
 
-    There is one entry for each pod's cgroup, also when that is gone and something is charged
-    to it still.
+    There is one entry for each pod's cgroup. The entry stays while the kernel charges
+    something to the cgroup, even if the cgroup is gone.
     """
 
-    uid: str = Field(description="UID of the pod; of one that nobody names, that of its cgroup.")
-    namespace: str = Field(default="", description="Empty: no agent ever saw the pod in the API.")
-    name: str = Field(default="", description="The pod's; empty: as with namespace.")
+    uid: str = Field(
+        description="The UID of the pod. If no agent ever saw the pod in the API: the UID in the"
+        " name of the cgroup."
+    )
+    namespace: str = Field(
+        default="",
+        description="The namespace of the pod; empty if no agent ever saw the pod in the API.",
+    )
+    name: str = Field(
+        default="",
+        description="The name of the pod; empty if no agent ever saw the pod in the API.",
+    )
     labels: dict[str, str] = Field(
-        default_factory=dict, description="As the agent saw them last: they say who pays."
+        default_factory=dict,
+        description="The last labels of the pod that the agent saw. They select the quotas that"
+        " pay.",
     )
     labels_left_out: int | None = Field(
         default=None,
-        description="So many more it has, for which there was no room: every quota pays that may"
-        " select it by those that are here. Absent: none.",
+        description="How many labels of the pod are missing in labels, for lack of room. Then"
+        " every quota pays whose selector may match. Absent: none.",
     )
     cgroup: str = Field(
         default="",
-        description="The UID in the name of its cgroup where that is another: of a static pod.",
+        description="The UID in the name of the cgroup, if it differs from uid, as it does for a"
+        " static pod.",
     )
-    live: bool = Field(description="Whether its cgroup is there or may yet come.")
+    live: bool = Field(description="Whether the cgroup exists or may still be created.")
     demand: ResourceList = Field(
         default_factory=dict,
-        description="Bytes that it asks for, as the agent saw it last: it may yet use them while"
-        " it is live.",
+        description="The bytes that the pod requests, as the agent last saw. A live pod may still"
+        " come to use them.",
     )
     charged: ResourceList = Field(
         default_factory=dict,
-        description="Bytes that the kernel charges to its cgroup and all below it, reserved or"
-        " faulted.",
+        description="The bytes that the kernel charges to the cgroup and all cgroups below,"
+        " reserved or faulted.",
     )
     ended_at: datetime | None = Field(
-        default=None, description="When it was first seen that it is not live any more."
+        default=None, description="When the agent first saw that the pod is no longer live."
     )
 
 
 class FileStatus(Model):
-    """A hugetlbfs file that pages are charged for; one entry for each pod that is charged."""
+    """A hugetlbfs file and a pod that is charged for it; a file has an entry for each pod."""
 
-    path: str = Field(description="Below the mount; of an internal file its name.")
-    mount: str = Field(description="Where it is mounted on the host; empty: nowhere.")
+    path: str = Field(
+        description="The path below the mount point; for a file inside the kernel, its name."
+    )
+    mount: str = Field(
+        description="The mount point of the hugetlbfs on the host; empty if not mounted."
+    )
     volume: str = Field(
         default="",
-        description="Volume of that pod through which it is reached; empty: it can't be told.",
+        description="The volume through which the pod reaches the file; empty if unknown.",
     )
-    page_size: str = Field(description="hugepages-2Mi, as Kubernetes names it.")
-    charged: str = Field(description="Bytes of it charged to the pod, as a quantity.")
-    uid: str = Field(default="", description="That pod's, as in pods; empty: the system.")
-    since: datetime = Field(description="When it was first seen charged.")
+    page_size: str = Field(description="The page size as in Kubernetes: hugepages-2Mi.")
+    charged: str = Field(
+        description="The bytes of the file that are charged to the pod, as a quantity."
+    )
+    uid: str = Field(
+        default="", description="The UID of the pod, as in pods; empty for a process of no pod."
+    )
+    since: datetime = Field(description="When the agent first saw this charge.")
 
 
 class MountStatus(Model):
-    """A hugetlbfs superblock, with its own limit beside the quotas'."""
+    """A hugetlbfs superblock; it can have a limit of its own."""
 
-    path: str = Field(description="Where it is mounted on the host.")
-    page_size: str = Field(description="hugepages-2Mi, as Kubernetes names it.")
-    limit: str | None = Field(default=None, description="size=, as a quantity; absent: none.")
-    minimum: str | None = Field(default=None, description="min_size=, as a quantity.")
-    used: str = Field(description="Reserved in it or allocated, as a quantity.")
+    path: str = Field(description="The mount point on the host.")
+    page_size: str = Field(description="The page size as in Kubernetes: hugepages-2Mi.")
+    limit: str | None = Field(
+        default=None, description="The mount option size=, as a quantity; absent: no limit."
+    )
+    minimum: str | None = Field(
+        default=None, description="The mount option min_size=, as a quantity."
+    )
+    used: str = Field(description="The bytes reserved or allocated, as a quantity.")
 
 
 class LeftOut(Model):
-    """What a report has no room for: an object's size has a limit."""
+    """What the report leaves out, because the size of an object is limited."""
 
-    files: int = Field(default=0, description="Of the largest files that would be told.")
-    labels: int = Field(default=0, description="Pods of which labels are left out.")
+    files: int = Field(
+        default=0, description="How many of the largest files the report leaves out."
+    )
+    labels: int = Field(default=0, description="How many pods have labels left out.")
     pods: int = Field(
         default=0,
-        description="Pods of which no report told yet; podsResourceVersion stays where it was.",
+        description="How many new pods no report has listed yet. While there are any,"
+        " podsResourceVersion does not advance.",
     )
 
 
 class ReclaimSpec(Model):
-    """A pod whose files are to be truncated and removed once it is gone for so long."""
+    """A pod whose files the agent truncates and removes when the pod is gone for long enough."""
 
-    uid: str = Field(description="As in status.pods.")
-    after: str = Field(description="From its end, as 10m; a duration.")
+    uid: str = Field(description="The UID of the pod, as in status.pods.")
+    after: str = Field(description="The duration from the end of the pod, such as 10m.")
 
 
 class HeirSpec(Model):
-    """Who pays for a gone pod whose own quota was deleted."""
+    """The quotas that pay for a gone pod whose own quota was deleted."""
 
-    uid: str = Field(description="As in status.pods.")
-    quotas: list[str] = Field(description="namespace/name of the quotas, sorted.")
+    uid: str = Field(description="The UID of the pod, as in status.pods.")
+    quotas: list[str] = Field(description="namespace/name of each quota, sorted.")
 
 
 class HugeTLBNodeSpec(Model):
-    """What the controller wants of the node, and what it must not forget of the node's pods."""
+    """The controller's orders to the agent, and its memory of the node's pods."""
 
     reclaim: list[ReclaimSpec] = Field(
         default_factory=list, description="The gone pods whose files the agent may remove."
     )
     heirs: list[HeirSpec] = Field(
         default_factory=list,
-        description="Who pays for what gone pods left, where their own quota was deleted.",
+        description="The quotas that pay for gone pods whose own quota was deleted.",
     )
 
 
 class HugeTLBNodeStatus(Model):
-    """The agent's report, and its only memory."""
+    """The agent's report of the node, and the agent's only memory."""
 
-    boot_id: str = Field(default="", alias="bootID", description="The kernel that this tells of.")
+    boot_id: str = Field(
+        default="", alias="bootID", description="The boot ID of the kernel that is reported."
+    )
     pods_resource_version: str = Field(
-        default="", description="Up to where the agent has seen the pods bound to its node."
+        default="",
+        description="Up to this resourceVersion the agent has seen the pods bound to the node.",
     )
     reported_at: datetime | None = Field(
-        default=None, description="When the agent wrote this, by the node's clock."
+        default=None, description="When the agent wrote the report, by the node's clock."
     )
-    summary: str = Field(default="", description="What is free of the pools, for people.")
+    summary: str = Field(default="", description="The free pages of each pool, for people.")
     pools: list[PoolStatus] = Field(
-        default_factory=list, description="The pools of huge pages, of the node and of each part."
+        default_factory=list,
+        description="The pools of huge pages, of the whole node and of each NUMA node.",
     )
     pods: list[NodePodStatus] = Field(
         default_factory=list,
-        description="The pods that ask for huge pages or are charged for some, live and gone.",
+        description="The pods, live and gone, that request huge pages or are charged for some.",
     )
     system: ResourceList = Field(
-        default_factory=dict, description="Charged to cgroups of no pod: the host's processes."
+        default_factory=dict,
+        description="The charges of cgroups that are not a pod's: those of the host's processes.",
     )
     unlisted: ResourceList = Field(
         default_factory=dict,
-        description="Counted by the kernel, and in nothing that its charge list shows.",
+        description="The charges that the kernel counts and the charge list does not show.",
     )
     files: list[FileStatus] = Field(
         default_factory=list, description="The largest hugetlbfs files; not all of them."
@@ -158,16 +196,19 @@ class HugeTLBNodeStatus(Model):
     mounts: list[MountStatus] = Field(
         default_factory=list, description="The hugetlbfs mounts of the host."
     )
-    left_out: LeftOut | None = Field(default=None, description="Absent: nothing.")
+    left_out: LeftOut | None = Field(
+        default=None, description="What the report leaves out; absent: nothing."
+    )
     conditions: list[Condition] = Field(
         default_factory=list,
-        description="Ready: pods are held to what they may use. ChargeListReadable: the kernel's"
-        " own list of charges is read. MountsHaveRoom: no mount is at its size=.",
+        description="Ready: the agent limits every pod to what the pod may use."
+        " ChargeListReadable: the agent can read the kernel's charge list. MountsHaveRoom: no"
+        " mount has reached its size=.",
     )
 
 
 class HugeTLBNode(Model):
-    """A HugeTLBNode object."""
+    """A HugeTLBNode reports the huge pages of a node, and the pods that use them."""
 
     api_version: str = Field(default="", description="Group and version of this kind.")
     kind: str = Field(default=KIND, description="HugeTLBNode.")

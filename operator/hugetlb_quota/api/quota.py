@@ -12,29 +12,29 @@ from hugetlb_quota.page_size import PageSize
 
 KIND: Final = "HugeTLBQuota"
 PLURAL: Final = "hugetlbquotas"
-#: Keeps a quota that is deleted until nothing is charged to it; the controller's.
+#: The controller's finalizer, which keeps a deleted quota until nothing is charged to it.
 FINALIZER: Final = "hugetlb.dev/charged"
 
-#: The condition that is False while charges are held for want of a node's report.
+#: The condition that is False while a charge waits for a node's report.
 NODES_REPORTING: Final = "NodesReporting"
 #: Amounts by resource name, as in ResourceQuota: {"hugepages-2Mi": "4Gi"}.
 ResourceList = dict[str, str]
 
 
 class ParentRef(Model):
-    """The quota above, of which this one is a part."""
+    """A reference to the parent quota."""
 
     namespace: str = Field(min_length=1, max_length=63, description="Namespace of the parent.")
     name: str = Field(min_length=1, max_length=253, description="Name of the parent.")
 
 
 class RetainedSpec(Model):
-    """What becomes of the files that pods left behind."""
+    """What the agent does with files that gone pods left."""
 
     policy: Literal["Keep", "Truncate"] = Field(
         default="Keep",
-        description="Keep leaves them to people; Truncate removes a file that no process has open"
-        " or mapped, when all pods charged for it are long enough gone.",
+        description="Keep leaves the files for an administrator. Truncate removes a file when no"
+        " process has it open or mapped and all pods charged for it are gone for long enough.",
     )
     after: str = Field(
         default="10m",
@@ -45,39 +45,44 @@ class RetainedSpec(Model):
 
 
 class HugeTLBQuotaSpec(Model):
-    """What an administrator writes."""
+    """The desired state of a quota, written by an administrator."""
 
     hard: ResourceList = Field(
-        description="The limit of each huge page size, for the pods it selects and all quotas"
-        ' below it together: {"hugepages-2Mi": "4Gi"}. A whole multiple of the page size; a size'
-        " not named is not limited here.",
+        description="The limit of each huge page size, for the selected pods and all quotas"
+        ' below together: {"hugepages-2Mi": "4Gi"}. The amount is a multiple of the page size.'
+        " This quota does not limit a size that hard does not name.",
     )
     parent_ref: ParentRef | None = Field(
         default=None,
-        description="The quota above; without one, this quota is a root. What is charged here is"
-        " charged to every quota above, and each can refuse.",
+        description="The parent quota. Without a parent, this quota is a root. A charge to this"
+        " quota is also a charge to every quota above, and each of them can refuse.",
     )
     pod_selector: LabelSelector = Field(
         default_factory=LabelSelector,
-        description="Which pods of its own namespace are charged to it; all of them by default.",
+        description="Selects the pods of the quota's namespace that the quota governs; by default"
+        " all of them.",
     )
     child_namespaces: LabelSelector | None = Field(
         default=None,
-        description="The namespaces beside its own whose quotas may name this one as their parent,"
-        " by namespace labels; none by default, and {} is every namespace.",
+        description="Selects, by labels, other namespaces whose quotas may name this quota as"
+        " parent. The default is no namespace; {} selects every namespace. Quotas of the same"
+        " namespace always may.",
     )
 
     deletion_policy: Literal["Refuse", "Reparent", "Wait"] = Field(
         default="Refuse",
-        description="What becomes of a request to delete this quota while something is charged to"
-        " it. Refuse refuses it. Reparent refuses it while there are pods, and charges pages that"
-        " pods left in shared files to the quota above. Wait accepts it: the quota takes no more"
-        " pods, and goes once nothing is charged to it; for a quota that is installed and removed"
-        " together with its pods, as in a Helm chart.",
+        description="How to answer a request to delete this quota while something is charged to"
+        " it. Refuse: refuse the request. Reparent: refuse the request while pods are charged;"
+        " when only pages in shared files are charged, charge them to the parent. Wait: accept"
+        " the request; the quota admits no more pods, and disappears when nothing is charged to"
+        " it. Wait is for a quota that is installed and removed together with its pods, as in a"
+        " Helm chart.",
     )
 
     retained: RetainedSpec | None = Field(
-        default=None, description="What becomes of files that its pods left; kept by default."
+        default=None,
+        description="What to do with files that the quota's pods left. By default the agent keeps"
+        " them.",
     )
 
     @field_validator("hard", mode="before")
@@ -89,73 +94,79 @@ class HugeTLBQuotaSpec(Model):
 
 
 class RetainedFileStatus(Model):
-    """A shared file in which a pod that is gone left pages."""
+    """A shared file in which a gone pod left pages."""
 
-    node: str = Field(description="Name of the Node that it is on.")
-    path: str = Field(description="On the node, or what the kernel calls it.")
-    pod: str = Field(description="namespace/name of the pod that is gone.")
-    page_size: str = Field(description="hugepages-2Mi, as Kubernetes names it.")
-    charged: str = Field(description="Bytes charged for it, as a quantity.")
+    node: str = Field(description="The name of the Node that has the file.")
+    path: str = Field(
+        description="The path on the node, or the kernel's name of a file without a path."
+    )
+    pod: str = Field(description="namespace/name of the gone pod.")
+    page_size: str = Field(description="The page size as in Kubernetes: hugepages-2Mi.")
+    charged: str = Field(description="The bytes that are charged for the file, as a quantity.")
 
 
 class HugeTLBQuotaStatus(Model):
-    """What is charged; written by admission (reservations) and the controller (the rest)."""
+    """The charges of a quota. Admission writes reservations, the controller the other fields."""
 
     observed_generation: int = Field(
         default=0,
-        description="The metadata.generation of the spec that was counted last. While it is lower"
-        " than the spec's own, no pod is admitted.",
+        description="The metadata.generation of the spec at the last count. While this is lower"
+        " than metadata.generation, admission admits no pod.",
     )
     counted_under: str = Field(
         default="",
-        description="resourceVersion of the controllers' Lease when the one that counted came to"
-        " lead: a count under an earlier one never replaces this.",
+        description="The term of the last count: the resourceVersion of the controllers' Lease"
+        " when the controller that counted came to lead. A count under an earlier term never"
+        " replaces one under a later term.",
     )
     attached_to: str = Field(
         default="",
-        description="namespace/name of the quota above that its charges go to. It stays while"
-        " anything is charged, also when that quota does not let this one attach any more.",
+        description="namespace/name of the parent that is charged for this quota. The value stays"
+        " while something is charged, even if the parent no longer lets this quota attach.",
     )
     hard: ResourceList = Field(default_factory=dict, description="The limits in force.")
     used: ResourceList = Field(
         default_factory=dict,
-        description="All that is charged, quotas below included: pods, retained and reservations.",
+        description="All charges, with those of the quotas below: pods, retained and reservations.",
     )
     pods: ResourceList = Field(
-        default_factory=dict, description="Charged for pods that were seen, quotas below included."
+        default_factory=dict,
+        description="The charges of pods that the controller has counted, with those of the"
+        " quotas below.",
     )
     retained: ResourceList = Field(
         default_factory=dict,
-        description="Charged still for what pods that are gone left in shared files, until these"
-        " are truncated or removed, quotas below included.",
+        description="The charges of gone pods for pages that they left in shared files, with those"
+        " of the quotas below. Such a charge ends when the file is truncated or removed.",
     )
     retained_files: list[RetainedFileStatus] = Field(
-        default_factory=list, description="The largest of the files that hold what is retained."
+        default_factory=list, description="The largest files that hold the retained charges."
     )
     reservations: list[str] = Field(
         default_factory=list,
-        description="Admitted for pods that were not yet seen, one line each: UID NAMESPACE/NAME"
-        " CHARGE EXPIRES REQUEST SINCE. UID and NAMESPACE/NAME are the pod's, or those of a quota"
-        ' that moves here. CHARGE is "2Mi:64Mi,1Gi:2Gi", page size and amount. EXPIRES is when no'
-        " request that creates the pod can be under way any more. REQUEST is the UID of the"
-        " admission request that reserved, which alone takes the reservation back. SINCE is the"
-        " resourceVersion of the pod that was relabelled, or the generation of the quota that"
-        " moved; 0 for a new pod. A seventh word makes it an identity: the pod is counted under"
-        " pods, nothing is reserved, and the line says who it is until its node reports it. The"
-        " word is the node, - before it has one, or ? where the pod was never seen. Further words"
-        " are of newer releases.",
+        description="The reservations of admitted pods that the controller has not counted yet."
+        " Each is one line of words: UID NAMESPACE/NAME CHARGE EXPIRES REQUEST SINCE. UID and"
+        " NAMESPACE/NAME are those of the pod, or of a quota that moves here. CHARGE has page"
+        ' sizes and amounts: "2Mi:64Mi,1Gi:2Gi". At EXPIRES, the API request that creates the pod'
+        " has certainly ended. REQUEST is the UID of the admission request; only that request"
+        " takes the reservation back. SINCE is the resourceVersion of a relabelled pod, the"
+        " generation of a moved quota, or 0 for a new pod. A line with a seventh word is an"
+        " identity: the controller has counted the pod, and the line reserves nothing; the line"
+        " says which pod has the UID until the pod's node reports the pod. The seventh word is"
+        " the name of the node, - if the pod has no node yet, or ? if the controller never saw"
+        " the pod. Newer releases may add further words.",
     )
-    summary: str = Field(default="", description="Use against limit by page size, for people.")
+    summary: str = Field(default="", description="Use and limit of each page size, for people.")
     conditions: list[Condition] = Field(
         default_factory=list,
-        description="Ready: attached up to a root, and pods are admitted. WithinLimits: no more is"
-        " charged than the limits allow. NodesReporting: nothing stays charged for want of a"
+        description="Ready: the quota is attached up to a root, and admission admits pods."
+        " WithinLimits: the charges are within the limits. NodesReporting: no charge waits for a"
         " node's report.",
     )
 
 
 class HugeTLBQuota(Model):
-    """A HugeTLBQuota object."""
+    """A HugeTLBQuota limits huge pages of pods and of the quotas below it."""
 
     api_version: str = Field(default="", description="Group and version of this kind.")
     kind: str = Field(default=KIND, description="HugeTLBQuota.")
