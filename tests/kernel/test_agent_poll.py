@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.testnode import cgroup_tree
 from tests.tracking import Actor
 
 LEVEL = "kubepods.slice/kubepods-burstable.slice"
+SECONDS = 20.0
 #: A look at the sums alone.
 SUMS = 1
 
@@ -128,3 +130,29 @@ def test_pods_are_looked_at_where_kubepods_is_charged_something(
         actor.do("unmap(a, 1)")
         poll.moved(PODS)
         assert kept() == set()
+
+
+async def test_it_says_due_as_often_as_something_moves_and_ends_with_its_task(
+    cgroups: tuple[Path, Path], cgroup_subtree: Path, pages: Callable[[int], None]
+) -> None:
+    due, before = asyncio.Event(), threading.active_count()
+    parents, sizes = (cgroup_subtree,), page_sizes(HostRoot())
+    poll = Poll(HostRoot(), parents, sizes, lambda: list(kubepods.pods(parents)), due)
+    # Where a thread does to the loop what its own thread may do alone, it raises then.
+    asyncio.get_running_loop().set_debug(True)
+    task = asyncio.create_task(poll.run())
+    pages(1)
+    with Actor(cgroups[0]) as actor:
+        for act in ("a = map_pages(1, PRIVATE | ANONYMOUS | HUGETLB)", "unmap(a, 1)"):
+            async with asyncio.timeout(SECONDS):
+                await due.wait()
+            assert not task.done(), task
+            due.clear()
+            actor.do(act)
+        async with asyncio.timeout(SECONDS):
+            await due.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_default_executor()
+    assert threading.active_count() == before
+    poll.close()
