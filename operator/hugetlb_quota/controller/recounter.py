@@ -155,10 +155,16 @@ class Recounter:
                 except TimeoutError:
                     pass
 
-    def on_quotas(self, changed: Callable[[], None]) -> None:
-        """Call ``changed`` whenever a quota did."""
-        self._quotas.on_change(lambda *_: changed())
-        self._quotas.on_progress(lambda listed: changed() if listed else None)
+    def on_quotas(self, look: Callable[[], None]) -> None:
+        """Call ``look`` whenever :attr:`quotas_exist` may be another."""
+
+        def changed(old: QuotaObject | None, new: QuotaObject | None, _: int) -> None:
+            # Each reservation is a change of a quota that is there.
+            if old is None or new is None:
+                look()
+
+        self._quotas.on_change(changed)
+        self._quotas.on_progress(lambda listed: look() if listed else None)
 
     @property
     def quotas_exist(self) -> bool | None:

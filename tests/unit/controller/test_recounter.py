@@ -352,3 +352,43 @@ async def test_the_count_from_scratch_wins_and_says_that_it_differed(
     assert counting.books.differences == 1
     assert b"check_differences_total 1.0" in ControllerMetrics(counting).render()
     assert "HugeTLBQuota db/leaf" in caplog.text
+
+
+class Telling(Counting):
+    """Tells of quotas what is put into ``to_tell``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_tell = asyncio.Queue[Json]()
+
+    async def watch(self, resource: Resource, *_: Any, **__: Any) -> AsyncIterator[Json]:
+        while resource == HUGETLB_QUOTAS:
+            yield await self.to_tell.get()
+        await asyncio.Event().wait()
+
+
+async def test_a_quota_that_comes_is_told_of_and_a_charge_is_not() -> None:
+    api, told, seen = Telling(), list[str](), asyncio.Queue[str]()
+    counted_under(api, 1, "0")
+    recounter = recounter_of(api)
+    recounter._quotas.on_change(lambda old, new, _: seen.put_nowait((new or old).key.name))  # type: ignore[union-attr]
+    recounter.on_quotas(lambda: told.append("look"))
+    running = asyncio.create_task(recounter.run())
+    try:
+        assert await seen.get() == "leaf"
+        charged = await api.get(HUGETLB_QUOTAS, "leaf", "db")
+        charged["status"]["pods"] = {"hugepages-2Mi": "2Mi"}
+        charged["metadata"]["resourceVersion"] = "1000"
+        await asyncio.wait_for(recounter._quotas.synced.wait(), 10)
+        listed = len(told)
+        api.to_tell.put_nowait({"type": "MODIFIED", "object": charged})
+        assert await seen.get() == "leaf"
+        assert len(told) == listed
+        made = quota("db/other", {"hugepages-2Mi": "128Mi"})
+        made["metadata"]["resourceVersion"] = "1001"
+        api.to_tell.put_nowait({"type": "ADDED", "object": made})
+        assert await seen.get() == "other"
+        assert len(told) > listed
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
