@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import gc
 import logging
+import resource
 import signal
 import ssl
 import sys
@@ -17,7 +18,7 @@ from typing import Final
 import uvloop
 
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
-from hugetlb_quota.admission.connections import DRAIN_TIMEOUT, Connections
+from hugetlb_quota.admission.connections import CONNECTIONS, DRAIN_TIMEOUT, Connections
 from hugetlb_quota.admission.identity import Certificate, Identity
 from hugetlb_quota.admission.metrics import AdmissionMetrics
 from hugetlb_quota.admission.server import Tls, serve
@@ -26,6 +27,8 @@ from hugetlb_quota.kube.listening import EVERYWHERE
 from hugetlb_quota.kube.probes import NoProbePort, serve_probes
 from hugetlb_quota.program import add_options, add_request_timeout, start_log
 
+#: File descriptors beside those of the connections: listeners, the API server, files.
+OTHER_FILES: Final = 256
 #: Objects made and not freed before the youngest are collected; Python's own is 700.
 GARBAGE_THRESHOLD: Final = 20_000
 
@@ -40,6 +43,7 @@ def main() -> None:
     # reference count: with Python's own threshold collections took 6 % of the time.
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
+    _allow_files(CONNECTIONS + OTHER_FILES)
     try:
         uvloop.run(_run(arguments))
     except (NotConfigured, NoProbePort) as error:
@@ -88,6 +92,14 @@ async def _run(arguments: argparse.Namespace) -> None:
                 logger.info("Ending: answering until the API server has left.")
         except OSError as error:
             sys.exit(f"Can't listen on {arguments.bind} port {arguments.port}: {error}")
+
+
+def _allow_files(number: int) -> None:
+    """Let this program open so many files, as far as it may: runtimes begin with 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _given(arguments: argparse.Namespace) -> Certificate:

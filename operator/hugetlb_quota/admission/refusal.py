@@ -144,6 +144,14 @@ def overloaded(what: str, waiting: int, seconds: float) -> str:
     )
 
 
+def too_many_requests(what: str, most: int) -> str:
+    """A request beyond those that one replica decides at a time."""
+    return (
+        f"{what} is refused because this replica of admission decides {most} other requests just"
+        " now, as many as it can at a time. Try again in a moment."
+    )
+
+
 def time_short(what: str, seconds: float) -> str:
     """A decision that did not come about in time."""
     return (

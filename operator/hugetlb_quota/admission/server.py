@@ -8,7 +8,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Final, Protocol
 
@@ -22,7 +22,7 @@ from hugetlb_quota.admission import chains, refusal
 from hugetlb_quota.admission.cache import QuotaCache
 from hugetlb_quota.admission.changes import ChangeNotes
 from hugetlb_quota.admission.commit import Committer
-from hugetlb_quota.admission.connections import HANDSHAKE_TIMEOUT, Connections
+from hugetlb_quota.admission.connections import Connections
 from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.admission.metrics import AdmissionMetrics
 from hugetlb_quota.admission.pods import PodAdmission
@@ -47,6 +47,9 @@ from hugetlb_quota.program import about
 #: The largest request body, in bytes: an UPDATE carries the object twice, and etcd holds
 #: none above 1.5 MiB (``--max-request-bytes``).
 BODY_LIMIT: Final = 3 * 1024**2
+#: Requests that are decided at the same time; more are told at once to try again. A few
+#: connections are left for that: see :data:`CONNECTIONS`.
+REQUESTS: Final = 960
 #: How long an answer about readiness holds, and how long it may take, in seconds.
 READY_PERIOD: Final = 2.0
 READY_TIMEOUT: Final = 2.0
@@ -105,6 +108,7 @@ class Admission:
         self._ready_until = 0.0
         self._not_ready = ""
         self._ending = False
+        self._deciding = 0
 
     def application(self, *middlewares: Middleware) -> web.Application:
         """The aiohttp application."""
@@ -179,7 +183,7 @@ class Admission:
                     f" {answered} only."
                 )
             what = f"{noun} {asked.namespace}/{asked.name}".rstrip("/")
-            decision = await _decided(decide, asked, what, deadline)
+            decision = await self._decided(decide, asked, what, deadline)
         except MalformedReview as error:
             return web.Response(status=400, text=f"{error}\n")
         kind = "pod" if noun == "pod" else "quota"
@@ -201,6 +205,28 @@ class Admission:
         return web.Response(
             body=orjson.dumps(decision.review(asked.uid)), content_type="application/json"
         )
+
+    async def _decided(
+        self, decide: Decide, asked: AdmissionRequest, what: str, deadline: Deadline
+    ) -> Decision:
+        """The decision, or the refusal that stands for none."""
+        if self._deciding >= REQUESTS:
+            return deny(refusal.too_many_requests(what, REQUESTS), again=1, cause="overloaded")
+        self._deciding += 1
+        try:
+            async with asyncio.timeout_at(deadline.at):
+                return await decide(asked, deadline)
+        except MalformedReview:
+            raise
+        except TimeoutError:
+            return deny(refusal.time_short(what, deadline.seconds), cause="timeout")
+        except errors.ApiError as error:
+            return deny(refusal.unreachable(what, error), cause="unreachable")
+        except Exception as error:
+            logger.exception("%s of %s could not be decided", asked.operation, what)
+            return deny(refusal.unexpected(what, error), cause="bug")
+        finally:
+            self._deciding -= 1
 
     async def _healthz(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -224,24 +250,6 @@ class Admission:
         except errors.ApiError as error:
             return f"HugeTLBQuotas can't be read: {error}"
         return ""
-
-
-async def _decided(
-    decide: Decide, asked: AdmissionRequest, what: str, deadline: Deadline
-) -> Decision:
-    """The decision, or the refusal that stands for none."""
-    try:
-        async with asyncio.timeout_at(deadline.at):
-            return await decide(asked, deadline)
-    except MalformedReview:
-        raise
-    except TimeoutError:
-        return deny(refusal.time_short(what, deadline.seconds), cause="timeout")
-    except errors.ApiError as error:
-        return deny(refusal.unreachable(what, error), cause="unreachable")
-    except Exception as error:
-        logger.exception("%s of %s could not be decided", asked.operation, what)
-        return deny(refusal.unexpected(what, error), cause="bug")
 
 
 def _resource_name(resource: _Resource) -> str:
@@ -286,24 +294,17 @@ async def serve(
     assert runner.server is not None
     sweeping = asyncio.create_task(connections.sweep(), name="connections")
     try:
-        loop = asyncio.get_running_loop()
-        listeners = [
-            await loop.create_server(
-                connections.bound(runner.server),
-                sock=listening,
-                ssl=certificate.context,
-                ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
-            )
-            for listening in listen(bind, port)
-        ]
-        host, bound, *_ = listeners[0].sockets[0].getsockname()
+        sockets = listen(bind, port)
+        host, bound, *_ = sockets[0].getsockname()
         async with admission.running():
-            yield host, bound
-            admission.end()
-            await connections.drain()
+            async with AsyncExitStack() as stack:
+                for each in sockets:
+                    accepting = connections.accepted(each, runner.server, certificate.context)
+                    await stack.enter_async_context(accepting)
+                yield host, bound
+                admission.end()
+                await connections.drain()
             # Whoever asked already is answered while the quotas are followed.
-            for listener in listeners:
-                listener.close()
             await runner.cleanup()
     finally:
         sweeping.cancel()

@@ -8,7 +8,9 @@ from typing import Final
 
 #: As an address to listen on: every address of the host, of both families.
 EVERYWHERE: Final = "*"
-_BACKLOG: Final = 128
+#: Clients that wait to be accepted; the kernel makes it net.core.somaxconn at most. One more
+#: would try again after a second.
+_BACKLOG: Final = 1024
 #: A kernel without IPv6 (ipv6.disable=1), or with IPv6 switched off on every interface.
 _NO_IPV6: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -319,29 +319,101 @@ async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, sent: by
         assert len(bounds) == 0
 
 
-async def test_of_too_many_connections_the_longest_idle_goes(tmp_path: Path) -> None:
+def small(uid: str) -> Json:
+    return pod(uid, {"hugepages-2Mi": "2Mi"})
+
+
+async def is_closed(reader: asyncio.StreamReader) -> bool:
+    with suppress(ConnectionResetError):
+        return await reader.read() == b""
+    return True
+
+
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def bounded(
+    tmp_path: Path, bounds: Connections, delay: float = 0.05
+) -> AsyncIterator[Server]:
+    """A server with so many places, which takes a while for each pod."""
     api, ca = Api(), trustme.CA()
     api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}))
+    api.put(namespace("db"))
     certificate = Certificate(*issue(ca, tmp_path))
-    bounds = Connections(most=8, drain=0)
     async with serve(api, certificate, OnePath(), "127.0.0.1", 0, bounds, changes=CHANGES) as (
         host,
         port,
     ):
-        server = Server(f"https://{host}:{port}", api, ca)
-        first = await connect(server)
-        api.delay = 0.5
+        api.delay = delay
+        yield Server(f"https://{host}:{port}", api, ca)
+
+
+async def test_one_more_connection_waits_and_none_is_closed_for_it(tmp_path: Path) -> None:
+    bounds = Connections(most=4, drain=0, spared=60)
+    async with bounded(tmp_path, bounds) as server, asyncio.timeout(30):
+        asking = [
+            asyncio.create_task(server.review(PODS, review(small(f"p{number}"))))
+            for number in range(20)
+        ]
+        while not all(task.done() for task in asking):
+            assert len(bounds) <= 4
+            await asyncio.sleep(0.005)
+        assert all([(await task)["allowed"] for task in asking])
+
+
+async def test_of_too_many_connections_one_goes_that_says_nothing(tmp_path: Path) -> None:
+    bounds = Connections(most=4, drain=0, spared=0.05)
+    async with bounded(tmp_path, bounds, delay=0.5) as server, asyncio.timeout(30):
         asking = asyncio.create_task(server.review(PODS, review(pod())))
-        while not any(each.busy for each in bounds._open.values()):
-            assert not asking.done(), asking.result()
-            await asyncio.sleep(0.01)
-        for _ in range(20):
-            await connect(server)
-        with suppress(ConnectionResetError):
-            assert await first.read() == b""
-        assert len(bounds) == 8
-        # Who waits for an answer gets it.
+        await until(lambda: any(each.busy for each in bounds._open.values()))
+        answered = await connect(server, send=WHOLE)
+        assert b"200 OK" in await answered.readline()
+        (idle,) = (each for each in bounds._open.values() if each.asked and not each.busy)
+        silent = [await connect(server) for _ in range(3)]
+        # Who waits for an answer gets it, and who never asked goes before who did.
         assert (await asking)["allowed"]
+        assert await is_closed(silent[0])
+        assert idle.transport in bounds._open
+        for _ in range(8):
+            await connect(server)
+        assert len(bounds) <= 4
+
+
+async def test_a_connection_on_which_something_came_is_not_silent(tmp_path: Path) -> None:
+    bounds = Connections(drain=0, spared=0)
+    async with bounded(tmp_path, bounds) as server:
+        reader = await connect(server)
+        await until(lambda: len(bounds))
+        (kept,) = bounds._open.values()
+        assert bounds._silent() is kept
+        # From here to the next await it has come, and the server has not read it.
+        server.kept[0].write(WHOLE)
+        assert bounds._silent() is None
+        assert b"200 OK" in await reader.readline()
+
+
+async def test_beyond_so_many_requests_one_is_told_at_once_to_try_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hugetlb_quota.admission.server.REQUESTS", 2)
+    bounds = Connections(drain=0)
+    async with bounded(tmp_path, bounds, delay=0.5) as server, asyncio.timeout(30):
+        asking = [
+            asyncio.create_task(server.review(PODS, review(small(f"p{number}"))))
+            for number in range(2)
+        ]
+        await until(lambda: sum(each.busy for each in bounds._open.values()) == 2)
+        refused = (await server.review(PODS, review(small("one-more"))))["status"]
+        assert not any(task.done() for task in asking)
+        assert refused["code"] == 429
+        assert refused["details"] == {"retryAfterSeconds": 1}
+        assert "decides 2 other requests just now" in refused["message"]
+        assert [(await task)["allowed"] for task in asking] == [True, True]
+        assert (await server.review(PODS, review(small("later"))))["allowed"]
 
 
 class Ending:
