@@ -164,6 +164,12 @@ def unregister_webhooks(control_plane: ControlPlane, chart: Chart) -> None:
     _wait_webhooks(control_plane, chart.namespace)
 
 
+def complete(control_plane: ControlPlane, chart: Chart) -> None:
+    """Put into what helm has installed all that the controller that leads would."""
+    _make_certificates(control_plane, chart)
+    tell_api_server(control_plane, chart)
+
+
 def at_port(shipped: Object, port: int) -> Object:
     """Copy a webhook configuration, with the Service asked at another port."""
     changed: Object = json.loads(json.dumps(shipped))

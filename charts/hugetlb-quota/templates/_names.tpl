@@ -166,6 +166,27 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
+{{/* What the agent keeps after drop: [ALL]. */}}
+{{- define "hugetlb-quota.agentCapabilities" -}}
+# The reader loads a BPF program that reads the kernel's memory.
+- BPF
+- PERFMON
+# Before it does, it becomes an ordinary user and gives up all but those two.
+- SETUID
+- SETGID
+- SETPCAP
+# To end the reader, another user's process then, when it is late. In its own PID namespace the agent
+# reaches no other.
+- KILL
+{{- if .Values.agent.reclaim }}
+# To lease a file of another user: the proof that nobody holds it.
+- LEASE
+# To empty it and to remove it, also from a directory with the sticky bit.
+- DAC_OVERRIDE
+- FOWNER
+{{- end }}
+{{- end }}
+
 {{/* How replicas spread over nodes and zones: (list . "admission") */}}
 {{- define "hugetlb-quota.spread" -}}
 {{- $own := dict "matchLabels" (include "hugetlb-quota.selector" . | fromYaml) }}

@@ -1,0 +1,100 @@
+"""`helm upgrade` from the chart of the commit before, and `helm rollback` to that."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hugetlb_quota.controller.asking import is_asked
+from hugetlb_quota.controller.certificates import stored
+from tests import previous
+from tests.kube import chart as charts
+from tests.kube.api import Object
+from tests.kube.control_plane import ControlPlane
+
+WEBHOOKS = "admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
+QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
+OF = f"--set=image.repository={charts.IMAGE['repository']}"
+
+Helm = Callable[..., str]
+
+
+@pytest.fixture
+def plane(assets: Path) -> Iterator[ControlPlane]:
+    """A control plane of the test's own."""
+    with ControlPlane(assets) as running:
+        yield running
+
+
+@pytest.fixture
+def helm(plane: ControlPlane, tmp_path: Path) -> Helm:
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            [str(plane.assets / "helm"), *words, f"--namespace={charts.NAMESPACE}"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={"KUBECONFIG": str(plane.admin_kubeconfig), "HOME": str(tmp_path)},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def kinds(manifest: str) -> dict[tuple[str, str], Any]:
+    """Get the objects by kind and name."""
+    objects = [each for each in yaml.safe_load_all(manifest) if each]
+    return {(each["kind"], each["metadata"]["name"]): each for each in objects}
+
+
+@pytest.mark.timeout(300)
+def test_the_release_before_comes_back_and_the_leaders_fields_stay(
+    plane: ControlPlane, helm: Helm, tmp_path: Path
+) -> None:
+    commit = previous.commit()
+    if commit is None:
+        pytest.skip("there is no commit before this one")
+    before = previous.unpack(commit, tmp_path) / "charts" / "hugetlb-quota"
+    name = charts.RELEASE
+    helm("install", name, str(before), "--create-namespace", OF)
+    first = kinds(helm("get", "manifest", name))
+    # What the controller that leads puts in.
+    rendered = charts.render(plane.assets / "helm")
+    charts.complete(plane, rendered)
+    told = plane.api.get(WEBHOOKS, name)
+    serving = charts.serving(plane, rendered)
+
+    def check(step: str) -> None:
+        now = plane.api.get(WEBHOOKS, name)
+        assert is_asked(now), step
+        assert stored.read_trust(now) == stored.read_trust(told), step
+        assert charts.serving(plane, rendered) == serving, step
+
+    check("installed")
+    helm("upgrade", name, str(charts.CHART), OF)
+    check("upgraded")
+    second = kinds(helm("get", "manifest", name))
+    helm("rollback", name)
+    check("rolled back")
+    assert kinds(helm("get", "manifest", name)) == first
+    # What only the later release has is gone.
+    for kind, gone in second.keys() - first.keys():
+        assert gone not in plane.kubectl("get", kind, "-A", check=False).stdout
+    # And forth again, with CRDs and all.
+    helm("upgrade", name, str(charts.CHART), OF)
+    check("upgraded again")
+    assert kinds(helm("get", "manifest", name)) == second
+    quota: Object = {
+        "apiVersion": "hugetlb.dev/v1alpha1",
+        "kind": "HugeTLBQuota",
+        "metadata": {"namespace": "default", "name": "q"},
+        "spec": {"hard": {"hugepages-2Mi": "4Mi"}},
+    }
+    plane.api.delete(WEBHOOKS, name)  # nobody answers for admission here
+    plane.api.create(QUOTAS, quota)
