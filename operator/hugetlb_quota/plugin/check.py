@@ -200,7 +200,8 @@ def _webhooks(facts: Facts) -> Iterator[Finding]:
             f" {'nothing is refused' if 'pods.hugetlb.dev' in missing else 'they are not asked'}.",
             "Install or upgrade the chart.",
         )
-    bad = [each for name, hook in hooks.items() for each in _hook(name, hook, facts.now)]
+    bad = [*_without_ca(hooks)]
+    bad += [each for name, hook in hooks.items() for each in _hook(name, hook, facts.now)]
     # The controller gives rules to the webhooks about pods with the first quota.
     silent = [name for name, hook in hooks.items() if not hook.get("rules")]
     if silent and facts.quotas:
@@ -221,15 +222,26 @@ def _webhooks(facts: Facts) -> Iterator[Finding]:
         yield Finding(Level.OK, "webhooks", f"{configured}{idle}")
 
 
-def _hook(name: str, hook: Json, now: datetime) -> Iterator[Finding]:
-    bundle = (hook.get("clientConfig") or {}).get("caBundle")
-    if not bundle:
+def _bundle(hook: Json) -> str:
+    return str((hook.get("clientConfig") or {}).get("caBundle") or "")
+
+
+def _without_ca(hooks: Mapping[str, Json]) -> Iterator[Finding]:
+    bare = [name for name, hook in hooks.items() if not _bundle(hook)]
+    if bare:
         yield Finding(
             Level.ERROR,
             "webhooks",
-            f"Webhook {name} has no caBundle, so the API server can't trust what answers.",
-            "See the log of the program that fills it in, or upgrade the chart.",
+            f"{listed(bare, _NAMED)} {'has' if len(bare) == 1 else 'have'} no caBundle, so the API"
+            " server can't trust what answers.",
+            "Right after an install wait until its pods are ready: the controller fills it in (or"
+            " cert-manager). Else see its log.",
         )
+
+
+def _hook(name: str, hook: Json, now: datetime) -> Iterator[Finding]:
+    bundle = _bundle(hook)
+    if not bundle:
         return
     ends = _end_of(bundle)
     if ends is None:

@@ -133,7 +133,7 @@ FALSE = [
     [
         ({"crds": {}}, Level.ERROR, "CRDs", "hugetlbquotas.hugetlb.dev is not there"),
         ({"webhooks": []}, Level.ERROR, "webhooks", "nothing is refused"),
-        ({"webhooks": webhooks("")}, Level.ERROR, "webhooks", "has no caBundle"),
+        ({"webhooks": webhooks("")}, Level.ERROR, "webhooks", "have no caBundle"),
         ({"webhooks": webhooks("bm8=")}, Level.ERROR, "webhooks", "holds no certificate"),
         ({"webhooks": webhooks(policy="Ignore")}, Level.WARNING, "webhooks", "Ignore"),
         ({"endpoints": {}}, Level.ERROR, "webhooks", "no ready endpoint"),
