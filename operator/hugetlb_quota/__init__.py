@@ -1,7 +1,7 @@
 """Hierarchical huge page quotas for Kubernetes.
 
-Four layers, arrows down only (import-linter holds them): the programs
-``admission``, ``controller`` and ``agent``; the two worlds they talk to, ``kube``
-and ``node``; pure ``accounting``; and the ``api`` on one vocabulary
-(``page_size``, ``quantity``).
+A layer imports only lower layers (import-linter checks this). From the top: the programs
+``admission``, ``controller``, ``agent`` and ``plugin``; ``kube`` (the API server) and ``node``
+(the host); pure ``accounting``; the ``api`` models; the basic types ``page_size`` and
+``quantity``.
 """

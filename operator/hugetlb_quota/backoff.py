@@ -1,13 +1,13 @@
-"""Waits between attempts that fail: each twice the one before, up to a longest."""
+"""Exponential backoff between failed attempts."""
 
 from __future__ import annotations
 
 
 class Backoff:
-    """How long to wait before the next attempt, in seconds.
+    """The wait before each next attempt, in seconds; each wait is twice the one before.
 
-    :param first: the first wait, and the first after :meth:`reset`.
-    :param longest: no wait is longer.
+    :param first: the first wait, and the first wait after :meth:`reset`.
+    :param longest: the upper bound of a wait.
     """
 
     def __init__(self, first: float, longest: float) -> None:
@@ -16,11 +16,11 @@ class Backoff:
         self._next = first
 
     def next(self) -> float:
-        """The wait after one more failure."""
+        """The wait after another failure, in seconds."""
         wait = min(self._next, self._longest)
         self._next = 2 * wait
         return wait
 
     def reset(self) -> None:
-        """An attempt succeeded: the next failure is a first one again."""
+        """Begin again with the first wait; call this after a successful attempt."""
         self._next = self._first

@@ -1,4 +1,4 @@
-"""Durations as people write them in specs: ``10m``, ``1h30m``, ``45s``."""
+"""Parse and print the durations of specs: ``10m``, ``1h30m``, ``45s``."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from datetime import timedelta
 from typing import Final
 
-#: What is a duration, for the API server to check.
+#: The regular expression of a duration; the API server checks it too.
 PATTERN: Final = r"^(\d{1,6}(h|m|s))+$"
 _PART: Final = re.compile(r"(\d{1,6})(h|m|s)")
 _UNITS: Final = {"h": "hours", "m": "minutes", "s": "seconds"}
 
 
 class MalformedDuration(ValueError):
-    """A text that is no duration."""
+    """The text is not a duration."""
 
     def __init__(self, text: str) -> None:
         super().__init__(f'{text!r} is not a duration; write hours, minutes, seconds, as "1h30m".')
@@ -25,7 +25,7 @@ def parse(text: str) -> timedelta:
     >>> parse("1h30m")
     datetime.timedelta(seconds=5400)
 
-    :raises MalformedDuration: when it is none.
+    :raises MalformedDuration: if ``text`` is not a duration.
     """
     if not re.fullmatch(PATTERN, text):
         raise MalformedDuration(text)
@@ -34,7 +34,7 @@ def parse(text: str) -> timedelta:
 
 
 def render(length: timedelta) -> str:
-    """``length`` in whole seconds, as :func:`parse` reads it.
+    """``length`` in whole seconds, in the form that :func:`parse` reads.
 
     >>> render(timedelta(seconds=5400))
     '1h30m'

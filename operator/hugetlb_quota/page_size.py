@@ -1,8 +1,8 @@
-"""The one place that knows how a huge page size is spelled.
+"""Huge page sizes and their three spellings.
 
-Three worlds spell it three ways: Kubernetes ``hugepages-2Mi``, the cgroup controller
-``hugetlb.2MB.max`` (mm/hugetlb_cgroup.c, ``mem_fmt``), sysfs ``hugepages-2048kB``
-(mm/hugetlb.c, ``hugetlb_add_hstate``).
+Kubernetes writes ``hugepages-2Mi``, the cgroup controller ``hugetlb.2MB.max``
+(mm/hugetlb_cgroup.c, ``mem_fmt``), sysfs ``hugepages-2048kB`` (mm/hugetlb.c,
+``hugetlb_add_hstate``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 
 from hugetlb_quota import quantity
 
-#: What every resource name of a huge page begins with.
+#: The prefix of every huge page resource name.
 RESOURCE_PREFIX = "hugepages-"
 
 _CGROUP_FORM = re.compile(r"hugetlb\.(\d+)(KB|MB|GB)\.")
@@ -22,7 +22,7 @@ _CGROUP_UNITS = {"KB": 1024, "MB": 1024**2, "GB": 1024**3}
 
 
 class UnknownPageSize(ValueError):
-    """A name that is no huge page size of any architecture Linux runs on."""
+    """The name is not a huge page size of any Linux architecture."""
 
     def __init__(self, name: str) -> None:
         known = ", ".join(size.resource for size in PageSize.all())
@@ -36,8 +36,8 @@ class PageSize:
 
     bytes: int
 
-    #: Every size that Linux registers on some architecture (x86, arm64 with each
-    #: granule, riscv, s390, powerpc, loongarch).
+    #: Every size that Linux registers on some architecture (x86, arm64 with each granule,
+    #: riscv, s390, powerpc, loongarch).
     KNOWN: ClassVar[tuple[int, ...]] = tuple(
         kib * 1024
         for kib in (
@@ -51,7 +51,7 @@ class PageSize:
             raise UnknownPageSize(f"{self.bytes} bytes")
 
     def __hash__(self) -> int:
-        return self.bytes  # as good as a tuple's, and asked for at every look into a Charge
+        return self.bytes  # faster than the generated hash; every lookup in a Charge needs it
 
     @classmethod
     def all(cls) -> tuple[Self, ...]:
@@ -62,8 +62,8 @@ class PageSize:
     def from_resource(cls, name: str) -> Self:
         """From a Kubernetes resource name, ``hugepages-2Mi``.
 
-        Any spelling of the same quantity is the same size (``hugepages-2048Ki``), as
-        in Kubernetes' ``HugePageSizeFromResourceName``.
+        Two spellings of the same quantity are the same size (``hugepages-2048Ki``), as in
+        Kubernetes' ``HugePageSizeFromResourceName``.
 
         :raises UnknownPageSize: for any other name.
         """
@@ -87,7 +87,7 @@ class PageSize:
 
     @classmethod
     def from_sysfs(cls, name: str) -> Self:
-        """From a folder below /sys/kernel/mm/hugepages, ``hugepages-2048kB``.
+        """From the name of a directory in /sys/kernel/mm/hugepages, ``hugepages-2048kB``.
 
         :raises UnknownPageSize: for any other name.
         """
@@ -98,12 +98,12 @@ class PageSize:
 
     @property
     def resource(self) -> str:
-        """As Kubernetes names it: ``hugepages-2Mi``."""
+        """The Kubernetes resource name, ``hugepages-2Mi``."""
         return RESOURCE_PREFIX + quantity.render(self.bytes)
 
     @property
     def cgroup(self) -> str:
-        """As the cgroup controller begins its files' names: ``hugetlb.2MB``."""
+        """The prefix of the cgroup controller's file names, ``hugetlb.2MB``."""
         for unit, size in reversed(_CGROUP_UNITS.items()):
             if self.bytes >= size:
                 return f"hugetlb.{self.bytes // size}{unit}"
@@ -111,7 +111,7 @@ class PageSize:
 
     @property
     def sysfs(self) -> str:
-        """As sysfs names its folder: ``hugepages-2048kB``."""
+        """The name of the directory in sysfs, ``hugepages-2048kB``."""
         return f"hugepages-{self.bytes // 1024}kB"
 
     def __str__(self) -> str:

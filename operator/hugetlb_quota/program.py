@@ -1,7 +1,7 @@
-"""What all programs have in common on the command line: their version and their log.
+"""Command line options that all programs share, and the log.
 
-The log goes to stderr, one line a fact: as text for people, or as JSON with the facts' fields. Of
-libraries only warnings are told, unless the level is debug.
+The log goes to stderr, one line for each record, as text or as JSON with fields. Libraries log
+only warnings and errors, unless the level is debug.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any, Final
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 FORMATS: Final = ("text", "json")
-#: The loggers of this project; all others are a library's.
+#: The parent of all loggers of this project; other loggers are a library's.
 _OURS: Final = "hugetlb_quota"
-#: Where :func:`about` puts the fields of a record.
+#: The attribute of a log record in which :func:`about` puts the fields.
 _FIELDS: Final = "about"
 
 
 def version() -> str:
-    """The version of what is installed; "unknown" where nothing says it."""
-    from importlib import metadata  # takes ten milliseconds, and few ask
+    """The version of the installed package; "unknown" if the package is not installed."""
+    from importlib import metadata  # the import takes ten milliseconds, and few callers need it
 
     try:
         return metadata.version("hugetlb-quota")
@@ -34,7 +34,7 @@ def version() -> str:
 
 
 class _Version(argparse.Action):
-    """Prints the version and ends; it is looked up only then."""
+    """Print the version and exit; look the version up only now."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print(parser.prog, version())  # noqa: T201
@@ -43,30 +43,30 @@ class _Version(argparse.Action):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--version``, ``--log-level`` and ``--log-format``."""
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version, and end")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     parser.add_argument(
         "--log-level",
         choices=LEVELS,
         default="info",
-        help="the least that is logged; debug tells of libraries too (default: %(default)s)",
+        help="the lowest level to log; debug includes libraries (default: %(default)s)",
     )
     parser.add_argument(
         "--log-format",
         choices=FORMATS,
         default="text",
-        help="text for people, or a JSON object a line (default: %(default)s)",
+        help="text, or one JSON object per line (default: %(default)s)",
     )
 
 
 def add_request_timeout(parser: argparse.ArgumentParser, default: timedelta) -> None:
-    """Add ``--request-timeout``, in whole seconds; parsed, it is a timedelta."""
+    """Add ``--request-timeout`` in whole seconds; the parsed value is a timedelta."""
     parser.add_argument(
         "--request-timeout",
         type=_seconds,
         default=default,
         metavar="SECONDS",
-        help="kube-apiserver's --request-timeout in seconds, at least: what was admitted may"
-        f" still be created for so long (default: {default.total_seconds():.0f})",
+        help="at least kube-apiserver's --request-timeout, in seconds: an admitted pod may still"
+        f" be created during this time (default: {default.total_seconds():.0f})",
     )
 
 
@@ -81,7 +81,7 @@ def _seconds(text: str) -> timedelta:
 
 
 def start_log(options: argparse.Namespace) -> None:
-    """Log to stderr as ``options`` say, from now on."""
+    """Log to stderr from now on, as ``options`` say."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if options.log_format == "json" else _Text())
     level = logging.getLevelName(options.log_level.upper())
@@ -92,9 +92,9 @@ def start_log(options: argparse.Namespace) -> None:
 
 
 def about(**fields: object) -> dict[str, Any]:
-    """The fields of a fact, as ``extra`` of a call of a logger: ``extra=about(pod=..., uid=...)``.
+    """The fields of a log record, for the logger: ``extra=about(pod=..., uid=...)``.
 
-    Empty ones are left out.
+    The result leaves out fields that are None or empty.
     """
     return {
         _FIELDS: {name: str(value) for name, value in fields.items() if value not in (None, "")}
@@ -102,7 +102,10 @@ def about(**fields: object) -> dict[str, Any]:
 
 
 class _Text(logging.Formatter):
-    """``2026-01-31T12:00:00.123Z INFO sentence [node=n1]``: the fields that the sentence lacks."""
+    """``2026-01-31T12:00:00.123Z INFO sentence [node=n1]``.
+
+    The brackets have the fields whose values are not in the sentence.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         sentence = record.getMessage().replace("\n", " ")
@@ -118,7 +121,7 @@ class _Text(logging.Formatter):
 
 
 class _Json(logging.Formatter):
-    """An object with time, level, logger, message, the fact's fields, and the exception if any."""
+    """A JSON object: time, level, logger, message, the fields, and the exception if any."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {

@@ -1,8 +1,8 @@
-"""Kubernetes quantities of bytes, parsed to whole numbers and printed back.
+"""Parse and print Kubernetes quantities of bytes.
 
-The rules are those of apimachinery's ``resource.Quantity`` (quantity.go): a decimal
-number with a binary (``Ki``), decimal (``k``, ``m``) or exponent (``e3``) suffix; what
-is finer than a unit is rounded up.
+The rules are those of apimachinery's ``resource.Quantity`` (quantity.go): a decimal number with a
+binary (``Ki``), decimal (``k``, ``m``) or exponent (``e3``) suffix. A fraction of a byte is
+rounded up.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Final
 
-#: The largest amount that Kubernetes' own int64 arithmetic holds, in bytes.
+#: The largest amount that Kubernetes' int64 arithmetic holds, in bytes.
 LARGEST: Final = 2**63 - 1
 
 _FORM: Final = re.compile(
@@ -32,7 +32,7 @@ _SCALE: Final[dict[str, Fraction]] = {
 
 
 class MalformedQuantity(ValueError):
-    """A text that is no quantity of bytes that Kubernetes could hold."""
+    """The text is not a quantity of bytes, or Kubernetes can't hold the quantity."""
 
     def __init__(self, text: object, why: str) -> None:
         super().__init__(f"{text!r} is not a quantity of bytes: {why}.")
@@ -40,14 +40,14 @@ class MalformedQuantity(ValueError):
 
 
 def parse(text: str | int | float) -> int:
-    """The whole number that ``text`` stands for, rounded up to a unit.
+    """The number of bytes that ``text`` stands for, rounded up.
 
     >>> parse("64Mi"), parse("1.5Gi"), parse("2e3"), parse("1m")
     (67108864, 1610612736, 2000, 1)
 
-    JSON may carry a quantity as a number, as the API server itself accepts.
+    ``text`` may be a JSON number, as in the API server.
 
-    :raises MalformedQuantity: when it is no quantity, or beyond ±(2^63 - 1).
+    :raises MalformedQuantity: if ``text`` is not a quantity or is beyond ±(2^63 - 1).
     """
     amount = parse_sum(text)
     if abs(amount) > LARGEST:
@@ -56,9 +56,9 @@ def parse(text: str | int | float) -> int:
 
 
 def parse_sum(text: str | int | float) -> int:
-    """The same for a sum of quantities, which has no bound.
+    """Like :func:`parse`, but without a bound, for sums of quantities.
 
-    :raises MalformedQuantity: when it is no quantity.
+    :raises MalformedQuantity: if ``text`` is not a quantity.
     """
     if isinstance(text, str):
         return _parse_text(text)
