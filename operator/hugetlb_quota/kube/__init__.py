@@ -1,11 +1,11 @@
 """The Kubernetes API as the programs need it: raw JSON in, small frozen values out.
 
-Connection, informer, slim projections, compare-and-swap, events, lease. Knows the API
-and accounting; knows nothing of the node, its cgroups or its files.
+This package has the connection, informers, projections of objects, compare-and-swap, Events and
+the Lease. It uses ``api`` and ``accounting``, and not ``node``.
 """
 
 import os
 
-# The kubernetes package asks for a home directory as it is imported, and fails without one: a
-# container's user may have no entry in /etc/passwd, and HOME only what its runtime gives.
+# The kubernetes package looks up the home directory at import, and fails without one. A container's
+# user may have no entry in /etc/passwd, and the container runtime may not set HOME.
 os.environ.setdefault("HOME", "/")

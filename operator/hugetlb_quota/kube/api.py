@@ -1,4 +1,4 @@
-"""The part of a Connection that reads one object and writes it over what was read."""
+"""The part of a Connection that reads one object and replaces it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hugetlb_quota.kube.resources import Resource
 
 
 class ObjectApi(Protocol):
-    """One object at a time."""
+    """Get and replace one object."""
 
     async def get(
         self,
@@ -19,7 +19,7 @@ class ObjectApi(Protocol):
         *,
         timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
     ) -> dict[str, Any]:
-        """One object by quorum read."""
+        """The object, by quorum read."""
         ...
 
     async def replace(
@@ -32,5 +32,5 @@ class ObjectApi(Protocol):
         subresource: str | None = None,
         timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
     ) -> dict[str, Any]:
-        """PUT one object."""
+        """PUT the object; the object that the server returns."""
         ...

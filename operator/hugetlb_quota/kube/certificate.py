@@ -1,4 +1,4 @@
-"""When a certificate ends, without a library that takes longer to import than all the rest."""
+"""The expiry of a certificate, read without a library that is slow to import."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _END: Final = "-----END CERTIFICATE-----"
 
 
 def ends(pem: str) -> float:
-    """When the first certificate of ``pem`` ends, in seconds since 1970.
+    """When the first certificate of ``pem`` expires, in seconds since 1970.
 
-    :raises ValueError: when there is none, or it is no certificate.
+    :raises ValueError: if ``pem`` has no certificate, or a malformed one.
     """
     first, end, _ = pem[max(pem.find("-----BEGIN CERTIFICATE-----"), 0) :].partition(_END)
     try:
@@ -33,13 +33,13 @@ def ends(pem: str) -> float:
         raise ValueError("it is cut off") from error
     if kind not in (_UTC_TIME, _GENERALIZED_TIME):
         raise ValueError("its validity is no time")
-    # Two digits of a year are of 1950 to 2049 (RFC 5280, 4.1.2.5.1).
+    # A year of two digits is between 1950 and 2049 (RFC 5280, 4.1.2.5.1).
     century = "" if kind == _GENERALIZED_TIME else "20" if text < "50" else "19"
     return datetime.strptime(century + text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
 
 
 def _inside(data: bytes, tag: int) -> bytes:
-    """What the element at the beginning of ``data`` holds."""
+    """The content of the first ASN.1 element of ``data``."""
     if data[0] != tag:
         raise ValueError(f"it has tag {data[0]:#x} where {tag:#x} is to be")
     start, length = _span(data)
@@ -47,12 +47,12 @@ def _inside(data: bytes, tag: int) -> bytes:
 
 
 def _after(data: bytes) -> bytes:
-    """What follows the element at the beginning of ``data``."""
+    """The bytes after the first ASN.1 element of ``data``."""
     return data[sum(_span(data)) :]
 
 
 def _span(data: bytes) -> tuple[int, int]:
-    """Where the content of the first element begins, and how many bytes it has."""
+    """The offset and the length of the content of the first element, in bytes."""
     length = data[1]
     if length < 0x80:
         return 2, length

@@ -1,7 +1,7 @@
-"""One connection to the API server: raw JSON in and out, a time limit on everything.
+"""A connection to the API server: raw JSON in and out, and a timeout for every request.
 
-Models of Kubernetes' objects are left out: a decoded pod costs about 54 KiB, its raw JSON a
-passing few.
+The connection does not use the kubernetes package's models: a decoded pod takes about 54 KiB,
+its raw JSON only a few KiB, and only for a moment.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from hugetlb_quota.kube.transport import ByKubeconfig, InPod, Transport
 if TYPE_CHECKING:
     from kubernetes.aio.client import ApiClient
 
-#: How long a request may take unless its caller says otherwise, in seconds.
+#: The default timeout of a request, in seconds.
 REQUEST_TIMEOUT: Final = 10.0
-#: How long it may take to connect, TLS included, in seconds.
+#: The timeout to connect, with the TLS handshake, in seconds.
 CONNECT_TIMEOUT: Final = 5.0
-#: Connections to the API server at the same time, kept alive between requests.
+#: The largest number of concurrent connections to the API server.
 CONNECTIONS: Final = 100
-#: How long the server is asked to keep a watch open, in seconds.
+#: The timeoutSeconds of a watch: the server ends the watch after this time.
 WATCH_TIMEOUT: Final = 300
-#: How long a watch may be silent, in seconds: the server sends a bookmark each minute
-#: (cacher.go, ``bookmarkFrequency``), so one silent for longer is a dead connection.
+#: How long a watch may be silent, in seconds. The server sends a bookmark each minute
+#: (cacher.go, ``bookmarkFrequency``); a longer silence means that the connection is dead.
 WATCH_SILENCE: Final = 90.0
-#: An event longer than this is no object that etcd could hold, in bytes.
+#: The largest length of a watch event, in bytes; etcd holds no object of this length.
 LONGEST_EVENT: Final = 32 * 1024**2
 
 Json = dict[str, Any]
 
 
 class NotConfigured(RuntimeError):
-    """There is no way to reach an API server; the sentence says what is missing."""
+    """No API server is configured; the message says what is missing."""
 
 
 class Connection:
-    """Requests to one API server; made by :meth:`open`."""
+    """Requests to one API server; :meth:`open` creates a connection."""
 
     def __init__(
         self,
@@ -65,12 +65,12 @@ class Connection:
         kubeconfig: str | None = None,
         context: str | None = None,
     ) -> AsyncIterator[Self]:
-        """A connection configured by $KUBECONFIG, else by the pod's ServiceAccount.
+        """Open a connection, by $KUBECONFIG or else by the pod's ServiceAccount.
 
-        :param program: named to the server as the User-Agent.
-        :param kubeconfig: files in the place of $KUBECONFIG, separated as there.
-        :param context: of the kubeconfig; its current one by default.
-        :raises NotConfigured: when neither is there or can be read.
+        :param program: the name in the User-Agent.
+        :param kubeconfig: paths to use instead of $KUBECONFIG, in the same format.
+        :param context: the context of the kubeconfig; by default the current context.
+        :raises NotConfigured: if neither exists, or the files can't be read.
         """
         agent = f"{program}/{importlib.metadata.version('hugetlb-quota')}"
         transport: Transport
@@ -79,7 +79,7 @@ class Connection:
                 transport = await ByKubeconfig.load(path, agent, context)
             else:
                 transport = InPod(agent)
-        except Exception as error:  # the loaders raise whatever they meet in the files
+        except Exception as error:  # the loaders can raise any exception
             raise NotConfigured(
                 f"No Kubernetes API server to talk to: {str(error).removesuffix('.')}."
                 " Set KUBECONFIG, or run in a pod with a ServiceAccount."
@@ -90,7 +90,7 @@ class Connection:
             await transport.close()
 
     async def client(self) -> ApiClient:
-        """The kubernetes package's own client, for what it does by itself (Leases)."""
+        """The kubernetes package's client, for its leader election."""
         return await self._transport.client()
 
     @property
@@ -107,9 +107,9 @@ class Connection:
         subresource: str | None = None,
         timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109 - it reaches the socket
     ) -> Json:
-        """One object, by quorum read: what every earlier write left.
+        """The object, by quorum read: the result has every earlier write.
 
-        :raises ApiError: as :mod:`errors` tells.
+        :raises ApiError: a class of :mod:`errors`.
         """
         path = resource.path(namespace, name, subresource)
         return await self._request("GET", path, timeout=timeout)
@@ -127,9 +127,9 @@ class Connection:
     ) -> Json:
         """One page of a collection, by quorum read.
 
-        :param limit: objects a page; None is all of them.
-        :param continuation: ``metadata.continue`` of the page before.
-        :raises Gone: when the page before is too old to go on from.
+        :param limit: the largest number of objects; None for all objects.
+        :param continuation: ``metadata.continue`` of the previous page.
+        :raises Gone: if the previous page is too old to continue.
         """
         query = {
             "fieldSelector": field_selector,
@@ -152,8 +152,8 @@ class Connection:
     ) -> Json:
         """Create an object, or POST to a subresource of ``name``.
 
-        :param dry_run: decide as for any other, admission included, and store nothing.
-        :raises AlreadyExists: when there is one of that name.
+        :param dry_run: whether the server runs all checks, with admission, and stores nothing.
+        :raises AlreadyExists: if an object of that name exists.
         """
         path = resource.path(namespace, name, subresource)
         query = {"dryRun": "All"} if dry_run else None
@@ -169,9 +169,9 @@ class Connection:
         subresource: str | None = None,
         timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
     ) -> Json:
-        """PUT an object, compared by the ``metadata.resourceVersion`` in ``body``.
+        """PUT an object, if ``metadata.resourceVersion`` in ``body`` is still current.
 
-        :raises Conflict: when it changed since.
+        :raises Conflict: if the object has changed since that version.
         """
         path = resource.path(namespace, name, subresource)
         return await self._request("PUT", path, body=body, timeout=timeout)
@@ -186,12 +186,13 @@ class Connection:
         timeout_seconds: int = WATCH_TIMEOUT,
         silence: float = WATCH_SILENCE,
     ) -> AsyncIterator[Json]:
-        """The raw events after ``resource_version``, bookmarks included.
+        """The raw events after ``resource_version``, with bookmarks.
 
-        Ends when the server ends it, as it does after ``timeout_seconds``.
+        The watch ends when the server ends it, after ``timeout_seconds`` at the latest.
 
-        :raises Gone: when ``resource_version`` is too old; list anew.
-        :raises ApiUnreachable: when the connection breaks or is ``silent`` for too long.
+        :param silence: the longest time without an event or bookmark, in seconds.
+        :raises Gone: if ``resource_version`` is too old; then list again.
+        :raises ApiUnreachable: if the connection breaks or is silent for too long.
         """
         query = {
             "watch": "true",
@@ -234,16 +235,19 @@ class Connection:
         query: Mapping[str, Any] | None = None,
         body: Any = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The server's answer, a good one; every other is raised as an ApiError."""
-        asked = {key: str(value) for key, value in (query or {}).items() if value}
+        """The server's response.
+
+        :raises ApiError: for a status of 400 or above, or without a response.
+        """
+        parameters = {key: str(value) for key, value in (query or {}).items() if value}
         try:
-            answer = await self._transport.send(method, path, asked, body, limit)
+            answer = await self._transport.send(method, path, parameters, body, limit)
             try:
                 if answer.status >= 400:
                     raise errors.from_status(answer.status, _status(await answer.read()))
                 yield answer
             finally:
-                # Closed, not released: what is left of a watch must not be read on.
+                # An unfinished watch must be closed: release() would read the rest of it.
                 answer.close() if not answer.content.at_eof() else answer.release()
         except TimeoutError as error:
             seconds = limit.total or limit.sock_read
@@ -258,7 +262,7 @@ class Connection:
 
 
 def _status(body: bytes) -> Mapping[str, Any]:
-    """The ``metav1.Status`` in ``body``; a proxy in between may answer anything else."""
+    """The ``metav1.Status`` in ``body``; a proxy may send any other text as ``body``."""
     try:
         status = orjson.loads(body)
     except ValueError:
@@ -269,7 +273,7 @@ def _status(body: bytes) -> Mapping[str, Any]:
 
 
 async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """The lines of a watch; not ``readline``, whose limit an object can exceed."""
+    """The lines of a watch; an object can be longer than the limit of ``readline``."""
     pending = bytearray()
     async for chunk in stream.iter_any():
         pending += chunk

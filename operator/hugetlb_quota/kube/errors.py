@@ -1,4 +1,4 @@
-"""What can go wrong in talking to the API, as types."""
+"""The errors of requests to the API server, as types."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 class ApiError(Exception):
     """The API server answered with an error.
 
-    ``status``: the HTTP code, 0 without an answer. ``reason``: the machine's word for
-    it (``Conflict``, ``AlreadyExists``). ``message``: the server's sentence.
+    ``status``: the HTTP status code, 0 without a response. ``reason`` and ``message``: those of
+    the ``metav1.Status``, such as ``Conflict`` and a sentence.
     """
 
     def __init__(self, status: int, reason: str, message: str) -> None:
@@ -21,15 +21,15 @@ class ApiError(Exception):
 
 
 class NotFound(ApiError):
-    """404: the object, or its kind, is not there."""
+    """404: the object or its kind does not exist."""
 
 
 class Conflict(ApiError):
-    """409: the object changed since the resourceVersion that was sent was read."""
+    """409: the object has changed since the resourceVersion that the request names."""
 
 
 class AlreadyExists(ApiError):
-    """409: an object of that name is there."""
+    """409: an object of that name exists."""
 
 
 class Forbidden(ApiError):
@@ -37,11 +37,11 @@ class Forbidden(ApiError):
 
 
 class Gone(ApiError):
-    """410: the resourceVersion or the page asked for is too old; list anew."""
+    """410: the resourceVersion or the continuation is too old; list again."""
 
 
 class ApiUnreachable(ApiError):
-    """No answer: no connection, or none in time. A write may or may not have happened."""
+    """No connection, or no response in time; the server may have done the write."""
 
     def __init__(self, message: str) -> None:
         super().__init__(0, "Unreachable", message)
@@ -51,7 +51,7 @@ _BY_STATUS: Mapping[int, type[ApiError]] = {404: NotFound, 409: Conflict, 403: F
 
 
 def from_status(status: int, body: Mapping[str, Any]) -> ApiError:
-    """The error that a ``metav1.Status`` with HTTP code ``status`` stands for."""
+    """The error for a response with the HTTP code ``status`` and the ``metav1.Status`` ``body``."""
     reason, message = str(body.get("reason") or ""), str(body.get("message") or "")
     kind = AlreadyExists if reason == "AlreadyExists" else _BY_STATUS.get(status, ApiError)
     return kind(status, reason, message)

@@ -1,4 +1,4 @@
-"""Events: what a person sees with ``kubectl describe``. Nothing ever depends on one."""
+"""Events for ``kubectl describe``. No decision depends on an Event."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hugetlb_quota.kube.errors import AlreadyExists, ApiError, Conflict, NotFoun
 from hugetlb_quota.kube.resources import EVENTS, Resource
 from hugetlb_quota.program import about
 
-#: Longer notes are refused by the API server (pkg/apis/core/validation/events.go).
+#: The API server refuses longer notes (pkg/apis/core/validation/events.go).
 LONGEST_NOTE: Final = 1024
-#: An Event about a cluster-scoped object lives here.
+#: The namespace of Events about cluster-scoped objects.
 _CLUSTER_EVENTS: Final = "default"
 _TIMEOUT: Final = 5.0
-#: Of any object (a DNS subdomain).
+#: The largest length of an object's name (a DNS subdomain).
 _LONGEST_NAME: Final = 253
 _ATTEMPTS: Final = 5
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class EventApi(Protocol):
-    """The part of a Connection that this needs."""
+    """The part of a Connection that creates Events."""
 
     async def create(
         self,
@@ -44,7 +44,7 @@ class EventApi(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Regarding:
-    """The object that an Event is about; ``namespace`` is "" in the cluster's scope."""
+    """The object that an Event is about; ``namespace``: "" for a cluster-scoped object."""
 
     api_version: str
     kind: str
@@ -54,7 +54,7 @@ class Regarding:
 
 
 class SeriesApi(EventApi, ObjectApi, Protocol):
-    """The same, for Events that are counted."""
+    """The part of a Connection that :func:`count` needs."""
 
 
 def event(
@@ -68,11 +68,13 @@ def event(
     action: str,
     suffix: str = "",
 ) -> Json:
-    """An Event of something that happened to ``regarding`` now.
+    """An Event about ``regarding``, with the present time.
 
-    :param reason: one word in CamelCase; ``note`` is the sentence.
-    :param program: the reporting program, ``instance`` which of it.
-    :param suffix: tells it from other Events of the object; one of its own when empty.
+    :param reason: one word in CamelCase.
+    :param note: a sentence; cut to LONGEST_NOTE.
+    :param program: the reporting program.
+    :param instance: the reporting process of the program.
+    :param suffix: the last part of the Event's name; random if empty.
     """
     if len(note) > LONGEST_NOTE:
         note = note[: LONGEST_NOTE - 3] + "..."
@@ -112,7 +114,7 @@ async def publish(
     instance: str,
     action: str = "Reconcile",
 ) -> None:
-    """Tell of something that happened to ``regarding``, as :func:`event`; a failure is logged."""
+    """Create an Event as :func:`event` does; log a failure and go on."""
     body = event(
         regarding,
         kind=kind,
@@ -133,11 +135,11 @@ async def publish(
 
 
 async def count(connection: SeriesApi, body: Json, times: int) -> None:
-    """Tell that ``body`` happened ``times`` times: add to the Event of its name, or make it.
+    """Add ``times`` to the count of the Event with the name of ``body``, or create the Event.
 
-    Others may add to it at the same time. What it says stays what it said first.
+    Several processes may count the same Event concurrently. An existing Event keeps its note.
 
-    :raises ApiError: when it can't be told; Conflict when others were always quicker.
+    :raises ApiError: if the write fails; Conflict if it loses all of the attempts.
     """
     namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
     for attempt in range(1, _ATTEMPTS + 1):
@@ -165,5 +167,5 @@ def _series(times: int) -> Json:
 
 
 def micro_time() -> str:
-    """Now, as a MicroTime of the API."""
+    """The present time as a MicroTime of the API."""
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -1,8 +1,8 @@
-"""A local picture of one kind of objects, kept by list and watch.
+"""A local copy of all objects of one kind, kept up to date by list and watch.
 
-Made for many objects and little memory: lists come in pages, each object is projected
-to what its user needs as it arrives, and nothing raw is kept. A list after a lost watch
-is compared with what was known, so that an object that went meanwhile is told of too.
+The informer needs little memory: it lists in pages, projects each object on arrival to the fields
+that its user needs, and keeps no raw object. After a lost watch it compares a new list with its
+copy, so that listeners also get the objects that were deleted meanwhile.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from hugetlb_quota.kube.resources import Resource
 
 T = TypeVar("T")
 
-#: Objects a page of a list: what client-go's pager asks for.
+#: Objects per page of a list, as in client-go's pager.
 PAGE: Final = 500
-#: Waits between attempts after an error, in seconds: doubled, with jitter, up to the last.
+#: The first and the longest wait after an error, in seconds; a wait has jitter.
 FIRST_BACKOFF: Final = 0.5
 LONGEST_BACKOFF: Final = 30.0
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class ObjectKey(NamedTuple):
-    """The name of an object; equal to a QuotaKey of the same words."""
+    """Namespace and name of an object; equal to a QuotaKey with the same strings."""
 
     namespace: str
     name: str
@@ -39,8 +39,9 @@ class ObjectKey(NamedTuple):
         return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
 
-#: What changed: before, after, and the resourceVersion of the change. One of the two
-#: may be None: the object is new, or gone (or not kept any more).
+#: A listener gets the old value, the new value and the resourceVersion of the change. The old
+#: value is None for a new object; the new value is None for an object that is gone or that
+#: ``project`` no longer keeps.
 OnChange = Callable[[T | None, T | None, int], None]
 
 
@@ -77,11 +78,12 @@ class _Kept(NamedTuple, Generic[T]):
 
 
 class Informer(Generic[T]):
-    """The objects of ``resource``, each as ``project`` made it of its JSON.
+    """The objects of ``resource``, each projected by ``project``.
 
-    :param project: None for an object that is not to be kept. It must not raise.
-    :param name: for the log.
-    :param longest_backoff: between attempts after an error, in seconds.
+    :param project: makes the value to keep of an object's JSON, or None to ignore the object.
+        It must not raise.
+    :param name: the name in the log.
+    :param longest_backoff: the longest wait after an error, in seconds.
     """
 
     def __init__(
@@ -108,43 +110,44 @@ class Informer(Generic[T]):
         self._followers: list[Callable[[bool], None]] = []
         self._position = ""
         self._watching: asyncio.Task[None] | None = None
-        #: From where on the changes of this kind are known without a gap: the last list's.
+        #: The resourceVersion of the last list; the informer saw every change since then.
         self.listed_at = 0
-        #: Why nothing new can be told just now; "" while the watch runs.
+        #: Why the informer gets no changes at present; "" while the watch runs.
         self.trouble = ""
-        #: Set once the first list is complete and was told to all listeners.
+        #: Set when the first list is complete and all listeners have got its objects.
         self.synced = asyncio.Event()
 
     @property
     def store(self) -> Mapping[ObjectKey, T]:
-        """What is kept, by name; a live view, not to be iterated across an await."""
+        """The kept values by key; a live view: do not await while iterating over it."""
         return MappingProxyType(self._store)
 
     @property
     def resource_version(self) -> int:
-        """Up to where the changes of this kind are known; 0 before the first list."""
+        """The informer has seen all changes up to this resourceVersion; 0 before the first list."""
         return int(self._position or 0)
 
     def on_change(self, listener: OnChange[T]) -> None:
         """Call ``listener`` for every change, synchronously and in order.
 
-        An object that was deleted and made anew under its name is two changes. What it
-        raises ends :meth:`run`: a listener that lost a change can't go on.
+        If an object was deleted and created again with the same name, the listener gets two
+        changes. An exception of a listener ends :meth:`run`, because the listener missed a
+        change.
         """
         self._listeners.append(listener)
 
     def on_progress(self, follower: Callable[[bool], None]) -> None:
-        """Call ``follower`` whenever the position moved; with True when by a list."""
+        """Call ``follower`` when ``resource_version`` advances: with True after a list."""
         self._followers.append(follower)
 
     def list_anew(self) -> None:
-        """Begin again with a list: what is known may be of a history that was lost."""
+        """List again, because etcd may have lost the history that the copy comes from."""
         self._position = ""
         if self._watching is not None:
             self._watching.cancel()
 
     async def run(self) -> None:
-        """List, watch, and begin again when the watch is lost; for ever."""
+        """List, watch, and start again when the watch is lost; runs until cancelled."""
         backoff = Backoff(FIRST_BACKOFF, self._longest_backoff)
         while True:
             begun_at = self._position
@@ -153,7 +156,7 @@ class Informer(Generic[T]):
                     await self._check_history()
                 if not self._position:
                     await self._list()
-                await self._watch_until_told()
+                await self._watch_until_ended()
                 backoff.reset()
                 continue
             except errors.Gone as error:
@@ -162,14 +165,14 @@ class Informer(Generic[T]):
                 self.trouble = str(error)
             except errors.ApiUnreachable as error:
                 self.trouble = str(error)
-                # The position holds: the watch goes on where it broke off.
+                # The position stays valid: the next watch continues from it.
                 logger.warning("%s: %s Trying again.", self._name, error)
             except errors.ApiError as error:
                 logger.warning("%s: listing anew after an error: %s", self._name, error)
                 self._position = ""
                 self.trouble = str(error)
             if self._position not in ("", begun_at):
-                backoff.reset()  # it told something before it broke
+                backoff.reset()  # the list or the watch made progress before the error
             await asyncio.sleep(backoff.next() * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
 
     async def _list(self) -> None:
@@ -204,11 +207,11 @@ class Informer(Generic[T]):
         self.synced.set()
 
     async def _check_history(self) -> None:
-        """Make sure that the server, which was away, has not gone back in its history.
+        """Check after an interruption that etcd was not restored to an older state.
 
-        The watch of a later position would tell nothing until that comes again.
+        A watch from a position in the future would be silent until etcd reaches that position.
 
-        :raises Gone: when it has.
+        :raises Gone: if etcd is older than the position of the informer.
         """
         page = await self._connection.list_page(
             self._resource, self._namespace, field_selector=self._field_selector, limit=1
@@ -224,8 +227,8 @@ class Informer(Generic[T]):
                 " etcd was restored from a backup.",
             )
 
-    async def _watch_until_told(self) -> None:
-        """Watch until it ends, or :meth:`list_anew` ends it."""
+    async def _watch_until_ended(self) -> None:
+        """Watch until the server or :meth:`list_anew` ends the watch."""
         self._watching = asyncio.create_task(self._watch())
         try:
             await self._watching
@@ -247,7 +250,7 @@ class Informer(Generic[T]):
             raw = event["object"]
             key, uid, version = _identity(raw)
             self._compare(version)
-            # Bookmarks tell of no object, only how far the watch has come.
+            # A bookmark has no object, only the position of the watch.
             if event["type"] != "BOOKMARK":
                 value = None if event["type"] == "DELETED" else self._project(raw)
                 self._apply(key, uid, value, version, ended=version)
@@ -262,7 +265,11 @@ class Informer(Generic[T]):
     def _apply(
         self, key: ObjectKey, uid: str, value: T | None, version: int, ended: int | None = None
     ) -> None:
-        """Take in one object at ``version``; one it replaces under its name ``ended``."""
+        """Store ``value`` and call the listeners; None removes the object.
+
+        :param ended: the resourceVersion at which a replaced object with another UID ended;
+            None: ``version``.
+        """
         before = self._kept.get(key)
         if before is not None and value is not None and before.uid != uid:
             self._drop(key)

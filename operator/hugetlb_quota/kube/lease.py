@@ -1,10 +1,12 @@
-"""Leader election by a Lease: at most one leads, and who lost the Lease has stopped.
+"""Leader election by a Lease: at most one process leads, and a loser of the Lease has stopped.
 
-The election itself is kubernetes.aio's. What it leaves open is closed here: its requests
-may take five minutes and a broken connection ends it with the work still running, it does
-not notice that the work ended, does not wait for the work to stop, and keeps the Lease
-of one that left. It has a thread, an event loop and a connection of its own: a count of
-everybody keeps the program's loop busy for longer than a Lease may wait.
+The election is that of kubernetes.aio. This module adds what that election lacks. Its requests
+may take five minutes. After a broken connection it ends while the work runs on. It does not
+notice that the work ended, does not wait until the work has stopped, and does not release the
+Lease.
+
+The election has a thread, an event loop and a connection of its own: a count from scratch keeps the
+program's loop busy for longer than a renewal may take.
 """
 
 from __future__ import annotations
@@ -29,25 +31,25 @@ from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.events import micro_time
 from hugetlb_quota.kube.resources import LEASES
 
-#: Seconds after which others may take a Lease that was not renewed.
+#: Other processes may take a Lease that was not renewed for this time, in seconds.
 LEASE_DURATION: Final = 20
-#: Seconds for which a leader tries to renew before it gives up. Its last attempt may
-#: take two requests more, and all of that must end before LEASE_DURATION.
+#: A leader tries to renew for this time, in seconds, then it gives up. Its last attempt may
+#: take two more requests, which must end before LEASE_DURATION.
 RENEW_DEADLINE: Final = 10
-#: Seconds between attempts.
+#: The wait between attempts, in seconds.
 RETRY_PERIOD: Final = 2
-#: Seconds that one request to the Lease may take.
+#: The timeout of a request to the Lease, in seconds.
 LEASE_REQUEST_TIMEOUT: Final = 2.0
 
 logger = logging.getLogger(__name__)
 
 
 class LeadershipLost(RuntimeError):
-    """The Lease could not be renewed; another may lead by now. End the program."""
+    """The Lease could not be renewed, and another process may lead. End the program."""
 
 
 class _TimedLeaseLock(LeaseLock):
-    """Requests that end in time; one that fails is a failed attempt, not the end."""
+    """A lock with a timeout for each request; a failed request is only a failed attempt."""
 
     async def get(
         self, name: str, namespace: str
@@ -61,8 +63,8 @@ class _TimedLeaseLock(LeaseLock):
     async def create(
         self, name: str, namespace: str, election_record: LeaderElectionRecord
     ) -> bool:
-        # Not super().create: in kubernetes 37.0.2 it passes pretty=True, which the
-        # library's own validation refuses.
+        # super().create of kubernetes 37.0.2 passes pretty=True, and the library's own
+        # validation refuses that.
         lease = V1Lease(metadata=V1ObjectMeta(name=name), spec=self.update_lease(election_record))
         try:
             async with asyncio.timeout(LEASE_REQUEST_TIMEOUT):
@@ -153,12 +155,12 @@ async def lead(
     identity: str,
     work: Callable[[], Awaitable[None]],
 ) -> None:
-    """Wait for the Lease ``namespace/name``, then do ``work`` while it is held.
+    """Wait for the Lease ``namespace/name``, then run ``work`` while this process holds the Lease.
 
-    Returns when ``work`` returns, raises what it raises. Whichever way it ends,
-    cancellation included, ``work`` has stopped and the Lease is given back.
+    The function returns when ``work`` returns, and raises what ``work`` raises. At the end, and
+    also after a cancellation, ``work`` has stopped and the Lease is released.
 
-    :raises LeadershipLost: when the Lease could not be renewed.
+    :raises LeadershipLost: if the Lease could not be renewed.
     """
     election = _Election(connection, namespace, name, identity)
     begun = asyncio.create_task(election.begun.wait(), name="leader election: begun")
@@ -189,12 +191,12 @@ async def lead(
 
 
 async def term(connection: Connection, namespace: str, name: str, identity: str) -> int:
-    """What orders the writes of this leader before those of every later one.
+    """The term of this leader: the Lease's resourceVersion, lower than that of any later leader.
 
-    The Lease's resourceVersion: who leads next writes the Lease, so its term is higher.
+    The next leader writes the Lease, so the next term is higher.
 
-    :raises LeadershipLost: when another holds the Lease.
-    :raises ApiError: when it can't be read.
+    :raises LeadershipLost: if another process holds the Lease.
+    :raises ApiError: if the Lease can't be read.
     """
     lease = await connection.get(LEASES, name, namespace, timeout=LEASE_REQUEST_TIMEOUT)
     holder = lease["spec"].get("holderIdentity")
@@ -235,14 +237,14 @@ async def take(connection: Connection, namespace: str, name: str, identity: str)
 
 
 async def _give_back(connection: Connection, namespace: str, name: str, identity: str) -> None:
-    """Let the next leader begin at once, if the Lease is still ours."""
+    """Release the Lease if this process still holds it, so that the next leader starts at once."""
     try:
         lease: dict[str, Any] = await connection.get(
             LEASES, name, namespace, timeout=LEASE_REQUEST_TIMEOUT
         )
         if lease["spec"].get("holderIdentity") != identity:
             return
-        # As client-go's release(): no holder, and a duration that is over soon.
+        # As in client-go's release(): no holder, and a short duration.
         lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
         await connection.replace(LEASES, name, lease, namespace, timeout=LEASE_REQUEST_TIMEOUT)
         logger.info("%s gave Lease %s/%s back.", identity, namespace, name)

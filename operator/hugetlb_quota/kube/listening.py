@@ -1,4 +1,4 @@
-"""The sockets on which a program answers: of IPv4 and IPv6 alike, unless told otherwise."""
+"""Listening sockets, by default for both IPv4 and IPv6."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import errno
 import socket
 from typing import Final
 
-#: As an address to listen on: every address of the host, of both families.
+#: The address that means every address of the host, of both families.
 EVERYWHERE: Final = "*"
-#: Clients that wait to be accepted; the kernel makes it net.core.somaxconn at most. One more
-#: would try again after a second.
+#: The clients that wait to be accepted. The kernel limits the number to net.core.somaxconn; a
+#: client beyond it tries again after a second.
 _BACKLOG: Final = 1024
-#: A kernel without IPv6 (ipv6.disable=1), or with IPv6 switched off on every interface.
+#: The errors of a kernel without IPv6 (ipv6.disable=1) or with IPv6 off on every interface.
 _NO_IPV6: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 
 
 def listen(address: str, port: int) -> list[socket.socket]:
-    """Listen on ``port`` of ``address``; port 0 is a free port, the same for both families.
+    """Listen on ``port`` of ``address``; port 0 selects a free port, the same for both families.
 
-    :param address: an IPv4 or IPv6 address without brackets, a host name (every address
-        of that name), or :data:`EVERYWHERE`, which is one socket for both families, and
-        IPv4 alone on a host without IPv6.
-    :raises OSError: when the port is taken, or the address is not one of this host.
+    :param address: an IPv4 or IPv6 address without brackets, a host name (all its addresses),
+        or :data:`EVERYWHERE`: one socket for both families, or for IPv4 on a host without IPv6.
+    :raises OSError: if the port is in use, or the host does not have the address.
     """
     if address == EVERYWHERE:
         return [_everywhere(port)]
@@ -50,7 +49,7 @@ def _everywhere(port: int) -> socket.socket:
 def _bound(family: int, where: tuple[object, ...], *, both: bool = False) -> socket.socket:
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
-        # A program that is started anew must not wait for its predecessor's connections.
+        # A restarted program can bind while connections of its predecessor are in TIME_WAIT.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not both))

@@ -1,7 +1,7 @@
-"""What the metrics of all programs have in common, and how Prometheus reads them.
+"""The metrics that all programs share, and the helpers to make gauges.
 
-A metric is read when it is scraped, from what the program knows anyway; only what is gone by then
-(how long a decision took) is counted as it happens.
+A program computes a metric at the scrape, from its present state. It counts at once only what it
+can't compute later, such as the duration of a decision.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.page_size import PageSize
 from hugetlb_quota.program import version
 
-#: What the names of all metrics begin with.
+#: The prefix of all metric names.
 PREFIX: Final = "hugetlb_quota_"
 
 
 class Metrics:
-    """The metrics of one program: its own, its build, and what its process takes.
+    """The metrics of one program: its collectors, its build, and its process.
 
-    :param program: as "agent".
-    :param collectors: what is read at every scrape.
+    :param program: the program's name, such as "agent".
+    :param collectors: the program's own metrics, collected at every scrape.
     """
 
     def __init__(self, program: str, *collectors: Collector) -> None:
-        # A second row for each counter, of which no query is made.
+        # No query uses the _created series, which every counter would have.
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        # Its own: the global one would add what the interpreter does.
+        # The global registry would add metrics of the interpreter.
         self.registry = CollectorRegistry()
         Info(PREFIX + "build", "Which program this is.", registry=self.registry).info(
             {"program": program, "version": version()}
@@ -42,21 +42,21 @@ class Metrics:
             self.registry.register(each)
 
     def render(self) -> bytes:
-        """All of them, in Prometheus' text format 0.0.4."""
+        """All metrics, in Prometheus' text format 0.0.4."""
         return generate_latest(self.registry)
 
 
 class BytesBySize:
-    """A gauge of bytes that has a row for each page size.
+    """A gauge of bytes with one series for each page size.
 
-    :param labels: the names of the labels before ``page_size``.
+    :param labels: the label names before ``page_size``.
     """
 
     def __init__(self, name: str, meaning: str, labels: Iterable[str] = ()) -> None:
         self.family = GaugeMetricFamily(PREFIX + name, meaning, labels=[*labels, "page_size"])
 
     def add(self, charge: Charge, sizes: Iterable[PageSize], *labels: str) -> None:
-        """A row for each of ``sizes``, also at 0."""
+        """Add a series for each of ``sizes``, also if it is 0."""
         for size in sizes:
             self.family.add_metric([*labels, size.resource], charge.of(size))
 
@@ -67,7 +67,7 @@ def gauge(name: str, meaning: str, value: float) -> Metric:
 
 
 def gauges(name: str, meaning: str, label: str, values: Mapping[str, float]) -> Iterator[Metric]:
-    """A gauge with one label, a row for each of ``values``."""
+    """A gauge with one label, and one series for each of ``values``."""
     family = GaugeMetricFamily(PREFIX + name, meaning, labels=[label])
     for key, value in values.items():
         family.add_metric([key], value)

@@ -1,4 +1,4 @@
-"""A pod, as slim as accounting and enforcement can do with."""
+"""A pod, with only the fields that accounting and enforcement need."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from hugetlb_quota.accounting.demand import MalformedDemand, demand
 from hugetlb_quota.accounting.volume import Volume
 from hugetlb_quota.page_size import PageSize
 
-#: The annotation of the pods by which kubelet shows what it runs from elsewhere than the
-#: API (pkg/kubelet/pod/mirror_client.go): the hash that is the UID in the cgroup's name. It
-#: can't be added or changed later, and kubelet runs no pod of the API that has it.
-#: config.source and config.hash, which mirrors have too, anyone may write on any pod.
+#: The annotation of a mirror pod, by which kubelet shows a static pod in the API
+#: (pkg/kubelet/pod/mirror_client.go). Its value is the hash that is the UID in the cgroup's
+#: name. Nobody can add or change the annotation later, and kubelet runs no API pod that has the
+#: annotation. Mirror pods also have config.source and config.hash, but anyone may write these
+#: on any pod.
 CONFIG_MIRROR: Final = "kubernetes.io/config.mirror"
 
-#: Phases in which no container of a pod runs, or ever will again.
+#: The phases in which no container of a pod runs or will run again.
 FINISHED_PHASES: Final = ("Succeeded", "Failed")
 
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container of any sort, init and ephemeral ones too.
+    """A container of any kind, also an init or an ephemeral container.
 
-    ``container_id``: the runtime's, without ``containerd://``; None until it is made.
+    ``container_id``: the runtime's ID without ``containerd://``; None before the container is
+    created.
     """
 
     name: str
@@ -36,13 +38,14 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """What is kept of a pod.
+    """The fields of a pod that the programs keep.
 
-    ``finished``: Succeeded or Failed. ``deletion``: it is to go. ``demand``: the
-    effective request; nothing when it is ``malformed``, which then says why.
-    ``static_hash``: what names a static pod's cgroup in the place of its UID.
-    ``pod_level``: sizes that spec.resources.requests names for the pod as a whole.
-    ``volumes``: those that can be on a hugetlbfs of the host, if it asks for huge pages.
+    ``finished``: whether the phase is Succeeded or Failed. ``deletion``: whether the pod has a
+    deletionTimestamp. ``demand``: the effective request, empty if malformed. ``malformed``: why
+    the request is malformed. ``static_hash``: the hash that a static pod's cgroup has in its name
+    instead of the pod's UID. ``pod_level``: the sizes in ``spec.resources.requests``.
+    ``volumes``: the volumes that can be on a hugetlbfs of the host; empty for a pod without
+    demand.
     """
 
     uid: str
@@ -62,7 +65,7 @@ class Pod:
 
     @property
     def cgroup_uid(self) -> str:
-        """The UID in the name of its cgroup: of a static pod the hash of its manifest."""
+        """The UID in the cgroup's name: the pod's UID, or a static pod's hash."""
         return self.static_hash or self.uid
 
     def __str__(self) -> str:
@@ -70,7 +73,7 @@ class Pod:
 
 
 def project_pod(raw: Mapping[str, Any]) -> Pod:
-    """Every pod, with or without huge pages; what is malformed is told, not raised."""
+    """Project any pod; a malformed request is in ``malformed``, and raises nothing."""
     metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
     wanted, malformed, pod_level = NOTHING, None, NOTHING
     try:
@@ -97,7 +100,7 @@ def project_pod(raw: Mapping[str, Any]) -> Pod:
 
 
 def project_demanding_pod(raw: Mapping[str, Any]) -> Pod | None:
-    """Only a pod that asks for huge pages, or may (its request is malformed)."""
+    """Project a pod that requests huge pages or has a malformed request; None for other pods."""
     pod = project_pod(raw)
     return pod if pod.demand or pod.malformed else None
 
@@ -132,5 +135,5 @@ def _volumes(spec: Mapping[str, Any]) -> Iterator[Volume]:
 
 
 def _interned(labels: Mapping[str, str]) -> dict[str, str]:
-    """Pods of one workload share their labels, so they share the strings too."""
+    """Intern the strings, because the pods of a workload have the same labels."""
     return {sys.intern(key): sys.intern(value) for key, value in labels.items()}

@@ -1,4 +1,4 @@
-"""A program's answers to kubelet's probes, alive and ready, and to Prometheus."""
+"""The HTTP server for kubelet's liveness and readiness probes and for Prometheus."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from aiohttp import web
 
 from hugetlb_quota.kube.listening import listen
 
-#: What every Prometheus reads.
+#: The Content-Type of the text format that every Prometheus reads.
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class NoProbePort(Exception):
-    """The probes' port can't be had."""
+    """The server can't listen on the port of the probes."""
 
     def __init__(self, bind: str, port: int, error: OSError) -> None:
         super().__init__(
@@ -33,10 +33,10 @@ async def serve_probes(
 ) -> AsyncIterator[None]:
     """Serve ``/healthz``, ``/readyz`` and ``/metrics`` over plain HTTP.
 
-    :param bind: as :func:`listen` takes it.
-    :param waiting_for: what is missing until the program is ready; "" when nothing is.
-    :param metrics: renders them in Prometheus' text format 0.0.4; None: there are none.
-    :raises NoProbePort: when the port is taken.
+    :param bind: the address, as for :func:`listen`.
+    :param waiting_for: returns what the program waits for; "" when the program is ready.
+    :param metrics: returns the metrics in Prometheus' text format 0.0.4; None: no ``/metrics``.
+    :raises NoProbePort: if the server can't listen on the port.
     """
 
     async def healthz(request: web.Request) -> web.Response:

@@ -1,8 +1,8 @@
-"""A HugeTLBQuota, read from the API and written back.
+"""Read a HugeTLBQuota from the API, and write its status.
 
-The spec is read strictly: what is not understood may matter. The status is read leniently:
-a field of a newer release is kept as it is, and a field that can't be read is passed over
-and written anew by its owner.
+The spec is read strictly, because an unknown field may matter. The status is read leniently: an
+unknown field of a newer release is kept, and a field that can't be read is ignored until its
+owner writes it again.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ Json = dict[str, Any]
 
 
 class InvalidQuota(ValueError):
-    """A HugeTLBQuota that can't be understood, so nothing can be admitted under it.
+    """The spec of a HugeTLBQuota is invalid, so admission admits nothing under the quota.
 
-    The CRD and the webhook keep such objects out; one may be older than they are.
+    The CRD and the webhook refuse such a quota, but a quota can be older than they are.
     """
 
     reason = "Invalid"
@@ -53,7 +53,7 @@ class InvalidQuota(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class _AsRead:
-    """What the fields of the status that admission does not write were read as."""
+    """The controller's fields of the status, as read; None for a charge that can't be read."""
 
     pods: Charge | None
     retained: Charge | None
@@ -66,12 +66,12 @@ _NOTHING_READ: Final = _AsRead(Charge(), Charge(), (), ())
 
 @dataclass(frozen=True, slots=True)
 class QuotaObject:
-    """A HugeTLBQuota as it was read, or as it is to be written.
+    """A HugeTLBQuota as read or as the programs will write it.
 
-    Change ``counter``, ``conditions`` and ``observed_generation`` with :meth:`with_counter`
-    and ``dataclasses.replace``; :meth:`status` is what they make of the object's status.
-    ``counted_under`` orders the counts of different controllers. ``invalid``: why the spec
-    can't be understood; then ``quota`` is what of it can be, and it is not to be written.
+    To change the status, change ``counter`` (:meth:`with_counter`), ``conditions`` or
+    ``observed_generation`` (``dataclasses.replace``); then :meth:`status` is the new status.
+    ``counted_under``: the term of the last count. ``invalid``: why the spec is invalid, else "";
+    then ``quota`` has only the valid parts, and nobody may write the object.
     """
 
     key: QuotaKey
@@ -93,9 +93,8 @@ class QuotaObject:
     def from_json(cls, raw: Mapping[str, Any], known: QuotaObject | None = None) -> Self:
         """From the API server's JSON.
 
-        :param known: an earlier reading of the object, whose spec is not read again when it
-            is still the same.
-        :raises InvalidQuota: when its spec can't be understood.
+        :param known: an earlier version of the object; an unchanged spec is not parsed again.
+        :raises InvalidQuota: if the spec is invalid.
         """
         metadata = raw.get("metadata") or {}
         key = QuotaKey(metadata.get("namespace") or "", metadata.get("name") or "")
@@ -104,10 +103,10 @@ class QuotaObject:
 
     @classmethod
     def to_count(cls, raw: Mapping[str, Any], known: QuotaObject | None = None) -> Self:
-        """The same for who only counts, and must not lose what a quota holds.
+        """Like :meth:`from_json`, for the controller, which must count an invalid quota too.
 
-        An object whose spec can't be understood is counted by its last good reading
-        (``known``), else by what of it can be read.
+        A quota with an invalid spec has the last valid spec (that of ``known``) or, without
+        ``known``, the valid parts of its spec.
         """
         try:
             return cls.from_json(raw, known)
@@ -160,19 +159,19 @@ class QuotaObject:
         )
 
     def with_counter(self, counter: Counter) -> Self:
-        """The same with another counter."""
+        """A copy with another counter."""
         return replace(self, counter=counter)
 
     def attached(self, to: QuotaKey | None) -> Self:
-        """The same, with its charges going up to ``to``."""
+        """A copy that is attached to the parent ``to``."""
         if to == self.quota.attached_to:
             return self
         return replace(self, quota=replace(self.quota, attached_to=to))
 
     def status(self) -> Json:
-        """The status in JSON that says what this object holds.
+        """The new status as JSON.
 
-        What did not change is left as it was stored, fields of newer releases among it.
+        A field that did not change stays as stored, also a field of a newer release.
         """
         counter, read = self.counter, self.as_read
         used = counter.used
@@ -202,18 +201,18 @@ class QuotaObject:
 
     @property
     def is_readable(self) -> bool:
-        """Whether what is charged can be read from its status."""
+        """Whether all charges in the status can be read."""
         read = self.as_read
         return read.pods is not None and read.retained is not None and not self.counter.unreadable
 
     @property
     def is_counted(self) -> bool:
-        """Whether the controller has recounted it since its spec last changed."""
+        """Whether the controller has counted the quota since the spec last changed."""
         return self.observed_generation >= self.generation and self.is_readable
 
     @property
     def silence(self) -> str:
-        """What the controller says of charges held for want of a report; "" without any."""
+        """The message of a False NodesReporting condition; "" if no charge waits for a report."""
         for condition in self.conditions:
             if condition.type == NODES_REPORTING and condition.status == "False":
                 return condition.message
@@ -221,12 +220,12 @@ class QuotaObject:
 
     @property
     def is_stored(self) -> bool:
-        """Whether the status is in the API already, as it was read."""
+        """Whether the new status is equal to the status that was read."""
         return self.status() == self.stored
 
 
 def project_quota(raw: Mapping[str, Any]) -> QuotaObject | InvalidQuota:
-    """For an informer: an invalid quota is kept as what is wrong with it."""
+    """Project a quota for an informer; for an invalid quota, the error is the value."""
     try:
         return QuotaObject.from_json(raw)
     except InvalidQuota as invalid:
@@ -234,10 +233,10 @@ def project_quota(raw: Mapping[str, Any]) -> QuotaObject | InvalidQuota:
 
 
 def status_body(quota: QuotaObject) -> dict[str, Any]:
-    """The object to PUT to ``/status``: only the very object that was read is changed.
+    """The object to PUT to ``/status``.
 
-    The API server takes nothing but the status from it, and refuses it with a Conflict
-    when resourceVersion or UID are no longer these.
+    The API server uses only the status, and returns Conflict if the resourceVersion or the UID
+    has changed since the read.
     """
     return {
         "apiVersion": API_VERSION,
@@ -260,7 +259,7 @@ def quota_from_spec(
     generation: int = 1,
     terminating: bool = False,
 ) -> Quota:
-    """What the forest needs to know of a spec."""
+    """The forest's view of a spec."""
     parent = spec.parent_ref
     return Quota(
         key=key,
@@ -285,7 +284,7 @@ def _reclaim_after(retained: RetainedSpec | None) -> timedelta | None:
 
 
 def summary(used: Charge, hard: Charge) -> str:
-    """Use against limit by page size: ``2Mi: 64Mi/256Mi, 1Gi: 0/8Gi``."""
+    """Use and limit of each page size: ``2Mi: 64Mi/256Mi, 1Gi: 0/8Gi``."""
     return ", ".join(
         f"{size}: {quantity.render(amount)}"
         f"/{quantity.render(hard[size]) if size in hard else 'unlimited'}"
@@ -294,7 +293,7 @@ def summary(used: Charge, hard: Charge) -> str:
 
 
 def explain(error: ValueError, *where: str) -> str:
-    """What is wrong with an object (its part ``where``), field by field, in one line."""
+    """The errors of each field in one line; ``where`` is the path of the validated part."""
     if not isinstance(error, ValidationError):
         return str(error)
     return " ".join(
@@ -327,7 +326,7 @@ def _read_spec(
         and not known.invalid
         and (known.uid, known.generation) == (uid, generation)
         and known.quota.terminating == terminating
-        # The same generation is another spec after etcd was restored.
+        # After a restore of etcd, the same generation can have another spec.
         and known.spec == spec
     ):
         return known.quota
@@ -340,7 +339,7 @@ def _read_spec(
 
 
 def _what_can_be_read(key: QuotaKey, metadata: Mapping[str, Any], spec: Any) -> Quota:
-    """The parts of a spec that can be read; a selector that can't be selects every pod."""
+    """The valid parts of a spec; an invalid podSelector selects every pod."""
     parts: Json = {"hard": {}}
     for name, part in spec.items() if isinstance(spec, dict) else ():
         try:
@@ -358,7 +357,7 @@ def _what_can_be_read(key: QuotaKey, metadata: Mapping[str, Any], spec: Any) -> 
 
 
 def _read_status(stored: Mapping[str, Any], known: QuotaObject | None) -> _AsRead:
-    """The fields that only the controller writes: mostly the same as before."""
+    """The controller's fields; if they are those of ``known``, they are not parsed again."""
     fields = ("pods", "retained", "retainedFiles", "conditions")
     if known is not None and all(stored.get(name) == known.stored.get(name) for name in fields):
         return known.as_read
@@ -376,7 +375,7 @@ def _read_attached_to(stored: Mapping[str, Any]) -> QuotaKey | None:
 
 
 def _read_charge(resources: Any) -> Charge | None:
-    """The charge, None when it can't be read."""
+    """The charge, or None if it can't be read."""
     try:
         return Charge.from_sums(resources or {})
     except (ValueError, TypeError, AttributeError):
@@ -389,13 +388,13 @@ def _each(items: Any, read: Callable[[Any], _T]) -> tuple[_T, ...]:
     for item in items if isinstance(items, list) else ():
         try:
             found.append(read(item))
-        except ValueError:  # written anew by the controller, to which this belongs
+        except ValueError:  # the controller owns the field and will write it again
             continue
     return tuple(found)
 
 
 def _integer(value: Any) -> int:
-    """A whole number of a status, 0 when it is none."""
+    """``value`` as an integer; 0 if it is not one."""
     try:
         return int(value or 0)
     except (ValueError, TypeError):
@@ -418,7 +417,7 @@ def _read_file(raw: Any) -> RetainedFile:
         pod=status.pod,
         size=PageSize.from_resource(status.page_size),
         charged=quantity.parse_sum(status.charged),
-        quotas=frozenset(),  # known to the node's report; here only the quota itself matters
+        quotas=frozenset(),  # the status does not say which quotas are charged directly
     )
 
 

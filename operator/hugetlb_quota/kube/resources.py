@@ -1,4 +1,4 @@
-"""The kinds of objects the programs read and write, and their paths in the API."""
+"""The kinds of objects that the programs read and write, and their paths in the API."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Resource:
         name: str | None = None,
         subresource: str | None = None,
     ) -> str:
-        """The URL's path of the collection, one object, or its subresource.
+        """The URL path of a collection, an object, or a subresource.
 
-        No namespace, for a namespaced kind: those of all namespaces.
+        Without a namespace, the collection of a namespaced kind is that of all namespaces.
         """
         root = f"/apis/{self.group}" if self.group else "/api"
         parts = [root, self.version]
@@ -41,7 +41,7 @@ class Resource:
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
 
-#: What only the plugin reads.
+#: The kinds that only the plugin reads.
 CRDS: Final = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", namespaced=False)
 ENDPOINT_SLICES: Final = Resource("discovery.k8s.io", "v1", "endpointslices", namespaced=True)
 DEPLOYMENTS: Final = Resource("apps", "v1", "deployments", namespaced=True)
@@ -51,7 +51,7 @@ REPLICA_SETS: Final = Resource("apps", "v1", "replicasets", namespaced=True)
 JOBS: Final = Resource("batch", "v1", "jobs", namespaced=True)
 CRON_JOBS: Final = Resource("batch", "v1", "cronjobs", namespaced=True)
 
-#: What the programs read and write.
+#: The kinds that the programs read and write.
 HUGETLB_QUOTAS: Final = Resource(api.GROUP, api.VERSION, quota.PLURAL, namespaced=True)
 HUGETLB_NODES: Final = Resource(api.GROUP, api.VERSION, node.PLURAL, namespaced=False)
 PODS: Final = Resource("", "v1", "pods", namespaced=True)

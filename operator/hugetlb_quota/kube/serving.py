@@ -1,12 +1,12 @@
-"""What admission and controller agree on: the Secret to serve with, and what is asked where."""
+"""What admission and controller share: the keys of the Secret, and the webhooks' paths."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
 
-#: Keys of the Secret that admission serves with: certificate chain and key, PEM, and what the
-#: webhooks' paths begin with, now and before.
+#: The keys of admission's Secret: the certificate chain and the private key (PEM), and the
+#: present and the former prefix of the webhooks' paths.
 CERTIFICATE: Final = "tls.crt"
 KEY: Final = "tls.key"
 PATH: Final = "path"
@@ -14,7 +14,7 @@ FORMER_PATH: Final = "former-path"
 
 VALIDATE_PODS: Final = "validate-pods"
 VALIDATE_QUOTAS: Final = "validate-quotas"
-#: What the path of each webhook ends with, by the webhook's name.
+#: The last part of each webhook's path, by the webhook's name.
 PATHS: Final[Mapping[str, str]] = {
     "pods.hugetlb.dev": VALIDATE_PODS,
     "relabelled.pods.hugetlb.dev": VALIDATE_PODS,

@@ -1,4 +1,4 @@
-"""Compare-and-swap on the status of a HugeTLBQuota: the one way it is ever written."""
+"""Compare-and-swap on the status of a HugeTLBQuota; every write of the status is one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hugetlb_quota.kube.connection import REQUEST_TIMEOUT
 from hugetlb_quota.kube.quotas import QuotaObject, status_body
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS
 
-#: Waits between attempts, in seconds: a random part of it, doubled up to the last.
+#: The first and the longest upper bound of the random wait after a Conflict, in seconds.
 FIRST_BACKOFF: Final = 0.01
 LONGEST_BACKOFF: Final = 0.32
 
-#: From a quota as it is to what it should be; the very same object when it is right.
-#: It may raise: then nothing is written. It may be called again with a later state.
+#: Makes the new quota of the present one; returns the same object to write nothing. If it
+#: raises, nothing is written. After a Conflict it is called again with the newer quota.
 Change = Callable[[QuotaObject], QuotaObject]
 
 
@@ -29,10 +29,10 @@ async def read(
     *,
     timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
 ) -> QuotaObject:
-    """The quota as the last write left it.
+    """Read the quota, by quorum read.
 
-    :raises InvalidQuota: when it can't be understood.
-    :raises ApiError: NotFound among them.
+    :raises InvalidQuota: if its spec is invalid.
+    :raises ApiError: also NotFound.
     """
     raw = await connection.get(HUGETLB_QUOTAS, key.name, key.namespace, timeout=timeout)
     return QuotaObject.from_json(raw)
@@ -44,10 +44,10 @@ async def write(
     *,
     timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
 ) -> dict[str, Any]:
-    """Write the quota's status over the very state that it was read in; what was written.
+    """Write the quota's status over the version that was read; the JSON of the written object.
 
-    :raises Conflict: when somebody came between.
-    :raises ApiError: NotFound among them; after ApiUnreachable it may have happened.
+    :raises Conflict: if another write came first.
+    :raises ApiError: also NotFound; after ApiUnreachable the server may have done the write.
     """
     return await connection.replace(
         HUGETLB_QUOTAS,
@@ -67,14 +67,14 @@ async def compare_and_swap(
     within: float = REQUEST_TIMEOUT,
     known: QuotaObject | None = None,
 ) -> QuotaObject:
-    """Read, change and write the quota's status until nobody came between.
+    """Read, change and write the quota's status; after a Conflict, try again.
 
-    :param within: seconds for all of it.
-    :param known: a state read just now, to save the first read.
-    :returns: the object as written, or as read when there was nothing to write.
-    :raises ApiUnreachable: when the time is over; the write may have happened.
-    :raises InvalidQuota: when the object can't be understood.
-    :raises ApiError: NotFound among them; and whatever ``change`` raises.
+    :param within: the time limit of all attempts, in seconds.
+    :param known: the quota, just read, to save the first read.
+    :returns: the written object, or the read object if there is nothing to write.
+    :raises ApiUnreachable: if the time is over; the server may have done the write.
+    :raises InvalidQuota: if the quota's spec is invalid.
+    :raises ApiError: also NotFound. Exceptions of ``change`` are raised too.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within

@@ -1,7 +1,7 @@
-"""How requests reach the API server: by $KUBECONFIG, or by a pod's ServiceAccount.
+"""The transport of requests to the API server: by $KUBECONFIG or a pod's ServiceAccount.
 
-In a pod the kubernetes package is left out: importing it is a third of a program's start and
-12 MiB of its memory, and a pod needs a token, a CA and an address of it.
+In a pod, requests do not need the kubernetes package. Its import takes a third of a program's
+start and 12 MiB of memory, and a pod only needs a token, a CA and an address.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import orjson
 if TYPE_CHECKING:
     from kubernetes.aio.client import ApiClient, Configuration
 
-#: Where kubelet puts what a pod's ServiceAccount has.
+#: The directory where kubelet mounts the ServiceAccount's token and CA.
 ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-#: How long a token is used before its file is read again, in seconds: kubelet renews it.
+#: The time between two reads of the token file, which kubelet renews, in seconds.
 TOKEN_PERIOD: Final = 60.0
-#: Connections to the server at a time; watches are among them.
+#: The largest number of concurrent connections to the server, with watches.
 _CONNECTIONS: Final = 100
-#: Bytes of an answer read at a time; a page of quotas is some megabytes.
+#: The read buffer of a response, in bytes; a page of quotas has some megabytes.
 _READ_BUFFER: Final = 2**21
 
 
@@ -41,7 +41,7 @@ class Transport(Protocol):
         ...
 
     async def client(self) -> ApiClient:
-        """The kubernetes package's own client, for what that does by itself (Leases)."""
+        """The kubernetes package's client, for its leader election."""
         ...
 
     async def send(
@@ -52,22 +52,22 @@ class Transport(Protocol):
         body: Any,
         limit: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
-        """The answer, whatever its status; its body is still to be read.
+        """The response with any HTTP status; the caller reads its body.
 
-        :raises aiohttp.ClientError: when there is none; OSError and TimeoutError too.
+        :raises aiohttp.ClientError: without a response; also OSError and TimeoutError.
         """
         ...
 
     async def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         ...
 
 
 class _Session:
-    """Connections to one server, kept alive between requests.
+    """Keep-alive connections to one server.
 
-    The kubernetes package's own way through its models and its session takes longer than the
-    API server does for a small write.
+    The models and the session of the kubernetes package take longer than the API server takes
+    for a small write.
     """
 
     def __init__(
@@ -112,10 +112,11 @@ class _Session:
 
 
 class InPod:
-    """By the pod's ServiceAccount.
+    """A transport that uses the pod's ServiceAccount.
 
     :param agent: the User-Agent.
-    :raises ValueError: when this is no pod, or it has no ServiceAccount.
+    :param account: the directory of the token and the CA; by default ACCOUNT.
+    :raises ValueError: if the process is not in a pod, or the pod has no ServiceAccount.
     """
 
     def __init__(self, agent: str, account: Path | None = None) -> None:
@@ -133,7 +134,7 @@ class InPod:
         self._client: ApiClient | None = None
 
     async def client(self) -> ApiClient:
-        """The kubernetes package's own client."""
+        """The kubernetes package's client."""
         if self._client is None:
             from kubernetes.aio.client import ApiClient, Configuration
             from kubernetes.aio.config.incluster_config import InClusterConfigLoader
@@ -155,13 +156,13 @@ class InPod:
         body: Any,
         limit: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
-        """The answer, as :class:`Transport` has it."""
+        """The response, as in :class:`Transport`."""
         if time.monotonic() >= self._read_again_at:
             self._read_token()
         return await self._session.send(method, path, query, body, limit, f"Bearer {self._token}")
 
     async def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         await self._session.close()
         if self._client is not None:
             await self._client.close()  # type: ignore[no-untyped-call]
@@ -172,7 +173,7 @@ class InPod:
 
 
 class ByKubeconfig:
-    """By a kubeconfig, read by the kubernetes package; see :meth:`load`."""
+    """A transport that uses a kubeconfig, which the kubernetes package reads."""
 
     def __init__(self, client: ApiClient, refreshing: asyncio.Task[None]) -> None:
         self._client = client
@@ -186,10 +187,11 @@ class ByKubeconfig:
 
     @classmethod
     async def load(cls, path: str, agent: str, context: str | None = None) -> ByKubeconfig:
-        """Read the file at ``path``, or the files: they are separated as in $KUBECONFIG.
+        """Read the kubeconfig.
 
-        :param context: the current one by default.
-        :raises Exception: whatever the package meets in it.
+        :param path: one path, or several in the format of $KUBECONFIG.
+        :param context: the context; by default the current context.
+        :raises Exception: any exception of the kubernetes package's loader.
         """
         from kubernetes.aio.client import ApiClient, Configuration
         from kubernetes.aio.config import load_kube_config, refresh_token
@@ -207,7 +209,7 @@ class ByKubeconfig:
         return cls(client, asyncio.create_task(refresh))
 
     async def client(self) -> ApiClient:
-        """The kubernetes package's own client."""
+        """The kubernetes package's client."""
         return self._client
 
     async def send(
@@ -218,13 +220,13 @@ class ByKubeconfig:
         body: Any,
         limit: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
-        """The answer, as :class:`Transport` has it."""
+        """The response, as in :class:`Transport`."""
         configuration = self._client.configuration
         token = await configuration.get_api_key_with_prefix("BearerToken", "authorization")
         return await self._session.send(method, path, query, body, limit, token)
 
     async def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         self._refreshing.cancel()
         await asyncio.gather(self._refreshing, return_exceptions=True)
         await self._session.close()
@@ -232,7 +234,7 @@ class ByKubeconfig:
 
 
 def _proxy(configuration: Configuration, host: str) -> dict[str, Any]:
-    """The proxy to ``host``, if one is configured or in the environment."""
+    """The proxy for ``host``, if the kubeconfig or the environment has one."""
     address = urlsplit(host)
     proxy = configuration.proxy or getproxies().get(address.scheme)
     if not proxy or (not configuration.proxy and proxy_bypass(address.netloc)):
