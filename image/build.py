@@ -1,16 +1,16 @@
-"""Build the image with docker, podman or buildah: `make image`. Standard library alone.
+"""Build the image with docker, podman or buildah: `make image`. Uses only the standard library.
 
-Read from the environment, all optional, and on make's command line too:
+Optional variables, from the environment or make's command line, and their defaults:
 
-ENGINE    docker, podman or buildah; otherwise the first of them that is there and answers.
-IMAGE     the image's name and tag; hugetlb-quota:<version of pyproject.toml> otherwise.
-BASE      the base image; the Dockerfile's own, by digest, otherwise.
-READER_BASE  where the reader is built; BASE with compilers from apt otherwise.
-PLATFORM  such as linux/arm64; this machine's otherwise.
-CA        a file of certificates for pip to trust, where a proxy stands between; PIP_CERT or
-          SSL_CERT_FILE otherwise. It is there while the image is built, and never in it.
-SOURCE    the address of the source for the label; git's remote `origin` if that is an https one.
-REVISION  the commit for the label; git's HEAD otherwise, with "-dirty" if the tree has changes.
+ENGINE    docker, podman or buildah; by default the first of these that works.
+IMAGE     the image's name and tag; by default hugetlb-quota:<version of pyproject.toml>.
+BASE      the base image; by default the Dockerfile's base image, by digest.
+READER_BASE  the image in which the reader is built; by default BASE with compilers from apt.
+PLATFORM  such as linux/arm64; by default the platform of this machine.
+CA        a file with the certificates of a proxy, which pip then trusts; by default PIP_CERT or
+          SSL_CERT_FILE. The build uses the file; the image does not contain it.
+SOURCE    the source's address, for the label; by default git's remote `origin` if it is https.
+REVISION  the commit, for the label; by default git's HEAD, with "-dirty" if the tree has changes.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ LABEL = "org.opencontainers.image"
 
 
 class CannotBuildError(Exception):
-    """No engine, or not what it needs; the message says what to do."""
+    """No engine works, or a file is missing; the message says what to do."""
 
 
 def engine(named: str = "") -> str:
-    """Return the engine to build with: `named`, or the first that is there and answers.
+    """Return the engine to build with: `named`, or else the first that works.
 
-    Raises CannotBuildError.
+    Raises CannotBuildError if there is none.
     """
     amiss = []
     for name in (named,) if named else ENGINES:
@@ -67,12 +67,12 @@ def version() -> str:
 
 
 def image_name(environment: Mapping[str, str]) -> str:
-    """Return the name and tag that the image gets."""
+    """Return the name and tag of the image."""
     return environment.get("IMAGE") or f"hugetlb-quota:{version()}"
 
 
 def command(chosen: str, environment: Mapping[str, str]) -> list[str]:
-    """Return the engine's command line. Raises CannotBuildError if CA names no file."""
+    """Return the engine's command line. Raises CannotBuildError if the CA file is missing."""
     words = [chosen, "build", "--file", str(TREE / "Dockerfile"), "--tag", image_name(environment)]
     for name, value in _labels(environment).items():
         words += ["--label", f"{LABEL}.{name}={value}"]
@@ -96,7 +96,7 @@ def _first(environment: Mapping[str, str], *names: str) -> str:
 
 
 def _labels(environment: Mapping[str, str]) -> dict[str, str]:
-    """The labels that the Dockerfile can't know; one of which nothing is known is left out."""
+    """The labels that the Dockerfile can't set; a label without a value is left out."""
     revision = environment.get("REVISION") or _git("rev-parse", "HEAD")
     if revision and not environment.get("REVISION") and _git("status", "--porcelain"):
         revision += "-dirty"
@@ -106,7 +106,7 @@ def _labels(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _public(remote: str) -> str:
-    """An https remote without user and password; empty for one that others can't reach."""
+    """The remote without user and password; empty if the remote is not https."""
     parts = urlsplit(remote)
     if parts.scheme != "https" or not parts.hostname:
         return ""
@@ -115,7 +115,7 @@ def _public(remote: str) -> str:
 
 
 def _git(*words: str) -> str:
-    """A git command's output; empty where there is no git or no repository."""
+    """The output of a git command; empty without git or a repository."""
     try:
         done = subprocess.run(
             ["git", "-C", str(TREE), *words],
@@ -130,7 +130,7 @@ def _git(*words: str) -> str:
 
 
 def main() -> int:
-    """Build, with the engine's own output on the terminal."""
+    """Build; the engine writes to the terminal."""
     try:
         chosen = engine(os.environ.get("ENGINE", ""))
         words = command(chosen, os.environ)
@@ -138,7 +138,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     started = time.monotonic()
-    # Old releases of docker build with what they had before BuildKit, which knows no secrets.
+    # Old releases of docker use the builder before BuildKit by default; it has no secrets.
     done = subprocess.run(words, env={**os.environ, "DOCKER_BUILDKIT": "1"}, check=False)
     if done.returncode:
         print(f"{chosen} failed with status {done.returncode}.", file=sys.stderr)

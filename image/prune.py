@@ -1,9 +1,10 @@
-"""Take out of the image's virtual environment what the programs never import.
+"""Remove from the image's virtual environment the modules that the programs never import.
 
-`python prune.py FOLDER` is run while the image is built; FOLDER is the environment's root.
-Most of it is the `kubernetes` package: one module for each of some 900 classes of the API, in
-two copies (blocking and asyncio), each imported when it is first asked for by name. Kept are
-those in `ROOTS` and what they import in turn. Standard library alone.
+The build of the image runs `python prune.py FOLDER`; FOLDER is the root of the environment.
+The `kubernetes` package has most of these modules: one for each of some 900 API classes, in two
+copies (blocking and asyncio). It imports a module when a program first uses the class. This
+script keeps the classes in `ROOTS` and the modules that these import. It uses only the standard
+library.
 """
 
 from __future__ import annotations
@@ -14,25 +15,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOTS = {
-    # Leader election by a Lease. All else is sent and read as plain JSON.
+    # For the leader election. The programs send and read all other objects as plain JSON.
     "kubernetes.aio.client": ("CoordinationV1Api", "V1Lease", "V1LeaseSpec", "V1ObjectMeta"),
-    # kopf asks for these to tell objects of this library from dicts.
+    # kopf imports these to distinguish objects of this library from dicts.
     "kubernetes.client": ("V1ObjectMeta", "V1OwnerReference"),
 }
-"""Class names, by the package that gives them."""
+"""Class names, by the package that exports them."""
 
 UNUSED = ("kubernetes/**/*_test.py", "**/tests", "**/*.pyx", "**/*.pxd", "**/*.pyi")
-"""Patterns of files and folders that no program imports: tests, sources of compiled modules."""
+"""Glob patterns of files and folders that no program imports: tests, sources of C extensions."""
 
 
 class UnknownClassError(Exception):
-    """A package does not give a class of `ROOTS`; its release has changed."""
+    """A package does not export a class of `ROOTS`; a new release of the package moved it."""
 
 
 def prune(site_packages: Path) -> int:
-    """Remove what is not used below `site_packages`; returns how many bytes that were.
+    """Remove the unused modules below `site_packages`; return their size in bytes.
 
-    Raises UnknownClassError, before anything is removed, when a root is not found.
+    Raises UnknownClassError, before it removes anything, if a root is not found.
     """
     unused = [
         path for package, names in ROOTS.items() for path in _unused(site_packages, package, names)
@@ -46,7 +47,7 @@ def prune(site_packages: Path) -> int:
 
 
 def _unused(site_packages: Path, package: str, names: tuple[str, ...]) -> list[Path]:
-    """The modules of a package's classes that neither `names` nor their imports lead to."""
+    """The modules of a package's classes that the classes `names` do not import."""
     folder = site_packages.joinpath(*package.split("."))
     modules = dict(_exports(folder / "__init__.py"))
     if unknown := [name for name in names if name not in modules]:
@@ -68,7 +69,7 @@ def _unused(site_packages: Path, package: str, names: tuple[str, ...]) -> list[P
 
 
 def _exports(init: Path) -> Iterator[tuple[str, str]]:
-    """Each class and its module, as "models.v1_lease", from the table of what is imported late."""
+    """Each class and its module ("models.v1_lease"), from the package's table of lazy imports."""
     yield from re.findall(r'"(\w+)": "\.((?:api|models)\.\w+)"', init.read_text())
 
 
@@ -83,15 +84,15 @@ def _remove(path: Path) -> int:
 
 
 def _forget_missing(record: Path) -> None:
-    """Take the files that are gone out of a distribution's list of its files."""
+    """Remove the missing files from a distribution's RECORD."""
     base = record.parent.parent
     lines = record.read_text().splitlines(keepends=True)
-    there = [line for line in lines if (base / line.rsplit(",", 2)[0].strip('"')).exists()]
-    record.write_text("".join(there))
+    existing = [line for line in lines if (base / line.rsplit(",", 2)[0].strip('"')).exists()]
+    record.write_text("".join(existing))
 
 
 def main() -> int:
-    """Prune the environment named on the command line."""
+    """Prune the environment in the first argument."""
     (site_packages,) = Path(sys.argv[1]).glob("lib/python3*/site-packages")
     print(f"Pruned {prune(site_packages) / 2**20:.1f} MiB that no program imports.")
     return 0

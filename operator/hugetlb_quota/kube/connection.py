@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 REQUEST_TIMEOUT: Final = 10.0
 #: The timeout to connect, with the TLS handshake, in seconds.
 CONNECT_TIMEOUT: Final = 5.0
-#: The largest number of concurrent connections to the API server.
-CONNECTIONS: Final = 100
 #: The timeoutSeconds of a watch: the server ends the watch after this time.
 WATCH_TIMEOUT: Final = 300
 #: How long a watch may be silent, in seconds. The server sends a bookmark each minute
