@@ -1,6 +1,6 @@
-"""A real Kubernetes control plane for tests and demo, without kubelet and without containers.
+"""A real Kubernetes control plane for tests and the demo, without kubelet and containers.
 
-Built from the Go modules in go.mod (`build`), started on loopback ports (`control_plane`),
-given what the shipped chart gives a cluster (`chart`, `programs`), and tied together (`cluster`).
-The product never imports any of it.
+`build` builds the programs from the Go modules in go.mod, `control_plane` starts them on loopback
+ports, `chart` and `programs` install and run the shipped chart, and `cluster` does all of this.
+The product never imports this package.
 """

@@ -1,6 +1,6 @@
 """A small JSON client of the Kubernetes API for tests: plain dicts in, plain dicts out.
 
-A resource is spelled as its group, version and plural: "v1/pods", "apps/v1/deployments",
+The name of a resource has group, version and plural: "v1/pods", "apps/v1/deployments",
 "hugetlb.dev/v1alpha1/hugetlbquotas".
 """
 
@@ -28,7 +28,7 @@ APPLY_PATCH: Final = "application/apply-patch+yaml"
 
 
 class ApiError(Exception):
-    """The API server refused: `code` is the HTTP status, `message` and `reason` its own words."""
+    """An error response; `code`: the HTTP status; `reason`, `message`: from the metav1.Status."""
 
     def __init__(self, method: str, path: str, code: int, reason: str, message: str) -> None:
         super().__init__(f"{method} {path}: {code} {reason}: {message}")
@@ -38,7 +38,7 @@ class ApiError(Exception):
 
 
 class Api:
-    """One identity's connection to one API server."""
+    """The connection of one identity to one API server."""
 
     def __init__(
         self,
@@ -49,16 +49,16 @@ class Api:
         client_cert: tuple[Path, Path] | None = None,
         timeout: float = 40.0,
     ) -> None:
-        """`client_cert` is (certificate, key) files; `timeout` is seconds for each request.
+        """`client_cert`: the files (certificate, key). `timeout`: of each request, in seconds.
 
-        The timeout is above the API server's own limit of 10 to 30 s for a webhook, so that
-        its answer is seen.
+        The timeout is longer than the API server's timeout for a webhook (10 to 30 s), so that
+        a test gets the API server's error.
         """
         self.server = server
         self.timeout = timeout
         self._kinds: dict[tuple[str, str], tuple[str, bool]] = {}
         self._session = requests.Session()
-        self._session.trust_env = False  # a proxy or netrc of the user's is none of ours
+        self._session.trust_env = False  # ignore the user's proxy and netrc
         self._session.verify = str(ca)
         if token is not None:
             self._session.headers["Authorization"] = f"Bearer {token}"
@@ -68,7 +68,7 @@ class Api:
 
     @classmethod
     def from_kubeconfig(cls, path: Path) -> Api:
-        """Read the current context of a kubeconfig with a CA, and a token or client certificate."""
+        """Use the current context of a kubeconfig with a CA, and a token or client certificate."""
         config = yaml.safe_load(path.read_text())
         named = {
             section: {entry["name"]: entry[section.removesuffix("s")] for entry in config[section]}
@@ -107,7 +107,7 @@ class Api:
         labels: str | None = None,
         fields: str | None = None,
     ) -> Objects:
-        """All of a namespace, or of all namespaces; the selectors are in kubectl's notation."""
+        """The objects of a namespace, or of all; the selectors have kubectl's syntax."""
         params = {"labelSelector": labels, "fieldSelector": fields}
         found = self._object("GET", _path(resource, namespace), params=_present(params))
         return list(found["items"])
@@ -122,14 +122,14 @@ class Api:
         subresource: str | None = None,
         dry_run: bool = False,
     ) -> Object:
-        """POST. The namespace is the object's own unless given; a subresource needs the name."""
+        """POST. The default namespace is that in `body`; a subresource needs `name`."""
         namespace = namespace or body.get("metadata", {}).get("namespace")
         params = {"dryRun": "All"} if dry_run else {}
         path = _path(resource, namespace, name, subresource)
         return self._object("POST", path, body=body, params=params)
 
     def replace(self, resource: str, body: Object, *, subresource: str | None = None) -> Object:
-        """PUT the object where its metadata says; a resourceVersion in it must still hold."""
+        """PUT the object; if it has a resourceVersion, that must be current."""
         meta = body["metadata"]
         path = _path(resource, meta.get("namespace"), meta["name"], subresource)
         return self._object("PUT", path, body=body)
@@ -159,7 +159,7 @@ class Api:
         return self._object("DELETE", _path(resource, namespace, name), params=params)
 
     def apply(self, body: Object, *, manager: str = "tests") -> Object:
-        """Server-side apply of an object, found by its apiVersion and kind; conflicts are won."""
+        """Server-side apply of an object with force, so that conflicts do not fail."""
         plural, namespaced = self._resource_of(body["apiVersion"], body["kind"])
         meta = body["metadata"]
         namespace = meta.get("namespace", "default") if namespaced else None
@@ -172,7 +172,7 @@ class Api:
         )
 
     def remove(self, body: Object) -> None:
-        """Delete an object, found by its apiVersion and kind; that it is gone is no error."""
+        """Delete an object if it exists."""
         plural, _ = self._resource_of(body["apiVersion"], body["kind"])
         meta = body["metadata"]
         try:
@@ -193,7 +193,7 @@ class Api:
         timeout: float = 60.0,
         what: str = "what was waited for",
     ) -> Object | None:
-        """Read the object (None when there is none) until `condition` holds, and return it."""
+        """Read the object (None if it does not exist) until `condition` holds; return it."""
         deadline = time.monotonic() + timeout
         while True:
             seen: Object | None
@@ -217,7 +217,7 @@ class Api:
         body: Object | None = None,
         params: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Any request, such as GET /version; no status is an error."""
+        """Send any request, such as GET /version; return the response, whatever its status."""
         return self._session.request(
             method, self.server + path, json=body, params=params, timeout=self.timeout
         )
@@ -251,12 +251,12 @@ class Api:
         return said
 
     def _resource_of(self, api_version: str, kind: str) -> tuple[str, bool]:
-        """Plural, and whether namespaced, from discovery."""
+        """The plural, and whether the kind is namespaced, from discovery."""
         if (api_version, kind) not in self._kinds:
             for resource in self._object("GET", _root(api_version))["resources"]:
                 if "/" not in resource["name"]:
-                    known = (resource["name"], bool(resource["namespaced"]))
-                    self._kinds[api_version, resource["kind"]] = known
+                    found = (resource["name"], bool(resource["namespaced"]))
+                    self._kinds[api_version, resource["kind"]] = found
         if (api_version, kind) not in self._kinds:
             raise ApiError("GET", _root(api_version), 404, "NotFound", f"no kind {kind}")
         return self._kinds[api_version, kind]
@@ -285,7 +285,7 @@ def _present(params: Mapping[str, object | None]) -> dict[str, str]:
 
 
 def _file(section: Mapping[str, str], field: str) -> Path:
-    """Find the file a kubeconfig names, or write one from the data it holds."""
+    """The file that a kubeconfig names, or a new file with the kubeconfig's data."""
     if field in section:
         return Path(section[field])
     with tempfile.NamedTemporaryFile(prefix="kubeconfig-", suffix=".pem", delete=False) as file:

@@ -1,12 +1,11 @@
 """Build the control plane, a node's programs, helm and pod-requests from their Go modules, once.
 
-`python -m tests.kube.build` prints the directory that holds them as its last line.
+The last line that `python -m tests.kube.build` prints is the directory of the programs.
 
-The build goes to a cache folder outside the tree (`$HUGETLB_QUOTA_CACHE`, else
-`$XDG_CACHE_HOME/hugetlb-quota`, else `~/.cache/hugetlb-quota`), under a name that follows
-from the Kubernetes version, the sources and the Go version. `KUBEBUILDER_ASSETS` names a
-directory of ready programs, as setup-envtest fills it: what it holds is used, what it lacks
-is taken from the build.
+The build goes to a cache folder outside the tree (`$HUGETLB_QUOTA_CACHE`, or else
+`$XDG_CACHE_HOME/hugetlb-quota`, or else `~/.cache/hugetlb-quota`). The directory's name depends
+on the Kubernetes version, the sources and the Go version. `KUBEBUILDER_ASSETS` names a directory
+of ready programs, as from setup-envtest; this module builds the programs that are missing there.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ MODULE = Path(__file__).resolve().parent
 """The folder of go.mod."""
 
 MULTI_CALL = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
-"""Programs that are one binary, `kube`, under five names."""
+"""The names of the multi-call binary `kube`."""
 
 PROGRAMS = (*MULTI_CALL, "kubelet", "kube-proxy", "helm", "pod-requests")
 
@@ -45,33 +44,33 @@ PACKAGES = (
 )
 
 BUILD_TIMEOUT = 3600.0
-"""Seconds. Two cores need about seven minutes from an empty Go cache."""
+"""In seconds. Two cores need about seven minutes with an empty Go cache."""
 
 Progress = Callable[[str], None]
 
 
 class AssetsMissingError(Exception):
-    """The programs of the control plane are not there and cannot be built here."""
+    """Programs of the control plane are missing, and this machine can't build them."""
 
 
 @dataclass(frozen=True)
 class BuildRecord:
-    """What the build took; kept as build.json beside the programs."""
+    """Time and memory of a build; stored as build.json beside the programs."""
 
     kubernetes: str
     go: str
     processors: int
     seconds: float
     peak_memory_bytes: int
-    """Resident memory of all build processes together, sampled twice a second."""
+    """The resident memory of all build processes together, sampled twice a second."""
     packages: int
     packages_compiled: int
-    """Less than `packages` when the Go build cache held the others: the time is then no
-    measure of a build from nothing."""
+    """Less than `packages` if the Go build cache had the others; then `seconds` is less than
+    a build from an empty cache takes."""
 
 
 def kubernetes_version() -> str:
-    """Return the version go.mod requires, such as "v1.37.2": it is written nowhere else."""
+    """Return the Kubernetes version in go.mod, such as "v1.37.2"; no other file has it."""
     found = re.search(
         r"^\s*k8s\.io/kubernetes (v\S+)", (MODULE / "go.mod").read_text(), re.MULTILINE
     )
@@ -81,7 +80,7 @@ def kubernetes_version() -> str:
 
 
 def linker_flags() -> str:
-    """Return go build's -ldflags, which tell Kubernetes' programs their version."""
+    """Return go build's -ldflags, which set the version of Kubernetes' programs."""
     version = kubernetes_version()
     major, minor = version.removeprefix("v").split(".")[:2]
     stamp = "k8s.io/component-base/version.git"
@@ -89,9 +88,9 @@ def linker_flags() -> str:
 
 
 def assets(progress: Progress | None = None) -> Path:
-    """Return the directory that holds all of `PROGRAMS`, built now if it must be.
+    """Return a directory with all of `PROGRAMS`; build the missing ones first.
 
-    Raises AssetsMissingError with what is missing and the remedy.
+    Raises AssetsMissingError; the message says what is missing and what to do.
     """
     given = os.environ.get("KUBEBUILDER_ASSETS", "")
     if not given:
@@ -111,7 +110,7 @@ def assets(progress: Progress | None = None) -> Path:
 
 
 def cache() -> Path:
-    """Return the folder outside the tree that holds what is built once."""
+    """Return the cache folder, outside the tree."""
     if named := os.environ.get("HUGETLB_QUOTA_CACHE"):
         return Path(named)
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -132,7 +131,7 @@ def _built(progress: Progress) -> Path:
     prefix = f"{kubernetes_version()}-{_sources_digest()}-"
     folder = cache()
     if shutil.which("go") is None:
-        # Without Go a build that is already there serves, whatever Go made it.
+        # Without Go, use an existing build of any Go version.
         for directory in sorted(folder.glob(f"{prefix}*")):
             if (directory / "build.json").exists():
                 return directory
@@ -147,7 +146,7 @@ def _built(progress: Progress) -> Path:
         return directory
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder / f"{directory.name}.lock", progress):
-        # Whoever held the lock may have built it.
+        # The process that held the lock may have built the directory.
         if not (directory / "build.json").exists():
             _build(directory, go_version, progress)
     return directory
@@ -170,7 +169,7 @@ def _lock(path: Path, progress: Progress) -> Iterator[None]:
 
 
 def _go(*args: str) -> str:
-    """Run a short go command in the module; its standard output."""
+    """Run a short go command in the module; return its standard output."""
     try:
         done = subprocess.run(
             ["go", *args], cwd=MODULE, capture_output=True, text=True, timeout=BUILD_TIMEOUT
@@ -190,7 +189,7 @@ def _build(directory: Path, go_version: str, progress: Progress) -> None:
     version = kubernetes_version()
     progress(f"Kubernetes {version}: reading the module graph (downloads it the first time)")
     packages = len(_go("list", "-deps", *PACKAGES).split())
-    # The new directory is made beside the final one so that the rename is atomic.
+    # Stage the directory on the same file system, so that the rename is atomic.
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         command = ["go", "build", "-v", "-trimpath", "-buildvcs=false", "-ldflags", linker_flags()]
@@ -211,7 +210,7 @@ def _build(directory: Path, go_version: str, progress: Progress) -> None:
         )
         (staging / "build.json").write_text(json.dumps(asdict(record), indent=2) + "\n")
         staging.chmod(0o755)
-        if directory.exists():  # left without build.json: not by this code, and of no use
+        if directory.exists():  # a directory without build.json, which this code never leaves
             shutil.rmtree(directory)
         staging.rename(directory)
     finally:
@@ -225,7 +224,7 @@ def _build(directory: Path, go_version: str, progress: Progress) -> None:
 def _run_build(
     command: list[str], packages: int, version: str, progress: Progress
 ) -> tuple[int, int]:
-    """Run go build; how many packages it compiled, and its processes' peak memory in bytes."""
+    """Run go build; return the number of compiled packages and the peak memory in bytes."""
     process = subprocess.Popen(
         command,
         cwd=MODULE,
@@ -241,7 +240,7 @@ def _run_build(
     def read(lines: Iterator[str]) -> None:
         nonlocal compiled
         for line in lines:
-            # With -v, go prints the bare path of each package it compiles.
+            # With -v, go prints the path of each package that it compiles.
             if re.fullmatch(r"[\w.~/@+-]+\n", line):
                 compiled += 1
             elif not line.startswith("go: downloading"):
@@ -277,11 +276,11 @@ def _run_build(
 
 
 def _session_memory(session: int) -> int:
-    """Resident bytes of all processes of a session, which is what one build starts."""
+    """The resident bytes of all processes of a session; a build is one session."""
     pages = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            # The command, in parentheses, may hold blanks.
+            # The command, in parentheses, may contain spaces.
             fields = stat.read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
@@ -291,7 +290,7 @@ def _session_memory(session: int) -> int:
 
 
 def _merged(given: Path, ready: set[str], built: Path) -> Path:
-    """Make a directory of links: to `given` for what it holds, to `built` for the rest."""
+    """Make a directory of links: to `given` for the programs `ready`, to `built` for the rest."""
     digest = hashlib.sha256(f"{given.resolve()}\0{sorted(ready)}\0{built}".encode()).hexdigest()
     directory = cache() / f"assets-{digest[:12]}"
     if directory.exists():
@@ -302,13 +301,13 @@ def _merged(given: Path, ready: set[str], built: Path) -> Path:
     staging.chmod(0o755)
     try:
         staging.rename(directory)
-    except OSError:  # another process was first; the links are the same
+    except OSError:  # another process made the same directory
         shutil.rmtree(staging)
     return directory
 
 
 def _to_stderr() -> Progress:
-    """One line that is written over on a terminal; elsewhere a line now and then."""
+    """Overwrite one line on a terminal; elsewhere write a line at most every 15 seconds."""
     terminal = sys.stderr.isatty()
     last = -60.0
 

@@ -1,8 +1,8 @@
-"""The shipped chart, rendered by the real helm and put into a control plane without kubelets.
+"""The shipped chart, rendered by the real helm and installed in a control plane without kubelets.
 
-What no one would run here is left out (Deployments, the DaemonSet, and what is about their pods):
-`programs` starts the same commands as processes. Everything else is applied as it ships; only the
-Service of admission leads to this host, and is asked at the port of a process.
+This module does not apply workloads and the objects about their pods, because nothing would run
+these; `programs` starts the same commands as processes. It applies all other objects as shipped,
+except that admission's Service points to a process on this host.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ NEEDS_KUBELET: Final = frozenset(
 
 @dataclass(frozen=True)
 class Container:
-    """One program's container as the chart has it."""
+    """The container of one program, as in the chart."""
 
     program: str
     service_account: str
     command: tuple[str, ...]
-    """Command and arguments, with `$(NAME)` where kubelet fills in `fields`."""
+    """Command and arguments; kubelet replaces `$(NAME)` by an environment variable."""
     fields: Mapping[str, str]
-    """Variable name to the field of the pod that fills it, such as "spec.nodeName"."""
+    """The field of the pod, such as "spec.nodeName", of each environment variable."""
     capabilities: frozenset[str]
-    """What it keeps after `drop: [ALL]`, without the prefix CAP_."""
+    """The capabilities added after `drop: [ALL]`, without the prefix CAP_."""
     user: int
     group: int
     volumes: Mapping[str, Object]
-    """Where it is mounted to the volume's source and `readOnly`, the shallower first."""
+    """The volume's source and `readOnly` by mount path, parents before children."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Chart:
 
     @property
     def fullname(self) -> str:
-        """What the names of its objects begin with; the webhook configuration's name."""
+        """The prefix of the objects' names, and the name of the webhook configuration."""
         (configuration,) = self.of_kind(WEBHOOKS)
         return str(configuration["metadata"]["name"])
 
@@ -95,9 +95,9 @@ def render(
     values: Mapping[str, Any] | None = None,
     chart: Path = CHART,
 ) -> Chart:
-    """Run `helm template` with these values, and an image unless they name one.
+    """Run `helm template` with `values`; a test image is the default.
 
-    Raises ProgramError with helm's words when the values are refused.
+    Raises ProgramError with helm's message if helm refuses the values.
     """
     command = [str(helm), "template", release, str(chart), f"--namespace={namespace}"]
     command += [f"--kube-version={kubernetes_version()}", "--values=-"]
@@ -107,7 +107,7 @@ def render(
         capture_output=True,
         text=True,
         timeout=60,
-        # Nothing of the user's helm: no plugins, no repositories, no cluster.
+        # Do not use the user's helm plugins, repositories and cluster.
         env={"PATH": os.environ.get("PATH", ""), "HOME": "/nonexistent"},
     )
     if done.returncode:
@@ -117,10 +117,9 @@ def render(
 
 
 def install(control_plane: ControlPlane, chart: Chart, *, certificates: bool = True) -> None:
-    """Apply the namespace and everything but the webhooks, and wait until it is in force.
+    """Apply the namespace and all objects but the webhooks; wait until they are in force.
 
-    `certificates`: put into the Secrets what the controller that leads would put there; False
-    leaves that to one that runs.
+    `certificates`: fill the Secrets as the leading controller does; False if a controller runs.
     """
     api = control_plane.api
     if not api.list("v1/namespaces", fields=f"metadata.name={chart.namespace}"):
@@ -145,9 +144,9 @@ def register_webhooks(
 ) -> None:
     """Apply the webhook configuration, and wait until it is in force.
 
-    `address`: scheme, host and port at which the Service's pods answer,
-    "https://127.0.0.1:8443". May be called again with another address. `complete`: put in what the
-    controller that leads would; False leaves that to one that runs.
+    `address`: scheme, host and port of admission, "https://127.0.0.1:8443"; another call can
+    change it. `complete`: complete the configuration as the leading controller does; False if a
+    controller runs.
     """
     api = control_plane.api
     for shipped in chart.of_kind(WEBHOOKS):
@@ -171,7 +170,7 @@ def complete(control_plane: ControlPlane, chart: Chart) -> None:
 
 
 def at_port(shipped: Object, port: int) -> Object:
-    """Copy a webhook configuration, with the Service asked at another port."""
+    """Copy a webhook configuration, with another port of the Service."""
     changed: Object = json.loads(json.dumps(shipped))
     for webhook in changed["webhooks"]:
         webhook["clientConfig"]["service"]["port"] = port
@@ -179,7 +178,7 @@ def at_port(shipped: Object, port: int) -> Object:
 
 
 def tell_api_server(control_plane: ControlPlane, chart: Chart) -> None:
-    """Complete the webhook configuration: CA, paths and rules, by the operator's own code."""
+    """Complete the webhook configuration (CA, paths and rules) with the controller's code."""
     api = control_plane.api
     resource = "admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
     while True:
@@ -191,12 +190,12 @@ def tell_api_server(control_plane: ControlPlane, chart: Chart) -> None:
             api.replace(resource, with_rules(stored.write_trust(raw, trust), asked=True))
             return
         except ApiError as error:
-            if error.code != 409:  # a controller was faster
+            if error.code != 409:  # Conflict: a controller wrote first
                 raise
 
 
 def serving(control_plane: ControlPlane, chart: Chart) -> Serving:
-    """What admission serves with."""
+    """Admission's certificate, key and path, from its Secret."""
     name = f"{chart.fullname}-admission-serving"
     return stored.read_serving(control_plane.api.get(SECRETS, name, namespace=chart.namespace))
 
@@ -210,19 +209,19 @@ def _authority(control_plane: ControlPlane, chart: Chart) -> authority.Pair:
 
 
 def _service(control_plane: ControlPlane, chart: Chart) -> Object:
-    """The Service of admission, as one that leads to this host: nobody routes addresses here."""
+    """Admission's Service with this host as external name, because no kube-proxy runs."""
     host = control_plane.address
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"namespace": chart.namespace, "name": f"{chart.fullname}-admission"},
-        # An external name can't be an address of IPv6.
+        # An external name can't be an IPv6 address.
         "spec": {"type": "ExternalName", "externalName": "localhost" if ":" in host else host},
     }
 
 
 def _make_certificates(control_plane: ControlPlane, chart: Chart) -> None:
-    """Do the controller's first steps, where nobody has done them."""
+    """Fill the Secrets as the controller does at first, unless they are filled."""
     api, now = control_plane.api, datetime.now(UTC)
     raw = {
         name: api.get(SECRETS, f"{chart.fullname}-admission-{name}", namespace=chart.namespace)
@@ -266,7 +265,7 @@ def _wait_served(control_plane: ControlPlane, crd: Object) -> None:
     name, spec = crd["metadata"]["name"], crd["spec"]
 
     def established(seen: Object | None) -> bool:
-        # null, for a moment after it was made.
+        # The conditions are null for a moment after the creation.
         conditions = (seen or {}).get("status", {}).get("conditions") or []
         return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
 
@@ -278,7 +277,7 @@ def _wait_served(control_plane: ControlPlane, crd: Object) -> None:
 
 
 def _wait_allowed(control_plane: ControlPlane, chart: Chart, program: str) -> None:
-    """Wait until the authorizer has seen the bindings; it reads them through a watch."""
+    """Wait until the authorizer, which watches, has seen the role bindings."""
     account = chart.container(program).service_account
     review = {
         "apiVersion": "authorization.k8s.io/v1",
@@ -301,14 +300,14 @@ def _wait_allowed(control_plane: ControlPlane, chart: Chart, program: str) -> No
 
 
 def _wait_webhooks(control_plane: ControlPlane, namespace: str) -> None:
-    """Wait until a webhook added now is called: the API server sees all changes in order."""
+    """Wait until the API server calls a webhook added now; it sees all changes in order."""
     probe = f"probe-{uuid.uuid4().hex[:8]}"
     webhook = {
         "name": f"{probe}.hugetlb.test",
         "admissionReviewVersions": ["v1"],
         "sideEffects": "None",
         "failurePolicy": "Fail",
-        "clientConfig": {"url": "https://127.0.0.1:1/"},  # nobody listens: a call is a refusal
+        "clientConfig": {"url": "https://127.0.0.1:1/"},  # nobody listens, so a call fails
         "rules": [_probe_rule()],
         "matchConditions": [{"name": "probe", "expression": f"object.metadata.name == '{probe}'"}],
     }
@@ -322,7 +321,7 @@ def _wait_webhooks(control_plane: ControlPlane, namespace: str) -> None:
 
 
 def _wait_policies(control_plane: ControlPlane, namespace: str) -> None:
-    """Wait until a policy added after ours refuses; see `_wait_webhooks`."""
+    """Wait until a later policy refuses; see `_wait_webhooks`."""
     probe = f"probe-{uuid.uuid4().hex[:8]}"
     policy = {
         "apiVersion": "admissionregistration.k8s.io/v1",
@@ -382,7 +381,7 @@ def _retry(done: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
             if done():
                 return
         except ApiError as error:
-            # Not served yet, or its storage is only being made.
+            # 404: not served yet. 429: the storage is not initialized yet.
             if error.code not in {404, 429}:
                 raise
         if time.monotonic() >= deadline:

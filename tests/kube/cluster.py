@@ -1,4 +1,4 @@
-"""A control plane with the operator installed from its chart and running: for tests and demo."""
+"""A control plane with the operator installed from its chart, for tests and the demo."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ Progress = Callable[[str], None]
 
 
 class Cluster:
-    """A context manager. Inside, admission and controller run; agents start with their nodes.
+    """A context manager in which admission and controller run; `start_agent` starts an agent.
 
-    `values` are the chart's. With `control_plane`, that one is used and left running.
+    `values`: the values of the chart. `control_plane`: an existing control plane, which stays
+    running at the end.
     """
 
     control_plane: ControlPlane
@@ -59,7 +60,7 @@ class Cluster:
         self.close()
 
     def close(self) -> None:
-        """Stop the programs, and the control plane if it is this one's own."""
+        """Stop the programs, and the control plane unless the caller passed it."""
         if hasattr(self, "programs"):
             self.programs.stop()
         if self._owns_control_plane:
@@ -68,7 +69,7 @@ class Cluster:
     def start_agent(
         self, node: str, *, cgroup_root: str | None = None, host_root: Path = Path("/")
     ) -> Program:
-        """Start the agent of a Node that exists, and wait until it is ready."""
+        """Start the agent of an existing Node, and wait until the agent is ready."""
         agent = self.programs.start_agent(node, cgroup_root=cgroup_root, host_root=host_root)
         agent.wait_ready()
         self._say(f"agent of {node} is ready")
@@ -84,7 +85,7 @@ class Cluster:
         self._say("starting admission and controller")
         self.admission = self.programs.start_admission()
         charts.register_webhooks(plane, self.chart, self.admission.address, complete=False)
-        # The one that leads makes what admission waits for.
+        # Admission waits for the certificate that the leading controller makes.
         self.controller = self.programs.start_controller()
         self.admission.wait_ready()
         self.controller.wait_ready()

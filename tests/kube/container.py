@@ -1,8 +1,8 @@
-"""Runs a program as a container runtime would: ``python -m tests.kube.container SPEC``.
+"""Run a program as a container runtime does: ``python -m tests.kube.container SPEC``.
 
-The program sees a root file system of its own, read-only, with this machine's Python and this
-checkout in it, no ``/etc/passwd`` and no ``/tmp``; its user, capabilities, mounts and environment
-are those of the specification alone. It keeps the process ID of whoever was started.
+The program has its own read-only root file system with this machine's Python and this checkout,
+without ``/etc/passwd`` and ``/tmp``. The specification sets its user, capabilities, mounts and
+environment. The program replaces this process, and keeps the process ID.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.kube.process import die_with_parent, drop_capabilities
 _CLONE_NEWNS, _CLONE_NEWCGROUP = 0x00020000, 0x02000000
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND = 1, 32, 4096
 _MS_REC, _MS_SLAVE = 1 << 14, 1 << 19
-#: What the dynamic loader and OpenSSL read; nothing that names a user.
+#: The files in /etc that the dynamic loader and OpenSSL read; none of them names a user.
 _ETC: Final = ("ld.so.cache", "ssl", "localtime")
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom")
 
@@ -31,7 +31,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Mount:
-    """A directory of this machine, and where the program sees it."""
+    """A bind mount of a directory of this machine into the container."""
 
     source: str
     target: str
@@ -40,13 +40,13 @@ class Mount:
 
 @dataclass(frozen=True)
 class Specification:
-    """A container: what the kubelet and a runtime make of a pod.
+    """A container as kubelet and a container runtime set it up.
 
-    ``root``: an empty directory to mount its root on; the mount is in a namespace of its own and
-    goes with the program. ``environment`` is all of it. ``capabilities``: names without CAP_, kept
-    by user 0 alone.
-    ``cgroup``: the directory that it joins and that is the root of its cgroup namespace; "" for
-    the cgroup and the namespace of whoever starts it.
+    ``root``: an empty directory for the root mount, which is in the container's mount namespace
+    and disappears with the program. ``environment``: the complete environment.
+    ``capabilities``: names without CAP_; only user 0 keeps them. ``cgroup``: the directory of the
+    cgroup to join, which becomes the root of the cgroup namespace; "" to stay in the parent's
+    cgroup and namespace.
     """
 
     root: str
@@ -59,18 +59,18 @@ class Specification:
     cgroup: str = ""
 
     def wrapped(self) -> list[str]:
-        """The command that runs this container, from the top of the checkout."""
+        """The command that runs this container, in the root directory of the checkout."""
         return [sys.executable, "-m", __name__, json.dumps(asdict(self))]
 
     @classmethod
     def parse(cls, text: str) -> Specification:
-        """Read what `wrapped` wrote."""
+        """Parse the JSON that `wrapped` wrote."""
         raw = json.loads(text)
         return cls(**{**raw, "mounts": [Mount(**each) for each in raw["mounts"]]})
 
 
 def run(specification: Specification) -> None:
-    """Become the program. Needs root; raises OSError."""
+    """Replace this process by the program. Needs root; raises OSError."""
     _join(specification.cgroup)
     root = Path(specification.root)
     _checked(_libc.unshare(_CLONE_NEWNS), "unshare the mount namespace")
@@ -91,7 +91,7 @@ def run(specification: Specification) -> None:
     os.setgroups([specification.group])
     os.setgid(specification.group)
     os.setuid(specification.user)
-    die_with_parent()  # another user's process: the kernel has forgotten it
+    die_with_parent()  # again, because setuid clears the setting
     os.execvpe(specification.command[0], list(specification.command), specification.environment)
 
 
@@ -102,7 +102,7 @@ def _join(cgroup: str) -> None:
 
 
 def _system(root: Path) -> Iterator[Path]:
-    """Mount what every image holds; those that are to be read-only."""
+    """Mount the directories of every image; yield the mounts to make read-only."""
     source = str(Path(hugetlb_quota.__file__).parents[1])
     shared = ["/usr", "/lib", "/lib64", "/bin", "/sbin", sys.base_prefix, sys.prefix, source]
     for path in map(Path, dict.fromkeys(shared)):

@@ -1,8 +1,8 @@
-"""The operator's programs as containers: what is tested is the whole of what the chart ships.
+"""Run the operator's programs as containers, to test all settings of the chart's containers.
 
-The command is the chart's, but for ports and for what a test adds; so are the user, the
-capabilities, the volumes and the environment. The root file system is read-only, the address of
-the API server and the token are where kubelet puts them, and there is no kubeconfig.
+Command, user, capabilities, volumes and environment are the chart's, except for ports and the
+test's own arguments. The root file system is read-only. The API server's address and the token
+are where kubelet puts them, and there is no kubeconfig.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OTHER_FLAGS = {"admission": {"--drain-seconds": "0"}}
 
 
 class Containers:
-    """Starts programs of one installed chart, and stops them all at the end. Needs root."""
+    """Starts programs of an installed chart and stops all of them at the end. Needs root."""
 
     def __init__(self, control_plane: ControlPlane, chart: Chart) -> None:
         self._control_plane = control_plane
@@ -34,9 +34,9 @@ class Containers:
     def start(
         self, name: str, pod: str, *, node: str | None = None, cgroup: str = "", extra: str = ""
     ) -> Program:
-        """Start "admission", "controller" or "agent" as the pod of this name; not yet ready.
+        """Start "admission", "controller" or "agent" as the pod `pod`; it is not ready yet.
 
-        `cgroup`: the directory of the cgroup that is its container's; "": the test's own.
+        `cgroup`: the directory of the container's cgroup; "" for the test's own cgroup.
         `extra`: one more argument.
         """
         plane = self._control_plane
@@ -80,12 +80,12 @@ class Containers:
         return program
 
     def stop(self) -> None:
-        """Stop all, those last started first."""
+        """Stop all programs, the last started first."""
         while self.running:
             self.running.pop().stop()
 
     def _environment(self, pod: str, variables: Mapping[str, str]) -> dict[str, str]:
-        """What the image has, what kubelet adds, what the chart says: no HOME, no USER."""
+        """The variables of the image, of kubelet and of the chart; no HOME, no USER."""
         host, _, port = self._control_plane.server.removeprefix("https://").rpartition(":")
         return {
             "PATH": f"{Path(sys.prefix, 'bin')}:/usr/bin:/bin",
@@ -113,7 +113,7 @@ class Containers:
         mounts = []
         for target, volume in container.volumes.items():
             if volume["name"].startswith("reclaim-"):
-                # This machine's own is that of an agent that may run here.
+                # The directory on this machine may be in use by an agent that runs here.
                 made = directory / volume["name"]
                 made.mkdir()
                 source = str(made)
@@ -124,7 +124,7 @@ class Containers:
 
 
 def _readable(directory: Path, content: Mapping[str, bytes], container: Container) -> Path:
-    """Files that the container's group may read, as kubelet makes them with an fsGroup."""
+    """Write files that the container's group may read, as kubelet does with an fsGroup."""
     directory.mkdir()
     for name, data in content.items():
         file = directory / name

@@ -1,7 +1,7 @@
 """etcd, kube-apiserver, kube-scheduler and kube-controller-manager as child processes.
 
-RBAC is on, ports are free loopback ones, state lives in a temporary directory and goes with
-the context manager.
+RBAC is on, and the programs listen on free loopback ports. All state is in a temporary directory
+that the context manager removes.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ Progress = Callable[[str], None]
 
 ADMIN = "system:masters"
 READY_TIMEOUT = 60.0
-"""Seconds for each program; on two idle cores the slowest needs about five."""
+"""For each program, in seconds; on two idle cores the slowest program needs about five."""
 
 ATTEMPTS = 3
-"""Starts, when another process took a free port before its program bound it."""
+"""How often to start, if another process takes a free port before the program binds it."""
 
 SERVICES = ("10.96.0.0/16", "fd00:10:96::/112")
-"""Where Services are: with IPv4, with IPv6."""
+"""The ranges of Service addresses, for IPv4 and for IPv6."""
 
 NODE_GRACE = "300s"
-"""How long a test node may miss heartbeats: a busy machine must not have its pods evicted."""
+"""How long a test node may miss heartbeats, so that a busy machine evicts no pods."""
 
 
 class PortTakenError(Exception):
-    """A port that was free was taken before its program bound it."""
+    """Another process took a free port before the program bound it."""
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,19 @@ class Ports:
 class ControlPlane:
     """A running control plane; a context manager.
 
-    `assets`: the directory of programs, as `build.assets()` gives it.
-    `address`: the loopback address of all its programs; with "::1", Services are IPv6 too.
-    `limited_priority_classes`: pods of these need a ResourceQuota that is about them in their
-    namespace, as some clouds have it.
+    `assets`: the directory of the programs; by default `build.assets()`.
+    `address`: the loopback address of all programs; with "::1", Services are IPv6 too.
+    `limited_priority_classes`: pods of these classes need a ResourceQuota for the class in their
+    namespace, as in some clouds.
     `apiserver_flags`: more flags of kube-apiserver.
     """
 
     api: Api
-    """As an administrator (system:masters)."""
+    """The connection of the administrator (system:masters)."""
     admin_kubeconfig: Path
     server: str
     etcd: str
-    """Its clients' URL."""
+    """The client URL of etcd."""
     startup_seconds: float
 
     def __init__(
@@ -123,15 +123,15 @@ class ControlPlane:
         self.close()
 
     def close(self) -> None:
-        """End all programs and remove all state. Does nothing the second time."""
+        """Stop all programs and remove all state; a second call does nothing."""
         self._stop_children()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def back_up(self) -> Path:
-        """A copy of etcd's data as it is now."""
+        """Copy etcd's present data; return the directory of the copy."""
         (etcd,) = [child for child in self._children if child.name == "etcd"]
         backup = Path(tempfile.mkdtemp(prefix="backup-", dir=self.directory)) / "data"
-        # As after a crash, which etcd takes: nothing is written while it is copied.
+        # Pause etcd during the copy. The copy is like the data after a crash, which etcd accepts.
         os.kill(etcd.pid, signal.SIGSTOP)
         try:
             shutil.copytree(self._data, backup)
@@ -140,7 +140,7 @@ class ControlPlane:
         return backup
 
     def restore(self, backup: Path) -> None:
-        """Begin again with etcd as it was then; resourceVersions go back."""
+        """Restart etcd and kube-apiserver with the data of `backup`; resourceVersions go back."""
         for name in ("kube-apiserver", "etcd"):
             (child,) = [child for child in self._children if child.name == name]
             child.kill9()
@@ -153,11 +153,11 @@ class ControlPlane:
 
     @property
     def ca_file(self) -> Path:
-        """The CA of the API server and of `serving_certificate`, PEM."""
+        """The CA of the API server and of `serving_certificate`, as a PEM file."""
         return self.directory / "ca.pem"
 
     def serving_certificate(self, name: str, *hosts: str) -> tuple[Path, Path]:
-        """Certificate and key files of a server, for these hosts (`address` by default)."""
+        """Make certificate and key files of a server, by default for `address`."""
         issued = self._ca.issue_cert(*(hosts or (self.address, "localhost")))
         cert, key = self.directory / f"{name}.pem", self.directory / f"{name}.key"
         cert.unlink(missing_ok=True)
@@ -168,9 +168,9 @@ class ControlPlane:
         return cert, key
 
     def user_kubeconfig(self, user: str, group: str | None = None) -> Path:
-        """Make a kubeconfig of a user (and one group), by client certificate.
+        """Make a kubeconfig with a client certificate of a user (and one group).
 
-        A kubelet is user "system:node:NAME" of group "system:nodes".
+        A kubelet is the user "system:node:NAME" in the group "system:nodes".
         """
         issued = self._ca.issue_cert("user.test", common_name=user, organization_name=group)
         stem = f"user-{user}-{group or 'alone'}".replace(":", "-")
@@ -183,16 +183,16 @@ class ControlPlane:
     def service_account_kubeconfig(
         self, namespace: str, name: str, *, node: str | None = None
     ) -> Path:
-        """Make a kubeconfig with a token as `service_account_token` gives it."""
+        """Make a kubeconfig with a token of `service_account_token`."""
         stem = f"sa-{namespace}-{name}" + (f"-{node}" if node else "")
         token = self.service_account_token(namespace, name, node=node)
         return self._kubeconfig(stem, {"token": token})
 
     def service_account_token(self, namespace: str, name: str, *, node: str | None = None) -> str:
-        """Make a fresh token of the ServiceAccount, good for a day.
+        """Make a new token of the ServiceAccount, valid for a day.
 
-        With `node`, the token is bound to that Node, as the kubelet's tokens for pods are: the
-        API server then knows it under `authentication.kubernetes.io/node-name`.
+        With `node`, the token is bound to that Node, as kubelet's tokens for pods are: the API
+        server then sets the user's `authentication.kubernetes.io/node-name`.
         """
         spec: Object = {"expirationSeconds": 24 * 3600}
         if node is not None:
@@ -226,7 +226,10 @@ class ControlPlane:
         kubeconfig: Path | None = None,
         timeout: float = 60.0,
     ) -> subprocess.CompletedProcess[str]:
-        """Run the real kubectl, as administrator unless told; with `check` a failure raises."""
+        """Run the real kubectl, by default as the administrator.
+
+        With `check`, raises ProgramError if kubectl fails.
+        """
         done = subprocess.run(
             [str(self.assets / "kubectl"), *args],
             input=input,
@@ -244,7 +247,7 @@ class ControlPlane:
         return done
 
     def create_namespace(self, name: str, labels: dict[str, str] | None = None) -> Object:
-        """Make a namespace in which pods can be created: its ServiceAccount "default" is there."""
+        """Make a namespace, and wait for its ServiceAccount "default", which pods need."""
         created = self.api.create(
             "v1/namespaces",
             {
@@ -253,7 +256,7 @@ class ControlPlane:
                 "metadata": {"name": name, "labels": labels or {}},
             },
         )
-        # The controller manager makes it a moment later; until then a pod is refused.
+        # The controller manager creates the ServiceAccount a moment later.
         self.api.wait_for(
             "v1/serviceaccounts",
             "default",
@@ -270,7 +273,7 @@ class ControlPlane:
         return next(child for child in self._children if child.name == program)
 
     def start_again(self, program: str) -> None:
-        """Start a program that has ended anew, with the same data and port; not yet ready."""
+        """Start an ended program again with the same data and port; it is not ready yet."""
         place = self._children.index(self.child(program))
         self._children[place] = self._children[place].again()
 
@@ -283,7 +286,7 @@ class ControlPlane:
     def _make_identities(self) -> None:
         self._ca = trustme.CA()
         self._ca.cert_pem.write_to_path(self.ca_file)
-        # Any RSA key signs ServiceAccount tokens; the CA library makes elliptic ones unless told.
+        # ServiceAccount tokens are signed with an RSA key; trustme's default is an elliptic curve.
         signer = self._ca.issue_cert("service-account.test", key_type=trustme.KeyType.RSA)
         signer.private_key_pem.write_to_path(self.directory / "service-account.key")
 
@@ -326,7 +329,7 @@ class ControlPlane:
     def _start_servers(self, ports: Ports) -> None:
         self._say("starting etcd")
         etcd = self._child("etcd", _etcd_flags(ports, self._data, self.address))
-        # The others end before it.
+        # Programs are stopped in reverse order, so etcd must be first in the list.
         self._children.insert(0, self._children.pop())
         self._wait(etcd, self._url("http", ports.etcd) + "/readyz")
         self._say("starting kube-apiserver")
@@ -344,7 +347,7 @@ class ControlPlane:
         return child
 
     def admin_tls(self) -> ssl.SSLContext:
-        """TLS as the administrator, for clients of their own."""
+        """A TLS context with the administrator's certificate, for other clients."""
         context = ssl.create_default_context(cafile=str(self.ca_file))
         (user,) = yaml.safe_load(self.admin_kubeconfig.read_text())["users"]
         context.load_cert_chain(user["user"]["client-certificate"], user["user"]["client-key"])
@@ -368,7 +371,7 @@ class ControlPlane:
             raise
 
     def _stop_children(self) -> None:
-        # etcd, first to start, goes last: the others would fill their logs with its absence.
+        # Stop etcd last: without etcd the other programs would fill their logs with errors.
         for child in reversed(self._children):
             child.stop(timeout=10 if child.name == "etcd" else 3)
         self._children.clear()
@@ -383,14 +386,13 @@ class ControlPlane:
             f"--bind-address={self.address}",
             f"--advertise-address={self.address}",
             f"--secure-port={ports.apiserver}",
-            # A loopback address may not be an endpoint, so the Service "kubernetes" has none.
+            # An endpoint can't be a loopback address, so the Service "kubernetes" has none.
             "--endpoint-reconciler-type=none",
             f"--tls-cert-file={cert}",
             f"--tls-private-key-file={key}",
             f"--client-ca-file={self.ca_file}",
             "--authorization-mode=Node,RBAC",
-            # As kubeadm does, beside the defaults, which hold ResourceQuota and both kinds
-            # of webhook.
+            # As in kubeadm. The default plugins include ResourceQuota and both kinds of webhook.
             "--enable-admission-plugins=NodeRestriction",
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={signing}",
@@ -478,13 +480,13 @@ def _etcd_flags(ports: Ports, data: Path, address: str) -> list[str]:
         f"--listen-peer-urls={peer}",
         f"--initial-advertise-peer-urls={peer}",
         f"--initial-cluster=default={peer}",
-        "--unsafe-no-fsync",  # the data goes with the test
+        "--unsafe-no-fsync",  # nobody needs the data after the test
         "--log-level=warn",
     ]
 
 
 def in_url(address: str) -> str:
-    """Write an address as a URL has it: brackets around IPv6."""
+    """The address in the form for a URL: an IPv6 address gets brackets."""
     return f"[{address}]" if ":" in address else address
 
 

@@ -1,4 +1,4 @@
-"""Child processes that write to log files, end with their parent, and are ended by pid."""
+"""Child processes that log to files, die with their parent, and are killed by process group."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ CAPABILITIES: Final = {
     "PERFMON": 38,
     "BPF": 39,
 }
-"""Numbers of those that a node program might keep, from linux/capability.h."""
+"""The numbers of capabilities that a node program may keep, from linux/capability.h."""
 
 LAST_CAPABILITY = 63
-"""Numbers the kernel does not know are refused, which is as good as dropped."""
+"""The kernel refuses to drop an unknown number, and drop_capabilities ignores that error."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# PR_SET_PDEATHSIG fires when the *thread* that forked ends, so children are forked by one
-# thread that lives as long as the interpreter, whoever asks for them.
+# The kernel sends the PR_SET_PDEATHSIG signal when the *thread* that forked ends. So one thread,
+# which lives as long as the interpreter, forks all children.
 _forker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forker")
 
 
 class ProgramError(Exception):
-    """A program ended early or was not ready in time; the message has the end of its log."""
+    """A program ended early or was not ready in time; the message has the end of the log."""
 
 
 PORTS = range(12000, 32000)
@@ -58,10 +58,10 @@ PORTS = range(12000, 32000)
 
 
 def free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
-    """Ports of a loopback address that nothing listens on now; all different.
+    """`count` different free ports of a loopback address.
 
-    All processes of this user draw in turn, so that no two get the same one before a program
-    binds it. Raises OSError where all ports are taken.
+    All processes of this user draw ports in turn, so that two programs never get the same port.
+    Raises OSError if all ports are taken.
     """
     drawn = Path(tempfile.gettempdir(), f"hugetlb-quota-ports-{os.getuid()}")
     with drawn.open("a+") as file:
@@ -89,11 +89,11 @@ def _is_free(port: int, address: str) -> bool:
 
 
 class Child:
-    """One program in a process group of its own, its output in a log file.
+    """A program in its own process group, with its output in a log file.
 
-    `log` is appended to, so a program that is started again keeps its history.
-    `capabilities` (names without CAP_) is all that a child of root keeps, as in a container;
-    None leaves it what its parent has.
+    `log`: the program appends to this file, so a restarted program keeps its earlier log.
+    `capabilities`: the capabilities (names without CAP_) that a child of root keeps, as in a
+    container; None for those of the parent.
     """
 
     def __init__(
@@ -130,11 +130,11 @@ class Child:
 
     @property
     def exit_status(self) -> int | None:
-        """None while it runs; negative for a signal, as in subprocess."""
+        """The exit status: None while the program runs, negative after a signal."""
         return self._process.poll()
 
     def wait_ready(self, ready: Callable[[], bool], timeout: float) -> None:
-        """Ask `ready` until it says yes; ProgramError when the program ends or time is up."""
+        """Call `ready` until it is true; ProgramError if the program ends or time is up."""
         deadline = time.monotonic() + timeout
         pause = 0.02
         while not ready():
@@ -146,7 +146,7 @@ class Child:
             pause = min(pause * 1.5, 0.25)
 
     def stop(self, timeout: float = 15.0) -> int:
-        """SIGTERM, then SIGKILL to the whole group after `timeout` seconds; the exit status."""
+        """Send SIGTERM, and SIGKILL after `timeout` seconds; return the exit status."""
         if self.exit_status is None:
             self._signal(signal.SIGTERM)
             try:
@@ -156,31 +156,31 @@ class Child:
         return self._process.wait()
 
     def kill9(self) -> int:
-        """SIGKILL to the whole group; the exit status."""
+        """Send SIGKILL to the process group; return the exit status."""
         self._signal(signal.SIGKILL)
         return self._process.wait()
 
     def wait(self, timeout: float) -> int:
-        """Wait for it to end by itself; the exit status. ProgramError when it does not in time."""
+        """Wait until the program ends; return the exit status. ProgramError if time is up."""
         try:
             return self._process.wait(timeout)
         except subprocess.TimeoutExpired as error:
             raise self._failed(f"did not end in {timeout:.0f} s") from error
 
     def pause(self) -> None:
-        """SIGSTOP to the whole group: it does nothing, and its connections stay."""
+        """Send SIGSTOP to the process group; the program's connections stay open."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """SIGCONT to the whole group."""
+        """Send SIGCONT to the process group."""
         self._signal(signal.SIGCONT)
 
     def again(self) -> Child:
-        """Start the same program anew, when this one has ended."""
+        """Start the same program again after its end."""
         return Child(self.name, self.command, self.log, self._env, capabilities=self._capabilities)
 
     def output(self) -> str:
-        """Read what it has written since this start."""
+        """Read the output since this start."""
         with self.log.open("rb") as file:
             file.seek(self._log_start)
             return file.read().decode(errors="replace")
@@ -197,14 +197,14 @@ class Child:
 
 
 def die_with_parent() -> None:
-    """Be killed when the thread that forked this process ends."""
+    """Let the kernel kill this process when the thread that forked it ends."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def drop_capabilities(kept: Iterable[str]) -> None:
-    """Keep these of root's capabilities (names without CAP_), from the next exec on."""
+    """Drop root's capabilities at the next exec, except `kept` (names without CAP_)."""
     numbers = {CAPABILITIES[name] for name in kept}
-    # What root gains at exec is the bounding set.
+    # At exec, root gets the capabilities of the bounding set.
     for number in range(LAST_CAPABILITY + 1):
         if number not in numbers:
             _libc.prctl(PR_CAPBSET_DROP, number)

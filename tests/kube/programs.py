@@ -1,7 +1,7 @@
-"""The operator's programs as processes, started from the commands the chart ships.
+"""Run the operator's programs as processes, with the commands of the chart.
 
-Only addresses, ports and files change. Each has its own ServiceAccount's token, and the
-capabilities its container would have.
+Only addresses, ports and files differ. Each program has its ServiceAccount's token and the
+capabilities of its container.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.kube.control_plane import ControlPlane
 from tests.kube.process import Child, free_ports
 
 READY_TIMEOUT = 60.0
-"""Seconds; importing kopf alone takes two on a busy machine."""
+"""In seconds; the import of kopf alone takes two seconds on a busy machine."""
 
 
 class Program:
@@ -30,19 +30,19 @@ class Program:
     def __init__(self, name: str, child: Child, address: str, kubeconfig: Path) -> None:
         self.name = name
         self.identity = ""
-        """A controller's, in the Lease."""
+        """The controller's identity in the Lease."""
         self.address = address
-        """Scheme, host and port that it serves."""
+        """Scheme, host and port of the program's server."""
         self.metrics = f"{address}/metrics"
-        """Where Prometheus reads its metrics."""
+        """The URL of the metrics."""
         self.kubeconfig = kubeconfig
-        """Its ServiceAccount's, to try what it may do."""
+        """The kubeconfig of the program's ServiceAccount, to test its rights."""
         self.child = child
-        # As kubelet asks: it checks no certificate.
+        # kubelet's probes do not verify the certificate.
         self._tls = ssl._create_unverified_context()
 
     def is_ready(self) -> bool:
-        """Whether GET /readyz is answered with 200."""
+        """Whether GET /readyz returns 200."""
         try:
             answer = urllib.request.urlopen(f"{self.address}/readyz", timeout=5, context=self._tls)
             with answer:
@@ -51,30 +51,30 @@ class Program:
             return False
 
     def wait_ready(self, timeout: float = READY_TIMEOUT) -> None:
-        """Wait for /readyz; ProgramError with the end of its log when it ends or stays unready."""
+        """Wait for /readyz; ProgramError if the program ends or is not ready in time."""
         self.child.wait_ready(self.is_ready, timeout)
 
     def stop(self, timeout: float = 15.0) -> int:
-        """SIGTERM; the exit status (-9 when it had to be killed after `timeout` seconds)."""
+        """Send SIGTERM; return the exit status (-9 if it was killed after `timeout` seconds)."""
         return self.child.stop(timeout)
 
     def kill9(self) -> int:
-        """SIGKILL, as a crash; the exit status."""
+        """Send SIGKILL, like a crash; return the exit status."""
         return self.child.kill9()
 
     def start_again(self) -> None:
-        """Start it anew on the same port, with the same token; not yet ready."""
+        """Start the program again with the same port and token; it is not ready yet."""
         self.child = self.child.again()
 
     def log(self) -> str:
-        """Read what it has written since its start."""
+        """Read the output since the last start."""
         return self.child.output()
 
 
 class Programs:
-    """Starts programs of one installed chart, and stops them all at the end.
+    """Starts programs of an installed chart and stops all of them at the end.
 
-    `source`: another tree's folder `operator`, whose programs these are.
+    `source`: the folder `operator` of another tree, to run the programs of that tree.
     """
 
     def __init__(
@@ -86,28 +86,28 @@ class Programs:
         self.running: list[Program] = []
 
     def start_admission(self, *, port: int | None = None, drain_seconds: int | None = 0) -> Program:
-        """Start one replica; not yet ready. The webhooks still have to be pointed at it.
+        """Start a replica; it is not ready yet. The caller must point the webhooks at it.
 
-        `drain_seconds`: how long it serves on at its end; None is what the chart says.
+        `drain_seconds`: how long the replica serves after SIGTERM; None for the chart's value.
         """
         free = free_ports(2)
         port, health_port = port or free[0], free[1]
         command = self._chart.container("admission").command
         flags: dict[str, str] = {}
-        # The release before this one may serve from files.
+        # The previous release may read its certificate and path from files.
         if any(word.startswith("--path-secret=") for word in command):
             flags |= self._files()
         more = {"--port": str(port), "--health-port": str(health_port)}
         if drain_seconds is not None:
             more["--drain-seconds"] = str(drain_seconds)
-        # The release before this one has none of these.
+        # The previous release may lack these flags.
         flags |= {f: v for f, v in more.items() if any(w.startswith(f"{f}=") for w in command)}
         program = self._start("admission", f"https://127.0.0.1:{port}", flags)
         program.metrics = f"http://127.0.0.1:{health_port}/metrics"
         return program
 
     def _files(self) -> dict[str, str]:
-        """What is served with, in files, as releases without the Secret of it take it."""
+        """Flags and files of the certificate, key and path, for releases that read files."""
         serving = chart.serving(self._control_plane, self._chart)
         assert serving.pair is not None
         content = {
@@ -125,9 +125,9 @@ class Programs:
     def start_controller(
         self, *, identity: str | None = None, webhooks: bool = True, extra: tuple[str, ...] = ()
     ) -> Program:
-        """Start one replica; not yet ready. `identity` is its pod's name.
+        """Start a replica; it is not ready yet. `identity`: the name of its pod.
 
-        Without `webhooks` it counts though nobody is asked about pods.
+        With `webhooks` False it does not manage the webhooks, and counts all the same.
         """
         if not webhooks:
             extra = (*extra, "--webhooks=")
@@ -151,9 +151,9 @@ class Programs:
         host_root: Path = Path("/"),
         extra: tuple[str, ...] = (),
     ) -> Program:
-        """Start the agent of a Node that exists; not yet ready.
+        """Start the agent of an existing Node; the agent is not ready yet.
 
-        `cgroup_root`: the part of the cgroup2 tree that is this node's, below its mount.
+        `cgroup_root`: the path of the node's subtree, below the cgroup2 mount.
         """
         port = free_ports(1)[0]
         if cgroup_root is not None:
@@ -168,11 +168,11 @@ class Programs:
         )
 
     def start_uninstall(self) -> Program:
-        """Start what runs before the release is deleted."""
+        """Start the program of helm's pre-delete hook."""
         return self._start("uninstall", "", {})
 
     def stop(self) -> None:
-        """Stop all, agents last started first."""
+        """Stop all programs, the last started first."""
         while self.running:
             self.running.pop().stop()
 
@@ -219,9 +219,10 @@ class Programs:
 def rewritten(
     command: tuple[str, ...], flags: Mapping[str, str], variables: Mapping[str, str]
 ) -> list[str]:
-    """Fill in `$(NAME)`, replace the values of flags that are there, and run this Python.
+    """Replace `$(NAME)`, the values of `flags`, and "python" by this interpreter.
 
-    A flag that the shipped command lacks is an error: what is tested must be what ships.
+    Raises LookupError for a flag that the chart's command lacks, so that tests run the shipped
+    command.
     """
     filled = [re.sub(r"\$\((\w+)\)", lambda m: variables[m[1]], word) for word in command]
     for flag, value in flags.items():

@@ -1,4 +1,4 @@
-"""HugeTLBQuotas of a test."""
+"""Create HugeTLBQuotas in tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A webhook server that allows everything and remembers what it was asked."""
+"""A webhook server that allows every request and records it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Recorder:
     """A context manager that serves HTTPS on a free loopback port."""
 
     def __init__(self, cert: Path, key: Path) -> None:
-        self._asked: list[tuple[str, Object]] = []
+        self._requests: list[tuple[str, Object]] = []
         recorder = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -26,9 +26,9 @@ class Recorder:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 request = json.loads(body)["request"]
-                # Without the secret that the path begins with.
+                # Remove the secret first part of the path.
                 path = "/" + self.path.partition("?")[0].rpartition("/")[2]
-                recorder._asked.append((path, request))
+                recorder._requests.append((path, request))
                 review = {
                     "apiVersion": "admission.k8s.io/v1",
                     "kind": "AdmissionReview",
@@ -42,7 +42,7 @@ class Recorder:
                 self.wfile.write(answer)
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-                """Say nothing: a test's output is its own."""
+                """Do not log requests in the output of a test."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -65,11 +65,11 @@ class Recorder:
         self._server.server_close()
 
     def take(self, path: str) -> Objects:
-        """Return the AdmissionReview requests that came to a path so far; forget all."""
-        asked = [request for at, request in self._asked if at == path]
+        """Return the recorded AdmissionReview requests to `path`; forget all requests."""
+        requests = [request for at, request in self._requests if at == path]
         self.forget()
-        return asked
+        return requests
 
     def forget(self) -> None:
-        """Forget all requests so far."""
-        self._asked.clear()
+        """Forget all recorded requests."""
+        self._requests.clear()

@@ -1,4 +1,4 @@
-"""The lines of a quota's ``status.reservations``."""
+"""Read the lines of a quota's ``status.reservations``."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from typing import Any
 
 
 def pending(status: dict[str, Any]) -> list[str]:
-    """Those that reserve: one with a seventh word only says who a counted pod is."""
+    """The lines that reserve; a line with a seventh word is an identity."""
     return [line for line in status.get("reservations") or () if len(line.split()) < 7]
