@@ -1,4 +1,4 @@
-"""The files and functions that architecture.md and CONTRIBUTING.md name exist."""
+"""The files and functions that architecture.md, walks.md and CONTRIBUTING.md name exist."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[3]
 CODE = ROOT / "operator" / "hugetlb_quota"
 #: A path of this tree, or one below the code's folder or below node/reader.
 PATH = re.compile(r"`((?:\.\./|[\w.-]+/)+[\w.-]+\.(?:py|c|h|md|yaml|json|pml))`(?: `(\w+)`)?")
-PAGES = ("CONTRIBUTING.md", "docs/architecture.md")
+PAGES = ("CONTRIBUTING.md", "docs/architecture.md", "docs/walks.md")
 
 
 def places(page: str) -> list[tuple[str, str]]:
