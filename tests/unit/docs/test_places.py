@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 CODE = ROOT / "operator" / "hugetlb_quota"
 #: A path of this tree, or one below the code's folder or below node/reader.
-PATH = re.compile(r"`((?:\.\./|[\w.-]+/)+[\w.-]+\.(?:py|c|h|md|yaml|json|pml))`(?: `(\w+)`)?")
+PATH = re.compile(r"`((?:\.\./|[\w.-]+/)+[\w.-]+\.(?:py|c|h|md|yaml|json|pml))`(?:\s+`(\w+)`)?")
 PAGES = ("CONTRIBUTING.md", "docs/architecture.md", "docs/walks.md")
 
 
