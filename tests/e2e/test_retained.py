@@ -172,10 +172,10 @@ def start_agent(node: str) -> None:
 
 
 def wait_agent(node: str) -> None:
-    """Wait until an agent is Ready and says that limits are in force."""
+    """Wait until the node has one agent, which is Ready and says that limits are in force."""
 
     def ready() -> bool:
-        return [condition(each, "Ready")[0] for each in operator.pods("agent")] == ["True"]
+        return [condition(each, "Ready")[0] for each in operator.pods("agent", node)] == ["True"]
 
-    wait("an agent to be Ready", ready)
+    wait(f"the agent of {node} to be Ready", ready)
     operator.wait_enforced(node)
