@@ -1,8 +1,8 @@
-"""A node for tests and demo: it does to cgroups what kubelet and containerd do, and no more.
+"""A node for tests and the demo: it does to cgroups what kubelet and containerd do, and no more.
 
-It belongs to the tests and imports no product code: a naming or arithmetic mistake in the
-product must not meet the same mistake here and cancel out. Containers are processes of this
-host in cgroups, mount and IPC namespaces of their own; the host's programs are the image.
+This package imports no product code, so that a mistake in the product's names or sums can't hide
+behind the same mistake here. A container is a process of this host with its own cgroup, mount and
+IPC namespaces; its image is the host's file system.
 
-``python -m tests.testnode`` is the program, ``process.TestNode`` the handle that starts it.
+``python -m tests.testnode`` is the program; ``process.TestNode`` starts it.
 """

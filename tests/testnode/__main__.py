@@ -1,4 +1,4 @@
-"""A node for tests and demo: does to cgroups what kubelet and containerd do, and no more."""
+"""A node for tests and the demo: it does to cgroups what kubelet and containerd do."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def _serve(arguments: argparse.Namespace, place: Place) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, serving.cancel)
         if stat.S_ISFIFO(os.fstat(0).st_mode):
-            # Whoever started this node holds the pipe's other end: its end is the node's.
+            # The parent holds the other end of the pipe: the node ends with its parent.
             loop.add_reader(0, lambda: os.read(0, 4096) or serving.cancel())
         await asyncio.wait({serving})
         if not serving.cancelled():
@@ -83,7 +83,7 @@ def main() -> None:
         node_name=arguments.name,
         rsvd=arguments.rsvd,
     )
-    # What an earlier life left, as kubelet cleans orphans; and what this one leaves.
+    # Remove what an earlier process left, as kubelet does, and at the end what this one leaves.
     sweep(arguments.cgroup_parent, state_dir)
     try:
         asyncio.run(_serve(arguments, place))

@@ -1,4 +1,4 @@
-"""The few calls a kubelet makes to the API server, as raw JSON."""
+"""The few requests of a kubelet to the API server, as raw JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WATCH = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=_WATCH_SEC
 
 
 class ApiError(RuntimeError):
-    """The API server refused; ``code`` is the HTTP status."""
+    """The API server returned an error; ``code`` is the HTTP status."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(f"{code}: {message}")
@@ -30,7 +30,7 @@ class ApiError(RuntimeError):
 
 
 class Api:
-    """A connection as one user of a kubeconfig's current context. Use as async context manager."""
+    """A connection by the current context of a kubeconfig; an async context manager."""
 
     def __init__(self, kubeconfig: Path) -> None:
         config = yaml.safe_load(kubeconfig.read_text())
@@ -65,7 +65,7 @@ class Api:
         content_type: str = "application/json",
         query: Mapping[str, str] | None = None,
     ) -> Json:
-        """One request. Raises ApiError, aiohttp.ClientError or TimeoutError."""
+        """Send one request. Raises ApiError, aiohttp.ClientError or TimeoutError."""
         assert self._session is not None, "Api is used outside its context"
         async with self._session.request(
             method,
@@ -84,23 +84,25 @@ class Api:
     async def watch(
         self, path: str, query: Mapping[str, str], resource_version: str
     ) -> AsyncIterator[Json]:
-        """Watch events from a version on, until the server ends the watch.
+        """The watch events after a resourceVersion, until the server ends the watch.
 
-        Raises ApiError (410 when the version is too old), aiohttp.ClientError, TimeoutError.
+        Raises ApiError (410 if the version is too old), aiohttp.ClientError, TimeoutError.
         """
         assert self._session is not None, "Api is used outside its context"
-        asked = {
+        parameters = {
             **query,
             "watch": "1",
             "allowWatchBookmarks": "true",
             "resourceVersion": resource_version,
             "timeoutSeconds": str(_WATCH_SECONDS),
         }
-        async with self._session.get(self._server + path, params=asked, timeout=_WATCH) as response:
+        async with self._session.get(
+            self._server + path, params=parameters, timeout=_WATCH
+        ) as response:
             if response.status >= 400:
                 raise ApiError(response.status, _message(await response.text()))
             rest = b""
-            # Not line by line: aiohttp limits a line's length, the API server does not.
+            # aiohttp limits the length of a line, and the API server does not: split here.
             async for chunk in response.content.iter_any():
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:

@@ -1,4 +1,4 @@
-"""Making, limiting, killing and removing cgroups on the host's cgroup2 mount."""
+"""Make, limit, kill and remove cgroups on the host's cgroup2 mount."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 from tests.testnode.hugepages import page_sizes
 from tests.testnode.naming import kernel_size
 
-# What kubelet writes where it means "unbounded" (qos_container_manager_linux.go).
+# The value that kubelet writes for "unbounded" (qos_container_manager_linux.go).
 UNBOUNDED = 1 << 62
 _POLL_SECONDS = 0.01
 
 
 class CgroupError(RuntimeError):
-    """A cgroup could not be made, limited, emptied or removed."""
+    """A cgroup can't be made, limited, emptied or removed."""
 
 
 def cgroup2_mount() -> Path:
-    """Where cgroup2 is mounted; hybrid hosts have it beside v1, so it is looked up, not assumed."""
+    """The mount point of cgroup2; on a hybrid host cgroup2 has another mount point."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         if after.split()[0] == "cgroup2":
@@ -30,7 +30,7 @@ def cgroup2_mount() -> Path:
 
 
 def write(path: Path, value: str) -> None:
-    """Write unbuffered: a buffered file would report EBUSY or EINVAL at close, or never."""
+    """Write without a buffer, so that the write itself reports EBUSY or EINVAL."""
     descriptor = os.open(path, os.O_WRONLY)
     try:
         os.write(descriptor, value.encode())
@@ -39,10 +39,10 @@ def write(path: Path, value: str) -> None:
 
 
 def make(root: Path, below: Path) -> None:
-    """Make ``below`` under the cgroup2 mount ``root`` with hugetlb enabled for all on the way.
+    """Make the cgroup ``below`` under the cgroup2 mount ``root``, and enable hugetlb on the path.
 
-    ``root``'s own subtree_control is enabled when it is not yet, and left so: other subtrees may
-    rely on it by the time this one goes, and an enabled controller without limits limits nothing.
+    The function may enable hugetlb in the subtree_control of ``root``. hugetlb stays enabled
+    there, because other subtrees may need it, and without limits it limits nothing.
     """
     if "hugetlb" not in (root / "cgroup.controllers").read_text().split():
         raise CgroupError(
@@ -64,10 +64,10 @@ def _delegate_hugetlb(level: Path) -> None:
 
 
 def write_limits(cgroup: Path, limits: Mapping[int, int], *, rsvd: bool = False) -> None:
-    """Write ``hugetlb.<size>.max`` for every page size of the kernel, 0 where ``limits`` has none.
+    """Write ``hugetlb.<size>.max`` for every page size of the kernel.
 
-    ``limits`` are bytes by page size in bytes. ``rsvd`` writes ``rsvd.max`` too, as kubelets from
-    1.29 on do (runc's libcontainer 1.1.10); older ones leave it alone. May be called again.
+    ``limits``: bytes by page size in bytes; a missing size gets 0. ``rsvd``: whether to write
+    ``rsvd.max`` too, as kubelet does since 1.29 (runc's libcontainer 1.1.10).
     """
     for size in page_sizes():
         for kind in ("max", "rsvd.max") if rsvd else ("max",):
@@ -81,12 +81,12 @@ def write_limits(cgroup: Path, limits: Mapping[int, int], *, rsvd: bool = False)
 
 
 def unbounded() -> dict[int, int]:
-    """Limits that limit nothing, for levels that must not."""
+    """Limits for a cgroup that must not limit anything."""
     return dict.fromkeys(page_sizes(), UNBOUNDED)
 
 
 def populated(cgroup: Path) -> bool:
-    """Whether any process lives in the cgroup or below."""
+    """Whether the cgroup or a cgroup below has a process."""
     try:
         return "populated 1" in (cgroup / "cgroup.events").read_text()
     except OSError as error:
@@ -96,7 +96,7 @@ def populated(cgroup: Path) -> bool:
 
 
 def kill(cgroup: Path) -> None:
-    """SIGKILL every process in the cgroup and below, also ones being forked just now."""
+    """SIGKILL every process in the cgroup and below, also concurrently forked ones."""
     try:
         write(cgroup / "cgroup.kill", "1")
     except OSError as error:
@@ -105,9 +105,9 @@ def kill(cgroup: Path) -> None:
 
 
 def remove(cgroup: Path, *, timeout: float = 10.0) -> None:
-    """Kill what lives there, wait until it is gone, remove the cgroup and all below it.
+    """Kill the processes, wait until they are gone, and remove the cgroup and all below it.
 
-    Blocks up to ``timeout`` seconds; raises CgroupError naming what is left after it.
+    Blocks up to ``timeout`` seconds; then raises CgroupError with the remaining processes.
     """
     deadline = time.monotonic() + timeout
     while not _try_remove(cgroup):
@@ -117,7 +117,7 @@ def remove(cgroup: Path, *, timeout: float = 10.0) -> None:
 
 
 def _try_remove(cgroup: Path) -> bool:
-    """One attempt: kill, then remove from the leaves up. True when nothing is left."""
+    """Kill, then remove from the leaves up, once. Returns True if nothing is left."""
     kill(cgroup)
     if populated(cgroup):
         return False
@@ -125,7 +125,7 @@ def _try_remove(cgroup: Path) -> bool:
         for directory, _, _ in os.walk(cgroup, topdown=False):
             Path(directory).rmdir()
     except OSError as error:
-        # EBUSY: a killed process is still on its way out, or a new one came in between.
+        # EBUSY: a killed process has not ended yet, or a new process joined.
         if error.errno == errno.EBUSY:
             return False
         if not _gone(error):
@@ -147,5 +147,5 @@ def _why_not_removed(cgroup: Path, timeout: float) -> str:
 
 
 def _gone(error: OSError) -> bool:
-    # ENODEV: an open file of a cgroup that was removed meanwhile.
+    # ENODEV: the cgroup was removed while its file was open.
     return error.errno in (errno.ENOENT, errno.ENODEV)

@@ -1,12 +1,13 @@
-"""The first program of a container: makes its world, then becomes its command.
+"""The first program of a container: it sets the container up, then execs the command.
 
-Run as ``python3 -I -S container_init.py BUNDLE/config.json``; standard library only, because it
-starts once per container. It does what a container runtime does between clone and exec: enters
-the cgroup, IPC and mount namespaces, a root of its own, drops privileges, execs. The file
-descriptor named by ``report_fd`` closes at a successful exec and carries a sentence otherwise.
+Run as ``python3 -I -S container_init.py BUNDLE/config.json``. The program does what a container
+runtime does between clone and exec: it enters the cgroup and the IPC and mount namespaces, makes
+the root, drops privileges, and execs. The file descriptor ``report_fd`` closes at a successful
+exec; otherwise the program writes the error to it. Only the standard library is used, because
+this starts once per container.
 """
 
-# it starts once per container, and pathlib would double the time of that:
+# pathlib would double the start time, and this starts once per container:
 # ruff: noqa: PTH102, PTH103, PTH106, PTH112, PTH118, PTH120, PTH123
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC = 1, 32, 4096, 16384
 MS_SLAVE = 1 << 19
 MNT_DETACH = 2
 PR_CAPBSET_READ, PR_CAPBSET_DROP = 23, 24
-# containerd's default bounding set (pkg/oci: defaultUnixCaps), by number.
-# CAP_IPC_LOCK is not in it: SHM_HUGETLB in a pod needs hugetlb_shm_group, as on a real node.
+# The numbers of containerd's default bounding set (pkg/oci: defaultUnixCaps). CAP_IPC_LOCK is
+# not in the set: SHM_HUGETLB in a pod needs hugetlb_shm_group, as on a real node.
 DEFAULT_CAPABILITIES = frozenset({0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31})
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -46,24 +47,24 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str
 
 
 def enter_cgroup(cgroup: str) -> None:
-    """Before anything is mapped or exec'd: huge pages stay charged to where they were mapped."""
+    """Join the cgroup before mmap and exec: huge pages stay charged to the cgroup of the mmap."""
     with open(os.path.join(cgroup, "cgroup.procs"), "wb", buffering=0) as procs:
         procs.write(b"0")
 
 
 def enter_namespaces(ipc: str | None) -> None:
-    """The pod's IPC namespace, and a mount namespace whose mounts the host does not see."""
+    """Enter the pod's IPC namespace, and a new mount namespace hidden from the host."""
     if ipc is not None:
         descriptor = os.open(ipc, os.O_RDONLY)
         _checked(libc.setns(descriptor, CLONE_NEWIPC), f"setns {ipc}")
         os.close(descriptor)
     _checked(libc.unshare(CLONE_NEWNS), "unshare")
-    # Slave, not private: what the host unmounts before the old root is let go goes here too.
+    # Slave, not private: an unmount on the host also unmounts the copy in this namespace.
     mount("", "/", flags=MS_REC | MS_SLAVE)
 
 
 def make_root(bundle: str, image_paths: list[str]) -> None:
-    """An overlay over the host's root, written to a tmpfs that goes with the namespace."""
+    """Mount an overlay over the host's root; its upper layer is a tmpfs of the namespace."""
     mount("tmpfs", bundle, "tmpfs", options="mode=0755")
     upper, work, root = (os.path.join(bundle, name) for name in ("upper", "work", "root"))
     for directory in (upper, work, root):
@@ -80,7 +81,7 @@ def make_root(bundle: str, image_paths: list[str]) -> None:
 
 
 def bind_volumes(mounts: list[dict[str, Any]]) -> None:
-    """Bind each volume at its place; done after the pivot, so links resolve inside the root."""
+    """Bind-mount the volumes after the pivot, so that symlinks resolve in the new root."""
     for volume in mounts:
         source, target = "/.host" + volume["source"], volume["target"]
         if os.path.isdir(source):
@@ -95,13 +96,13 @@ def bind_volumes(mounts: list[dict[str, Any]]) -> None:
 
 
 def leave_host_root() -> None:
-    """Let go of the host's mounts: a copy of another pod's hugetlbfs could keep its pages."""
+    """Unmount the old root: a copy of another pod's hugetlbfs mount would keep its pages."""
     _checked(libc.umount2(b"/.host", MNT_DETACH), "umount /.host")
     os.rmdir("/.host")
 
 
 def drop_privileges(uid: int, gid: int, groups: list[int], privileged: bool) -> None:
-    """Keep containerd's default capabilities at most, then the user the pod asks for."""
+    """Drop all but containerd's default capabilities, then switch to the pod's user."""
     if not privileged:
         for number in range(64):
             if number in DEFAULT_CAPABILITIES or libc.prctl(PR_CAPBSET_READ, number, 0, 0, 0) != 1:
@@ -113,7 +114,7 @@ def drop_privileges(uid: int, gid: int, groups: list[int], privileged: bool) -> 
 
 
 def become(argv: list[str], env: dict[str, str], cwd: str) -> NoReturn:
-    """Exec the command with the signals as a fresh process has them; Python ignores SIGPIPE."""
+    """Exec the command with default signal handling; Python ignores SIGPIPE."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     os.umask(0o022)
@@ -122,7 +123,7 @@ def become(argv: list[str], env: dict[str, str], cwd: str) -> NoReturn:
 
 
 def main(config_path: str) -> NoReturn:
-    """Start what the bundle's config.json describes."""
+    """Start the container that the bundle's config.json describes."""
     with open(config_path) as file:
         config = json.load(file)
     report_fd: int = config["report_fd"]

@@ -1,4 +1,4 @@
-"""Containers as a runtime makes them: a process in a cgroup of its own, its output in a file."""
+"""Containers as from a container runtime: a process in its own cgroup, with a log file."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _START_SECONDS = 30.0
 
 
 class StartError(RuntimeError):
-    """The container's command could not be started; the message says why."""
+    """The container's command did not start; the message says why."""
 
 
 @dataclass(frozen=True)
 class Mount:
-    """A directory or file of the host, and where the container sees it."""
+    """A bind mount of a directory or file of the host into the container."""
 
     source: str
     target: str
@@ -35,7 +35,7 @@ class Mount:
 
 @dataclass(frozen=True)
 class Command:
-    """What a container runs and as whom."""
+    """The command of a container, its mounts and its user."""
 
     argv: Sequence[str]
     env: dict[str, str] = field(default_factory=dict)
@@ -48,14 +48,15 @@ class Command:
 
 
 def new_id() -> str:
-    """A container ID: 64 hexadecimal digits, as containerd's."""
+    """A container ID of 64 hexadecimal digits, as in containerd."""
     return secrets.token_hex(32)
 
 
 def image_paths() -> list[str]:
-    """Directories the workloads need that the overlay's lower layer lacks.
+    """The directories that the workloads need and the overlay does not show.
 
-    An overlay shows one file system; a checkout or interpreter on another one is bound into it.
+    An overlay shows only one file system. A checkout or an interpreter on another file system
+    needs a bind mount.
     """
     root = Path("/").stat().st_dev
     wanted = (str(Path(__file__).resolve().parents[2]), sys.base_prefix, "/usr")
@@ -63,7 +64,7 @@ def image_paths() -> list[str]:
 
 
 class Container:
-    """One started container: a process in ``cgroup`` whose output goes to ``log``."""
+    """A started container: a process in ``cgroup`` that writes to ``log``."""
 
     def __init__(
         self, container_id: str, cgroup: Path, bundle: Path, process: asyncio.subprocess.Process
@@ -79,18 +80,18 @@ class Container:
         return self._bundle.with_suffix(".log")
 
     def message(self) -> str:
-        """The last 4 KiB of its output."""
+        """The last 4 KiB of the output."""
         return self.log.read_bytes()[-_MESSAGE_BYTES:].decode(errors="replace")
 
     def send(self, number: signal.Signals) -> None:
-        """Signal its main process, if it still runs."""
+        """Send a signal to the main process if it still runs."""
         if self._process.returncode is None:
             self._process.send_signal(number)
 
     async def wait(self) -> int:
-        """Its exit code once it ended, 128 + n for signal n, as containerd reports it.
+        """Wait for the exit code, which is 128 + n for signal n, as in containerd.
 
-        Ends what the main process left running: without a PID namespace nobody else does.
+        Then kill the processes that the main process left: there is no PID namespace to do so.
         """
         code = await self._process.wait()
         await asyncio.to_thread(cgroup_tree.remove, self.cgroup)
@@ -101,10 +102,10 @@ class Container:
 async def start(
     container_id: str, cgroup: Path, bundle: Path, command: Command, ipc: Path | None
 ) -> Container:
-    """Start a command in a new cgroup; returns once it has replaced the starter (exec).
+    """Start a command in a new cgroup; return after the exec of the command.
 
-    ``cgroup`` is made here and removed by ``Container.wait``. ``ipc`` is the file of the IPC
-    namespace to enter. Raises StartError, with nothing left behind, when exec is not reached.
+    This function makes ``cgroup``, and ``Container.wait`` removes it. ``ipc``: the file of the
+    IPC namespace to enter. Raises StartError, and leaves nothing, if the exec does not happen.
     """
     cgroup.mkdir()
     bundle.mkdir(parents=True)
@@ -148,7 +149,7 @@ async def start(
 
 
 async def _read_all(descriptor: int) -> str:
-    """What comes through a pipe until its other end closes."""
+    """Read from a pipe until its other end closes."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     os.set_blocking(descriptor, False)
@@ -161,7 +162,7 @@ async def _read_all(descriptor: int) -> str:
             try:
                 chunk = os.read(descriptor, 65536)
             except BlockingIOError:
-                # Woken twice for one chunk.
+                # The loop woke up twice for one chunk.
                 continue
             if not chunk:
                 return text.decode(errors="replace")

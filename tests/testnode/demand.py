@@ -1,7 +1,7 @@
-"""What a pod asks for in huge pages, as kubelet counts it for the pod's cgroup. No I/O.
+"""The huge page request of a pod, as kubelet computes it for the pod's cgroup. No I/O.
 
-After ``resourcehelper.PodRequests`` (k8s.io/component-helpers), which is also what kubelet's
-``ResourceConfigForPod`` calls. Written a second time on purpose: see this package's docstring.
+The rules are those of ``resourcehelper.PodRequests`` (k8s.io/component-helpers), which kubelet's
+``ResourceConfigForPod`` calls. The package's docstring says why this repeats the product's code.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SUFFIXES = {
 
 
 def parse_bytes(quantity: str | int) -> int:
-    """``"64Mi"`` -> ``67108864``. Raises ValueError for what is no Kubernetes quantity."""
+    """``"64Mi"`` -> ``67108864``. Raises ValueError for a malformed quantity."""
     text = str(quantity)
     number = text.rstrip("KMGTPEikm")
     suffix = text[len(number) :]
@@ -31,11 +31,11 @@ def parse_bytes(quantity: str | int) -> int:
 
 
 def _requests(resources: Mapping[str, Any] | None) -> dict[int, int]:
-    """Bytes by page size in bytes; for pods no API server saw, limits count as requests."""
-    asked = {**((resources or {}).get("limits") or {}), **((resources or {}).get("requests") or {})}
+    """Bytes by page size in bytes. A limit is the default of a request, as in the API server."""
+    named = {**((resources or {}).get("limits") or {}), **((resources or {}).get("requests") or {})}
     return {
         parse_bytes(name.removeprefix(PREFIX)): parse_bytes(quantity)
-        for name, quantity in asked.items()
+        for name, quantity in named.items()
         if name.startswith(PREFIX)
     }
 
@@ -49,19 +49,19 @@ def _most(left: Mapping[int, int], right: Mapping[int, int]) -> dict[int, int]:
 
 
 def huge_page_requests(spec: Mapping[str, Any]) -> dict[int, int]:
-    """Bytes the pod asks for, by page size in bytes; sizes it never names are absent."""
+    """The bytes that the pod requests, by page size in bytes; without sizes it does not name."""
     total: dict[int, int] = {}
     for container in spec.get("containers") or ():
         total = _plus(total, _requests(container.get("resources")))
     sidecars: dict[int, int] = {}
     peak: dict[int, int] = {}
     for container in spec.get("initContainers") or ():
-        asked = _requests(container.get("resources"))
+        request = _requests(container.get("resources"))
         if container.get("restartPolicy") == "Always":
-            # A sidecar runs on beside everything that starts after it.
-            total, sidecars = _plus(total, asked), _plus(sidecars, asked)
+            # A sidecar runs beside every container that starts after it.
+            total, sidecars = _plus(total, request), _plus(sidecars, request)
             peak = _most(peak, sidecars)
         else:
-            peak = _most(peak, _plus(asked, sidecars))
+            peak = _most(peak, _plus(request, sidecars))
     total = _most(total, peak) | _requests(spec.get("resources"))
     return _plus(total, _requests({"requests": spec.get("overhead") or {}}))

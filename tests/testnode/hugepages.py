@@ -1,4 +1,4 @@
-"""The host's huge page pools: what sizes there are, and pages borrowed for a test."""
+"""The host's huge page pools: their sizes, and pages borrowed for a test."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 POOLS = Path("/sys/kernel/mm/hugepages")
-# One lock for everybody on this kernel: nr_hugepages is read, changed and written back.
+# All processes on this kernel share this lock, to read, change and write nr_hugepages.
 LOCK = Path("/tmp/hugetlb-quota-pages.lock")
 
 
 def page_sizes() -> list[int]:
-    """Huge page sizes this kernel offers, in bytes, smallest first."""
+    """The huge page sizes of this kernel, in bytes, smallest first."""
     pools = POOLS.glob("hugepages-*kB") if POOLS.is_dir() else ()
     return sorted(
         int(pool.name.removeprefix("hugepages-").removesuffix("kB")) * 1024 for pool in pools
@@ -25,7 +25,7 @@ def _pool(page_bytes: int) -> Path:
 
 
 def total_pages(page_bytes: int) -> int:
-    """Pages in the pool of this size, in use or not."""
+    """The number of pages in the pool of this size, in use or free."""
     return int((_pool(page_bytes) / "nr_hugepages").read_text())
 
 
@@ -37,7 +37,7 @@ def _locked() -> Iterator[None]:
 
 
 def _change(page_bytes: int, by: int) -> int:
-    """Grow or shrink the pool; the pages by which it did."""
+    """Grow or shrink the pool; return the change in pages."""
     with _locked():
         before = total_pages(page_bytes)
         (_pool(page_bytes) / "nr_hugepages").write_text(str(max(0, before + by)))
@@ -46,10 +46,10 @@ def _change(page_bytes: int, by: int) -> int:
 
 @contextmanager
 def reserved_pages(size_bytes: int, count: int) -> Iterator[None]:
-    """``count`` more pages of ``size_bytes`` in the host's pool, given back at the end.
+    """Add ``count`` pages of ``size_bytes`` to the host's pool, and remove them at the end.
 
-    Adds to what is there, so tests that run at once don't take each other's pages.
-    Raises RuntimeError when the kernel has no such size or finds too little memory for it.
+    The pages are added to those of the pool, so that concurrent tests do not share pages.
+    Raises RuntimeError if the kernel has no such size or too little memory.
     """
     if size_bytes not in page_sizes():
         raise RuntimeError(

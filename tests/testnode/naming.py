@@ -1,4 +1,4 @@
-"""Names of pod cgroups and hugetlb files, as kubelet's two cgroup drivers spell them. No I/O."""
+"""The names of pod cgroups and hugetlb files with kubelet's two cgroup drivers. No I/O."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def kubepods(driver: Driver) -> PurePosixPath:
 
 
 def qos_level(driver: Driver, qos_class: str) -> PurePosixPath:
-    """The cgroup above the pods of one QoS class; guaranteed pods sit directly below kubepods."""
+    """The parent cgroup of the pods of a QoS class; for Guaranteed it is kubepods."""
     if qos_class == "Guaranteed":
         return kubepods(driver)
     if qos_class not in ("Burstable", "BestEffort"):
@@ -27,7 +27,7 @@ def qos_level(driver: Driver, qos_class: str) -> PurePosixPath:
 
 
 def pod_level(driver: Driver, qos_class: str, uid: str) -> PurePosixPath:
-    """The pod's cgroup. In a slice's name ``-`` means "below", so systemd's has ``_`` in UIDs."""
+    """The pod's cgroup. A systemd slice has ``_`` in the UID: ``-`` separates slice levels."""
     above = qos_level(driver, qos_class)
     if driver == "cgroupfs":
         return above / f"pod{uid}"
@@ -35,12 +35,12 @@ def pod_level(driver: Driver, qos_class: str, uid: str) -> PurePosixPath:
 
 
 def container_name(driver: Driver, container_id: str) -> str:
-    """The name of a container's cgroup in its pod's, as containerd's CRI plugin has it."""
+    """The name of a container's cgroup, as in containerd's CRI plugin."""
     return f"cri-containerd-{container_id}.scope" if driver == "systemd" else container_id
 
 
 def kernel_size(page_bytes: int) -> str:
-    """``2097152`` -> ``2MB``: how hugetlb's cgroup files spell a page size."""
+    """``2097152`` -> ``2MB``, as in the names of hugetlb's cgroup files."""
     for unit, factor in _UNITS:
         if page_bytes >= factor:
             return f"{page_bytes // factor}{unit[0]}B"

@@ -1,4 +1,4 @@
-"""The node towards the API server: registers, heartbeats, runs the pods bound to it."""
+"""The node's part of kubelet: it registers, sends heartbeats, and runs the pods bound to it."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _NOT_READY = "node.kubernetes.io/not-ready"
 
 
 def default_capacity() -> dict[str, str]:
-    """What the machine has in huge pages, and room for more pods than a test makes."""
+    """The machine's huge pages, and enough of other resources for the pods of any test."""
     pages = {resource_name(size): str(total_pages(size) * size) for size in page_sizes()}
     return {"cpu": "32", "memory": "64Gi", "pods": "250", "ephemeral-storage": "100Gi"} | pages
 
 
 def huge_page_bytes(capacity: Mapping[str, str]) -> dict[int, int]:
-    """Bytes by page size in bytes."""
+    """The huge pages of ``capacity``: bytes by page size in bytes."""
     return {
         parse_bytes(name.removeprefix(PREFIX)): parse_bytes(quantity)
         for name, quantity in capacity.items()
@@ -60,9 +60,9 @@ class Node:
         self._bound: dict[str, _Bound] = {}
 
     async def run(self, ready: Path) -> None:
-        """Serve until cancelled; creates the file ``ready`` once pods can be scheduled here.
+        """Run until cancelled; create the file ``ready`` when pods can be scheduled here.
 
-        On cancellation every pod's task ends with its processes, cgroups and mounts.
+        A cancellation ends every pod with its processes, cgroups and mounts.
         """
         self._place.make(huge_page_bytes(self._capacity))
         try:
@@ -79,7 +79,7 @@ class Node:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _insist(self, call: Callable[[], Awaitable[None]]) -> None:
-        """Call until the API server takes it: it may still be starting, or a namespace missing."""
+        """Repeat the call until it succeeds: the API server or a namespace may not be ready."""
         while True:
             try:
                 return await call()
@@ -135,7 +135,7 @@ class Node:
         }
 
     async def _until_schedulable(self) -> None:
-        """Until the node lifecycle controller has taken the not-ready taint away."""
+        """Wait until the node lifecycle controller has removed the not-ready taint."""
         while True:
             try:
                 node = await self._api.call("GET", f"/api/v1/nodes/{self._name}")
@@ -177,7 +177,7 @@ class Node:
     # Pods
 
     async def _follow_pods(self) -> None:
-        """List, then watch; list again when the watch's version is too old."""
+        """List, then watch; list again after an error."""
         query = {"fieldSelector": f"spec.nodeName={self._name}"}
         while True:
             try:
@@ -216,15 +216,15 @@ class Node:
             bound.delete(float(pod["metadata"].get("deletionGracePeriodSeconds") or 0))
 
     def _vanished(self, uid: str) -> None:
-        """The object is gone: force-deleted, or gone while no watch ran. End what still runs."""
+        """End a pod that still runs: its object was force-deleted, or deleted between watches."""
         if uid in self._bound:
             self._bound[uid].delete(1)
 
     async def _live(self, uid: str, bound: _Bound) -> None:
-        """A pod from its binding to the end of its object: the cgroup goes first, then the object.
+        """Run a pod until its object is deleted; the cgroup is removed before the object.
 
-        A pod that was over, or being deleted, when this node began has nothing to run. Others
-        of an earlier life of this node start anew.
+        A pod that was finished or being deleted when the node started does not run. Other pods
+        of an earlier process of this node start again.
         """
         pod = bound.run.pod
         over = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
@@ -239,7 +239,7 @@ class Node:
             del self._bound[uid]
 
     async def _report_pod(self, pod: Json, status: Json) -> None:
-        """Write the status; the UID in the patch keeps it from a namesake made meanwhile."""
+        """Write the status; the UID in the patch protects a new pod with the same name."""
         metadata = {"uid": pod["metadata"]["uid"]}
 
         async def report_pod() -> None:
@@ -260,14 +260,14 @@ class Node:
         try:
             await self._api.call(method, path, body, content_type=content_type)
         except ApiError as error:
-            # 409: another object has the name by now.
+            # 409: another object now has the name.
             if error.code not in (404, 409):
                 raise
 
 
 @dataclass
 class _Bound:
-    """A pod bound to this node, and whether somebody wants it gone."""
+    """A pod bound to this node; ``deleted`` is set when its deletion was requested."""
 
     run: PodRun
     deleted: asyncio.Event = field(default_factory=asyncio.Event)

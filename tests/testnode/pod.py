@@ -1,4 +1,4 @@
-"""One pod on the node, from its cgroup to the removal of its cgroup, in kubelet's order."""
+"""The life of a pod on the node, in kubelet's order, from its cgroup's creation to its removal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DEFAULT_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 
 @dataclass(frozen=True)
 class Place:
-    """Where a node keeps its pods: a cgroup subtree and a state directory of its own."""
+    """The cgroup subtree and the state directory of a node."""
 
     root: Path
     """The cgroup2 mount."""
@@ -36,7 +36,7 @@ class Place:
     driver: Driver
     node_name: str = "node"
     rsvd: bool = False
-    """Write ``rsvd.max`` beside ``max``, as kubelets from 1.29 on do."""
+    """Whether to write ``rsvd.max`` too, as kubelet does since 1.29."""
 
     def pods_cgroup(self) -> Path:
         """The node's kubepods cgroup."""
@@ -48,14 +48,14 @@ class Place:
         return self.parent / pod_level(self.driver, qos, pod["metadata"]["uid"])
 
     def pod_dir(self, pod: Mapping[str, Any]) -> Path:
-        """The pod's directory, where kubelet has ``/var/lib/kubelet/pods/<uid>``."""
+        """The pod's directory; kubelet's is ``/var/lib/kubelet/pods/<uid>``."""
         return self.state_dir / "pods" / str(pod["metadata"]["uid"])
 
     def make(self, allocatable: Mapping[int, int] | None = None) -> None:
         """Make kubepods and the QoS levels.
 
-        kubepods is limited to the node's allocatable (bytes by page size in bytes), when given;
-        the QoS levels limit nothing.
+        ``allocatable``: the limit of kubepods, as bytes by page size in bytes; None: no limit.
+        The QoS levels have no limit.
         """
         limits = cgroup_tree.unbounded() if allocatable is None else allocatable
         cgroup_tree.make(self.root, self.pods_cgroup())
@@ -67,7 +67,7 @@ class Place:
 
 
 def expand(text: str, env: Mapping[str, str]) -> str:
-    """``$(NAME)`` replaced where NAME is known, as in a container's command and args."""
+    """Replace ``$(NAME)`` by the variable NAME of ``env``, as in a container's command."""
     return re.sub(
         r"\$(\$?)\(([^)]*)\)",
         lambda hit: f"$({hit[2]})" if hit[1] else env.get(hit[2], hit[0]),
@@ -76,9 +76,9 @@ def expand(text: str, env: Mapping[str, str]) -> str:
 
 
 class PodRun:
-    """Runs one pod. ``run`` is its whole life; ``terminate`` shortens it.
+    """Runs one pod: ``run`` is the pod's whole life, and ``terminate`` ends it.
 
-    ``report`` is awaited with the new PodStatus JSON whenever it changed.
+    ``report`` is called with the new PodStatus JSON at every change.
     """
 
     def __init__(self, pod: dict[str, Any], place: Place, report: Report) -> None:
@@ -106,21 +106,18 @@ class PodRun:
         )
 
     def terminate(self, grace_seconds: float) -> None:
-        """End the pod: SIGTERM, then SIGKILL when the grace is over. Later calls may shorten it."""
+        """Send SIGTERM, and SIGKILL after the grace; a later call may shorten the grace."""
         self._grace = min(self._grace, grace_seconds) if self._stopping.is_set() else grace_seconds
         self._stopping.set()
 
     def write_limits(self) -> None:
-        """The pod's limit per page size into its cgroup, 0 for sizes it does not ask for.
-
-        May be called again after the pod's requests changed.
-        """
+        """Write the pod's limits to its cgroup: 0 for page sizes that it does not request."""
         cgroup_tree.write_limits(self.cgroup, huge_page_requests(self._spec), rsvd=self.place.rsvd)
 
     async def run(self) -> None:
-        """From cgroup to containers and back. Returns when cgroup, mounts and processes are gone.
+        """Run the pod; return when its processes, mounts and cgroup are gone.
 
-        The final phase is reported before the cgroup goes, as kubelet does.
+        The final phase is reported before the cgroup is removed, as in kubelet.
         """
         try:
             try:
@@ -132,7 +129,7 @@ class PodRun:
             self._final = final_phase(self.inits, self.mains)
             await self.report()
         finally:
-            # Also when the task is cancelled: what was made is taken away.
+            # A cancelled task must also remove what it made.
             await asyncio.shield(self._tear_down())
 
     async def _set_up(self) -> None:
@@ -146,7 +143,7 @@ class PodRun:
             await _new_ipc_namespace(self._ipc)
 
     async def _cannot_run(self, message: str) -> None:
-        """Like kubelet: the pod stays Pending and says why, until somebody deletes it."""
+        """Keep the pod Pending with the reason until it is deleted, as kubelet does."""
         log.warning("pod %s cannot run: %s", self.pod["metadata"]["name"], message)
         for state in (*self.inits, *self.mains):
             state.wait("CreateContainerConfigError", message)
@@ -174,7 +171,7 @@ class PodRun:
                     for spec, state in zip(self._spec["containers"], self.mains, strict=True)
                 ]
                 await self._keep_until_stopped(mains)
-            # Sidecars outlive the containers, and end in reverse order.
+            # Sidecars end after the containers, in reverse order.
             self._stopping.set()
             for task, state in reversed(list(zip(sidecars, self._sidecars(), strict=False))):
                 await self._end([task], [state])
@@ -191,7 +188,7 @@ class PodRun:
             await asyncio.sleep(0.01)
 
     async def _keep_until_stopped(self, tasks: Sequence[asyncio.Task[None]]) -> None:
-        """Wait for containers to be over; when the pod is to end, end them."""
+        """Wait until the containers have ended; end them if the pod must end."""
         stop = asyncio.create_task(self._stopping.wait())
         try:
             while not self._stopping.is_set() and (busy := [t for t in tasks if not t.done()]):
@@ -207,7 +204,7 @@ class PodRun:
     async def _end(
         self, tasks: Sequence[asyncio.Task[None]], states: Sequence[ContainerState]
     ) -> None:
-        """SIGTERM, the grace, SIGKILL. The grace may be shortened meanwhile, by a second delete."""
+        """Send SIGTERM, and SIGKILL after the grace, which a second delete may shorten."""
         for state in states:
             if state.name in self._live:
                 self._live[state.name].send(signal.SIGTERM)
@@ -221,7 +218,7 @@ class PodRun:
             await asyncio.wait(tasks, timeout=0.1)
 
     async def _keep(self, spec: Mapping[str, Any], state: ContainerState, policy: str) -> None:
-        """Run one container, again and again as its restart policy says."""
+        """Run one container, and restart it as its restart policy says."""
         while True:
             await self._run_once(spec, state)
             await self.report()
@@ -232,7 +229,7 @@ class PodRun:
             await self.report()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), _RESTART_SECONDS)
-                # Stopped while waiting: the last run is the one that counts.
+                # The pod ended during the wait: the last run's exit code counts.
                 state.terminated, state.waiting = state.last_terminated, ""
                 return
 
@@ -304,7 +301,7 @@ class PodRun:
         return str(fields[path])
 
     async def _tear_down(self) -> None:
-        """Processes, sandbox, volumes, cgroup: the order in which kubelet lets a pod go."""
+        """Remove processes, volumes and the cgroup, in kubelet's order."""
         if self.cgroup.exists():
             cgroup_tree.kill(self.cgroup)
         try:
@@ -315,18 +312,18 @@ class PodRun:
             await asyncio.to_thread(cgroup_tree.remove, self.cgroup)
 
     async def report(self) -> None:
-        """Report the pod as it is now; one report at a time, so that none overtakes another."""
+        """Report the present status; only one report at a time, so that they stay in order."""
         async with self._reporting:
             await self._report(self.status())
 
     def status(self) -> dict[str, Any]:
-        """PodStatus JSON as of now."""
+        """The present PodStatus as JSON."""
         reached = self._final or phase_so_far(self.inits, self.mains)
         return pod_status(self.pod, self.inits, self.mains, reached, self._started_at)
 
 
 async def _new_ipc_namespace(file: Path) -> None:
-    """A new IPC namespace that ``file`` holds, as a pod's sandbox does: it ends with the pod."""
+    """Make an IPC namespace; a mount at ``file`` keeps it until the end of the pod."""
     process = await asyncio.create_subprocess_exec("unshare", f"--ipc={file}", "true")
     if await asyncio.wait_for(process.wait(), 10) != 0:
         raise OSError(f"unshare could not make an IPC namespace at {file}")

@@ -1,4 +1,4 @@
-"""``TestNode``: starts a test node as a process of its own, and ends it with all it made."""
+"""``TestNode`` starts a test node as a process, and at the end removes all that it made."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _STOP_SECONDS = 30.0
 
 
 class TestNode:
-    """A node to be started, e.g. ``with TestNode("a", kubeconfig, capacity={...}) as node:``.
+    """A test node: ``with TestNode("a", kubeconfig, capacity={...}) as node:``.
 
-    Entering starts it and waits until pods can be scheduled on it. Leaving ends its pods and
-    removes their cgroups and mounts, also when the node itself was killed. The Node object
-    stays, as after a kubelet's end.
+    At entry, the node starts, and the caller waits until pods can be scheduled on it. At exit,
+    its pods end, and their cgroups and mounts are removed, even if the node was killed. The Node
+    object stays, as after the end of a kubelet.
     """
 
-    __test__ = False  # pytest would take it for a test class by its name
+    __test__ = False  # pytest collects classes whose name begins with Test
 
     def __init__(
         self,
@@ -44,13 +44,13 @@ class TestNode:
     ) -> None:
         """``capacity`` and ``labels`` as in a Node; ``rsvd``: see the program's ``--rsvd``.
 
-        ``cgroup_parent`` (below the cgroup2 mount) and ``state_dir`` are made up when not given.
+        ``cgroup_parent`` (below the cgroup2 mount) and ``state_dir`` have unique defaults.
         """
         unique = f"{name}-{secrets.token_hex(4)}"
         self.name = name
         self.driver: Driver = driver
         self.cgroup_parent = cgroup_parent or f"hq-node-{unique}"
-        """Path below the cgroup2 mount; an agent's ``--cgroup-root`` for this node."""
+        """The path below the cgroup2 mount; the ``--cgroup-root`` of this node's agent."""
         self._temporary = (
             tempfile.TemporaryDirectory(prefix=f"hq-node-{unique}-") if state_dir is None else None
         )
@@ -71,12 +71,12 @@ class TestNode:
 
     @property
     def cgroup_path(self) -> Path:
-        """The node's subtree in the file system."""
+        """The directory of the node's subtree."""
         return cgroup2_mount() / self.cgroup_parent
 
     @property
     def pid(self) -> int:
-        """The node's process ID. Raises RuntimeError when it was not started."""
+        """The node's process ID. Raises RuntimeError if the node was not started."""
         return self._started().pid
 
     def _started(self) -> subprocess.Popen[bytes]:
@@ -85,7 +85,7 @@ class TestNode:
         return self._process
 
     def start(self) -> None:
-        """Start the process; it ends by itself when this process ends (its stdin closes)."""
+        """Start the process; it ends when this process ends, because its stdin closes."""
         self.state_dir.mkdir(parents=True, exist_ok=True)
         (self.state_dir / "ready").unlink(missing_ok=True)
         with self.log.open("ab") as output:
@@ -95,7 +95,7 @@ class TestNode:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                # Ctrl-C in a terminal ends the demo, which then ends its nodes in order.
+                # Ctrl-C in a terminal must end only the demo, which then ends its nodes.
                 start_new_session=True,
             )
 
@@ -114,16 +114,16 @@ class TestNode:
             time.sleep(0.05)
 
     def output(self) -> str:
-        """The last of what the node logged."""
+        """The last 4096 characters of the node's log."""
         return self.log.read_text(errors="replace")[-4096:] if self.log.exists() else ""
 
     def kill(self) -> None:
-        """SIGKILL the node alone: pods run on, cgroups and mounts stay, as when kubelet dies."""
+        """SIGKILL the node, not its pods; cgroups and mounts stay, as when kubelet dies."""
         self._started().kill()
         self._started().wait()
 
     def stop(self) -> None:
-        """End the node with its pods, cgroups and mounts. May be called again."""
+        """End the node with its pods, cgroups and mounts; a second call does nothing."""
         process = self._process
         if process is not None:
             process.terminate()

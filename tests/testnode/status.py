@@ -1,4 +1,4 @@
-"""What the node reports of a pod and its containers, as PodStatus JSON. No I/O."""
+"""The PodStatus JSON that the node reports for a pod and its containers. No I/O."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Phase = Literal["Pending", "Running", "Succeeded", "Failed"]
 
 
 def now() -> str:
-    """The time as the API writes it."""
+    """The present time in the API's format."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass
 class ContainerState:
-    """One container of the pod through its restarts."""
+    """The state of one container, with its restarts."""
 
     name: str
     image: str
@@ -33,23 +33,23 @@ class ContainerState:
 
     @property
     def running(self) -> bool:
-        """Its process runs now."""
+        """Whether the container's process runs."""
         return bool(self.started_at) and self.terminated is None and not self.waiting
 
     @property
     def exit_code(self) -> int | None:
-        """The code of its last run when it is over for good."""
+        """The exit code of the last run, if the container will not restart."""
         return None if self.terminated is None else int(self.terminated["exitCode"])
 
     def start(self, container_id: str) -> None:
-        """A new run began."""
+        """Note that a new run began."""
         if self.id:
             self.restarts += 1
         self.id, self.started_at = container_id, now()
         self.terminated, self.waiting, self.waiting_message = None, "", ""
 
     def end(self, code: int, message: str, reason: str | None = None) -> None:
-        """The run ended with this exit code, 128 + n for signal n."""
+        """Note that the run ended with this exit code, 128 + n for signal n."""
         self.terminated = {
             "exitCode": code,
             "reason": reason or ("Completed" if code == 0 else "Error"),
@@ -62,12 +62,12 @@ class ContainerState:
             self.terminated["signal"] = code - SIGNAL_BASE
 
     def wait(self, reason: str, message: str = "") -> None:
-        """No run now; a next one may come."""
+        """Note that the container waits; another run may follow."""
         self.last_terminated, self.terminated = self.terminated or self.last_terminated, None
         self.waiting, self.waiting_message = reason, message
 
     def to_json(self) -> dict[str, Any]:
-        """One entry of containerStatuses."""
+        """The container's entry in containerStatuses."""
         state: dict[str, Any]
         if self.terminated is not None:
             state = {"terminated": self.terminated}
@@ -89,18 +89,18 @@ class ContainerState:
 
 
 def initialized(inits: Sequence[ContainerState]) -> bool:
-    """All init containers are done, all sidecars started."""
+    """Whether all init containers have succeeded and all sidecars have started."""
     return all(one.id != "" if one.sidecar else one.exit_code == 0 for one in inits)
 
 
 def phase_so_far(inits: Sequence[ContainerState], mains: Sequence[ContainerState]) -> Phase:
-    """The phase of a pod that is not over: an exit code does not count, a restart may follow."""
+    """The phase of a pod that has not ended; exit codes do not count, as a restart may follow."""
     started = initialized(inits) and all(one.id for one in mains)
     return "Running" if started else "Pending"
 
 
 def final_phase(inits: Sequence[ContainerState], mains: Sequence[ContainerState]) -> Phase:
-    """The phase of a pod whose containers are all over: one that never ran has not succeeded."""
+    """The phase of a pod whose containers have all ended; one that never ran means Failed."""
     done = initialized(inits) and all(one.exit_code == 0 for one in mains)
     return "Succeeded" if done else "Failed"
 
@@ -112,7 +112,7 @@ def pod_status(
     reached: Phase,
     started_at: str,
 ) -> dict[str, Any]:
-    """The node's part of ``pod.status``; times of conditions that do not change are kept."""
+    """The node's part of ``pod.status``; an unchanged condition keeps its lastTransitionTime."""
     ready = reached == "Running" and all(one.running for one in mains)
     conditions = {
         "PodScheduled": True,
@@ -137,10 +137,10 @@ def pod_status(
 def _conditions(
     pod: Mapping[str, Any], wanted: Mapping[str, bool], reached: Phase
 ) -> Iterable[dict[str, Any]]:
-    known = {one["type"]: one for one in (pod.get("status") or {}).get("conditions") or ()}
+    present = {one["type"]: one for one in (pod.get("status") or {}).get("conditions") or ()}
     for kind, holds in wanted.items():
         status = "True" if holds else "False"
-        before = known.get(kind, {})
+        before = present.get(kind, {})
         changed = before.get("status") != status
         condition = {
             "type": kind,

@@ -1,4 +1,4 @@
-"""Pod volumes under the node's state directory, laid out and mounted as kubelet does it."""
+"""Pod volumes in the node's state directory, with kubelet's paths and mounts."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class VolumeError(RuntimeError):
-    """A volume cannot be set up as the pod asks for."""
+    """A volume of the pod can't be set up."""
 
 
 def mount(kind: str, target: Path, options: str) -> None:
-    """Mount a file system that has no device. Raises OSError."""
+    """Mount a file system without a device. Raises OSError."""
     done = _libc.mount(
         kind.encode(), str(target).encode(), kind.encode(), ctypes.c_ulong(0), options.encode()
     )
@@ -38,27 +38,27 @@ def mount(kind: str, target: Path, options: str) -> None:
 
 
 def unmount_below(directory: Path) -> None:
-    """Unmount all that is mounted at ``directory`` or below, the newest first."""
+    """Unmount all mounts at ``directory`` or below, the newest first."""
     for target in reversed(mounts_below(directory)):
         path = str(target).encode()
-        # A mount still in use is detached: it goes with its last user, which is being killed.
+        # A busy mount is detached: it disappears with its last process, which is being killed.
         if _libc.umount2(path, _UMOUNT_NOFOLLOW) != 0:
             _libc.umount2(path, _UMOUNT_NOFOLLOW | _MNT_DETACH)
 
 
 def mounts_below(directory: Path) -> list[Path]:
-    """Mount points at ``directory`` or below, in the order they were mounted."""
+    """The mount points at ``directory`` or below, in the order of mounting."""
     points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    # mountinfo writes blanks and backslashes in paths as octal escapes.
+    # mountinfo has octal escapes for spaces and backslashes in paths.
     paths = [Path(_OCTAL.sub(lambda hit: chr(int(hit[1], 8)), point)) for point in points]
     return [path for path in paths if path == directory or directory in path.parents]
 
 
 def set_up(pod: Mapping[str, Any], pod_dir: Path) -> dict[str, str]:
-    """Make the pod's volumes below ``pod_dir``: host paths by volume name.
+    """Make the pod's volumes below ``pod_dir``; return host paths by volume name.
 
-    Raises VolumeError for a kind of volume this node does not know. Projected volumes (the
-    service account's token) are empty directories: no program in the tests reads them.
+    Raises VolumeError for an unsupported kind of volume. A projected volume (the ServiceAccount's
+    token) is an empty directory, because no program of the tests reads it.
     """
     return {
         volume["name"]: _set_up_one(pod, volume, pod_dir / "volumes")
@@ -74,7 +74,7 @@ def _set_up_one(pod: Mapping[str, Any], volume: Mapping[str, Any], volumes: Path
         path.mkdir(parents=True)
         medium = source.get("medium", "")
         if medium.startswith("HugePages"):
-            # No size=: an emptyDir of huge pages has no limit of its own.
+            # An emptyDir of huge pages has no size= in kubelet.
             mount("hugetlbfs", path, f"pagesize={_page_size(pod, name, medium)}")
         elif medium == "Memory":
             limit = source.get("sizeLimit")
@@ -93,7 +93,7 @@ def _set_up_one(pod: Mapping[str, Any], volume: Mapping[str, Any], volumes: Path
 
 
 def _open_to_all(path: Path, pod: Mapping[str, Any]) -> Path:
-    """Mode 0777 whatever the umask, and the pod's fsGroup, as kubelet's emptyDir."""
+    """Set mode 0777, whatever the umask, and the pod's fsGroup, as kubelet does for emptyDir."""
     path.chmod(0o777)
     group = (pod["spec"].get("securityContext") or {}).get("fsGroup")
     if group is not None:
@@ -103,7 +103,7 @@ def _open_to_all(path: Path, pod: Mapping[str, Any]) -> Path:
 
 
 def _page_size(pod: Mapping[str, Any], name: str, medium: str) -> str:
-    """``2Mi`` for ``HugePages-2Mi``; plain ``HugePages`` means the one size the pod asks for."""
+    """``2Mi`` for ``HugePages-2Mi``; for ``HugePages``, the only size that the pod requests."""
     if medium != "HugePages":
         return medium.removeprefix("HugePages-")
     sizes = [size for size, asked in huge_page_requests(pod["spec"]).items() if asked]
@@ -122,19 +122,19 @@ def _host_path(name: str, source: Mapping[str, Any]) -> str:
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
     if not path.exists() and source.get("type"):
         raise VolumeError(f"hostPath {name}: {path} is not on this host")
-    # Without a type kubelet checks nothing, and containerd makes the missing directory.
+    # Without a type, kubelet checks nothing and containerd makes a missing directory.
     path.mkdir(parents=True, exist_ok=True) if not path.exists() else None
     return str(path)
 
 
 def tear_down(pod_dir: Path) -> None:
-    """Unmount and remove all that belongs to the pod."""
+    """Unmount and remove the pod's directory."""
     unmount_below(pod_dir)
     shutil.rmtree(pod_dir, ignore_errors=True)
 
 
 def container_mounts(container: Mapping[str, Any], volumes: Mapping[str, str]) -> list[Mount]:
-    """The binds of one container. Raises VolumeError for a mount of a volume that is not there."""
+    """The bind mounts of a container. Raises VolumeError for a mount of an unknown volume."""
     mounts = []
     for entry in container.get("volumeMounts") or ():
         if entry["name"] not in volumes:
@@ -146,5 +146,5 @@ def container_mounts(container: Mapping[str, Any], volumes: Mapping[str, str]) -
             source = source / entry["subPath"]
             source.mkdir(parents=True, exist_ok=True)
         mounts.append(Mount(str(source), entry["mountPath"], bool(entry.get("readOnly"))))
-    # Outer mounts first, or they would hide the inner ones.
+    # Outer mounts come first; otherwise they would hide the inner ones.
     return sorted(mounts, key=lambda one: one.target.count("/"))
