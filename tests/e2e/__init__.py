@@ -1,5 +1,5 @@
 """End-to-end scenes for any cluster that KUBECONFIG names and that has a node with huge pages.
 
-The chart is installed by helm as a user would. Nothing here knows how the cluster was made; what
-a scene needs of the node, it does through a privileged pod.
+Helm installs the chart, as a user does. The scenes do not depend on how the cluster was made. A
+scene reaches the node through a privileged pod.
 """

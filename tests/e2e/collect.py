@@ -1,4 +1,4 @@
-"""What a failure leaves to read: our objects, events, logs, and the pods' cgroup files."""
+"""Collect objects, events, logs and the pods' cgroup files after a failure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DESCRIBE = (
 
 
 def folder() -> Path:
-    """Where everything goes: $E2E_ARTIFACTS, or a fresh temporary folder."""
+    """The folder for all scenes: $E2E_ARTIFACTS, or else a temporary folder."""
     named = os.environ.get("E2E_ARTIFACTS")
     path = Path(named) if named else Path(tempfile.gettempdir(), "hugetlb-quota-e2e")
     path.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def folder() -> Path:
 
 
 def collect(scene: str, host: Host | None) -> Path:
-    """Write everything into a folder of the scene's name, and return it."""
+    """Write all files into a folder with the scene's name; return the folder."""
     into = folder() / scene
     into.mkdir(parents=True, exist_ok=True)
     for kinds in DESCRIBE:

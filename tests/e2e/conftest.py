@@ -20,18 +20,18 @@ from tests.e2e.pods import pin
 
 HERE = Path(__file__).resolve().parent
 SCENE_TIMEOUT = 1200
-"""Seconds. The first scene that runs installs the chart."""
+"""In seconds. The first scene also installs the chart."""
 
 
 def lacking() -> list[str]:
-    """Return what is needed to reach a cluster and is not there."""
+    """Return the missing programs and variables that the scenes need to reach a cluster."""
     programs = [name for name in ("kubectl", "helm") if shutil.which(name) is None]
     return programs + ([] if os.environ.get("KUBECONFIG") else ["KUBECONFIG"])
 
 
 @dataclass
 class Scene:
-    """A line of the table."""
+    """A row of the table."""
 
     name: str
     outcome: str = ""
@@ -59,13 +59,13 @@ def host() -> Iterator[Host]:
 
 @pytest.fixture(scope="session")
 def released(host: Host) -> Iterator[Host]:
-    """The node, with the chart installed and all its programs Ready."""
+    """The node, with the chart installed and all programs Ready."""
     with kept_on_failure(host):
         there = operator.is_installed()
         if not there:
             operator.install()
     yield host
-    # One that was made by hand, or by a run that was ended early, is not this run's to remove.
+    # Do not uninstall a release that this run did not install.
     if not there and not os.environ.get("E2E_LEAVE"):
         operator.uninstall()
 
@@ -80,7 +80,7 @@ def installed(released: Host) -> Host:
 
 @contextmanager
 def kept_on_failure(host: Host) -> Iterator[None]:
-    """Keep what there is to read when the installing fails."""
+    """Collect files if the installation fails."""
     try:
         yield
     except (CommandFailed, AssertionError) as error:
@@ -90,7 +90,7 @@ def kept_on_failure(host: Host) -> Iterator[None]:
 
 @pytest.fixture
 def namespace(request: pytest.FixtureRequest, installed: Host) -> Iterator[str]:
-    """A namespace of the scene's own."""
+    """A new namespace for the scene."""
     name = "e2e-" + re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_"))[:50].strip(
         "-"
     )
@@ -102,15 +102,15 @@ def namespace(request: pytest.FixtureRequest, installed: Host) -> Iterator[str]:
 
 @pytest.fixture
 def seen(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Note what was seen, for the table."""
+    """A function that adds a line to the scene's row in the table."""
     scene = SCENES.setdefault(request.node.nodeid, Scene(request.node.name))
     return scene.seen.append
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give scenes the time that their waits may take; what takes the operator away comes last.
+    """Set the timeout of scenes, and put those that remove the operator last.
 
-    Scenes keep the order of the command line when it names files.
+    If the command line names files, the scenes keep that order.
     """
     if not any(Path(argument).suffix == ".py" for argument in config.args):
         items.sort(key=lambda item: item.path.name == "test_lifecycle.py")
@@ -121,7 +121,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Time each scene, and keep what there is to read when it fails."""
+    """Time each scene, and collect files if it fails."""
     scene = SCENES.setdefault(item.nodeid, Scene(item.name))
     started = time.monotonic()
     try:
@@ -144,9 +144,10 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Let a scene fail that was skipped and must not be: $E2E_MAY_SKIP has the reasons that may.
+    """Fail a skipped scene unless $E2E_MAY_SKIP allows the reason.
 
-    They are parts of the reasons, with "|" between; without the variable any scene may be skipped.
+    $E2E_MAY_SKIP has parts of the allowed reasons, separated by "|". Without the variable, every
+    reason is allowed.
     """
     report = yield
     allowed = os.environ.get("E2E_MAY_SKIP")
@@ -161,7 +162,7 @@ def pytest_runtest_makereport(
 
 
 def lines(scene: Scene, width: int) -> list[str]:
-    """A scene as the table has it."""
+    """The lines of a scene in the table."""
     first, *rest = scene.seen or [""]
     head = f"{scene.name:<{width}} {scene.outcome:<7} {scene.seconds:5.0f} s  {first}"
     return [head, *(f"{'':<{width}} {'':<7} {'':>7}  {line}" for line in rest)]
@@ -169,7 +170,7 @@ def lines(scene: Scene, width: int) -> list[str]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
-    """Say how a scene ended when it ends, in place of a dot: a run takes minutes."""
+    """Print the result of each scene instead of a dot, because a run takes minutes."""
     scene = SCENES.get(report.nodeid)
     if scene is None or report.when != "call":
         return None
@@ -177,7 +178,7 @@ def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] 
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Draw the table."""
+    """Print the table."""
     if not SCENES:
         return
     terminalreporter.section("scenes")

@@ -1,4 +1,4 @@
-"""The node itself, through a privileged pod: its cgroup files, services and folders."""
+"""The node's cgroup files, services and folders, through a privileged pod."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.e2e.pods import container, pod, wait_phase
 
 NAMESPACE = "e2e-host"
 
-#: One process reads them all: an emulated processor is slow to start programs.
+#: One process reads all files, because an emulated processor starts programs slowly.
 CGROUPS = r"""
 cd /sys/fs/cgroup
 find . -type d \( -name '*pod@UNDERSCORES@*' -o -name 'pod@UID@' \) -prune \
@@ -20,18 +20,18 @@ find . -type d \( -name '*pod@UNDERSCORES@*' -o -name 'pod@UID@' \) -prune \
 
 @dataclass(frozen=True)
 class Group:
-    """A cgroup's hugetlb files: values by name, such as "hugetlb.2MB.rsvd.max"."""
+    """The hugetlb files of a cgroup: values by name, such as "hugetlb.2MB.rsvd.max"."""
 
     path: str
     files: dict[str, str]
 
     def limits(self, size: str = "2MB") -> tuple[str, str]:
-        """`max` and `rsvd.max` of a page size, as the kernel spells them."""
+        """The values of `max` and `rsvd.max` for a page size in the kernel's spelling."""
         return self.files[f"hugetlb.{size}.max"], self.files[f"hugetlb.{size}.rsvd.max"]
 
 
 class Host:
-    """A shell as root in all of the node's namespaces."""
+    """A root shell in all namespaces of the node's first process."""
 
     def __init__(self, node: str) -> None:
         self.node = node
@@ -41,7 +41,7 @@ class Host:
         """Start the privileged pod on the node."""
         namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
         shell = container("sleep", "infinity", securityContext={"privileged": True})
-        # Not where the scenes' pods are kept, if this is another node.
+        # The node may differ from the node of the scenes' pods, so drop the default nodeSelector.
         where: Json = {"nodeName": self.node, "nodeSelector": {}}
         apply(
             namespace,
@@ -54,21 +54,21 @@ class Host:
         delete("pod", self._pod, NAMESPACE)
 
     def run(self, script: str, timeout: float = 240.0) -> str:
-        """Run a shell script on the node; its output. Raises CommandFailed."""
+        """Run a shell script on the node; return its output. Raises CommandFailed."""
         enter = ("nsenter", "-t", "1", "--all", "--", "sh", "-c", script)
         return kubectl(
             "exec", "--namespace", NAMESPACE, self._pod, "--", *enter, timeout=timeout
         ).strip()
 
     def answers(self) -> bool:
-        """Whether the shell is there; it is not while kubelet or containerd is away."""
+        """Whether the shell works; it needs kubelet and containerd."""
         try:
             return self.run("echo here", timeout=30) == "here"
         except CommandFailed:
             return False
 
     def restart(self, *services: str) -> None:
-        """Restart services that the shell itself goes through, and wait until both are back."""
+        """Restart services that the shell itself depends on, and wait until all run again."""
         names = " ".join(services)
         ask = f"systemctl show --property MainPID --value {names}"
         before = self.run(ask).split()
@@ -81,11 +81,11 @@ class Host:
         wait(f"{names} to run anew on {self.node}", restarted)
 
     def later(self, command: str) -> None:
-        """Let the node's systemd run a command when this shell has ended."""
+        """Let the node's systemd run a command in 3 seconds, after this shell has ended."""
         self.run(f"systemd-run --on-active=3s --timer-property=AccuracySec=100ms {command}")
 
     def groups(self, pod_uid: str) -> list[Group]:
-        """All cgroups of a pod, its own first."""
+        """All cgroups of a pod; the pod's own cgroup comes first."""
         script = CGROUPS.replace("@UNDERSCORES@", pod_uid.replace("-", "_"))
         found: dict[str, dict[str, str]] = {}
         for line in self.run(script.replace("@UID@", pod_uid)).splitlines():
@@ -96,12 +96,12 @@ class Host:
 
 
 def forget() -> None:
-    """Remove the namespace of all nodes' pods, and wait until it is gone."""
+    """Remove the namespace of the privileged pods, and wait until it is gone."""
     delete("namespace", NAMESPACE)
 
 
 def nodes_with_pages() -> list[Json]:
-    """The nodes that have huge pages of 2 MiB."""
+    """The nodes with huge pages of 2 MiB."""
     found: list[Json] = json.loads(run("kubectl", "get", "nodes", "-o", "json"))["items"]
     return [
         node for node in found if node["status"]["allocatable"].get("hugepages-2Mi", "0") != "0"

@@ -1,4 +1,4 @@
-"""kubectl and helm as a user runs them, with waits that say what they waited for."""
+"""Run kubectl and helm as a user does, and wait for states."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 PATIENCE = float(os.environ.get("E2E_PATIENCE", "180"))
-"""Seconds that a wait may take. An emulated node needs some ten seconds for a pod."""
+"""The timeout of a wait, in seconds. An emulated node starts a pod in about ten seconds."""
 
 Json = dict[str, Any]
 
 
 class CommandFailed(Exception):
-    """kubectl or helm refused; `output` is what it said."""
+    """A command failed; `output` is its output."""
 
     def __init__(self, command: str, output: str) -> None:
         super().__init__(f"{command}: {output}")
@@ -24,7 +24,7 @@ class CommandFailed(Exception):
 
 
 def run(*words: str, stdin: str | None = None, timeout: float = PATIENCE + 60) -> str:
-    """Run a program; its standard output. Raises CommandFailed."""
+    """Run a program; return its standard output. Raises CommandFailed."""
     try:
         done = subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired as error:
@@ -35,37 +35,37 @@ def run(*words: str, stdin: str | None = None, timeout: float = PATIENCE + 60) -
 
 
 def kubectl(*words: str, stdin: str | None = None, timeout: float = PATIENCE + 60) -> str:
-    """Run kubectl; its standard output. Raises CommandFailed."""
+    """Run kubectl; return its standard output. Raises CommandFailed."""
     return run("kubectl", *words, stdin=stdin, timeout=timeout)
 
 
 def helm(*words: str, timeout: float = 900.0) -> str:
-    """Run helm; its standard output. Raises CommandFailed."""
+    """Run helm; return its standard output. Raises CommandFailed."""
     return run("helm", *words, timeout=timeout)
 
 
 def apply(*objects: Json) -> None:
-    """Apply objects as one user does with a file."""
+    """Apply objects with `kubectl apply`."""
     kubectl(
         "apply", "-f", "-", stdin=json.dumps({"kind": "List", "apiVersion": "v1", "items": objects})
     )
 
 
 def get(kind: str, name: str, namespace: str = "") -> Json:
-    """Return an object. Raises CommandFailed when there is none."""
+    """Return an object. Raises CommandFailed if it does not exist."""
     found: Json = json.loads(kubectl("get", kind, name, *_in(namespace), "-o", "json"))
     return found
 
 
 def find(kind: str, name: str, namespace: str = "") -> Json | None:
-    """Return an object, or None."""
+    """Return an object, or None if it does not exist."""
     out = kubectl("get", kind, name, *_in(namespace), "-o", "json", "--ignore-not-found")
     found: Json | None = json.loads(out) if out.strip() else None
     return found
 
 
 def items(kind: str, namespace: str = "", *words: str) -> list[Json]:
-    """Return all objects of a kind, in one namespace or in all."""
+    """Return all objects of a kind in `namespace`, by default in all namespaces."""
     scope = _in(namespace) or ("--all-namespaces",)
     found: list[Json] = json.loads(kubectl("get", kind, *scope, *words, "-o", "json"))["items"]
     return found
@@ -77,7 +77,10 @@ def delete(kind: str, name: str, namespace: str = "", *words: str) -> None:
 
 
 def wait(what: str, done: Callable[[], Any], patience: float = PATIENCE) -> Any:
-    """Ask until the answer is true, and return it. Fails with the last answer."""
+    """Call `done` until its result is true; return the result.
+
+    A CommandFailed counts as false. Raises AssertionError with the last result or error.
+    """
     deadline = time.monotonic() + patience
     pause = 0.3
     while True:

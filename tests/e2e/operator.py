@@ -1,4 +1,4 @@
-"""The operator as a user installs it: `helm install` and what it makes."""
+"""Install the operator with helm as a user does, and look at its pods and reports."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ CHART = Path(__file__).resolve().parents[2] / "charts" / "hugetlb-quota"
 RELEASE = "hugetlb-quota"
 NAMESPACE = "hugetlb-system"
 IMAGE = os.environ.get("E2E_IMAGE", "hugetlb-quota")
-"""image.repository, or repository:tag."""
+"""The operator's image: a repository, or repository:tag."""
 
 
 def install(chart: Path = CHART, *, verb: str = "install", **values: str) -> None:
-    """`helm install` (or upgrade), and wait until everything is up."""
+    """Run `helm install` (or upgrade), and wait until all programs are Ready."""
     repository, _, tag = IMAGE.partition(":")
     chosen = {
         "image.repository": repository,
         "image.tag": tag,
-        # One node has no second place to run.
+        # On one node, a second replica has no place to run.
         "admission.replicas": "1",
         "controller.replicas": "1",
         **values,
@@ -34,23 +34,23 @@ def install(chart: Path = CHART, *, verb: str = "install", **values: str) -> Non
 
 
 def is_installed() -> bool:
-    """Whether the release is there."""
+    """Whether the release is installed."""
     return RELEASE in helm("list", "--namespace", NAMESPACE, "--short").split()
 
 
 def uninstall() -> None:
-    """`helm uninstall`, and wait until its pods are gone."""
+    """Run `helm uninstall`, and wait until the pods are gone."""
     helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait", "--timeout", "5m")
 
 
 def pods(component: str, node: str = "") -> list[Json]:
-    """The pods of "admission", "controller" or "agent"; of one node, or of all."""
+    """The pods of "admission", "controller" or "agent" on `node`, by default on all nodes."""
     found = items("pods", NAMESPACE, "-l", f"app.kubernetes.io/component={component}")
     return [each for each in found if not node or each["spec"].get("nodeName") == node]
 
 
 def restarts() -> dict[str, int]:
-    """How often each container of the operator was started anew, by pod."""
+    """The number of container restarts of each operator pod."""
     return {
         pod["metadata"]["name"]: sum(
             status["restartCount"] for status in pod["status"].get("containerStatuses", [])
@@ -60,18 +60,18 @@ def restarts() -> dict[str, int]:
 
 
 def logs(component: str) -> str:
-    """What a program has logged."""
+    """The logs of a program's pods."""
     selector = f"app.kubernetes.io/component={component}"
     return kubectl("logs", "--namespace", NAMESPACE, "-l", selector, "--tail=-1")
 
 
 def node_report(node: str) -> Json:
-    """The HugeTLBNode of a node; empty before its agent has reported."""
+    """The HugeTLBNode of a node; empty before the agent's first report."""
     return find("hugetlbnode", node) or {}
 
 
 def wait_enforced(node: str) -> str:
-    """Wait until the node's agent says that all limits are in force; the condition's message."""
+    """Wait until the node's agent reports that all limits are in force; return the message."""
 
     def ready() -> str:
         status, reason, message = condition(node_report(node), "Ready")

@@ -1,4 +1,4 @@
-"""The pods and quotas of the scenes, and what is asked of them."""
+"""Make the pods and quotas of the scenes, and wait for their states."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from tests.e2e.kubectl import Json, get, kubectl, wait
 
 IMAGE = os.environ.get("E2E_WORKLOAD_IMAGE", "hugetlb-quota-workload:e2e")
-"""tests/e2e/workload, as the cluster's nodes know it."""
+"""The image of tests/e2e/workload."""
 
-#: The nodeSelector of every pod, where a cluster has several nodes: scenes look at one of them.
+#: The nodeSelector of every pod: the scenes use one node of the cluster.
 PINNED: dict[str, str] = {}
 
 SIZE_2M = "hugepages-2Mi"
@@ -22,7 +22,7 @@ def container(
     *command: str, name: str = "main", pages: str = "", size: str = SIZE_2M, **more: Any
 ) -> Json:
     """A container that runs a command, with `pages` (such as "16Mi") of huge pages."""
-    # By so much of a processor, starting the container is not starved on a busy node.
+    # The CPU request keeps the container's start from starving on a busy node.
     amounts = {"cpu": "100m", "memory": "32Mi"} if pages else {}
     resources = {"requests": {**amounts, size: pages}, "limits": {size: pages}} if pages else {}
     return {
@@ -36,12 +36,12 @@ def container(
 
 
 def pin(node: Json) -> None:
-    """Let the pods of all scenes run on this node."""
+    """Run the pods of all scenes on this node."""
     PINNED[HOSTNAME] = node["metadata"]["labels"][HOSTNAME]
 
 
 def pod(namespace: str, name: str, *containers: Json, **spec: Any) -> Json:
-    """A pod of these containers; without any, one that sleeps."""
+    """A pod of these containers; without containers, a pod that sleeps."""
     labels = spec.pop("labels", {})
     return {
         "apiVersion": "v1",
@@ -75,7 +75,7 @@ def hugetlb_volume(name: str = "pages") -> Json:
 
 
 def mount(path: str = "/pages", name: str = "pages") -> Json:
-    """Where a container has it."""
+    """A volume mount of a container."""
     return {"name": name, "mountPath": path}
 
 
@@ -92,7 +92,7 @@ def wait_phase(namespace: str, name: str, *phases: str) -> Json:
 
 
 def wait_log(namespace: str, name: str, text: str, container: str = "main") -> str:
-    """Wait until the container has printed `text`; all that it printed."""
+    """Wait until the container's log has `text`; return the log."""
 
     def printed() -> str:
         log = kubectl("logs", "--namespace", namespace, name, "-c", container)
@@ -103,14 +103,14 @@ def wait_log(namespace: str, name: str, text: str, container: str = "main") -> s
 
 
 def used(namespace: str, name: str, size: str = SIZE_2M) -> str:
-    """What a quota has in use, such as "16Mi"; "0" for nothing, "" before it is counted."""
+    """The used amount of a quota, such as "16Mi" or "0"; "" before the first count."""
     status = get("hugetlbquota", name, namespace).get("status", {})
     amount: str = status.get("used", {}).get(size, "")
     return amount
 
 
 def wait_used(namespace: str, name: str, amount: str, size: str = SIZE_2M) -> None:
-    """Wait until a quota shows this use."""
+    """Wait until the used amount of a quota is `amount`."""
     wait(
         f"HugeTLBQuota {namespace}/{name} to use {amount} of {size}",
         lambda: used(namespace, name, size) == amount,
@@ -118,7 +118,7 @@ def wait_used(namespace: str, name: str, amount: str, size: str = SIZE_2M) -> No
 
 
 def condition(found: Json, kind: str) -> tuple[str, str, str]:
-    """Status, reason and message of an object's condition; empty when it has none."""
+    """Status, reason and message of an object's condition; empty strings if it is missing."""
     for each in found.get("status", {}).get("conditions", []):
         if each["type"] == kind:
             return each["status"], each.get("reason", ""), each.get("message", "")
@@ -126,7 +126,7 @@ def condition(found: Json, kind: str) -> tuple[str, str, str]:
 
 
 def wait_counted(namespace: str, name: str) -> None:
-    """Wait until the controller has counted a new quota: before that it admits nothing."""
+    """Wait until the controller has counted a new quota, which admits nothing before that."""
     wait(
         f"HugeTLBQuota {namespace}/{name} to be counted",
         lambda: get("hugetlbquota", name, namespace).get("status", {}).get("used"),

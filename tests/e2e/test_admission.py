@@ -1,4 +1,4 @@
-"""Pods are admitted and refused by the shipped webhook, through its Service."""
+"""The shipped webhook admits and refuses pods through its Service."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from tests.e2e.pods import container, hugetlb_volume, mount, pod, quota, wait_co
 
 PERFMON_AND_BPF = 1 << 38 | 1 << 39
 NOBODY = 65534
-#: User and effective capabilities of the process that reads.
+#: Prints user and effective capabilities of the reader process.
 WHO_READS = r"""
 for process in /proc/[0-9]*; do
     [ "$(cat "$process/comm" 2> /dev/null)" = charge-reader ] || continue
@@ -45,6 +45,6 @@ def test_the_agent_reads_what_every_pod_is_charged(
     assert (int(user), int(rights, 16)) == (NOBODY, PERFMON_AND_BPF)
     seen(f"user {user}, capabilities {int(rights, 16):#x}, unlisted {report.get('unlisted', {})}")
 
-    # Its file is in a volume of its own, and goes with the pod.
+    # The file is in the pod's own volume, and disappears with the pod.
     delete("pod", "filler", namespace)
     wait("the charge to end", lambda: not entries())

@@ -1,4 +1,4 @@
-"""The limit is there before the first instruction of a container."""
+"""The limit is in force before the first instruction of a container."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REFUSED = "mmap 8 MiB: Cannot allocate memory"
 
 
 def test_a_container_whose_first_act_is_to_map_beyond_its_limit(namespace: str, seen: Seen) -> None:
-    """ENOMEM each time, never SIGBUS."""
+    """Every mmap fails with ENOMEM, and no pod gets SIGBUS."""
     apply(quota(namespace, "q", f"{4 * AT_ONCE}Mi"))
     wait_counted(namespace, "q")
     spec = pod(
@@ -23,7 +23,7 @@ def test_a_container_whose_first_act_is_to_map_beyond_its_limit(namespace: str, 
         "mapper",
         container("map", "-x", "8", pages="4Mi"),
         restartPolicy="Never",
-        # Without a network of their own, more pods start in the same time.
+        # Pods with the host's network start faster.
         hostNetwork=True,
     )["spec"]
     apply(

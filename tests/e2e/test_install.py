@@ -1,4 +1,4 @@
-"""What `helm install` gives: programs that run, lead, and hold their own namespace too."""
+"""After `helm install` the programs run, a controller leads, and quotas limit the agent too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Seen = Callable[[str], None]
 
 
 def holder() -> str:
-    """Who leads; "" while nobody does: a controller is Ready before it leads."""
+    """The leading controller; "" if there is none yet: a controller is Ready before it leads."""
     holders = {
         each["metadata"]["name"]: each["spec"].get("holderIdentity")
         for each in items("leases", operator.NAMESPACE)
@@ -31,9 +31,9 @@ def test_every_program_runs_and_none_was_restarted(installed: Host, seen: Seen) 
 
 
 def test_a_quota_over_the_agents_own_namespace_is_enforced(installed: Host, seen: Seen) -> None:
-    """Nobody writes the limits of their own cgroup namespace's root: the agent's container.
+    """The agent's container is limited by the limit of its pod.
 
-    The limit of its pod holds that container.
+    The agent can't write the limits of its own container, the root of its cgroup namespace.
     """
     name = "own"
     apply(quota(operator.NAMESPACE, name, "8Mi"))

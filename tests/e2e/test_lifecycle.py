@@ -1,4 +1,4 @@
-"""What takes the operator or the node away for a while; these scenes come last."""
+"""Scenes that remove the operator or reboot the node; these run last."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from tests.e2e.test_retained import leave
 
 Seen = Callable[[str], None]
 REBOOT = 420.0
-"""Seconds that a node may take to boot and to start its pods anew."""
+"""The timeout for a node to boot and to start its pods again, in seconds."""
 
 
 def holder(namespace: str, name: str = "holder") -> None:
-    """Start a pod that holds 8Mi, and wait until it is charged."""
+    """Start a pod that uses 8Mi, and wait until the quota is charged."""
     apply(pod(namespace, name, container("map", "8", pages="8Mi")))
     wait_log(namespace, name, "touched 8 MiB")
     wait_used(namespace, "q", "8Mi")
@@ -47,7 +47,7 @@ def test_uninstall_and_install_again_with_a_pod_running(
     operator.uninstall()
     assert get("pod", "holder", namespace)["status"]["phase"] == "Running"
     wait_limits(installed, uid, 8)
-    # Nobody refuses now; what runs meanwhile is counted afterwards.
+    # Nobody refuses pods now; the new controller counts them later.
     apply(pod(namespace, "meanwhile", container("map", "8", pages="16Mi")))
     wait_phase(namespace, "meanwhile")
     operator.install()
@@ -97,7 +97,7 @@ def test_a_reboot_of_the_node(installed: Host, namespace: str, seen: Seen) -> No
     installed.later("systemctl reboot")
     wait("the node to boot anew", lambda: boot_id(installed.node) != before, patience=REBOOT)
     wait("the node's shell", installed.answers, patience=REBOOT)
-    # The file went with the kernel that held it; the pod that kubelet started anew is charged.
+    # The reboot removed the file; kubelet restarted the pod, which stays charged.
     wait(
         "the quota to use 8Mi, for the pod alone",
         lambda: used(namespace, "q") == "8Mi",
@@ -109,5 +109,5 @@ def test_a_reboot_of_the_node(installed: Host, namespace: str, seen: Seen) -> No
 
 
 def boot_id(node: str) -> str:
-    """The node's boot, as kubelet says it."""
+    """The boot ID in the Node's status."""
     return str(get("node", node)["status"]["nodeInfo"]["bootID"])

@@ -1,4 +1,4 @@
-"""What the kernel holds each pod and container to, on a real kubelet and container runtime."""
+"""The kernel's limits of each pod and container, with a real kubelet and container runtime."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def both(mib: int) -> tuple[str, str]:
 
 
 def wait_limits(host: Host, uid: str, mib: int, containers: int = 1) -> list[Group]:
-    """Wait until the pod's cgroup and at least so many below it are held to this."""
+    """Wait until the pod's cgroup and at least `containers` cgroups below have this limit."""
 
     def limited() -> list[Group] | None:
         groups = host.groups(uid)
@@ -53,7 +53,7 @@ def uid_of(namespace: str, name: str) -> str:
 def test_each_qos_class(installed: Host, namespace: str, seen: Seen) -> None:
     apply(quota(namespace, "q", "64Mi"))
     wait_counted(namespace, "q")
-    # The processor's limit holds for the start too, which an emulated one makes slow.
+    # The CPU limit also slows the start, which takes long on an emulated processor.
     equal = {"cpu": "500m", "memory": "32Mi", "hugepages-2Mi": "16Mi"}
     guaranteed = container("map", "24")
     guaranteed["resources"] = {"requests": equal, "limits": equal}
@@ -96,7 +96,7 @@ def test_init_containers_sidecars_and_a_restart(
     wait_counted(namespace, "q")
     init = container("map", "-x", "20", name="init", pages="16Mi")
     sidecar = container("map", "4", name="sidecar", pages="4Mi", restartPolicy="Always")
-    # The second time it stays.
+    # The first run of the main container ends; the second one stays.
     script = "[ -e /state/been ] && exec map 24; touch /state/been; map -x 24; exit 1"
     main = container("sh", "-c", script, pages="8Mi", volumeMounts=[mount("/state", "state")])
     volumes = [{"name": "state", "emptyDir": {}}]
@@ -108,7 +108,7 @@ def test_init_containers_sidecars_and_a_restart(
         return found if found["restartCount"] and found.get("started") else None
 
     wait("the main container to be started again", restarted)
-    # The effective request: the init container alone asks for more than the others together.
+    # The effective request is that of the init container, more than the sum of the others.
     wait_used(namespace, "q", "16Mi")
     uid = uid_of(namespace, "p")
     wait_limits(installed, uid, 16, containers=0)
@@ -147,7 +147,7 @@ def test_pages_of_1_gib(installed: Host, namespace: str, seen: Seen) -> None:
 
 @pytest.fixture
 def crun() -> Iterator[str]:
-    """A RuntimeClass of crun, where the node's runtime has it."""
+    """A RuntimeClass for crun, if the node's container runtime supports crun."""
     apply(
         {
             "apiVersion": "node.k8s.io/v1",
@@ -161,7 +161,7 @@ def crun() -> Iterator[str]:
 
 
 def run_both_runtimes(host: Host, namespace: str, crun: str) -> dict[str, list[Group]]:
-    """Run the same pod with runc and with crun; its cgroups by runtime."""
+    """Run the same pod with runc and with crun; return its cgroups by runtime."""
     apply(quota(namespace, "q", "64Mi"))
     wait_counted(namespace, "q")
     command = ("sh", "-c", "map -x 24; map 8")
@@ -189,7 +189,7 @@ CONFIG = "/etc/containerd/config.toml"
 def test_containerd_that_writes_hugetlb_limits_itself(
     installed: Host, namespace: str, crun: str, seen: Seen
 ) -> None:
-    """`disable_hugetlb_controller = false`: runc and crun write container limits too."""
+    """With `disable_hugetlb_controller = false`, runc and crun write container limits too."""
     before = installed.run(f"cat {CONFIG}")
     if "disable_hugetlb_controller = true" not in before or "crun" not in before:
         pytest.skip(f"{CONFIG} does not say disable_hugetlb_controller = true, or has no crun")
@@ -225,7 +225,7 @@ def test_kubelets_resize_of_an_idle_pod_is_repaired(
 def test_kubelets_resize_of_a_pod_that_holds_pages_waits(
     installed: Host, namespace: str, seen: Seen
 ) -> None:
-    """The kernel refuses the 0 with EBUSY: the pod runs on, and kubelet tries again and again."""
+    """The kernel refuses kubelet's 0 with EBUSY: the pod runs on, and kubelet keeps trying."""
     apply(quota(namespace, "q", "16Mi"))
     wait_counted(namespace, "q")
     apply(pod(namespace, "p", container("map", "8", pages="16Mi")))
@@ -242,7 +242,7 @@ def test_kubelets_resize_of_a_pod_that_holds_pages_waits(
 
 
 def resize(namespace: str, name: str) -> None:
-    """Ask for more processor time in place."""
+    """Resize the CPU request of the pod in place."""
     wanted = '{"spec":{"containers":[{"name":"main","resources":{"requests":{"cpu":"110m"}}}]}}'
     try:
         kubectl(
@@ -256,7 +256,7 @@ def resize(namespace: str, name: str) -> None:
 
 
 def resize_conditions(namespace: str, name: str) -> list[str]:
-    """What kubelet says of a resize that has not ended."""
+    """The conditions in which kubelet reports an unfinished resize."""
     return [
         f"{each.get('reason', '')} {each.get('message', '')}".strip() or each["type"]
         for each in get("pod", name, namespace)["status"].get("conditions", [])
@@ -265,7 +265,7 @@ def resize_conditions(namespace: str, name: str) -> list[str]:
 
 
 def test_a_huge_page_volume(installed: Host, namespace: str, seen: Seen) -> None:
-    """An emptyDir of huge pages has no limit of its own, and goes with its pod."""
+    """An emptyDir of huge pages has no limit of its own; its charge ends with the pod."""
     apply(quota(namespace, "q", "16Mi"))
     wait_counted(namespace, "q")
     main = container("sh", "-c", "map -x 24 /pages/a; rm /pages/a; map 8 /pages/b", pages="16Mi")

@@ -1,4 +1,4 @@
-"""Programs that people run on huge pages, in containers: they fall back, or say why they can't."""
+"""Common programs with huge pages in containers: they fall back or report the error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENOMEM = "Cannot allocate memory"
 
 
 def postgres(name: str, namespace: str, prepare: str, *options: str, **more: Any) -> Json:
-    """A pod that prepares a database and serves it."""
+    """A pod that prepares a database and runs PostgreSQL."""
     serve = " ".join(
         ("exec postgres", "-D", DATA, "-k", "/tmp", *(f"-c {each}" for each in options))
     )
@@ -27,7 +27,7 @@ def postgres(name: str, namespace: str, prepare: str, *options: str, **more: Any
 
 
 COPY = f"cp -r /var/lib/postgresql/e2e {DATA}; chmod 700 {DATA}"
-"""The workload image has a database made by initdb."""
+"""Copies the database that initdb made in the workload image."""
 READY = "database system is ready to accept connections"
 
 
@@ -40,7 +40,7 @@ def governed(namespace: str) -> str:
 
 
 def shows(namespace: str, name: str, setting: str) -> str:
-    """What PostgreSQL says of a setting."""
+    """The value of a PostgreSQL setting."""
     query = ("psql", "-h", "/tmp", "-U", "nobody", "-Atc", f"show {setting}", "postgres")
     return kubectl("exec", "--namespace", namespace, name, "--", *query).strip()
 
@@ -79,7 +79,7 @@ def test_libhugetlbfs_falls_back_with_a_warning(governed: str, seen: Seen) -> No
 
 
 def test_glibc_malloc_falls_back(governed: str, seen: Seen) -> None:
-    """glibc.malloc.hugetlb=2 asks mmap for huge pages, and takes small ones where it refuses."""
+    """With glibc.malloc.hugetlb=2, malloc maps huge pages, or small pages if that mmap fails."""
     traced = "strace -f -e trace=mmap -E GLIBC_TUNABLES=glibc.malloc.hugetlb=2 -o /tmp/trace"
     script = f"yes page | head -c 16M | {traced} sort -S 32M | wc -c; grep -c ENOMEM /tmp/trace"
     apply(pod(governed, "p", container("sh", "-c", f"{script}; echo done; exec sleep infinity")))

@@ -1,4 +1,4 @@
-"""Files that a pod leaves stay charged through every restart, until they are removed."""
+"""Files that a pod leaves stay charged through restarts until they are removed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.e2e.pods import (
 )
 
 Seen = Callable[[str], None]
-#: systemd mounts a hugetlbfs there.
+#: The mount point of systemd's hugetlbfs.
 SHARED = "/dev/hugepages"
 
 
 @pytest.fixture
 def folder(installed: Host, namespace: str) -> Iterator[str]:
-    """A folder of the scene's own on the host's hugetlbfs."""
+    """A new folder for the scene on the host's hugetlbfs."""
     if "hugetlbfs" not in installed.run(f"stat -f -c %T {SHARED} 2>/dev/null || true"):
         pytest.skip(f"the node has no hugetlbfs at {SHARED}")
     path = f"{SHARED}/{namespace}"
@@ -38,14 +38,14 @@ def folder(installed: Host, namespace: str) -> Iterator[str]:
 
 
 def writer(namespace: str, name: str, folder: str, mib: int, pages: str) -> Json:
-    """A pod that fills a file in the folder and holds it."""
+    """A pod that fills a file in the folder and keeps running."""
     main = container("map", str(mib), f"/pages/{name}", pages=pages, volumeMounts=[mount()])
     shared = {"name": "pages", "hostPath": {"path": folder}}
     return pod(namespace, name, main, volumes=[shared])
 
 
 def leave(namespace: str, folder: str, mib: int = 8, pages: str = "16Mi") -> None:
-    """Let a pod leave a file, and wait until the quota "q" is charged for the file alone."""
+    """Let a pod leave a file, and wait until the quota "q" is charged only for the file."""
     apply(writer(namespace, "leaver", folder, mib, pages))
     wait_log(namespace, "leaver", f"touched {mib} MiB")
     wait_used(namespace, "q", pages)
@@ -54,13 +54,13 @@ def leave(namespace: str, folder: str, mib: int = 8, pages: str = "16Mi") -> Non
 
 
 def files(node: str) -> list[Json]:
-    """What the node's report says of files."""
+    """The files in the node's report."""
     found: list[Json] = operator.node_report(node).get("status", {}).get("files", [])
     return found
 
 
 def restart_agent(node: str) -> None:
-    """Delete the agent's pod, and wait until its successor says that limits are in force."""
+    """Delete the agent's pod, and wait until the next agent reports that limits are in force."""
     (old,) = operator.pods("agent", node)
     delete("pod", old["metadata"]["name"], operator.NAMESPACE)
     wait_agent(node)
@@ -79,7 +79,7 @@ def test_a_file_stays_charged_through_restarts(
     installed.restart("kubelet", "containerd")
     restart_agent(installed.node)
     wait_used(namespace, "q", "8Mi")
-    # What is retained counts: the quota has room for 8Mi more, not for 16Mi.
+    # The retained charge counts: the quota has room for 8Mi, not for 16Mi.
     apply(
         {
             "apiVersion": "apps/v1",
@@ -112,7 +112,7 @@ def test_a_file_stays_charged_through_restarts(
 def test_the_scheduler_does_not_see_what_files_hold(
     installed: Host, namespace: str, folder: str, seen: Seen
 ) -> None:
-    """It subtracts the requests of pods alone: the pod is bound, and mmap fails."""
+    """The scheduler subtracts only the requests of pods: it binds the pod, and mmap fails."""
     free = int(installed.run("cat /sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")) * 2
     held = free // 2 // 2 * 2
     apply(quota(namespace, "q", "4Gi"))
@@ -160,19 +160,19 @@ AGENT = f"{operator.RELEASE}-agent"
 
 
 def stop_agent() -> None:
-    """Let the DaemonSet select no node, and wait until no agent runs."""
+    """Make the DaemonSet select no node, and wait until no agent runs."""
     kubectl("patch", "daemonset", AGENT, "--namespace", operator.NAMESPACE, "-p", NOWHERE)
     wait("the agent to be gone", lambda: not operator.pods("agent"))
 
 
 def start_agent(node: str) -> None:
-    """Let the DaemonSet select the node again, and wait until limits are in force."""
+    """Make the DaemonSet select the node again, and wait until limits are in force."""
     kubectl("patch", "daemonset", AGENT, "--namespace", operator.NAMESPACE, "-p", ANYWHERE)
     wait_agent(node)
 
 
 def wait_agent(node: str) -> None:
-    """Wait until the node has one agent, which is Ready and says that limits are in force."""
+    """Wait until the one agent of the node is Ready and reports that limits are in force."""
 
     def ready() -> bool:
         return [condition(each, "Ready")[0] for each in operator.pods("agent", node)] == ["True"]

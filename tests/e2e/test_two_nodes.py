@@ -1,4 +1,4 @@
-"""One quota over the pods of several nodes, where a cluster has them."""
+"""One quota for the pods of several nodes, if the cluster has several nodes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def hosts(installed: Host) -> Iterator[list[Host]]:
 
 
 def test_a_quota_over_pods_of_two_nodes(hosts: list[Host], namespace: str, seen: Seen) -> None:
-    """Each node holds its pods to their limits; the quota counts both, and refuses a third."""
+    """Each node limits its pod; the quota counts both pods and refuses a third."""
     apply(quota(namespace, "q", "20Mi"))
     wait_counted(namespace, "q")
     command = ("sh", "-c", "map -x 24; map 8")
@@ -60,7 +60,7 @@ def test_a_quota_over_pods_of_two_nodes(hosts: list[Host], namespace: str, seen:
 
 
 def wait_reported(node: str, uid: str) -> None:
-    """Wait until the report of a node has a pod."""
+    """Wait until the report of a node lists a pod."""
 
     def reported() -> bool:
         pods = operator.node_report(node).get("status", {}).get("pods", [])

@@ -1,4 +1,4 @@
-"""A node that no pod can be limited on: its HugeTLBNode says so, and nothing crash-loops."""
+"""A node that can't limit pods: the HugeTLBNode says so, and no program crash-loops."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.e2e.pods import condition, container, pod, wait_phase
 
 Seen = Callable[[str], None]
 CALM = 75.0
-"""Seconds. A program that ends at once is started anew after 10, 20 and 40 s."""
+"""In seconds. kubelet restarts a program that ends at once after 10, 20 and 40 s."""
 
 
 @pytest.fixture
 def unusable(released: Host) -> Host:
-    """The node, where its kernel has no hugetlb controller."""
+    """The node, if its kernel has no hugetlb controller; otherwise skip."""
     if "hugetlb" in released.run("cat /sys/fs/cgroup/cgroup.controllers").split():
         pytest.skip("the node has the hugetlb controller: cgroup_disable=hugetlb is not set")
     return released
@@ -33,7 +33,7 @@ def test_a_node_without_the_hugetlb_controller(unusable: Host, namespace: str, s
         return f"{reason}: {message}" if status == "False" and "hugetlb" in message else ""
 
     wait("HugeTLBNode to say that the controller is missing", told)
-    # A fresh agent: what it counts as starts is of this node alone.
+    # Replace the agent, so that its restart count begins at 0.
     for each in operator.pods("agent", node):
         delete("pod", each["metadata"]["name"], operator.NAMESPACE)
 
@@ -48,7 +48,7 @@ def test_a_node_without_the_hugetlb_controller(unusable: Host, namespace: str, s
     assert not any(starts), f"the agent's containers were started anew: {starts}"
     assert ready()
     message: str = wait("HugeTLBNode to say so still", told)
-    # What asks for no huge pages runs as on any node.
+    # A pod without huge pages runs as on any other node.
     apply(pod(namespace, "small", container("sleep", "infinity")))
     wait_phase(namespace, "small")
     seen(f"Ready False, {message[:110]}")
