@@ -1,6 +1,6 @@
-"""Chaos: pods race for a forest of quotas while everything that decides is killed and paused.
+"""Chaos: users create pods under a forest of quotas while the programs are killed and paused.
 
-`load` makes the forest and the race, `faults` does the harm, `forwarder` stands for the Service
-of the admission replicas. `observer` reads every revision from etcd and does its own sums: it
-shares no code with the product.
+`load` makes the forest and the requests, `faults` kills and pauses, and `forwarder` acts as the
+Service of the admission replicas. `observer` reads every revision from etcd and checks the limits
+without the product's code.
 """

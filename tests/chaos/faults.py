@@ -1,4 +1,4 @@
-"""What is done to the programs: SIGKILL, SIGSTOP, and starting them again, by a seed."""
+"""Kill, pause and restart programs, in a random order that depends only on a seed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tests.kube.process import Child
 from tests.kube.programs import Program
 
 NOTICED: Final = 1.0
-"""Seconds for which a paused replica still gets connections."""
+"""A paused replica still gets connections for this time, in seconds."""
 LEASE: Final = 22.0
-"""Seconds after which another may lead, for sure."""
+"""After a pause of this length, in seconds, another controller certainly can lead."""
 UP_TIMEOUT: Final = 90.0
-"""Seconds for a program to be ready on a busy machine."""
+"""The timeout for a program to be ready on a busy machine, in seconds."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something to do to a program: `kind` is kill or pause; times in seconds."""
+    """A fault of a program; `kind`: kill or pause; `after`, `lasts`: in seconds."""
 
     after: float
     target: str
@@ -35,11 +35,11 @@ class Fault:
 
 
 def plan(seconds: float, seed: int, lifetime: float) -> list[Fault]:
-    """Choose what is done within `seconds`: every kind to every target, in rounds of 20 s.
+    """Choose the faults within `seconds`: every kind for every target, in rounds of 20 s.
 
-    In each round one pause, of a replica, the API server or etcd, is longer than a reservation
-    lives with the time for the answer (`lifetime`), and the leader is killed or paused; where
-    there are several rounds, until another leads.
+    In each round, one pause of a replica, the API server or etcd is longer than `lifetime`: that
+    of a reservation plus the time for the response. Each round also kills or pauses the leader;
+    with several rounds, a pause lasts until another controller leads.
     """
     chance = random.Random(f"{seed} faults")
     replicas = ("replica 0", "replica 1", "replica 2")
@@ -50,7 +50,7 @@ def plan(seconds: float, seed: int, lifetime: float) -> list[Fault]:
         targets = (*replicas, "kube-apiserver", "etcd")
         faults = [(target, kind) for target in targets for kind in ("kill", "pause")]
         chance.shuffle(faults)
-        # First, for it takes longest until another leads.
+        # The leader is first, because the next election takes longest.
         faults.insert(0, ("leader", chance.choice(("kill", "pause"))))
         long = chance.choice([each for each in faults[1:] if each[1] == "pause"])
         for place, (target, kind) in enumerate(faults):
@@ -65,7 +65,7 @@ def plan(seconds: float, seed: int, lifetime: float) -> list[Fault]:
 
 
 class Faults:
-    """Does it, and starts again whatever has ended."""
+    """Runs the faults, and restarts programs that have ended."""
 
     def __init__(
         self,
@@ -89,13 +89,13 @@ class Faults:
         self.done: list[Fault] = []
 
     async def run(self, faults: list[Fault]) -> None:
-        """Do all of them at their times; returns when all are over."""
+        """Run all faults at their times; return when all are over."""
         async with asyncio.TaskGroup() as group:
             for fault in faults:
                 group.create_task(self._inflict(fault))
 
     async def heal(self) -> None:
-        """Start again what has ended by itself, as kubelet does; for ever."""
+        """Restart programs that ended by themselves, as kubelet does, until cancelled."""
         while True:
             await asyncio.sleep(0.5)
             for name in self._busy:
@@ -104,7 +104,7 @@ class Faults:
                         await self._raise(name)
 
     async def all_ready(self) -> None:
-        """Wait until every program is up, while `heal` runs: a leader may be ending yet.
+        """Wait until every program is ready, while `heal` restarts a leader that still ends.
 
         Raises TimeoutError.
         """
@@ -145,7 +145,7 @@ class Faults:
                 self._forwarder.take_in(port_of(self._replicas[name]))
 
     async def _raise(self, name: str) -> None:
-        # A client that looks for the port may hold it for a moment: then try again.
+        # A connecting client may get the free port as its own for a moment: then try again.
         for _ in range(50):
             if self._child(name).exit_status is None:
                 return
@@ -162,5 +162,5 @@ class Faults:
 
 
 def port_of(program: Program) -> int:
-    """Tell the port that it serves."""
+    """The port of the program's server."""
     return int(program.address.rpartition(":")[2])

@@ -1,4 +1,4 @@
-"""Stands for a Service: each connection goes to the next of the addresses that are in turn."""
+"""Acts as a Service: forwards connections to a list of ports, round robin."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 CONNECT_TIMEOUT = 1.0
-"""Seconds."""
+"""In seconds."""
 
 
 class Forwarder:
-    """Forwards TCP from `port` of 127.0.0.1 to the `ports` that are in turn.
+    """Forwards TCP connections from `port` to `ports` of 127.0.0.1, round robin.
 
-    `taken` counts the connections that each got.
+    `taken`: the number of connections of each port.
     """
 
     port: int
@@ -24,19 +24,19 @@ class Forwarder:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def leave_out(self, port: int) -> None:
-        """Give it no new connections; those that it has go on."""
+        """Send no new connections to `port`; existing connections stay."""
         with suppress(ValueError):
             self._ports.remove(port)
 
     def take_in(self, port: int) -> None:
-        """Give it connections in its turn."""
+        """Send connections to `port` again."""
         self.leave_out(port)
         self.taken.setdefault(port, 0)
         self._ports.append(port)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Forward while the context lasts."""
+        """Forward connections inside the context."""
         server = await asyncio.start_server(self._start, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         try:
@@ -70,7 +70,7 @@ class Forwarder:
 
 
 async def pipe(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    """Copy until either end is gone."""
+    """Copy bytes until either end closes."""
     with suppress(OSError):
         while data := await source.read(65536):
             sink.write(data)

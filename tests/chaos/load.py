@@ -1,4 +1,4 @@
-"""A forest of three levels, and users who race for it."""
+"""A forest of three levels, and concurrent users who create and change pods and quotas."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
 ROOT, MIDDLE = "chaos-root", "chaos-middle"
 LEAVES = ("chaos-a", "chaos-b")
 TEAMS = ("x", "y", "z")
-"""Quotas are about x and y; of z's pods only the quota of all knows."""
+"""x and y have their own quotas; only the quota "all" selects the pods of z."""
 LIMITS = {1: (64, 96), 2: (40, 64), 3: (16, 40)}
-"""MiB by level, least and most: children may have more together than their parent."""
+"""The smallest and the largest limit of each level, in MiB; children can exceed their parent."""
 USERS = 12
 REQUEST_TIMEOUT = 12.0
-"""Seconds; a user who waits for longer goes on to something else."""
+"""In seconds; after this time a user sends another request."""
 WISHES = {"create": 45, "delete": 33, "relabel": 12, "finish": 5, "limit": 3, "move": 2}
 
 
 def make_forest(plane: ControlPlane) -> dict[Key, int]:
-    """Make the quotas, wait until they are counted, and return the level of each."""
+    """Make the quotas, wait until they are counted, and return their levels."""
     levels = {(ROOT, "one"): 1, (ROOT, "two"): 1}
     for namespace in (ROOT, MIDDLE, *LEAVES):
         plane.create_namespace(namespace)
@@ -55,7 +55,7 @@ def make_forest(plane: ControlPlane) -> dict[Key, int]:
 
 
 def quota(key: Key, level: int, parent: Key | None, labels: dict[str, str]) -> Object:
-    """Make a quota with the largest limit of its level."""
+    """A quota with the largest limit of its level."""
     spec: Object = {
         "hard": {PAGES: f"{LIMITS[level][1]}Mi"},
         "podSelector": {"matchLabels": labels},
@@ -72,7 +72,7 @@ def quota(key: Key, level: int, parent: Key | None, labels: dict[str, str]) -> O
 
 
 def pod(name: str, team: str, mib: int) -> Object:
-    """Make a pod that no scheduler binds."""
+    """A pod that no scheduler binds."""
     resources = {PAGES: f"{mib}Mi", "cpu": "1m", "memory": "1Mi"}
     container = {
         "name": "main",
@@ -88,7 +88,7 @@ def pod(name: str, team: str, mib: int) -> Object:
 
 
 class Load:
-    """Users who do what comes to their minds, by a seed; `outcomes` counts what became of it."""
+    """Users who send random requests by a seed; `outcomes` counts requests by (wish, outcome)."""
 
     def __init__(
         self, plane: ControlPlane, levels: dict[Key, int], ledger: Ledger, seed: int
@@ -100,7 +100,7 @@ class Load:
         self.outcomes: Counter[tuple[str, str]] = Counter()
 
     async def run(self) -> None:
-        """Go on until cancelled."""
+        """Send requests until cancelled."""
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=USERS, ssl=self._plane.admin_tls()),
             timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT),
@@ -123,7 +123,7 @@ class Load:
                 await asyncio.sleep(chance.uniform(0.05, 0.2))
 
     def _request(self, wish: str, chance: random.Random, name: str) -> tuple[str, str, Any] | None:
-        """Make method, path and body; None when there is no pod to do it with."""
+        """Method, path and body of a request; None if the wish needs a pod and there is none."""
         if wish == "create":
             body = pod(name, chance.choice(TEAMS), chance.choice((2, 2, 4, 6, 8, 16)))
             return "POST", f"/api/v1/namespaces/{chance.choice(LEAVES)}/pods", body

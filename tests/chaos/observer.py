@@ -1,9 +1,9 @@
-"""Reads every revision of every quota and pod from etcd, and checks each against the limits.
+"""Reads every revision of every quota and pod from etcd, and checks the limits at each revision.
 
-etcd and not the API server is watched, since it gives all revisions in one order and none is
-lost when the API server is killed. The API server must store JSON
+The observer watches etcd and not the API server: etcd has all revisions in one order, and a kill
+of the API server loses none. The API server must store JSON
 (`--storage-media-type=application/json`) and must not compact (`--etcd-compaction-interval=0`).
-Nothing here comes from the product.
+This module uses no code of the product.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod that takes pages: it exists and has not finished."""
+    """A pod that exists and has not finished."""
 
     namespace: str
     name: str
     team: str
     pages: int
-    """Bytes."""
+    """In bytes."""
 
 
 @dataclass
 class Quota:
-    """A quota as its last revision has it; amounts in bytes.
+    """A quota at its last revision; amounts in bytes.
 
-    `cap`: the most that pods may take. It is the limit, or, where the limit was lowered below
-    what was charged, what has been charged since at the least.
+    `cap`: the most that pods may use. It is the limit; if the limit was lowered below the charge,
+    it is the smallest charge since then.
     """
 
     hard: int
     team: str | None
-    """Which pods of its namespace it selects: of a team, none (None), or all ("")."""
+    """The team whose pods the quota selects; "" for all pods, None for no pods."""
     parent: Key | None
     used: int | None = None
     reservations: int = 0
@@ -64,7 +64,7 @@ class Quota:
 
 @dataclass
 class Ledger:
-    """All quotas and pods at one revision, and what was wrong at any before."""
+    """All quotas and pods at one revision, and the breaches of all earlier revisions."""
 
     pods: dict[Key, Pod] = field(default_factory=dict)
     quotas: dict[Key, Quota] = field(default_factory=dict)
@@ -72,12 +72,12 @@ class Ledger:
     revision: int = 0
     checked: int = 0
     fullest: dict[Key, int] = field(default_factory=dict)
-    """The most that pods ever took, by quota."""
+    """The most that pods ever used, by quota, in bytes."""
     breaches: list[str] = field(default_factory=list)
     _history: deque[str] = field(default_factory=lambda: deque(maxlen=HISTORY_KEPT))
 
     def put(self, revision: int, path: str, raw: Mapping[str, Any] | None) -> None:
-        """Take in what one revision made of an object; None when it was deleted."""
+        """Apply a revision of an object, and check all quotas; `raw`: None if it was deleted."""
         if path == LEASE and raw is not None:
             self.leader = raw["spec"].get("holderIdentity") or ""
         for prefix, take in ((QUOTAS, self._put_quota), (PODS, self._put_pod)):
@@ -88,7 +88,7 @@ class Ledger:
         self.revision = revision
 
     def taken(self) -> dict[Key, int]:
-        """Count from scratch what pods take, by quota of their chains."""
+        """The bytes that pods use of each quota, summed up from all pods."""
         sums = dict.fromkeys(self.quotas, 0)
         for pod in self.pods.values():
             for key in self.chain(pod):
@@ -96,7 +96,7 @@ class Ledger:
         return sums
 
     def chain(self, pod: Pod) -> set[Key]:
-        """Find the quotas that a pod is charged to, and all above them."""
+        """The quotas that govern a pod, and all quotas above them."""
         found = set()
         for (namespace, name), quota in self.quotas.items():
             if namespace == pod.namespace and quota.team in ("", pod.team):
@@ -159,14 +159,14 @@ class Ledger:
 
 
 class Observer:
-    """Follows etcd, through its deaths too. `ledger` is what it has seen."""
+    """Watches etcd, also after restarts of etcd. `ledger`: the last revision seen."""
 
     def __init__(self, etcd: str) -> None:
         self._etcd = etcd
         self.ledger = Ledger()
 
     async def run(self) -> None:
-        """Watch for ever; raises AssertionError when etcd no longer has a revision."""
+        """Watch until cancelled; raises AssertionError if etcd no longer has a revision."""
         timeout = aiohttp.ClientTimeout(total=None, connect=2)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             while True:
@@ -176,7 +176,7 @@ class Observer:
                     await asyncio.sleep(0.1)
 
     async def reach(self, revision: int) -> None:
-        """Wait until all up to a revision is checked; the Lease's renewals come after it."""
+        """Wait until `revision` is checked; renewals of the Lease make later revisions."""
         while self.ledger.revision < revision:
             await asyncio.sleep(0.1)
 
@@ -206,12 +206,12 @@ class Observer:
 
 
 def read_quantity(text: str) -> int:
-    """Read an amount such as "64Mi", in bytes."""
+    """The bytes of an amount such as "64Mi"."""
     found = re.fullmatch(r"(\d+)(Ki|Mi|Gi|)", text)
     assert found is not None, text
     return int(found[1]) * _UNITS[found[2]]
 
 
 def encode(key: str) -> str:
-    """Write a key as etcd's JSON has it."""
+    """The key in base64, as in etcd's JSON."""
     return base64.b64encode(key.encode()).decode()
