@@ -1,7 +1,7 @@
-"""``python -m tests.vm``: make the cluster, run tests/e2e on it, and end it.
+"""``python -m tests.vm``: make the cluster, run tests/e2e on it, and stop it.
 
-Arguments are pytest's; without any, the whole suite runs. Environment: NODES (1) is the number of
-node machines; KEEP=1 leaves the cluster running after the suite and says how to get in.
+The arguments are pytest's; without arguments the whole suite runs. Environment: NODES (default 1)
+is the number of nodes; KEEP=1 keeps the cluster after the suite and prints how to reach it.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from tests.vm import image, images, network, previous, qemu, root
 from tests.vm.cluster import NodeConfig, VmCluster
 from tests.vm.steps import StepFailed, say, step
 
-#: How kind names cgroups, with the other of kubelet's two drivers.
+#: The cgroup names of kind: kubelet's cgroupfs driver, and a root below /kubelet.
 OTHER_NAMES = NodeConfig(driver="cgroupfs", cgroup_root="/kubelet")
 AGAIN = "reboot or qos or static or sidecars"
-"""Scenes that run when the node has booted into the other names."""
+"""The scenes that run with OTHER_NAMES, from the reboot on."""
 MAY_BE_SKIPPED = (
     "the node has the hugetlb controller",
     "the cluster has one node with huge pages",
     "name no release to upgrade from",
 )
-"""Reasons of skips; another one fails the run."""
+"""The allowed reasons of skips; a skip for another reason fails the run."""
 WITHOUT_HUGETLB = NodeConfig(kernel="cgroup_disable=hugetlb")
 
 
 def main() -> int:
-    """Return pytest's status, or 1 when the cluster could not be made."""
-    # As Ctrl-C: what was made goes.
+    """Return pytest's exit status, or 1 if the cluster can't be made."""
+    # SIGTERM cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with tempfile.TemporaryDirectory(prefix="hugetlb-quota-vm-") as scratch:
@@ -66,14 +66,14 @@ def _environment(
     cluster: VmCluster, operator: image.Image, before: previous.Release | None
 ) -> dict[str, str]:
     return {
-        # An emulated node takes some seconds of both processors for each start.
+        # An emulated node needs some seconds of both processors for each pod start.
         "E2E_STARTS": "20",
         "E2E_MAY_SKIP": "|".join(MAY_BE_SKIPPED),
         **os.environ,
         **(before.environment() if before else {}),
         "PATH": f"{cluster.control_plane.assets}:{os.environ['PATH']}",
         "KUBECONFIG": str(cluster.kubeconfig),
-        # Nothing of the user's helm and kubectl.
+        # Do not use the user's configuration of helm and kubectl.
         "HOME": str(cluster.control_plane.directory),
         "E2E_IMAGE": operator.name,
         "E2E_WORKLOAD_IMAGE": images.WORKLOAD_IMAGE.removeprefix("docker.io/library/"),
@@ -81,7 +81,7 @@ def _environment(
 
 
 def _scenes(cluster: VmCluster, environment: Mapping[str, str], arguments: list[str]) -> int:
-    """Run what was asked for; or all, on the node as it is and as it may be configured."""
+    """Run pytest with `arguments`; without arguments, run all scenes in all configurations."""
     if arguments:
         return _pytest(environment, *arguments)
     say("running tests/e2e: systemd names the cgroups")
@@ -89,7 +89,7 @@ def _scenes(cluster: VmCluster, environment: Mapping[str, str], arguments: list[
     for machine in cluster.machines:
         cluster.configure(machine, OTHER_NAMES)
     say("running the reboot, and scenes after it: cgroupfs names the cgroups, below /kubelet")
-    # In this order: the node has the other names after the reboot.
+    # The order matters: the reboot in test_lifecycle.py switches to the other names.
     files = ("tests/e2e/test_lifecycle.py", "tests/e2e/test_limits.py")
     status = _pytest({**environment, "E2E_LEAVE": "1"}, *files, "-k", AGAIN) or status
     with step("booting the first node anew, without the hugetlb controller"):

@@ -1,4 +1,4 @@
-"""buildah: images without a daemon, without a registry and without user namespaces."""
+"""Run buildah without a daemon, a registry or user namespaces."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tests.vm.steps import run
 
 
 def folder() -> Path:
-    """Return the folder outside the tree for archives and buildah's storage."""
+    """Return the cache folder of archives and buildah's storage, outside the tree."""
     path = build.cache() / "image"
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def environment() -> dict[str, str]:
-    """Return the process's own, with buildah's storage where it needs no kernel feature."""
+    """Return this process's environment, with the vfs storage driver and chroot isolation."""
     storage = folder() / "storage.conf"
     folders = f'graphroot = "{folder()}/storage"\nrunroot = "{folder()}/run"\n'
     storage.write_text(f'[storage]\ndriver = "vfs"\n{folders}')
@@ -30,17 +30,17 @@ def environment() -> dict[str, str]:
 
 
 def buildah(*words: str | Path) -> str:
-    """Run buildah; its output without the last line end. Raises StepFailed."""
+    """Run buildah; return its output without the trailing newline. Raises StepFailed."""
     return run(["buildah", *words], env=environment()).strip()
 
 
 def exists(name: str) -> bool:
-    """Say whether an image of this name is in the storage."""
+    """Return whether the storage has an image of this name."""
     return bool(buildah("images", "--filter", f"reference={name}", "--quiet"))
 
 
 def commit(name: str, root: Path, *config: str) -> None:
-    """Make an image of one layer from a root file system."""
+    """Make an image with one layer from a root file system."""
     container = buildah("from", "scratch")
     buildah("copy", "--quiet", container, root, "/")
     buildah("config", *config, container)
@@ -48,10 +48,10 @@ def commit(name: str, root: Path, *config: str) -> None:
 
 
 def export(name: str, archive: Path) -> None:
-    """Write an image as a docker archive; a half written one is never seen under its name."""
+    """Write an image as a docker archive; the rename at the end is atomic."""
     making = archive.with_suffix(".making")
     making.unlink(missing_ok=True)
     buildah("push", "--quiet", name, f"docker-archive:{making}:{name}")
     making.rename(archive)
-    # What an earlier build had under this name.
+    # Remove the untagged image of an earlier build with this name.
     buildah("rmi", "--prune", "--force")

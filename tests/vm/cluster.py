@@ -1,4 +1,4 @@
-"""A control plane on the host and its nodes in virtual machines."""
+"""A control plane on the host, with nodes in virtual machines."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ NODE_READY_TIMEOUT = 420.0
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """How kubelet and containerd name cgroups, and what the kernel is told."""
+    """The cgroup driver and root of kubelet and containerd, and kernel parameters."""
 
     driver: str = "systemd"
     cgroup_root: str = "/"
     kernel: str = ""
-    """Further words of its kernel's command line; a reboot does not change them."""
+    """More kernel parameters; a reboot does not change these."""
 
 
 class HostControlPlane(ControlPlane):
-    """A control plane that nodes reach, and that reaches their kubelets."""
+    """A control plane that listens for the nodes and can connect to their kubelets."""
 
     port: int
 
@@ -50,7 +50,7 @@ class HostControlPlane(ControlPlane):
         return [
             *(flag for flag in super()._apiserver_flags(ports) if not flag.startswith(replaced)),
             "--bind-address=0.0.0.0",
-            # The Service "kubernetes" leads here.
+            # The endpoint of the Service "kubernetes".
             f"--advertise-address={network.HOST}",
             f"--kubelet-client-certificate={user['client-certificate']}",
             f"--kubelet-client-key={user['client-key']}",
@@ -60,9 +60,9 @@ class HostControlPlane(ControlPlane):
 
 
 class VmCluster:
-    """A context manager; inside, all nodes are Ready.
+    """A context manager in which all nodes are Ready.
 
-    Must be entered in a network namespace of its own: `network.enter`.
+    The caller must first enter a new network namespace: `network.enter`.
     """
 
     def __init__(self, disk: Disk, directory: Path, configs: list[NodeConfig], qemu: Qemu) -> None:
@@ -75,7 +75,7 @@ class VmCluster:
 
     @property
     def kubeconfig(self) -> Path:
-        """An administrator's."""
+        """The administrator's kubeconfig."""
         return self.control_plane.admin_kubeconfig
 
     def __enter__(self) -> Self:
@@ -102,18 +102,18 @@ class VmCluster:
         self.close()
 
     def close(self) -> None:
-        """End the machines, then the control plane."""
+        """Stop the machines, then the control plane."""
         for machine in self.machines:
             machine.stop()
         self.machines.clear()
         self.control_plane.close()
 
     def configure(self, machine: Machine, config: NodeConfig) -> None:
-        """Give a node another configuration, from its next boot on."""
+        """Change a node's configuration; the change takes effect at the next boot."""
         machine.reseed(self._seed(machine.name, machine.address, config))
 
     def replace(self, machine: Machine, config: NodeConfig) -> None:
-        """End a machine, boot one of the same name from the disk as it was made, and wait for it.
+        """Replace a machine by a new one with the same name and the original disk; wait for it.
 
         Raises StepFailed.
         """
@@ -127,7 +127,7 @@ class VmCluster:
         self.wait_ready()
 
     def wait_ready(self) -> None:
-        """Wait until every node is Ready. Raises StepFailed with the node's last words."""
+        """Wait until every node is Ready. Raises StepFailed with the end of the node's logs."""
         deadline = time.monotonic() + NODE_READY_TIMEOUT
         for machine in self.machines:
             while not self._is_ready(machine.name):
@@ -168,7 +168,7 @@ class VmCluster:
         }
 
     def _node_kubeconfig(self, user: str, group: str | None) -> bytes:
-        """Return a kubeconfig that holds all it names, and the address that nodes reach."""
+        """Return a kubeconfig with inline certificates and the server's address for nodes."""
         config = yaml.safe_load(self.control_plane.user_kubeconfig(user, group).read_text())
         cluster, identity = config["clusters"][0]["cluster"], config["users"][0]["user"]
         cluster["server"] = f"https://{network.HOST}:{self.control_plane.port}"

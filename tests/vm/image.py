@@ -1,11 +1,11 @@
-"""The image as an archive that containerd imports, built without a registry.
+"""Build the operator's image without a registry, as an archive that containerd imports.
 
-`python -m tests.vm.image` prints the archive's path as its last line.
+The last line that `python -m tests.vm.image` prints is the archive's path.
 
-The base that the Dockerfile names can't be pulled everywhere. Here debootstrap makes one that
-looks like it (Debian's own Python; pip and setuptools below /usr/local), and buildah builds the
-Dockerfile on it: no daemon, no user namespaces. What is made goes to the cache folder, under
-names that follow from what it is made of.
+Some machines can't pull the Dockerfile's base image. So debootstrap makes a similar base
+(Debian's Python; pip and setuptools below /usr/local), and buildah builds the Dockerfile on this
+base, without a daemon or user namespaces. The results are in the cache folder; the names depend
+on the inputs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SUITE = "bookworm"
 MIRROR = "http://deb.debian.org/debian"
 PACKAGES = (
     *("python3", "python3-distutils", "ca-certificates"),
-    # Wheels that the recipe installs, and purges.
+    # The recipe installs the wheels of these packages, and then purges the packages.
     *("python3-pip-whl", "python3-setuptools-whl"),
 )
 RECIPE = r"""
@@ -49,19 +49,19 @@ rm -r /usr/lib/python3*/EXTERNALLY-MANAGED /var/cache/apt /var/lib/apt/lists /va
     /usr/share/doc /usr/share/man /usr/share/locale /usr/share/info /etc/resolv.conf /etc/hostname
 find / -xdev -name __pycache__ -prune -exec rm -r {} +
 """
-"""Run in the new root. The official image holds no compiled modules either."""
+"""A script that runs in the new root. The official image has no compiled modules either."""
 
 INPUTS = (
     *("Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE"),
     *("requirements.lock", "image/requirements-build.lock", "image/prune.py", "operator"),
 )
-"""What the image is made of, besides its base."""
+"""The inputs of the image, besides its base."""
 
 COMPILERS = "bpftool clang gcc libbpf-dev libc6-dev make"
-"""As the Dockerfile's first stage has them."""
+"""The packages that the Dockerfile's first stage installs."""
 
 PREFIX = "operator-"
-"""Of the archives' names."""
+"""The prefix of the archives' names."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +69,19 @@ class Image:
     """A built image."""
 
     name: str
-    """As the chart's defaults name it, such as "hugetlb-quota:0.1.0"."""
+    """The name in the chart's defaults, such as "hugetlb-quota:0.1.0"."""
     archive: Path
-    """A docker-archive of it."""
+    """The image as a docker archive."""
 
 
 def built(tree: Path = TREE, name: str = f"hugetlb-quota:{version()}") -> Image:
-    """Return the image of a source tree, built now if it must be. Raises StepFailed."""
+    """Return the image of a source tree; build it if the cache lacks it. Raises StepFailed."""
     digest = _digest(tree, name)
     archive = buildah.folder() / f"{PREFIX}{digest}.tar"
     with _locked():
         if not archive.exists():
             base = _base()
-            # The revision follows from the content: a commit of other files makes no new image.
+            # The revision depends on the inputs only, so other commits need no new image.
             chosen = {"ENGINE": "buildah", "IMAGE": name, "BASE": base}
             chosen["READER_BASE"] = _reader_base(base)
             chosen["REVISION"] = f"content-{digest}"
@@ -96,9 +96,9 @@ def built(tree: Path = TREE, name: str = f"hugetlb-quota:{version()}") -> Image:
 
 @contextmanager
 def unpacked(image: Image) -> Iterator[Path]:
-    """Give the image's root file system, read-only, in a folder that goes with the context.
+    """Mount the image's root file system read-only; yield the folder.
 
-    No other image is built meanwhile. Raises StepFailed.
+    A lock prevents other builds inside the context. Raises StepFailed.
     """
     with _locked():
         name = buildah.buildah("from", f"docker-archive:{image.archive}")
@@ -116,7 +116,7 @@ def unpacked(image: Image) -> Iterator[Path]:
 
 
 def configuration(image: Image) -> dict[str, Any]:
-    """Return the image's configuration, as OCI has it: User, Env, Labels, Cmd."""
+    """Return the image's OCI configuration: User, Env, Labels, Cmd."""
     with tarfile.open(image.archive) as archive:
         (manifest,) = _json(archive, "manifest.json")
         return dict(_json(archive, manifest["Config"])["config"])
@@ -134,7 +134,7 @@ def _digest(tree: Path, name: str) -> str:
         for file in sorted(entry.rglob("*")) if entry.is_dir() else [entry]:
             if file.is_dir() or file.parent.name == "__pycache__":
                 continue
-            # What `make reader` made here is made anew in the image.
+            # The build of the image does not use the output of `make reader`.
             if "charge-reader" in (file.name, file.parent.stem):
                 continue
             digest.update(f"{file.relative_to(tree)}\0".encode() + file.read_bytes())
@@ -147,7 +147,7 @@ def _base_name() -> str:
 
 
 def _base() -> str:
-    """Return the base's name in buildah's storage, made now if it is not there."""
+    """Return the base's name in buildah's storage; make the base if it is missing."""
     name = _base_name()
     if buildah.exists(name):
         return name
@@ -163,7 +163,7 @@ def _base() -> str:
 
 
 def _reader_base(base: str) -> str:
-    """Return the name of `base` with the compilers that the Dockerfile would install each time."""
+    """Return the name of an image with `base` and COMPILERS; make the image if it is missing."""
     name = base.replace("hugetlb-quota-base", "hugetlb-quota-reader-base")
     if not buildah.exists(name):
         script = f"apt-get -qq update && apt-get -qq install --no-install-recommends {COMPILERS}"
@@ -175,7 +175,7 @@ def _reader_base(base: str) -> str:
 
 
 def _forget_stale() -> None:
-    """Remove archives that nobody asked for lately; other checkouts have theirs here too."""
+    """Remove all archives but the three last used; other checkouts share the folder."""
     archives = buildah.folder().glob(f"{PREFIX}*.tar")
     newest = sorted(archives, key=lambda each: each.stat().st_mtime, reverse=True)
     for stale in newest[3:]:

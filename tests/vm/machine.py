@@ -1,4 +1,4 @@
-"""A node's virtual machine: QEMU with an emulated processor, and a shell in it."""
+"""A virtual machine for a node: QEMU with an emulated processor, and a shell by SSH."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.vm.root import Disk
 from tests.vm.steps import StepFailed
 
 CPU = "Haswell-noTSX,pdpe1gb=on,smap=off,smep=off"
-"""Emulating five levels of page tables, SMAP and wide vectors ("max") makes it a sixth slower."""
+"""The model "max", with five-level page tables, SMAP and wide vectors, is a sixth slower."""
 MEMORY_MIB = 4608
 PAGES_1G = 1
 PAGES_2M = 256
@@ -26,11 +26,11 @@ KERNEL_LINE = (
 
 
 class Machine:
-    """A running machine. Its disk is thrown away with it; a reboot keeps the disk.
+    """A running machine. A reboot keeps changes of the disk; `stop` discards them.
 
-    `directory`: a folder of its own for the seed, the SSH key and the logs.
-    `seed`: files that the machine unpacks to /run/node at each boot, by name.
-    `kernel`: further words of its kernel's command line.
+    `directory`: the machine's folder for the seed, the SSH key and the logs.
+    `seed`: the files, by name, that the machine unpacks to /run/node at each boot.
+    `kernel`: more kernel parameters.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class Machine:
         self._qemu = Child("qemu", command, directory / "qemu.log")
 
     def reseed(self, seed: Mapping[str, bytes]) -> None:
-        """Write what the machine unpacks at its next boot."""
+        """Write the files that the machine unpacks at its next boot."""
         files = {**seed, "authorized_keys": self._key.with_suffix(".key.pub").read_bytes()}
-        # Written over in place: QEMU has the file open.
+        # Overwrite the file in place, because QEMU has it open.
         with (self._directory / "seed.tar").open("wb") as raw:
             with tarfile.open(fileobj=raw, mode="w") as tar:
                 for name, content in files.items():
@@ -89,7 +89,7 @@ class Machine:
         ]
 
     def ssh_command(self) -> list[str]:
-        """The command that gives a shell on the machine, within the cluster's network."""
+        """The command for a shell on the machine; run it in the cluster's network namespace."""
         options = (
             *("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"),
             *("ConnectTimeout=10",),
@@ -98,7 +98,7 @@ class Machine:
         return ["ssh", "-i", str(self._key), *flags, f"root@{self.address.ip}"]
 
     def shell(self, script: str, timeout: float = 120.0) -> str:
-        """Run a shell script on the machine; its output. Raises StepFailed."""
+        """Run a shell script on the machine; return its output. Raises StepFailed."""
         try:
             done = subprocess.run(
                 [*self.ssh_command(), script],
@@ -114,7 +114,7 @@ class Machine:
         return done.stdout
 
     def check_alive(self) -> None:
-        """Raise StepFailed when QEMU has ended."""
+        """Raise StepFailed if QEMU has ended."""
         if self._qemu.exit_status is not None:
             raise StepFailed(
                 f"{self.name}: QEMU ended with status {self._qemu.exit_status}:\n"
@@ -122,13 +122,13 @@ class Machine:
             )
 
     def console_tail(self, lines: int = 30) -> str:
-        """The end of what the machine wrote to its serial console."""
+        """The last lines of the machine's serial console."""
         log = self._directory / "console.log"
         text = log.read_text(errors="replace") if log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
 
     def diagnose(self) -> str:
-        """The console's end and, where the machine answers, its units' last words."""
+        """The end of the console and, if the shell works, of the services' logs."""
         try:
             units = self.shell(
                 "systemctl --failed --no-pager; journalctl --no-pager -n 60 -u node-setup"
@@ -140,5 +140,5 @@ class Machine:
         return f"{self.console_tail()}\n{units}"
 
     def stop(self) -> None:
-        """End QEMU: the machine's disk is not kept, so nothing has to be shut down."""
+        """Kill QEMU; nothing needs a shutdown, because the disk is discarded."""
         self._qemu.kill9()

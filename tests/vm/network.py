@@ -1,10 +1,10 @@
-r"""One network for the host's control plane and the nodes, in a network namespace of its own.
+r"""A network for the control plane on the host and the nodes, in a new network namespace.
 
     host 10.0.2.1 --- bridge --- node-1 10.0.2.11, pods 10.88.1.0/24
                             \--- node-2 10.0.2.12, pods 10.88.2.0/24
 
-The API server reaches pods and Services (webhooks) as in any cluster: through the nodes. Nothing
-leads out of the namespace, and all of it goes with the last process in it.
+The API server reaches pods and Services (webhooks) through the nodes, as in any cluster. The
+namespace has no route to the outside, and disappears with its last process.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Address:
-    """Where a node is; `number` counts from 1."""
+    """The addresses of a node; `number` counts from 1."""
 
     number: int
 
     @property
     def ip(self) -> str:
-        """The node's own address."""
+        """The node's IP address."""
         return f"10.0.2.{10 + self.number}"
 
     @property
     def pods(self) -> str:
-        """The CIDR of its pods."""
+        """The CIDR of the node's pods."""
         return f"10.88.{self.number}.0/24"
 
     @property
     def mac(self) -> str:
-        """Of its network card."""
+        """The MAC address of the node's network card."""
         return f"52:54:00:00:02:{10 + self.number:02x}"
 
     @property
     def tap(self) -> str:
-        """The host's end of its network card."""
+        """The tap device on the host for the node's network card."""
         return f"tap{self.number}"
 
 
 def enter() -> None:
-    """Take this thread, and all that it starts from now on, into a new network namespace.
+    """Move this thread, and all threads and processes that it starts, to a new network namespace.
 
-    Call it before there is another thread, and after all that needs the outer network. Needs
-    CAP_SYS_ADMIN; raises OSError.
+    Call this before the process has other threads, and after everything that needs the outer
+    network. Needs CAP_SYS_ADMIN; raises OSError.
     """
     if _libc.unshare(_CLONE_NEWNET):
         number = ctypes.get_errno()
@@ -66,7 +66,7 @@ def enter() -> None:
 def make(nodes: list[Address]) -> None:
     """Make the bridge, a tap for each node, and the routes to pods and Services.
 
-    Nodes know no route to each other's pods: the host forwards, for this namespace alone.
+    Nodes have no routes to pods of other nodes. The host forwards, only in this namespace.
     """
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1\n")
     ip("link", "set", "lo", "up")

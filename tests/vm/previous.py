@@ -1,4 +1,4 @@
-"""The release before this one: what `helm upgrade` comes from."""
+"""The previous release, from which a scene runs `helm upgrade`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ NAME = "hugetlb-quota:previous"
 
 @dataclass(frozen=True)
 class Release:
-    """A chart's folder and the image that belongs to it."""
+    """The chart and the image of a release."""
 
     chart: Path
     image: image.Image
 
     def environment(self) -> dict[str, str]:
-        """Return what tells tests/e2e of it."""
+        """Return the variables that name the release for tests/e2e."""
         return {"E2E_PREVIOUS_CHART": str(self.chart), "E2E_PREVIOUS_IMAGE": self.image.name}
 
 
 def release(scratch: Path) -> Release | None:
-    """Return the previous release, its tree unpacked in `scratch`; None where history ends."""
+    """Return the previous release, unpacked in `scratch`; None if there is no usable commit."""
     before = previous.commit()
     if before is None:
         say("there is no commit before this one: nothing to upgrade from")

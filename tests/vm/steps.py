@@ -1,4 +1,4 @@
-"""The steps of making a cluster: each is announced, timed, and shows its output when it fails."""
+"""Announce and time steps, and run commands; a failure shows the command's output."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ STARTED = time.monotonic()
 
 
 class StepFailed(Exception):
-    """A step did not succeed; the message has the end of its output."""
+    """A step failed; the message has the end of the output."""
 
 
 def say(text: str) -> None:
-    """Print a line with the seconds since the program's start."""
+    """Print a line with the seconds since the start of the program."""
     print(f"[{time.monotonic() - STARTED:5.0f} s] {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def step(what: str) -> Iterator[None]:
-    """Announce a step, and say how long it took when it took more than a second."""
+    """Announce a step, and print its duration if that is more than a second."""
     say(what)
     started = time.monotonic()
     yield
@@ -39,7 +39,7 @@ def run(
     stdin: str | None = None,
     timeout: float = 900.0,
 ) -> str:
-    """Run a command and return its standard output. Raises StepFailed with what it printed."""
+    """Run a command; return its standard output. Raises StepFailed with the output."""
     words = [str(word) for word in command]
     try:
         done = subprocess.run(
