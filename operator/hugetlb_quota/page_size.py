@@ -26,7 +26,7 @@ class UnknownPageSize(ValueError):
 
     def __init__(self, name: str) -> None:
         known = ", ".join(size.resource for size in PageSize.all())
-        super().__init__(f"{name!r} names no huge page size; the known ones are {known}.")
+        super().__init__(f"{name!r} is not a huge page size; the known sizes are {known}.")
         self.name = name
 
 

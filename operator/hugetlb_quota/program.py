@@ -76,7 +76,7 @@ def _seconds(text: str) -> timedelta:
     except ValueError:
         seconds = 0
     if seconds < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of seconds above 0")
     return timedelta(seconds=seconds)
 
 

@@ -90,14 +90,14 @@ def refusal(call: Callable[[], object]) -> str:
 @pytest.mark.parametrize(
     ("size", "limit", "said"),
     [
-        ("hugepages-3Mi", "3Mi", "hugepages-3Mi' names no huge page size"),
+        ("hugepages-3Mi", "3Mi", "hugepages-3Mi' is not a huge page size"),
         ("memory", "64Mi", "memory"),
         ("hugepages-huge", "64Mi", "hugepages-huge"),
-        (SIZE, "3Mi", "the limit of hugepages-2Mi is 3Mi, which is no multiple of 2Mi."),
-        (SIZE, 3, "the limit of hugepages-2Mi is 3, which is no multiple of 2Mi."),
-        (SIZE, "-2Mi", "the limit of hugepages-2Mi is -2Mi; it can not be negative."),
-        (SIZE, "many", "the limit of hugepages-2Mi is many, which is no whole number"),
-        (SIZE, "9223372036854775808", "is 9223372036854775808, which is no whole number of bytes"),
+        (SIZE, "3Mi", "the limit of hugepages-2Mi is 3Mi, which is not a multiple of 2Mi."),
+        (SIZE, 3, "the limit of hugepages-2Mi is 3, which is not a multiple of 2Mi."),
+        (SIZE, "-2Mi", "the limit of hugepages-2Mi is -2Mi; it must not be negative."),
+        (SIZE, "many", "the limit of hugepages-2Mi is many, not a whole number"),
+        (SIZE, "9223372036854775808", "is 9223372036854775808, not a whole number of bytes"),
         (SIZE, True, "hard"),
     ],
 )
@@ -156,7 +156,7 @@ def test_a_parent_that_does_not_exist_is_a_warning_that_kubectl_prints(
     ("selector", "said"),
     [
         ({"topology.kubernetes.io/zone": "a"}, "gets from its node when it is bound"),
-        ({"a": "x y"}, "can match no pod, because 'x y' is no value of a label"),
+        ({"a": "x y"}, "can match no pod, because 'x y' is not a valid value of the label"),
     ],
 )
 def test_a_selector_that_selects_no_pod_as_it_is_created(

@@ -23,7 +23,7 @@ class MalformedChange(ValueError):
     """A line that is not a change."""
 
     def __init__(self, line: str) -> None:
-        super().__init__(f"{line[:200]!r} is no change of a quota.")
+        super().__init__(f"{line[:200]!r} is not a change of a quota.")
 
 
 @dataclass(frozen=True, slots=True)

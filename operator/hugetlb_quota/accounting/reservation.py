@@ -38,7 +38,7 @@ class MalformedReservation(ValueError):
     """A line that is not a reservation."""
 
     def __init__(self, line: str) -> None:
-        super().__init__(f"{line[:200]!r} is no reservation.")
+        super().__init__(f"{line[:200]!r} is not a reservation.")
         self.line = line
 
 

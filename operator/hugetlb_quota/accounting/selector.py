@@ -78,16 +78,16 @@ class Selector:
         if not needed:
             return ""  # a pod without the label matches
         if any(each.operator == "DoesNotExist" for each in mine):
-            return f"it asks for the label {key} and for its absence."
+            return f"it requires the label {key} and its absence."
         wanted = [each.values for each in mine if each.operator == "In"]
         if not wanted:
             return ""  # NotIn never excludes all values
         common = frozenset.intersection(*wanted)
         if not common:
-            return f"it asks that the label {key} have two values at once."
+            return f"it requires two values of the label {key} at once."
         excluded = [each.values for each in mine if each.operator == "NotIn"]
         if common <= frozenset[str]().union(*excluded):
-            return f"it excludes every value of the label {key} that it asks for."
+            return f"it excludes every value of the label {key} that it allows."
         return ""
 
     def matches(self, labels: Mapping[str, str]) -> bool:
@@ -102,12 +102,12 @@ class Selector:
 def _fault(requirement: Requirement) -> str:
     key, values = requirement.key, requirement.values
     if not _is_key(key):
-        return f"{key!r} is no name of a label."
+        return f"{key!r} is not a valid label name."
     if requirement.operator in ("In", "NotIn"):
         if not values:
-            return f"{requirement.operator} of the label {key} has no values."
+            return f"{requirement.operator} of the label {key} needs values."
         wrong = sorted(value for value in values if value and not _LABEL.fullmatch(value))
-        return f"{wrong[0]!r} is no value of a label, as {key} is asked to have." if wrong else ""
+        return f"{wrong[0]!r} is not a valid value of the label {key}." if wrong else ""
     return f"{requirement.operator} of the label {key} takes no values." if values else ""
 
 

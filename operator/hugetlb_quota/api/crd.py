@@ -36,16 +36,16 @@ _LIMIT: Final = "'the limit of ' + name + ' is ' + string(self[name]) + '"
 _WRONG: Final = (
     (
         f"!({_KNOWN})",
-        f"name + ' names no huge page size; the known ones are {', '.join(_NAMES)}.'",
+        f"name + ' is not a huge page size; the known sizes are {', '.join(_NAMES)}.'",
     ),
     (
         f"!({_IS_AMOUNT})",
-        f"{_LIMIT}, which is no whole number of bytes below 2^63; write one such as 64Mi or 8Gi.'",
+        f"{_LIMIT}, not a whole number of bytes below 2^63; write for example 64Mi or 8Gi.'",
     ),
-    (f"{_IS_AMOUNT} && {_AMOUNT} < 0", f"{_LIMIT}; it can not be negative.'"),
+    (f"{_IS_AMOUNT} && {_AMOUNT} < 0", f"{_LIMIT}; it must not be negative.'"),
     (
         f"{_KNOWN} && {_IS_AMOUNT} && {_AMOUNT} % quantity({_SIZE}).asInteger() != 0",
-        f"{_LIMIT}, which is no multiple of ' + {_SIZE} + '.'",
+        f"{_LIMIT}, which is not a multiple of ' + {_SIZE} + '.'",
     ),
 )
 _HARD_RULES: Final[list[_Json]] = [

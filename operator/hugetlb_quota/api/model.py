@@ -32,7 +32,7 @@ def read_leniently(model: type[_M], raw: Any) -> _M:
     :raises ValueError: if ``raw`` does not match the model otherwise.
     """
     if not isinstance(raw, dict):
-        raise ValueError(f"{raw!r} is no object.")
+        raise ValueError(f"{raw!r} is not an object.")
     names = {field.alias or name for name, field in model.model_fields.items()}
     return model.model_validate({name: raw[name] for name in names & raw.keys()})
 

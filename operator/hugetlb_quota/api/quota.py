@@ -179,12 +179,12 @@ def _whole_pages(name: str, amount: Any) -> str:
     size = PageSize.from_resource(name)
     limit = quantity.parse(amount)
     if limit < 0:
-        raise ValueError(f"the limit of {name} is {amount}; it can't be negative.")
+        raise ValueError(f"the limit of {name} is {amount}; it must not be negative.")
     if limit % size.bytes:
         below = quantity.render(limit // size.bytes * size.bytes)
         above = quantity.render(-(-limit // size.bytes) * size.bytes)
         raise ValueError(
-            f"the limit of {name} is {amount}, which is no multiple of {size};"
+            f"the limit of {name} is {amount}, which is not a multiple of {size};"
             f" use {below} or {above}."
         )
     return str(amount)

@@ -32,7 +32,7 @@ def ends(pem: str) -> float:
     except IndexError as error:
         raise ValueError("it is cut off") from error
     if kind not in (_UTC_TIME, _GENERALIZED_TIME):
-        raise ValueError("its validity is no time")
+        raise ValueError("its validity is not a time")
     # A year of two digits is between 1950 and 2049 (RFC 5280, 4.1.2.5.1).
     century = "" if kind == _GENERALIZED_TIME else "20" if text < "50" else "19"
     return datetime.strptime(century + text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()

@@ -71,5 +71,5 @@ def test_a_sum_beyond_what_kubernetes_holds_is_refused() -> None:
 
 def test_an_unknown_size_is_refused() -> None:
     spec = {"containers": [{"name": "c", "resources": {"requests": {"hugepages-3Mi": "3Mi"}}}]}
-    with pytest.raises(MalformedDemand, match="'hugepages-3Mi' names no huge page size"):
+    with pytest.raises(MalformedDemand, match="'hugepages-3Mi' is not a huge page size"):
         demand(spec)

@@ -222,7 +222,7 @@ async def test_a_size_that_no_quota_limits_is_counted_all_the_same(api: FakeApi)
     [
         ({"hugepages-2Mi": "-2Mi"}, "negative"),
         ({"hugepages-2Mi": "9223372036854775808"}, "2^63"),
-        ({"hugepages-3Mi": "3Mi"}, "'hugepages-3Mi' names no huge page size"),
+        ({"hugepages-3Mi": "3Mi"}, "'hugepages-3Mi' is not a huge page size"),
         ({"hugepages-2Mi": "lots"}, "'lots' is not a quantity"),
     ],
 )

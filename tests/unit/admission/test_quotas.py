@@ -61,10 +61,10 @@ async def test_a_quota_within_its_parent_is_allowed(api: FakeApi) -> None:
 @pytest.mark.parametrize(
     ("hard", "said"),
     [
-        ({"hugepages-3Mi": "3Mi"}, "'hugepages-3Mi' names no huge page size"),
-        ({"memory": "3Mi"}, "'memory' names no huge page size"),
+        ({"hugepages-3Mi": "3Mi"}, "'hugepages-3Mi' is not a huge page size"),
+        ({"memory": "3Mi"}, "'memory' is not a huge page size"),
         ({"hugepages-2Mi": "3Mi"}, "use 2Mi or 4Mi"),
-        ({"hugepages-2Mi": "-2Mi"}, "can't be negative"),
+        ({"hugepages-2Mi": "-2Mi"}, "must not be negative"),
         ({"hugepages-2Mi": "many"}, "'many' is not a quantity"),
         ({"hugepages-2Mi": "9223372036854775808"}, "beyond 2^63"),
         ({"hugepages-2Mi": True}, "not a quantity"),
@@ -415,7 +415,7 @@ async def test_a_selector_by_what_comes_with_the_binding_is_refused(api: FakeApi
 async def test_a_selector_that_nothing_can_match_is_refused(api: FakeApi, field: str) -> None:
     fields: dict[str, Any] = {field: NOBODY}
     told = await refused(api, create(quota("db/new", LIMIT, **fields)))
-    assert "because it asks for the label a and for its absence." in told
+    assert "because it requires the label a and its absence." in told
 
 
 @pytest.mark.parametrize("selector", [BOUND, NOBODY])

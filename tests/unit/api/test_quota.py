@@ -24,9 +24,9 @@ def test_what_users_write_is_read() -> None:
 @pytest.mark.parametrize(
     ("hard", "sentence"),
     [
-        ({"hugepages-3Mi": "3Mi"}, "'hugepages-3Mi' names no huge page size"),
-        ({"hugepages-2Mi": "3Mi"}, "no multiple of 2Mi; use 2Mi or 4Mi"),
-        ({"hugepages-2Mi": "-2Mi"}, "can't be negative"),
+        ({"hugepages-3Mi": "3Mi"}, "'hugepages-3Mi' is not a huge page size"),
+        ({"hugepages-2Mi": "3Mi"}, "not a multiple of 2Mi; use 2Mi or 4Mi"),
+        ({"hugepages-2Mi": "-2Mi"}, "must not be negative"),
         ({"hugepages-2Mi": "lots"}, "'lots' is not a quantity of bytes"),
         ({"hugepages-2Mi": 2**63}, "beyond 2\\^63 - 1"),
         ("4Gi", "valid dictionary"),

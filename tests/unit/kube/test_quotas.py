@@ -97,7 +97,7 @@ def test_a_size_that_is_charged_and_not_limited_is_shown_too() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"spec": {"hard": {"hugepages-3Mi": "3Mi"}}}, "spec.hard: 'hugepages-3Mi' names no"),
+        ({"spec": {"hard": {"hugepages-3Mi": "3Mi"}}}, "spec.hard: 'hugepages-3Mi' is not"),
         ({"spec": {}}, "spec.hard: Field required."),
         ({"spec": None}, "spec: "),
         ({"spec": {"hard": {}, "newer": 1}}, "spec.newer: "),

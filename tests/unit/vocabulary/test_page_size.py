@@ -38,7 +38,7 @@ def test_another_spelling_of_the_quantity_is_the_same_size() -> None:
     ["hugepages-", "hugepages-3Mi", "hugepages--2Mi", "hugepages-2Mb", "cpu", "2Mi", "hugepages-0"],
 )
 def test_what_is_no_size_is_refused_by_name(name: str) -> None:
-    with pytest.raises(UnknownPageSize, match="known ones are hugepages-64Ki") as refusal:
+    with pytest.raises(UnknownPageSize, match="known sizes are hugepages-64Ki") as refusal:
         PageSize.from_resource(name)
     assert repr(name) in str(refusal.value)
 

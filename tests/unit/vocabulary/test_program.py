@@ -127,4 +127,4 @@ def test_a_reservation_lives_for_a_whole_number_of_seconds(
 ) -> None:
     with pytest.raises(SystemExit):
         request_timeout(f"--request-timeout={wrong}")
-    assert f"{wrong!r} is no whole number of seconds above 0" in capsys.readouterr().err
+    assert f"{wrong!r} is not a whole number of seconds above 0" in capsys.readouterr().err
