@@ -81,7 +81,7 @@ def test_quantities(text: str, count: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "Mi", "1Zi", "one"])
 def test_what_is_no_quantity_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no Kubernetes quantity"):
+    with pytest.raises(ValueError, match="not a Kubernetes quantity"):
         parse_bytes(text)
 
 

@@ -27,7 +27,7 @@ def parse_bytes(quantity: str | int) -> int:
     try:
         return int(Decimal(number) * _SUFFIXES[suffix])
     except (KeyError, InvalidOperation) as error:
-        raise ValueError(f"{text!r} is no Kubernetes quantity") from error
+        raise ValueError(f"{text!r} is not a Kubernetes quantity") from error
 
 
 def _requests(resources: Mapping[str, Any] | None) -> dict[int, int]:

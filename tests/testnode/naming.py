@@ -21,7 +21,7 @@ def qos_level(driver: Driver, qos_class: str) -> PurePosixPath:
     if qos_class == "Guaranteed":
         return kubepods(driver)
     if qos_class not in ("Burstable", "BestEffort"):
-        raise ValueError(f"QoS class {qos_class!r} is none of Guaranteed, Burstable, BestEffort")
+        raise ValueError(f"QoS class {qos_class!r} is not Guaranteed, Burstable or BestEffort")
     qos = qos_class.lower()
     return kubepods(driver) / (f"kubepods-{qos}.slice" if driver == "systemd" else qos)
 
@@ -44,7 +44,7 @@ def kernel_size(page_bytes: int) -> str:
     for unit, factor in _UNITS:
         if page_bytes >= factor:
             return f"{page_bytes // factor}{unit[0]}B"
-    raise ValueError(f"a page of {page_bytes} bytes is no huge page")
+    raise ValueError(f"a page of {page_bytes} bytes is not a huge page")
 
 
 def resource_name(page_bytes: int) -> str:
@@ -52,4 +52,4 @@ def resource_name(page_bytes: int) -> str:
     for unit, factor in _UNITS:
         if page_bytes >= factor:
             return f"hugepages-{page_bytes // factor}{unit}"
-    raise ValueError(f"a page of {page_bytes} bytes is no huge page")
+    raise ValueError(f"a page of {page_bytes} bytes is not a huge page")

@@ -17,7 +17,7 @@ def sweep(cgroup_parent: str, state_dir: Path) -> None:
     relative = cgroup_parent.strip("/")
     if not relative or ".." in Path(relative).parts:
         raise ValueError(
-            f"{cgroup_parent!r} is no subtree of a node's own: name one below the root"
+            f"{cgroup_parent!r} is not a subtree for a node: name a cgroup below the root"
         )
     # Kill the processes first, because they hold mounts and huge pages.
     cgroup_tree.remove(cgroup_tree.cgroup2_mount() / relative)
