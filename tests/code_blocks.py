@@ -1,4 +1,4 @@
-"""The commands of a page of docs/, and what the page says that they print."""
+"""The command blocks of a page of docs/, with the expected output."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _BLOCK: Final = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @dataclass(frozen=True)
 class Step:
-    """A block of commands: ``line`` of the page, the shell's text, and what must be printed."""
+    """A block of shell commands: the line number in the page, the text, the expected output."""
 
     line: int
     commands: str
     printed: str
-    """Empty: the page does not say."""
+    """Empty if the page shows no output."""
 
     @property
     def needs_real_cluster(self) -> bool:
@@ -39,5 +39,5 @@ def steps(page: str) -> list[Step]:
 
 
 def words(text: str) -> str:
-    """``text`` without the breaks of its lines: a page wraps what a terminal does not."""
+    """``text`` without line breaks, because a page wraps lines that a terminal does not."""
     return " ".join(text.split())

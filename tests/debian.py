@@ -1,7 +1,7 @@
-"""Debian's packages, fetched by apt with a configuration of its own, and unpacked, not installed.
+"""Fetch Debian packages with a separate apt configuration, and unpack them without installing.
 
-apt verifies them by the archive's keyring. The host's own sources, lists and packages are neither
-read nor changed.
+apt verifies the packages with the archive's keyring. This module neither reads nor changes the
+host's sources, lists and packages.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TIMEOUT = 300
 
 
 class NotFetched(Exception):
-    """The packages are not to be had; the sentence says what is missing."""
+    """The packages can't be fetched; the message says what is missing."""
 
 
 class Apt:
@@ -31,26 +31,26 @@ class Apt:
         self._options = _configuration(suite, folder)
 
     def depends(self, package: str) -> str:
-        """Return what `apt-cache depends` says of a package."""
+        """Return the output of `apt-cache depends` for a package."""
         return _run("apt-cache", *self._options, "depends", package)
 
     def download(self, package: str) -> Path:
-        """Fetch a package alone."""
+        """Fetch a package without its dependencies."""
         _run("apt-get", *self._options, "download", package, at=self._folder)
         (archive,) = self._folder.glob("*.deb")
         return archive
 
     def download_all(self, *packages: str) -> list[Path]:
-        """Fetch packages and all that they depend on, libc too."""
+        """Fetch packages with all dependencies, also libc."""
         _run("apt-get", *self._options, "--yes", "--download-only", "install", *packages)
         return sorted((self._folder / "archives").glob("*.deb"))
 
 
 @contextmanager
 def apt(suite: str, beside: Path) -> Iterator[Apt]:
-    """Give apt with the lists of ``suite``, its folder in ``beside`` until the context ends.
+    """Make an Apt with the package lists of ``suite``, in a temporary folder in ``beside``.
 
-    :raises NotFetched: when a program or the keyring is missing, or the archive does not answer.
+    :raises NotFetched: if a program or the keyring is missing, or the archive does not respond.
     """
     for program in PROGRAMS:
         if shutil.which(program) is None:
@@ -64,7 +64,7 @@ def apt(suite: str, beside: Path) -> Iterator[Apt]:
 
 
 def unpack(archive: Path, into: Path) -> None:
-    """Unpack a package's files; none of its scripts is run. Raises NotFetched."""
+    """Unpack a package's files without its maintainer scripts. Raises NotFetched."""
     _run("dpkg-deb", "--extract", str(archive), str(into))
 
 
@@ -78,7 +78,7 @@ def _configuration(suite: str, folder: Path) -> list[str]:
     )
     for name in ("lists/partial", "archives/partial"):
         (folder / name).mkdir(parents=True)
-    # No package is installed, so none is left out.
+    # With an empty dpkg status, apt downloads all dependencies.
     (folder / "status").touch()
     settings = {
         "Dir::State": folder,
@@ -90,9 +90,9 @@ def _configuration(suite: str, folder: Path) -> list[str]:
         "Acquire::Languages": "none",
         "APT::Architecture": "amd64",
         "APT::Install-Recommends": "false",
-        # Without it apt would change to a user who can't write here.
+        # The default sandbox user can't write to this folder.
         "APT::Sandbox::User": "root",
-        # dpkg's lock is the host's; nothing is installed.
+        # The dpkg lock is the host's, and nothing is installed.
         "Debug::NoLocking": "true",
     }
     return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]

@@ -1,4 +1,4 @@
-"""Random pods that ask for huge pages in every way the API knows."""
+"""Random pods that request huge pages in every way that the API allows."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ PAGES = {"hugepages-2Mi": 2 * 1024**2, "hugepages-1Gi": 1024**3}
 
 
 def pod_spec(draw: random.Random, sizes: tuple[str, ...] = tuple(PAGES), most: int = 8) -> Json:
-    """The spec of a pod that the API server takes.
+    """A random pod spec that the API server accepts.
 
-    :param sizes: the page sizes it may ask for.
-    :param most: pages of one size that one container asks for at most.
+    :param sizes: the page sizes that the pod may request.
+    :param most: the largest request of one container, in pages of one size.
     """
     containers = [_container(draw, f"c{i}", sizes, most) for i in range(draw.randint(1, 3))]
     starting = [_container(draw, f"i{i}", sizes, most) for i in range(draw.randint(0, 4))]
@@ -23,7 +23,7 @@ def pod_spec(draw: random.Random, sizes: tuple[str, ...] = tuple(PAGES), most: i
             container["restartPolicy"] = "Always"
     spec: Json = {"containers": containers, "initContainers": starting}
     if draw.random() < 0.3:
-        # The whole pod must ask for no less than its containers together ever do.
+        # The pod-level request must be at least the largest sum of its containers.
         ceiling = most * (len(containers) + len(starting))
         chosen = draw.sample(sizes, draw.randint(0, len(sizes)))
         whole = {size: _amount(draw, size, ceiling + draw.randint(0, 4)) for size in chosen}
@@ -32,7 +32,7 @@ def pod_spec(draw: random.Random, sizes: tuple[str, ...] = tuple(PAGES), most: i
 
 
 def with_overhead(draw: random.Random, spec: Json) -> Json:
-    """The same with an overhead, which the API server takes from a RuntimeClass alone."""
+    """The spec with a random overhead; the API server sets it only from a RuntimeClass."""
     if draw.random() < 0.3:
         spec["overhead"] = {size: _amount(draw, size, draw.randint(0, 3)) for size in PAGES}
     return spec
@@ -45,8 +45,8 @@ def _container(draw: random.Random, name: str, sizes: tuple[str, ...], most: int
 
 
 def _resources(amounts: Json, cpu: str = "1m", memory: str = "512Mi") -> Json:
-    # Huge pages can't be overcommitted: limits and requests are equal (core validation), and
-    # a pod with huge pages asks for cpu or memory too.
+    # Core validation: limits and requests of huge pages are equal, and a pod with huge pages
+    # also requests cpu or memory.
     with_memory = {**amounts, "memory": memory, "cpu": cpu}
     return {"requests": dict(with_memory), "limits": dict(with_memory)}
 

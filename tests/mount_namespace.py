@@ -1,7 +1,7 @@
-"""A mount namespace of its own for all that tests and demo mount.
+"""A new mount namespace for all mounts of tests and the demo.
 
-An agent follows every hugetlbfs of its host's mount namespace. In one of its own it meets those
-of its own run alone, and they go with the run's last process, whatever ended it.
+An agent tracks every hugetlbfs in its host's mount namespace. In a new namespace the agent sees
+only the mounts of its own run, and these disappear with the last process of the run.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def enter() -> None:
-    """Take this thread, and all that it starts from now on, into a new mount namespace.
+    """Move this thread, and all threads and processes that it starts, to a new mount namespace.
 
-    Call it before there is another thread. Needs CAP_SYS_ADMIN; raises OSError.
+    Call this before the process has other threads. Needs CAP_SYS_ADMIN; raises OSError.
     """
     _checked(_libc.unshare(_CLONE_NEWNS), "unshare the mount namespace")
     private = ctypes.c_ulong(_MS_REC | _MS_PRIVATE)
     _checked(_libc.mount(b"none", b"/", None, private, None), "make / private")
-    # Copies of others' hugetlbfs would keep their files, and be followed by this run's agents.
+    # Unmount the copies of the host's hugetlbfs mounts: they would keep files of other programs,
+    # and agents of this run would track them.
     last_at = {mount.point: mount.type for mount in HostRoot().mounts()}
     for point, kind in reversed(last_at.items()):
         if kind == "hugetlbfs":

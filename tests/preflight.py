@@ -1,9 +1,9 @@
-"""What the tests and the demo need of the machine, checked before anything is started.
+"""Check that the machine has what the tests and the demo need.
 
-Standard library alone: it runs before anything is installed. ``--require`` ends with
-status 1 when something is missing that the demo needs, ``--require-vm`` when the virtual machines
-of tests/vm can't be made; ``--layers`` prints 1 when every layer can run here, ``--packages``
-the Debian packages that are missing.
+This script runs before the installation of dependencies, so it uses only the standard library.
+``--require`` exits with status 1 if something is missing for the demo, ``--require-vm`` if
+tests/vm can't make virtual machines. ``--layers`` prints 1 if every layer can run here.
+``--packages`` prints the missing Debian packages.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 CAP_SYS_ADMIN = 21
 GO = (1, 26)
-#: As tests/kube/build.py has them, which can't be imported yet.
+#: The programs of tests/kube/build.py, which can't be imported yet.
 PROGRAMS = (
     *("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"),
     *("kubelet", "kube-proxy", "helm", "pod-requests"),
@@ -25,7 +25,7 @@ PROGRAMS = (
 
 
 def missing(*, demo: bool = False) -> list[str]:
-    """A sentence for each thing that is not there, with its remedy; the demo needs less."""
+    """A sentence for each missing thing that says what to do; the demo needs less."""
     checks = [_root, _cgroup2, _pages, _programs, _reader, *([] if demo else [_spin, _prometheus])]
     return [sentence for check in checks if (sentence := check())]
 
@@ -70,7 +70,7 @@ def _pages() -> str | None:
 
 
 def _reader(include: Path = Path("/usr/include")) -> str | None:
-    """What the build of the charge list's reader lacks."""
+    """A sentence about the programs that the build of the charge list reader lacks."""
     lacking = _lacking_reader_packages(include)
     if not lacking:
         return None
@@ -93,7 +93,7 @@ def _lacking_reader_packages(include: Path = Path("/usr/include")) -> list[str]:
 
 
 def _prometheus() -> str | None:
-    """What the tests of the alerts and of the dashboard's queries lack."""
+    """A sentence about the programs that the tests of alerts and dashboard queries lack."""
     lacking = _lacking_prometheus_packages()
     if not lacking:
         return None
@@ -108,7 +108,7 @@ def _lacking_prometheus_packages() -> list[str]:
 
 
 def _spin() -> str | None:
-    """What the search of the protocol's model lacks."""
+    """A sentence about the programs that the search of the protocol's model lacks."""
     lacking = _lacking_model_packages()
     if not lacking:
         return None
@@ -144,7 +144,7 @@ MACHINE_PACKAGES = {
 
 
 def _machines() -> str | None:
-    """What tests/vm lacks."""
+    """A sentence about the programs that tests/vm lacks."""
     lacking = _lacking_machine_packages()
     if not lacking:
         return None
@@ -159,7 +159,7 @@ def _lacking_machine_packages() -> list[str]:
 
 
 def _which(program: str) -> str | None:
-    # Some are in /usr/sbin, which is on the PATH of root alone.
+    # Some programs are in /usr/sbin, which only root has on PATH.
     return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 
 
@@ -188,7 +188,7 @@ def _programs() -> str | None:
 
 
 def main() -> None:
-    """Print what is missing."""
+    """Print the missing things."""
     if "--packages" in sys.argv:
         lacking = (
             _lacking_reader_packages,

@@ -1,4 +1,4 @@
-"""The release before this one: the commit before the last that changed the product."""
+"""The previous release: the parent of the last commit that changed the product."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PRODUCT = ("operator", "charts", "crds", "Dockerfile", "image", "requirements.lo
 
 
 def commit() -> str | None:
-    """Find the commit; None where history ends, as in a shallow clone."""
+    """Find the commit; None if the history is too short, as in a shallow clone."""
     try:
         last = _git("rev-list", "-1", "--first-parent", "HEAD", "--", *PRODUCT)
         return _git("rev-parse", "--verify", "--quiet", f"{last}^")
@@ -21,7 +21,7 @@ def commit() -> str | None:
 
 
 def unpack(commit: str, folder: Path) -> Path:
-    """Unpack the commit's tree below `folder`; where it is."""
+    """Unpack the commit's tree below `folder`; return the tree's path."""
     archive, tree = folder / "tree.tar", folder / "tree"
     with archive.open("wb") as file:
         subprocess.run(["git", "archive", commit], cwd=TREE, stdout=file, check=True, timeout=60)

@@ -1,4 +1,4 @@
-"""A real Prometheus on loopback: what it scrapes, and what it answers."""
+"""A real Prometheus on loopback, and queries to it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import yaml
 
 from tests.kube.process import Child, free_ports
 
-#: Seconds between scrapes; rates need two.
+#: The scrape interval, in seconds; a rate needs two scrapes.
 INTERVAL = 1
 
 
 class Prometheus:
-    """A context manager; Debian's package has the program.
+    """A context manager that runs Prometheus of Debian's package.
 
-    `targets`: the programs' addresses, host and port, by the labels that a PodMonitor adds.
+    `targets`: host and port of each program, with the labels that a PodMonitor adds.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class Prometheus:
         self._child.stop()
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """The rows of an instant query, each with `metric` and `value`."""
+        """The samples of an instant query, each with `metric` and `value`."""
         found: list[dict[str, Any]] = self._get("query", query=expression)["result"]
         return found
 
     def wait_for(self, expression: str, timeout: float = 60.0) -> list[dict[str, Any]]:
-        """The rows of a query, once there are any."""
+        """Wait until a query has samples; return them."""
         deadline = time.monotonic() + timeout
         while not (rows := self.query(expression)):
             if time.monotonic() >= deadline:
@@ -87,7 +87,7 @@ class Prometheus:
         return rows
 
     def alerts(self) -> set[str]:
-        """The names of alerts that are pending or firing."""
+        """The names of pending and firing alerts."""
         return {each["labels"]["alertname"] for each in self._get("alerts")["alerts"]}
 
     def _get(self, path: str, **parameters: str) -> Any:

@@ -1,4 +1,4 @@
-"""For tests of what the node layer tracks: hugetlbfs mounts, and processes told what to do."""
+"""Helpers for tests of the node layer: hugetlbfs mounts, and processes that run statements."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGE = 2 << 20
 SMALL = PageSize(PAGE)
 HOST = HostRoot()
 
-#: What an actor's statements may use, beside os.
+#: The program of an actor; the statements may use its names.
 _STAGE = """
 import ctypes, errno, json, mmap, os, signal, socket, sys, threading, time
 PAGE = 2 << 20
@@ -79,9 +79,9 @@ for line in sys.stdin:
 
 
 class Actor:
-    """A process that carries out Python statements, one at a time.
+    """A process that runs Python statements on request.
 
-    ``do`` returns what the statements leave in ``result``.
+    ``do`` returns the value that the statements assign to ``result``.
     """
 
     def __init__(self, cgroup: Path | None = None) -> None:
@@ -112,7 +112,7 @@ class Actor:
         return self._answer()
 
     def do(self, statements: str) -> Any:
-        """Raises OSError as the statements do."""
+        """Run ``statements``; return ``result``. Raises the OSError of the statements."""
         self.tell(statements)
         return self._answer()
 
@@ -124,7 +124,7 @@ class Actor:
         return answer["ok"]
 
     def exit(self) -> None:
-        """Let it end by itself; waits until it is gone."""
+        """Let the process exit; wait until it is gone."""
         self._process.communicate(timeout=20)
 
     def kill(self) -> None:
@@ -144,7 +144,7 @@ class Actor:
 
 
 def hand_over(giver: Actor, receiver: Actor, socket: Path) -> None:
-    """``fd`` of one becomes ``fd`` of the other, by SCM_RIGHTS."""
+    """Pass the descriptor ``fd`` of one actor to the other actor, by SCM_RIGHTS."""
     receiver.do(f"s = socket.socket(socket.AF_UNIX); s.bind({str(socket)!r}); s.listen()")
     giver.do(
         f"s = socket.socket(socket.AF_UNIX); s.connect({str(socket)!r});"
@@ -155,7 +155,7 @@ def hand_over(giver: Actor, receiver: Actor, socket: Path) -> None:
 
 @contextmanager
 def hugetlbfs(point: Path, options: str = "", page: str = "2M") -> Iterator[Superblock]:
-    """A hugetlbfs of these pages mounted at ``point``; unmounted at the end, if need be."""
+    """Mount a hugetlbfs at ``point``; unmount it at the end, if it is still mounted."""
     point.mkdir(exist_ok=True)
     mount("hugetlbfs", point, ",".join(filter(None, [f"pagesize={page}", options])))
     try:
@@ -165,19 +165,19 @@ def hugetlbfs(point: Path, options: str = "", page: str = "2M") -> Iterator[Supe
 
 
 def at(point: Path) -> Superblock:
-    """The superblock that is mounted at ``point``."""
+    """The superblock of the mount at ``point``."""
     return next(one for one in superblocks(HOST) if one.point == str(point))
 
 
 def unmount(point: Path) -> None:
-    """As umount(8) does it. Raises OSError (EBUSY) while it is in use."""
+    """Unmount as umount(8) does. Raises OSError (EBUSY) while the mount is in use."""
     done = subprocess.run(["umount", str(point)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise OSError(done.stderr.strip())
 
 
 def pages_of(cgroup: Path, size: PageSize = SMALL) -> tuple[int, int]:
-    """Pages that ``cgroup`` has reserved, and faulted: rsvd.current and current."""
+    """The reserved and the faulted pages of ``cgroup``: rsvd.current and current."""
     reserved, faulted = (
         int((cgroup / f"{size.cgroup}.{name}").read_text()) // size.bytes
         for name in ("rsvd.current", "current")
@@ -186,7 +186,7 @@ def pages_of(cgroup: Path, size: PageSize = SMALL) -> tuple[int, int]:
 
 
 def path_of(cgroup: Path) -> str:
-    """As /proc/PID/cgroup names it."""
+    """The cgroup's path as in /proc/PID/cgroup."""
     return f"/{cgroup.relative_to(cgroup_tree.cgroup2_mount())}"
 
 

@@ -1,12 +1,12 @@
 """Many short-lived processes that do random things to shared files on hugetlbfs.
 
 They open, map, touch, extend, allocate, punch, truncate, unlink and rename files, unmap and
-close them, fork, hand descriptors to processes of other pods, and exit; some die of SIGBUS,
-since others truncate what they have mapped. One line of output for every hundred operations
-says how many there were so far; what each process does follows from the seed.
+close them, fork, pass descriptors to processes of other pods, and exit. Some die of SIGBUS,
+because others truncate the mapped files. After every hundred operations the program prints the
+number of operations. The seed determines the operations of each process.
 """
 
-# pathlib and contextlib would double its start-up:
+# pathlib and contextlib would double the start time:
 # ruff: noqa: PTH108, PTH104, PTH208, PTH110, SIM105
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import socket
 from collections.abc import Callable
 
 PAGE = 2 << 20
-#: Pages that a file has at most, and names that there are.
+#: The largest size of a file in pages, and the number of file names.
 PAGES, NAMES = 8, 8
 SHARED, NORESERVE = 1, 0x4000
 PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
-#: Operations of one process at least and at most, and how deep they fork.
+#: The least and the most operations of a process, and the largest depth of forks.
 FEWEST, MOST, DEEPEST = 3, 30, 2
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -40,7 +40,7 @@ FAILED = ctypes.c_void_p(-1).value
 
 
 class Churner:
-    """One process: its descriptors, its mappings, its dice."""
+    """One process, with its descriptors, mappings and random numbers."""
 
     def __init__(self, options: argparse.Namespace, inbox: socket.socket, count: int) -> None:
         self.options = options
@@ -51,7 +51,7 @@ class Churner:
         self.depth = 0
 
     def run(self, seed: str) -> None:
-        """Do some operations; the process is to exit after that."""
+        """Do some operations; afterwards the process must exit."""
         self.dice = random.Random(seed)
         kinds: list[Callable[[], None]] = [
             *(self.open,) * 5,
@@ -68,7 +68,7 @@ class Churner:
             try:
                 self.dice.choice(kinds)()
             except OSError:
-                pass  # no room, no such file: as programs meet it
+                pass  # an error such as no memory or no such file, as in real programs
             os.write(self.count, b".")
 
     def path(self) -> str:
@@ -151,7 +151,7 @@ class Churner:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="random operations on files of hugetlbfs")
     parser.add_argument("--seed", required=True)
     parser.add_argument("--directory", required=True, help="on hugetlbfs")
@@ -163,7 +163,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Start processes until enough was done."""
+    """Start processes until they have done enough operations."""
     options = arguments()
     inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     inbox.bind(f"{options.sockets}/{options.inbox}")

@@ -1,15 +1,15 @@
-"""Map memory in huge pages, fall back to small ones where mmap refuses, say what came of it.
+"""Map memory in huge pages, fall back to small pages if mmap fails, and print the result.
 
-Prints one line of JSON with what was measured:
-``asked``, ``huge`` and ``fallback`` are bytes mapped, ``errno`` names why huge pages ended
-(null: they did not), ``resident`` are bytes of huge pages really in memory, from /proc/self/smaps.
+The output is one line of JSON. ``asked`` is the size to map, ``huge`` and ``fallback`` are the
+sizes mapped in huge and in small pages, and ``resident`` is the size of huge pages in memory, from
+/proc/self/smaps; all are in bytes. ``errno`` is the error of the failed mmap, or null.
 
-By default every step is mapped and touched before the next is mapped. With ``--map-first``
-everything is mapped in one piece and touched later: where a limit is met at the touch only,
-the program dies of SIGBUS in between.
+By default the program touches every step before it maps the next one. With ``--map-first`` it maps
+everything in one piece and touches it later: a limit that works only at the touch kills the
+program with SIGBUS.
 """
 
-# pathlib would double its start-up:
+# pathlib would double the start time:
 # ruff: noqa: PTH123
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def parse_bytes(text: str) -> int:
 
 
 def map_huge(length: int, page: int) -> mmap.mmap:
-    """Private anonymous huge pages. Raises OSError (ENOMEM) when none can be reserved."""
+    """Map private anonymous huge pages. Raises OSError (ENOMEM) if none can be reserved."""
     size = (page.bit_length() - 1) << MAP_HUGE_SHIFT
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB | size
     return mmap.mmap(-1, length, flags=flags)
 
 
 def map_file(descriptor: int, offset: int, length: int) -> mmap.mmap:
-    """The next part of a file on hugetlbfs, shared; the file grows to hold it."""
+    """Extend a file on hugetlbfs, and map the new part shared."""
     os.ftruncate(descriptor, offset + length)
     return mmap.mmap(descriptor, length, flags=mmap.MAP_SHARED, offset=offset)
 
@@ -52,14 +52,14 @@ def touch(memory: mmap.mmap, page: int) -> None:
 
 
 def resident_huge() -> int:
-    """Bytes of huge pages in this process' page tables."""
+    """The bytes of huge pages in the page tables of this process."""
     with open("/proc/self/smaps") as smaps:
         lines = [line.split() for line in smaps if "_Hugetlb:" in line]
     return sum(int(words[1]) * 1024 for words in lines)
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser("map_pages", description="maps memory in huge pages")
     parser.add_argument("bytes", type=parse_bytes, help="e.g. 64Mi")
     parser.add_argument("--page", type=parse_bytes, default=2 << 20, help="page size, e.g. 2Mi")
@@ -71,7 +71,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Map, touch, report, hold."""
+    """Map, touch, report, and wait."""
     asked = arguments()
     if asked.hold:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
@@ -98,7 +98,7 @@ def main() -> None:
             print(f"mapped {huge} bytes in huge pages, now touching them", flush=True)
         touch(memory, 4096 if refused else asked.page)
     if descriptor >= 0 and refused:
-        # The file was made longer for a mapping that did not come.
+        # The file was extended for a mapping that failed.
         os.ftruncate(descriptor, huge)
     print(
         json.dumps(
