@@ -1,8 +1,8 @@
 """``python -m tests.kind``: make a cluster with kind, run tests/e2e on it, and delete it.
 
-Arguments are pytest's. Environment: KEEP=1 leaves the cluster; KIND_NODE_IMAGE is the node's image
-(kind's own choice otherwise). It takes Docker with its daemon, kind, kubectl and helm, and huge
-pages of the host, which every kind node counts as its own.
+The arguments are pytest's. Environment: KEEP=1 keeps the cluster; KIND_NODE_IMAGE is the node's
+image (by default kind's choice). The program needs Docker with its daemon, kind, kubectl, helm, and
+huge pages of the host, which every kind node counts as its own.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ WORKLOAD_IMAGE = "hugetlb-quota-workload:e2e"
 WORKLOAD = TREE / "tests" / "e2e" / "workload"
 POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
 PAGES = 256
-"""Huge pages of 2 MiB of a node, as tests/vm has them."""
+"""The number of 2 MiB huge pages of a node, as in tests/vm."""
 
 
 def lacking(pool: Path = POOL) -> list[str]:
-    """Return a sentence for each thing that is not there, with its remedy."""
+    """Return a sentence for each missing thing that says what to do."""
     sentences = [
         f"{program} is not on PATH: install it."
         for program in ("kind", "kubectl", "helm")
@@ -45,20 +45,20 @@ def lacking(pool: Path = POOL) -> list[str]:
 
 
 def run(*words: str | Path, **environment: str) -> None:
-    """Run a step, its output on the terminal. Raises CalledProcessError."""
+    """Run a command with its output on the terminal. Raises CalledProcessError."""
     print("+", *words, file=sys.stderr, flush=True)
     subprocess.run(words, cwd=TREE, env={**os.environ, **environment}, check=True)
 
 
 def build() -> list[str]:
-    """Build the operator's image and the scenes' with docker; their names."""
+    """Build the operator's and the scenes' images with docker; return their names."""
     run(sys.executable, TREE / "image" / "build.py", ENGINE="docker")
     run("docker", "build", "--tag", WORKLOAD_IMAGE, WORKLOAD)
     return [image_name(os.environ), WORKLOAD_IMAGE]
 
 
 def create(kubeconfig: Path, images: list[str]) -> None:
-    """Make the cluster, with the images on its node."""
+    """Make the cluster, and load the images on its node."""
     node_image = os.environ.get("KIND_NODE_IMAGE")
     chosen = ["--image", node_image] if node_image else []
     named = ("--name", CLUSTER)
@@ -68,7 +68,7 @@ def create(kubeconfig: Path, images: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Return pytest's status, or 1 when the cluster could not be made."""
+    """Return pytest's exit status, or 1 if the cluster can't be made."""
     if sentences := lacking():
         print(*sentences, sep="\n", file=sys.stderr)
         return 1

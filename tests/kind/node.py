@@ -1,9 +1,9 @@
-"""The image of kind's node, and the one with Kubernetes' own programs, made without a registry.
+"""Make the image of kind's node and the image of Kubernetes' programs without a registry.
 
-The recipe is the one of images/base/Dockerfile and `kind build node-image` in kind's module: its
-files over Debian, then kubelet, kubeadm and kubectl. containerd, runc and the CNI plugins are
-Debian's. Container images are not in it: the machine's disk holds them, and kind mounts them. That
-saves a copy of a gigabyte when the node starts.
+The recipe is that of images/base/Dockerfile and of `kind build node-image` in kind's module: kind's
+files on top of Debian, then kubelet, kubeadm and kubectl. containerd, runc and the CNI plugins are
+Debian's. The node's image has no container images: they are on the machine's disk, and kind mounts
+them. This saves a copy of a gigabyte at the start of the node.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ HERE = Path(__file__).resolve().parent
 OVERLAY = HERE / "node"
 KUBERNETES = "localhost/kubernetes:here"
 PACKAGES = (
-    # kind's list, without what network storage and fuse need.
+    # kind's list, without the packages for network storage and fuse.
     *("systemd", "systemd-sysv", "conntrack", "iptables", "nftables", "iproute2", "ethtool"),
     *("util-linux", "mount", "kmod", "libseccomp2", "pigz", "e2fsprogs", "bash"),
     *("ca-certificates", "curl", "jq", "procps"),
-    # In place of kind's own builds.
+    # These replace kind's own builds.
     *("containerd", "runc", "containernetworking-plugins"),
 )
 CONFIG = (
@@ -78,16 +78,16 @@ chroot . ctr oci spec \
           | del(.process.rlimits)' > etc/containerd/cri-base.json
 rm -rf usr/share/doc usr/share/man usr/share/locale
 """
-"""Run in the root's folder."""
+"""A script that runs in the root's folder."""
 
 
 def name() -> str:
-    """Return the node image's name, as kind is told it."""
+    """Return the node image's name for kind."""
     return f"hugetlb-quota/kind-node:{build.kubernetes_version()}"
 
 
 def image(programs: Programs) -> Path:
-    """Return the archive of the node's image, made now if it must be. Raises StepFailed."""
+    """Return the archive of the node's image; make it if it is missing. Raises StepFailed."""
     own = sorted(each for each in OVERLAY.rglob("*") if each.is_file())
     kinds = sorted(each for each in programs.files.rglob("*") if each.is_file())
     binaries = _binaries(programs)
@@ -118,8 +118,8 @@ def _binaries(programs: Programs) -> dict[str, Path]:
 
 
 def _fill(tree: Path, programs: Programs, binaries: dict[str, Path]) -> None:
-    """Lay kind's files and Kubernetes' programs over Debian."""
-    # Files of a Go module are read-only and not executable.
+    """Copy kind's files and Kubernetes' programs over Debian."""
+    # The files of a Go module are read-only and not executable.
     run(["cp", "-r", "--no-preserve=mode,ownership", f"{programs.files}/.", tree])
     for folder in ("kind/bin", "usr/local/bin"):
         for script in (programs.files / folder).iterdir():
@@ -156,7 +156,7 @@ def kubernetes() -> Path:
 
 
 def aliases(programs: Programs) -> dict[str, str]:
-    """Return the names that kubeadm gives the programs' images, each with the one image's name."""
+    """Return kubeadm's names of the programs' images; all of them map to the one image."""
     version = build.kubernetes_version()
     listed = run([programs.kubeadm, "config", "images", "list", "--kubernetes-version", version])
     wanted = ("kube-", "etcd")
@@ -166,7 +166,7 @@ def aliases(programs: Programs) -> dict[str, str]:
 
 
 def _export(image: str, archive: Path) -> None:
-    """Write the archive, and remove those of the same image that are older."""
+    """Write the archive, and remove older archives of the same image."""
     for stale in archive.parent.glob(f"{archive.stem.rpartition('-')[0]}-*.tar"):
         stale.unlink()
     buildah.export(image, archive)

@@ -1,4 +1,4 @@
-"""kind and kubeadm, built from their Go modules once."""
+"""Build kind and kubeadm from their Go modules, once."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ KIND = "v0.33.0"
 
 @dataclass(frozen=True)
 class Programs:
-    """What makes a node of kind's, and the cluster."""
+    """The programs and files that make a kind node and the cluster."""
 
     kind: Path
     kubeadm: Path
     files: Path
-    """What kind lays over Debian in its node's image."""
+    """The files that kind copies over Debian in the node's image."""
 
 
 def built() -> Programs:
-    """Return the programs, built now if they must be. Raises StepFailed."""
+    """Return the programs; build them if they are missing. Raises StepFailed."""
     folder = build.cache() / "kind" / f"{KIND}-{build.kubernetes_version()}"
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "lock"):
@@ -49,7 +49,7 @@ def _kind(folder: Path) -> None:
 
 
 def _kubeadm(folder: Path) -> None:
-    """Build it with a copy of the module: its own go.sum does not know what kubeadm alone needs."""
+    """Build kubeadm in a copy of the module, whose go.sum lacks kubeadm's dependencies."""
     for name in ("go.mod", "go.sum"):
         shutil.copy2(build.MODULE / name, folder / name)
     making = folder / "kubeadm.making"

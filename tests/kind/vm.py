@@ -1,8 +1,8 @@
 """``python -m tests.kind.vm``: make a cluster with kind in a virtual machine; run tests/e2e on it.
 
-Docker, kind and its node's image are made here, without a registry. kubectl, helm and the scenes
-run on the host, against the API server that kind publishes on the machine's address. Arguments are
-pytest's. Environment: KEEP=1 leaves the cluster running after the suite and says how to get in.
+This makes Docker's disk, kind and the node's image without a registry. kubectl, helm and the scenes
+run on the host, and use the API server that kind publishes on the machine's address. The arguments
+are pytest's. Environment: KEEP=1 keeps the cluster after the suite and prints how to reach it.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from tests.vm.steps import StepFailed, run, say, step
 CLUSTER = "e2e"
 CONTAINER = f"{CLUSTER}-control-plane"
 MEMORY_MIB = 6144
-"""Huge pages take 1.5 GiB of it, the control plane another one."""
+"""Huge pages take 1.5 GiB of the memory, the control plane another 1 GiB."""
 DOCKER_TIMEOUT = 300.0
 CREATE_TIMEOUT = 1500.0
 SETTLE_TIMEOUT = 600.0
 TRIES = 3
-"""kind waits 30 s, never longer, until its node's systemd is up; a busy host may not make it."""
+"""How often to try: kind waits only 30 s for the node's systemd, too short on a busy host."""
 
 
 def main() -> int:
-    """Return pytest's status, or 1 when the cluster could not be made."""
-    # As Ctrl-C: what was made goes.
+    """Return pytest's exit status, or 1 if the cluster can't be made."""
+    # SIGTERM cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with tempfile.TemporaryDirectory(prefix="hugetlb-quota-kind-") as scratch:
@@ -92,12 +92,12 @@ def _run(scratch: Path) -> int:
 def configuration(address: Address) -> dict[str, Any]:
     """Return kind's configuration: one node, its API server published on the machine's address."""
     no_election = [{"name": "leader-elect", "value": "false"}]
-    # There is memory, and little processor.
+    # Processor time is scarce, memory is not.
     rarely = [{"name": "GOGC", "value": "400"}]
     patches = [
         {
             "kind": "InitConfiguration",
-            # No DNS server is made here, and nothing that runs asks one.
+            # The cluster has no DNS server, and no program needs one.
             "skipPhases": ["preflight", "addon/coredns"],
             "timeouts": {
                 "controlPlaneComponentHealthCheck": "15m0s",
@@ -125,7 +125,7 @@ def configuration(address: Address) -> dict[str, Any]:
         "kind": "Cluster",
         "apiVersion": "kind.x-k8s.io/v1alpha4",
         "networking": {
-            # The node's image has a configuration of Debian's plugins.
+            # The node's image configures Debian's CNI plugins.
             "disableDefaultCNI": True,
             "kubeProxyMode": "nftables",
             "apiServerAddress": address.ip,
@@ -157,7 +157,7 @@ def _wait_docker(machine: Machine) -> None:
 
 
 def _create(machine: Machine) -> None:
-    """Run `kind create cluster`, its output on the terminal. Raises StepFailed."""
+    """Run `kind create cluster` with its output on the terminal. Raises StepFailed."""
     options = "--config /run/node/kind.json --wait 10m --retain"
     create = f"kind create cluster --name {CLUSTER} {options}"
     for attempt in range(1, TRIES + 1):
@@ -168,7 +168,7 @@ def _create(machine: Machine) -> None:
         if done.returncode == 0:
             return
         said = machine.shell(f"docker logs --tail 40 {CONTAINER} 2>&1 || true")
-        # Only what kind does not wait for is tried again.
+        # Try again only if kubelet never started: kind did not wait long enough for systemd.
         late = "kubelet" not in machine.shell(f"docker top {CONTAINER} -o comm || true")
         if attempt == TRIES or not late:
             break
@@ -178,7 +178,7 @@ def _create(machine: Machine) -> None:
 
 
 def _settle(environment: Mapping[str, str]) -> None:
-    """Wait for what kind does not wait for: kubectl needs the schema, Services need kube-proxy."""
+    """Wait for the schema, which kubectl needs, and kube-proxy; kind does not wait for these."""
     questions = (
         ("get", "--raw", "/openapi/v2"),
         ("get", "serviceaccount", "default"),
@@ -206,11 +206,11 @@ def _environment(
         **(before.environment() if before else {}),
         "PATH": f"{build.assets()}:{os.environ['PATH']}",
         "KUBECONFIG": str(kubeconfig),
-        # Nothing of the user's helm and kubectl.
+        # Do not use the user's configuration of helm and kubectl.
         "HOME": str(scratch),
         "E2E_IMAGE": operator.name,
         "E2E_WORKLOAD_IMAGE": images.WORKLOAD_IMAGE.removeprefix("docker.io/library/"),
-        # kind does not bring a node back that goes down by itself.
+        # kind does not restart a node that shuts down by itself.
         "E2E_NO_REBOOT": "1",
     }
 
