@@ -1,4 +1,4 @@
-"""Who pays, against a brute-force reading of the rule."""
+"""The quotas that pay for a pod, compared with a brute-force implementation of the rule."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def by_the_words(
     heirs: frozenset[QuotaKey] | None,
     line: frozenset[QuotaKey],
 ) -> set[QuotaKey]:
-    """The rule as the design has it, word by word."""
+    """The rule in the words of the design."""
     paying = set()
     for quota in forest:
         governs = quota.key.namespace == namespace and (
@@ -66,7 +66,7 @@ def by_the_words(
     heirs=st.none() | SOME_KEYS,
     line=SOME_KEYS,
 )
-def test_the_rule(
+def test_who_pays_follows_the_rule(
     forest: Forest,
     namespace: str,
     labels: dict[str, str],
@@ -104,20 +104,20 @@ def lines(**by_quota: Reservation | tuple[Reservation, ...]) -> Line:
     return read_lines(counters, FOREST)["uid"]
 
 
-def test_of_reservations_along_a_chain_the_lowest_say_who_pays() -> None:
+def test_the_lowest_quotas_with_a_reservation_pay() -> None:
     assert lines(root=held(), team=held()) == Line("uid", "a/pod", PAGE, frozenset({TEAM}))
     both = lines(root=held(), team=held(), other=held())
     assert both.quotas == {TEAM, OTHER}
 
 
-def test_of_an_identity_every_quota_says_who_pays() -> None:
-    """It stands only where the pod is charged directly."""
+def test_every_quota_with_an_identity_pays() -> None:
+    """Only the quotas that are charged directly hold an identity."""
     line = lines(root=held("worker"), team=held("worker"))
     assert line.quotas == {ROOT, TEAM}
     assert line.counted == "worker"
 
 
-def test_an_identity_says_more_than_a_reservation_of_the_same_pod() -> None:
+def test_an_identity_precedes_a_reservation_of_the_same_pod() -> None:
     assert lines(root=held(), team=held("worker")).quotas == {TEAM}
     # The write to the other was cut off.
     assert lines(other=held(), team=held("worker")).quotas == {OTHER, TEAM}
@@ -125,11 +125,11 @@ def test_an_identity_says_more_than_a_reservation_of_the_same_pod() -> None:
     assert lines(team=(held(), held("worker"))).counted == "worker"
 
 
-def test_a_line_that_names_the_node_says_more_than_one_that_does_not() -> None:
+def test_a_line_with_a_node_precedes_a_line_without_one() -> None:
     assert lines(team=held("-"), other=held("worker")).counted == "worker"
     assert lines(team=held("?"), other=held("-")).counted == "-"
 
 
-def test_the_largest_charge_holds() -> None:
+def test_the_charge_of_a_line_is_the_largest() -> None:
     largest = lines(team=held("worker", 3), other=held("worker", 2)).charge
     assert sum(largest.values()) == 3 * (2 << 20)

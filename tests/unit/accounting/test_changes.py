@@ -1,4 +1,4 @@
-"""Changes that are under way: how they are written, and which bear on which."""
+"""Changes that may not be stored yet: their lines, and which ones are in the way of another."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def change(name: str, parent: str | None = None, since: int = 0) -> Change:
 
 
 def quotas(*links: str) -> list[Quota]:
-    """From ``child>parent``."""
+    """Quotas from links of the form ``child>parent``."""
     found = []
     for link in links:
         child, _, parent = link.partition(">")
@@ -30,18 +30,18 @@ def quotas(*links: str) -> list[Quota]:
 
 
 @pytest.mark.parametrize("each", [change("a", "b", 7), change("a"), change("a", "b")])
-def test_it_is_read_as_it_was_written(each: Change) -> None:
+def test_a_change_survives_a_round_trip(each: Change) -> None:
     assert Change.parse(each.line) == each
     assert Change.parse(f"{each.line} of a newer release") == each
 
 
 @pytest.mark.parametrize("line", ["", "a b", "ns/a - many request 2026-11-22T12:00:00Z", "\0 " * 9])
-def test_what_is_no_change_is_said_so(line: str) -> None:
+def test_a_malformed_change_is_refused(line: str) -> None:
     with pytest.raises(MalformedChange):
         Change.parse(line)
 
 
-def test_it_may_come_until_its_object_is_another_or_its_time_is_over() -> None:
+def test_a_change_may_come_until_its_object_changed_or_it_expired() -> None:
     before, made = NOW - timedelta(seconds=1), change("a", "b")
     assert made.may_come({}, before)
     assert not made.may_come({key("a"): 3}, before)
@@ -64,16 +64,16 @@ def test_it_may_come_until_its_object_is_another_or_its_time_is_over() -> None:
         (change("x", "y"), change("x", "w"), False),  # the API server keeps these apart
     ],
 )
-def test_who_is_above_or_below_bears_on_a_change(mine: Change, other: Change, bears: bool) -> None:
+def test_changes_above_or_below_are_in_the_way(mine: Change, other: Change, bears: bool) -> None:
     forest = quotas("y>z", "x>w", "w", "z", "free") if not mine.parent else quotas("y>z", "w>x")
     assert in_the_way(mine, [other], forest) == ((other.quota,) if bears else ())
 
 
-def test_siblings_are_made_at_the_same_time() -> None:
+def test_a_sibling_is_not_in_the_way() -> None:
     others = [change(f"c{number}", "root") for number in range(9)]
     assert in_the_way(change("c", "root"), others, quotas("root")) == ()
 
 
-def test_an_attachment_that_holds_without_its_label_bears_too() -> None:
+def test_a_change_along_a_kept_attachment_is_in_the_way() -> None:
     held = Quota(key("x"), parent=key("other"), attached_to=key("root"))
     assert in_the_way(change("root"), [change("x", "other")], [held]) == (key("x"),)

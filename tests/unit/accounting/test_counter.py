@@ -1,4 +1,4 @@
-"""One quota's counter, and a chain of them charged together."""
+"""The counter of a quota, and a chain of counters that is charged together."""
 
 from datetime import UTC, datetime
 
@@ -25,11 +25,11 @@ def reservation(uid: str, amount: int, request: str = "r") -> Reservation:
     return Reservation(uid, f"ns/{uid}", megabytes(amount), LATER, request)
 
 
-def test_what_fits_exactly_fits() -> None:
+def test_a_demand_that_fits_exactly_fits() -> None:
     assert counter(64, pods=32).shortfalls(megabytes(32)) == ()
 
 
-def test_a_refusal_has_all_the_numbers() -> None:
+def test_a_shortfall_has_all_amounts() -> None:
     charged = counter(64, pods=32).charge(reservation("a", 16))
     (shortfall,) = charged.shortfalls(megabytes(20))
     numbers = (shortfall.requested, shortfall.pods, shortfall.reserved, shortfall.hard)
@@ -37,14 +37,14 @@ def test_a_refusal_has_all_the_numbers() -> None:
     assert shortfall.short == 4 * MIB
 
 
-def test_a_size_that_is_not_named_is_not_limited_and_one_at_zero_is() -> None:
+def test_an_unnamed_size_has_no_limit_and_zero_is_a_limit() -> None:
     gibibyte = Charge({ONE_GIB: ONE_GIB.bytes})
     assert counter(0).shortfalls(gibibyte) == ()
     none = Counter(QuotaKey("ns", "q"), Charge({ONE_GIB: 0}))
     assert [each.size for each in none.shortfalls(gibibyte)] == [ONE_GIB]
 
 
-def test_the_same_request_reserves_once_however_often_it_is_sent() -> None:
+def test_a_repeated_request_reserves_once() -> None:
     charged = counter(64).charge(reservation("a", 16)).charge(reservation("a", 16))
     assert charged.used == megabytes(16)
     held = ReservationId("a", "r")
@@ -53,7 +53,7 @@ def test_the_same_request_reserves_once_however_often_it_is_sent() -> None:
     assert charged.release(held).used == megabytes(0)
 
 
-def test_two_requests_for_one_pod_hold_the_larger_and_each_takes_back_its_own() -> None:
+def test_two_requests_for_one_pod_reserve_the_maximum_and_release_their_own() -> None:
     charged = counter(64).charge(reservation("a", 16, "r1")).charge(reservation("a", 24, "r2"))
     assert charged.used == megabytes(24)
     assert charged.shortfalls(megabytes(64), "a") == ()
@@ -61,7 +61,7 @@ def test_two_requests_for_one_pod_hold_the_larger_and_each_takes_back_its_own() 
     assert charged.release(ReservationId("a", "r2")).used == megabytes(16)
 
 
-def test_a_quota_holds_as_many_reservations_as_an_object_can() -> None:
+def test_a_quota_holds_reservations_up_to_the_size_limit() -> None:
     line = len(reservation("a", 16, "0").line) + 3
     many = tuple(
         reservation("a", 16, f"{number:08}") for number in range(LARGEST_RESERVATIONS // line)
@@ -72,7 +72,7 @@ def test_a_quota_holds_as_many_reservations_as_an_object_can() -> None:
     assert not full.can_hold(reservation("b", 16))
 
 
-def test_every_quota_of_a_chain_that_refuses_is_named_in_its_order() -> None:
+def test_shortfalls_name_the_quotas_in_the_order_of_the_chain() -> None:
     chain = (counter(8, name="leaf"), counter(99, name="mid"), counter(9, name="root"))
     refused = shortfalls(chain, megabytes(10))
     assert [each.quota.name for each in refused] == ["leaf", "root"]

@@ -1,4 +1,4 @@
-"""The effective huge page request; the real code of Kubernetes judges it in tests/cluster."""
+"""The effective huge page request; tests/cluster compares it with Kubernetes' code."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def test_an_init_container_runs_beside_the_sidecars_before_it() -> None:
     assert megabytes(spec) == {"hugepages-2Mi": 14}
 
 
-def test_what_the_pod_names_as_a_whole_replaces_the_sum_and_overhead_comes_on_top() -> None:
+def test_the_pod_level_request_replaces_the_sum_and_overhead_is_added() -> None:
     spec = {
         "containers": [container("4Mi")],
         "resources": {"requests": {"hugepages-2Mi": "32Mi"}},
@@ -59,7 +59,7 @@ def test_ephemeral_containers_and_absent_fields_do_not_count() -> None:
 
 
 @pytest.mark.parametrize("amount", [2**63, "9223372036854775808", "-2Mi", "16Ei", "many", "1e99"])
-def test_an_absurd_amount_is_refused_and_named(amount: str | int) -> None:
+def test_a_malformed_amount_is_refused_and_named(amount: str | int) -> None:
     with pytest.raises(MalformedDemand, match="container 'c' can't be counted"):
         demand({"containers": [container(amount)]})
 

@@ -1,4 +1,4 @@
-"""Chains, and the links that do not hold."""
+"""Chains and broken links."""
 
 from dataclasses import replace
 
@@ -45,7 +45,7 @@ def test_a_missing_parent_is_named_with_the_quota_that_names_it() -> None:
     assert names(forest.attached(key("leaf"))) == ["leaf", "mid"]
 
 
-def test_a_cycle_is_drawn() -> None:
+def test_a_cycle_is_shown_as_a_path() -> None:
     forest = Forest([quota("a", "b"), quota("b", "a")], {})
     with pytest.raises(Cycle, match="ns/a -> ns/b -> ns/a"):
         forest.chain(key("a"))
@@ -59,7 +59,7 @@ def test_a_quota_that_is_its_own_parent_is_a_cycle() -> None:
 
 
 def held(attached_to: str | None, *, selects: bool = False, parent: str = "top/a") -> Forest:
-    """db/leaf below a middle quota whose namespace top/a selects no more, or still does."""
+    """db/leaf below a middle quota, whose namespace top/a selects or no longer selects."""
     selector = Selector.from_json({"matchLabels": {"tenant": "acme"}})
     middle = replace(
         quota("mid/m", parent), attached_to=None if attached_to is None else key(attached_to)
@@ -69,7 +69,7 @@ def held(attached_to: str | None, *, selects: bool = False, parent: str = "top/a
     return Forest([*forest, quota("mid/leaf", "mid/m")], labels)
 
 
-def test_what_was_attached_stays_below_its_parent_when_it_may_attach_no_more() -> None:
+def test_a_charged_quota_stays_attached_when_it_may_no_longer_attach() -> None:
     forest = held("top/a")
     assert names(forest.attached(key("mid/leaf"))) == ["leaf", "m", "a"]
     assert names(forest.children(key("top/a"))) == ["m"]
@@ -78,7 +78,7 @@ def test_what_was_attached_stays_below_its_parent_when_it_may_attach_no_more() -
     assert names(held(None).attached(key("mid/leaf"))) == ["leaf", "m"]
 
 
-def test_a_new_parent_that_may_not_be_one_takes_nothing_from_the_one_before() -> None:
+def test_a_new_parent_that_refuses_leaves_the_charges_with_the_former() -> None:
     forest = held("top/b", parent="top/a")
     assert names(forest.attached(key("mid/leaf"))) == ["leaf", "m", "b"]
     assert names(held("top/b", parent="top/a", selects=True).attached(key("mid/m"))) == ["m", "a"]
@@ -101,7 +101,7 @@ def test_an_attachment_is_forgotten_when_nothing_is_charged_through_it() -> None
     assert Forest([root, quota("top/a")], {}).attachment(root, charged=True) is None
 
 
-def test_a_chain_may_have_only_so_many_levels() -> None:
+def test_a_chain_has_at_most_the_longest_length() -> None:
     levels = [quota("q0")] + [quota(f"q{i}", f"q{i - 1}") for i in range(1, LONGEST_CHAIN + 1)]
     forest = Forest(levels, {})
     assert len(forest.chain(key(f"q{LONGEST_CHAIN - 1}"))) == LONGEST_CHAIN
@@ -109,7 +109,7 @@ def test_a_chain_may_have_only_so_many_levels() -> None:
         forest.chain(key(f"q{LONGEST_CHAIN}"))
 
 
-def test_another_namespace_attaches_only_where_its_labels_are_asked_for() -> None:
+def test_another_namespace_attaches_only_if_its_labels_match() -> None:
     acme = Selector.from_json({"matchLabels": {"tenant": "acme"}})
     quotas = [quota("tenants/acme", children=acme), quota("db/main", "tenants/acme")]
     assert len(Forest(quotas, {"db": {"tenant": "acme"}}).chain(key("db/main"))) == 2
@@ -137,7 +137,7 @@ def test_a_pod_is_governed_by_the_quotas_of_its_namespace_that_select_it() -> No
 
 
 @given(st.lists(st.integers(min_value=-1, max_value=11), min_size=12, max_size=12))
-def test_whatever_the_parents_a_chain_ends_or_says_why(parents: list[int]) -> None:
+def test_a_chain_ends_or_raises_for_any_parents(parents: list[int]) -> None:
     forest = Forest([quota(f"q{i}", None if p < 0 else f"q{p}") for i, p in enumerate(parents)], {})
     for each in forest:
         attached = names(forest.attached(each.key))

@@ -1,4 +1,4 @@
-"""What every limit file of a pod must say."""
+"""The values of all limit files of a pod."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,11 +41,11 @@ def test_a_container_gets_its_own_request() -> None:
     assert of(allowance, "b") == both(48 * MIB, 0)
 
 
-def test_a_container_that_is_not_identified_is_left_alone() -> None:
+def test_the_files_of_an_unknown_container_are_not_written() -> None:
     assert of(Allowance(megabytes(64), {"a": megabytes(64)}), "sandbox") == {}
 
 
-def test_a_container_may_use_all_that_the_pod_names_as_a_whole() -> None:
+def test_a_container_may_use_the_whole_pod_level_request() -> None:
     allowance = Allowance(
         megabytes(64), {"a": Charge(), "b": megabytes(16)}, pod_level=frozenset({TWO_MIB})
     )
@@ -53,24 +53,24 @@ def test_a_container_may_use_all_that_the_pod_names_as_a_whole() -> None:
     assert of(allowance, "b") == both(16 * MIB, 0)
 
 
-def test_an_ungoverned_pod_meets_kubelets_own_limit_in_mmap() -> None:
+def test_an_ungoverned_pod_gets_kubelets_limit_as_rsvd_max() -> None:
     found = {**both(None, None), (TWO_MIB, "max"): 32 * MIB, (ONE_GIB, "max"): 0}
     for order in (found, dict(reversed(found.items()))):
         wanted = plan(None, None, order, SIZES, mirror=True)
         assert wanted == {(TWO_MIB, "rsvd.max"): 32 * MIB, (ONE_GIB, "rsvd.max"): 0}
 
 
-def test_a_limit_that_kubelet_takes_away_is_taken_away_in_mmap_too() -> None:
+def test_rsvd_max_follows_when_kubelet_removes_its_limit() -> None:
     found = {**UNLIMITED, (TWO_MIB, "rsvd.max"): 32 * MIB}
     assert plan(None, None, found, SIZES, mirror=True)[TWO_MIB, "rsvd.max"] is None
 
 
-def test_without_the_setting_an_ungoverned_pod_is_left_as_it_is() -> None:
+def test_without_mirror_an_ungoverned_pod_is_not_limited() -> None:
     assert of(None, mirror=False) == {}
     assert of(Allowance(), mirror=False) == both(0, 0)
 
 
-def test_a_value_is_what_the_kernel_will_say_of_it() -> None:
+def test_a_value_is_the_one_that_the_kernel_returns() -> None:
     assert of(Allowance(megabytes(3.5))) == both(2 * MIB, 0)
     assert of(Allowance(Charge({TWO_MIB: 2**63 - 1}))) == both(None, 0)
 
@@ -79,7 +79,7 @@ amounts = st.integers(0, 2**63 - 1)
 
 
 @given(demand=st.dictionaries(st.sampled_from(SIZES), amounts), found=amounts)
-def test_a_governed_pods_plan_names_every_file_whatever_they_say_now(
+def test_the_plan_of_a_governed_pod_names_every_file(
     demand: dict[PageSize, int], found: int
 ) -> None:
     said: Limits = {(size, limit): found for size in SIZES for limit in BOTH}
@@ -92,7 +92,7 @@ def test_a_governed_pods_plan_names_every_file_whatever_they_say_now(
 
 
 @given(wanted=st.none() | amounts, use=amounts)
-def test_a_limit_is_never_below_use_and_no_further_above_than_wanted(
+def test_a_limit_is_never_below_the_use_and_otherwise_as_wanted(
     wanted: int | None, use: int
 ) -> None:
     value = admissible(wanted, use)

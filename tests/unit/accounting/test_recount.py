@@ -1,4 +1,4 @@
-"""The recount against a brute-force model: every pod counted somewhere at every moment."""
+"""The recount, compared with a brute-force model: every pod is counted at every moment."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -57,12 +57,12 @@ def test_a_pod_under_two_quotas_is_charged_to_their_ancestor_once() -> None:
     }
 
 
-def test_the_same_pod_told_twice_counts_once() -> None:
+def test_a_duplicate_pod_counts_once() -> None:
     pod = ChargedPod("a", pages(3), frozenset({key("leaf")}))
     assert tally(FOREST, [pod, pod])[key("root")].pods == pages(3)
 
 
-def test_what_is_retained_counts_at_every_ancestor_and_beside_the_pods() -> None:
+def test_the_retained_charge_counts_at_every_ancestor() -> None:
     pod = ChargedPod("a", pages(3), frozenset({key("leaf")}))
     left = [
         Retained("gone-1", pages(2), frozenset({key("left"), key("leaf")})),
@@ -80,7 +80,7 @@ def test_what_is_retained_counts_at_every_ancestor_and_beside_the_pods() -> None
     assert counter.shortfalls(pages(7))[0].retained == 3 * SIZE.bytes
 
 
-def test_a_quota_tells_of_the_largest_files_below_it() -> None:
+def test_a_tally_lists_the_largest_files() -> None:
     files = [
         RetainedFile(
             "node", f"/huge/{n}", "ns/gone", SIZE, n * SIZE.bytes, frozenset({key("leaf")})
@@ -94,7 +94,7 @@ def test_a_quota_tells_of_the_largest_files_below_it() -> None:
     assert tally(FOREST, [], [], files)[key("right")].files == ()
 
 
-def test_a_reservation_goes_in_the_write_that_counts_its_pod() -> None:
+def test_a_reservation_ends_in_the_write_that_counts_its_pod() -> None:
     held = Reservation("a", "ns/a", pages(3), START)
     counter = Counter(key("leaf"), pages(4), reservations=(held,))
     assert recount(counter, Tally(), set()) == counter
@@ -103,7 +103,7 @@ def test_a_reservation_goes_in_the_write_that_counts_its_pod() -> None:
     assert recount(counter, Tally(), {held.id}).reservations == ()
 
 
-def test_a_pod_seen_before_it_was_relabelled_takes_no_reservation_away() -> None:
+def test_a_pod_seen_before_its_relabelling_ends_no_reservation() -> None:
     # b -> none -> b: counted under b still from its first stay when the second is reserved.
     second = Reservation("a", "ns/a", pages(3), START, "second", since=12)
     counter = Counter(key("leaf"), pages(4), reservations=(second,))
@@ -112,13 +112,13 @@ def test_a_pod_seen_before_it_was_relabelled_takes_no_reservation_away() -> None
     assert recount(counter, Tally(pages(3), {"a": 13}), set()).reservations == ()
 
 
-def test_a_line_that_is_no_reservation_stays_until_what_it_was_for_is_over() -> None:
+def test_an_unreadable_line_stays_until_it_is_gone() -> None:
     counter = Counter(key("leaf"), pages(4), unreadable=("what",))
     assert recount(counter, Tally(), set()).unreadable == ("what",)
     assert recount(counter, Tally(), {"what"}).unreadable == ()
 
 
-def test_the_reservation_of_a_quota_that_moves_goes_when_its_pods_are_counted_here() -> None:
+def test_the_reservation_of_a_moving_quota_ends_when_its_pods_are_counted() -> None:
     moved = Quota(key("moved"), uid="uid-of-moved", parent=key("left"))
     pod = ChargedPod("a", pages(2), frozenset({key("moved")}))
     held = Reservation("uid-of-moved", "ns/moved", pages(2), START)
@@ -136,7 +136,7 @@ def kept(counted: str = "worker", quota: str = "leaf") -> Identities:
     return Identities({"a": Identity(counted, frozenset({key(quota)}), in_api=True)})
 
 
-def test_of_a_reservation_the_identity_stays_where_the_pod_is_charged_directly() -> None:
+def test_a_reservation_becomes_an_identity_on_the_directly_charged_quota() -> None:
     held = Reservation("a", "ns/a", pages(3), START)
     leaf = Counter(key("leaf"), pages(4), reservations=(held,))
     identity = recount(leaf, COUNTED, set(), kept())
@@ -150,7 +150,7 @@ def test_of_a_reservation_the_identity_stays_where_the_pod_is_charged_directly()
     assert bound.reservations == (held.as_identity("other"),)
 
 
-def test_an_identity_goes_when_it_is_settled_or_the_pod_has_moved_away() -> None:
+def test_an_identity_ends_when_it_is_settled_or_the_pod_moved_away() -> None:
     held = Reservation("a", "ns/a", pages(3), START).as_identity("worker")
     leaf = Counter(key("leaf"), pages(4), reservations=(held,))
     assert recount(leaf, COUNTED, set(), Identities(settled=frozenset({"a"}))).reservations == ()
@@ -159,7 +159,7 @@ def test_an_identity_goes_when_it_is_settled_or_the_pod_has_moved_away() -> None
     assert recount(leaf, COUNTED, set()).reservations == (held,)
 
 
-def test_a_reservation_that_expired_uncounted_stays_as_an_identity_while_a_node_may_tell() -> None:
+def test_an_expired_reservation_becomes_an_identity_while_a_node_may_report() -> None:
     held = Reservation("a", "ns/a", pages(3), START)
     leaf = Counter(key("leaf"), pages(4), reservations=(held,))
     assert recount(leaf, Tally(), set(), kept("?")).reservations == (held,)
@@ -169,7 +169,7 @@ def test_a_reservation_that_expired_uncounted_stays_as_an_identity_while_a_node_
     assert recount(leaf, Tally(), {held.id}).reservations == ()
 
 
-def test_of_two_reservations_of_one_pod_one_identity_stays() -> None:
+def test_two_reservations_of_a_pod_become_one_identity() -> None:
     first = Reservation("a", "ns/a", pages(3), START, "first")
     second = Reservation("a", "ns/a", pages(3), START, "second", since=5)
     leaf = Counter(key("leaf"), pages(4), reservations=(first, second))
@@ -194,7 +194,7 @@ def known(lines: tuple[Reservation, ...], *, in_api: frozenset[str] = frozenset(
     )
 
 
-def test_of_too_many_identities_those_go_whose_pods_are_in_the_api() -> None:
+def test_surplus_identities_of_pods_in_the_api_are_dropped() -> None:
     lines = many(IDENTITIES_KEPT + 2)
     counter = Counter(key("leaf"), pages(4), reservations=lines)
     half = known(lines, in_api=frozenset({"pod-7", "pod-8", "pod-9"}))
@@ -204,7 +204,7 @@ def test_of_too_many_identities_those_go_whose_pods_are_in_the_api() -> None:
     assert recount(counter, Tally(), set(), known(lines)).reservations == lines
 
 
-def test_a_reservation_that_would_be_one_identity_too_many_stays_charged() -> None:
+def test_a_reservation_stays_charged_when_there_are_too_many_identities() -> None:
     lines = many(IDENTITIES_KEPT, "?")
     late, later = (Reservation(uid, f"ns/{uid}", pages(2), START) for uid in ("late", "later"))
     counter = Counter(key("leaf"), pages(4), reservations=(*lines, late, later))
@@ -233,7 +233,7 @@ def test_a_reservation_expires_at_its_time() -> None:
 
 
 class Admission(RuleBasedStateMachine):
-    """Creates that are admitted, then succeed late or fail; recounts that lag behind."""
+    """Admitted creates succeed late or fail, and recounts lag behind."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A pod that ended is charged until its node proves it gone."""
+"""An ended pod is charged until its node proves that the cgroup is gone."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ BOOTED = frozenset({"earlier", "boot"})
 LIVE = replace(REPORT, live=frozenset({"uid"}))
 
 
-def test_its_node_saw_the_end_and_lists_no_cgroup_of_it() -> None:
+def test_a_pod_is_released_when_its_node_saw_the_end_and_lists_no_cgroup() -> None:
     assert is_released(POD, REPORT)
     assert holds(REPORT)
 
@@ -32,7 +32,7 @@ def test_its_node_saw_the_end_and_lists_no_cgroup_of_it() -> None:
         "report not understood",
     ],
 )
-def test_it_is_held(evidence: NodeEvidence) -> None:
+def test_a_pod_is_held_without_evidence(evidence: NodeEvidence) -> None:
     assert not is_released(POD, evidence)
     assert holds(evidence)
 
@@ -49,14 +49,14 @@ def test_it_is_held(evidence: NodeEvidence) -> None:
     ],
     ids=["never bound", "node unknown", "node gone", "node is off", "no agent", "node has booted"],
 )
-def test_it_is_released_at_once(pod: EndedPod, evidence: NodeEvidence | None) -> None:
+def test_a_pod_is_released_at_once(pod: EndedPod, evidence: NodeEvidence | None) -> None:
     assert is_released(pod, evidence)
     assert pod.node is None or not holds(evidence)
 
 
 @pytest.mark.parametrize("booted_at", [99, None], ids=["it ended after that", "nobody knows when"])
-def test_a_boot_says_nothing_of_a_pod_that_may_have_run_after_it(booted_at: int | None) -> None:
-    """The report is of the boot before: of a later pod it knows nothing, whatever it has seen."""
+def test_a_boot_is_no_evidence_for_a_pod_that_may_have_run_after_it(booted_at: int | None) -> None:
+    """The report is of the former boot, so it is no evidence for a later pod."""
     booted = replace(REPORT, former_boots=BOOTED, booted_at=booted_at, pods_resource_version=500)
     assert not is_released(POD, booted)
     assert not holds(booted)

@@ -1,4 +1,4 @@
-"""The line of a reservation, written and read in one place."""
+"""The line of a reservation."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ MOMENTS = st.datetimes(datetime(2020, 1, 1), datetime(2100, 1, 1), timezones=st.
         counted=WORDS | st.just(""),
     )
 )
-def test_what_is_written_reads_back(reservation: Reservation) -> None:
+def test_a_reservation_survives_a_round_trip(reservation: Reservation) -> None:
     read = parse(reservation.line)
     assert read == reservation
     assert read.line == reservation.line
 
 
-def test_a_line_can_be_read_by_people() -> None:
+def test_a_line_is_readable_text() -> None:
     charge = Charge({PageSize(2 * 1024**2): 64 * 1024**2, PageSize(1024**3): 1024**3})
     east = datetime(2026, 11, 22, 14, 0, 0, 5, tzinfo=timezone(timedelta(hours=2)))
     # Up to a full second: it never ends early.
@@ -55,7 +55,7 @@ def test_an_identity_has_a_seventh_word() -> None:
     identity = parse(line).as_identity("worker-1")
     assert identity.line == f"{line} worker-1"
     assert parse(identity.line) == identity
-    # Further words stay as they are, unless the line is written anew.
+    # Further words stay, unless the identity changes.
     newer = parse(f"{line} worker-1 and more")
     assert newer == identity
     assert newer.as_identity("worker-1").line == f"{line} worker-1 and more"
@@ -71,7 +71,7 @@ def test_an_identity_has_a_seventh_word() -> None:
         {"no": "list"},
     ],
 )
-def test_what_is_no_reservation_is_told_apart(lines: Any) -> None:
+def test_malformed_lines_are_separated(lines: Any) -> None:
     good = "u db/pg-0 - 2026-11-22T12:00:00Z r 0 and more"
     read, unreadable = parse_all([*lines, good] if isinstance(lines, list) else lines)
     assert [each.line for each in read] == ([good] if isinstance(lines, list) else [])
@@ -79,5 +79,5 @@ def test_what_is_no_reservation_is_told_apart(lines: Any) -> None:
     assert all(isinstance(line, str) for line in unreadable)
 
 
-def test_no_list_is_no_reservation() -> None:
+def test_a_missing_list_has_no_reservations() -> None:
     assert parse_all(None) == ((), ())

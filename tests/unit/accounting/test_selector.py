@@ -1,4 +1,4 @@
-"""Selectors mean what they mean in Kubernetes."""
+"""Selectors have the meaning of Kubernetes' selectors."""
 
 import itertools
 
@@ -66,7 +66,7 @@ def of(*expressions: tuple[str, str, list[str]], **labels: str) -> Selector:
         (of(("a", "NotIn", ["-"])), "'-' is not a valid value of the label"),
     ],
 )
-def test_what_nothing_can_match_is_said(selector: Selector, said: str) -> None:
+def test_a_selector_that_matches_nothing_has_a_fault(selector: Selector, said: str) -> None:
     assert said in selector.fault()
 
 
@@ -91,7 +91,7 @@ def test_a_selector_without_fault_matches_something(
     assert (selector.fault() == "") is any(map(selector.matches, LABELS))
 
 
-def test_all_requirements_must_hold_and_none_matches_everything() -> None:
+def test_all_requirements_must_match_and_an_empty_selector_matches_everything() -> None:
     both = Selector.from_json(
         {"matchLabels": {"a": "1"}, "matchExpressions": [{"key": "b", "operator": "Exists"}]}
     )
@@ -114,7 +114,7 @@ def test_all_requirements_must_hold_and_none_matches_everything() -> None:
     known=st.dictionaries(st.sampled_from("ab"), st.sampled_from("xyz")),
     more=st.dictionaries(st.sampled_from("ab"), st.sampled_from("xyz")),
 )
-def test_what_may_match_is_all_that_matches_some_labels_that_are_not_known(
+def test_may_match_means_that_some_further_labels_match(
     requirements: list[Requirement], known: dict[str, str], more: dict[str, str]
 ) -> None:
     selector = Selector(tuple(requirements))

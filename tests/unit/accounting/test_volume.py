@@ -1,4 +1,4 @@
-"""A file is named with the volume that leads to it, or with none: never with a wrong one."""
+"""A file gets the name of the volume that leads to it, or no name, but never a wrong one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CRDs that ship are the ones the models make."""
+"""The shipped CRDs are those that the models generate."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_the_schema_is_structural() -> None:
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)
-def test_kubectl_explain_tells_every_field_in_words(name: str) -> None:
+def test_every_field_has_a_description(name: str) -> None:
     def silent(schema: dict[str, Any], path: str = "") -> Iterator[str]:
         for field, part in schema.get("properties", {}).items():
             here = f"{path}.{field}"

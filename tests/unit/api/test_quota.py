@@ -1,4 +1,4 @@
-"""The model says the same as the CRD's rules, in sentences."""
+"""The model enforces the CRD's rules, with sentences as errors."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from hugetlb_quota.api.quota import HugeTLBQuotaSpec
 
 
-def test_what_users_write_is_read() -> None:
+def test_a_users_spec_is_read() -> None:
     spec = HugeTLBQuotaSpec.model_validate(
         {
             "hard": {"hugepages-2Mi": "4Gi", "hugepages-1Gi": 0},
@@ -32,7 +32,7 @@ def test_what_users_write_is_read() -> None:
         ("4Gi", "valid dictionary"),
     ],
 )
-def test_what_is_wrong_is_named_with_the_remedy(hard: Any, sentence: str) -> None:
+def test_a_malformed_limit_is_refused_with_the_remedy(hard: Any, sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         HugeTLBQuotaSpec.model_validate({"hard": hard})
 

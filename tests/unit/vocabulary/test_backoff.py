@@ -1,16 +1,16 @@
-"""Waits between attempts that fail."""
+"""Exponential backoff between failed attempts."""
 
 from __future__ import annotations
 
 from hugetlb_quota.backoff import Backoff
 
 
-def test_each_wait_is_twice_the_one_before_up_to_the_longest() -> None:
+def test_each_wait_doubles_up_to_the_longest() -> None:
     backoff = Backoff(0.5, 3.0)
     assert [backoff.next() for _ in range(5)] == [0.5, 1.0, 2.0, 3.0, 3.0]
 
 
-def test_after_a_success_it_begins_anew() -> None:
+def test_a_success_resets_the_wait() -> None:
     backoff = Backoff(0.5, 3.0)
     backoff.next()
     backoff.next()

@@ -1,4 +1,4 @@
-"""One size, three spellings."""
+"""The three spellings of a page size."""
 
 import pytest
 from hypothesis import given
@@ -17,7 +17,7 @@ from hugetlb_quota.page_size import PageSize, UnknownPageSize
         ("hugepages-16Gi", "hugetlb.16GB", "hugepages-16777216kB"),
     ],
 )
-def test_a_size_is_spelled_as_each_world_spells_it(resource: str, cgroup: str, sysfs: str) -> None:
+def test_a_size_has_three_spellings(resource: str, cgroup: str, sysfs: str) -> None:
     size = PageSize.from_resource(resource)
     assert (size.resource, size.cgroup, size.sysfs) == (resource, cgroup, sysfs)
 
@@ -37,13 +37,13 @@ def test_another_spelling_of_the_quantity_is_the_same_size() -> None:
     "name",
     ["hugepages-", "hugepages-3Mi", "hugepages--2Mi", "hugepages-2Mb", "cpu", "2Mi", "hugepages-0"],
 )
-def test_what_is_no_size_is_refused_by_name(name: str) -> None:
+def test_an_unknown_size_is_refused_by_name(name: str) -> None:
     with pytest.raises(UnknownPageSize, match="known sizes are hugepages-64Ki") as refusal:
         PageSize.from_resource(name)
     assert repr(name) in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", ["hugetlb.2MB", "memory.max", "hugetlb.2TB.max", "2MB.max"])
-def test_what_is_no_controller_file_is_refused(name: str) -> None:
+def test_another_file_name_is_refused(name: str) -> None:
     with pytest.raises(UnknownPageSize):
         PageSize.from_cgroup_file(name)

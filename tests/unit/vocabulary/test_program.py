@@ -1,4 +1,4 @@
-"""Version and log, the same for every program."""
+"""The version and the log, which all programs share."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_json_is_an_object_a_line_with_all_fields(capsys: pytest.CaptureFixture[
         ("error", ["ours error", "theirs error"]),
     ],
 )
-def test_of_libraries_only_warnings_are_told_unless_asked(
+def test_libraries_log_only_warnings_unless_the_level_is_debug(
     level: str, told: Lines, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start(f"--log-level={level}")
@@ -85,7 +85,7 @@ def test_of_libraries_only_warnings_are_told_unless_asked(
 
 
 @pytest.mark.parametrize("program", ["admission", "controller", "agent"])
-def test_every_program_tells_its_version(program: str) -> None:
+def test_every_program_prints_its_version(program: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", f"hugetlb_quota.{program}", "--version"],
         capture_output=True,
@@ -95,7 +95,7 @@ def test_every_program_tells_its_version(program: str) -> None:
     assert (done.returncode, done.stdout) == (0, f"hugetlb-quota-{program} {version()}\n")
 
 
-def test_no_line_tells_that_a_librarys_handler_was_tried() -> None:
+def test_the_log_has_no_line_about_a_librarys_handler() -> None:
     import kopf
 
     from hugetlb_quota.controller.deletion import _is_no_try

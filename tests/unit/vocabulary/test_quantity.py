@@ -1,4 +1,4 @@
-"""Quantities are read as apimachinery reads them."""
+"""Quantities are parsed as in apimachinery."""
 
 import pytest
 from hypothesis import given
@@ -26,7 +26,7 @@ from hugetlb_quota.quantity import LARGEST, MalformedQuantity, parse, render
         (str(LARGEST), LARGEST),
     ],
 )
-def test_forms_that_kubernetes_takes(text: str | int, amount: int) -> None:
+def test_quantities_are_parsed(text: str | int, amount: int) -> None:
     assert parse(text) == amount
 
 
@@ -34,11 +34,11 @@ def test_forms_that_kubernetes_takes(text: str | int, amount: int) -> None:
     "text",
     ["", "lots", "1 Gi", "1gi", "0x10", "1__0", "--1", "1e9999", "9" * 65, str(LARGEST + 1), True],
 )
-def test_what_is_none_is_refused(text: str | bool) -> None:
+def test_malformed_quantities_are_refused(text: str | bool) -> None:
     with pytest.raises(MalformedQuantity, match="is not a quantity of bytes"):
         parse(text)
 
 
 @given(st.integers(min_value=0, max_value=LARGEST))
-def test_what_is_printed_reads_back(amount: int) -> None:
+def test_a_quantity_survives_a_round_trip(amount: int) -> None:
     assert parse(render(amount)) == amount

@@ -16,5 +16,5 @@ def test_import_operator_from_the_root_gives_the_standard_library() -> None:
     assert not printed.startswith(str(ROOT / "operator"))
 
 
-def test_the_folder_is_no_package() -> None:
+def test_the_folder_is_not_a_package() -> None:
     assert not (ROOT / "operator" / "__init__.py").exists()
