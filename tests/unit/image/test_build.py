@@ -1,4 +1,4 @@
-"""Which engine builds the image, and what it is told."""
+"""The engine that builds the image, and the engine's arguments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def install(path: Path, name: str, *, status: int = 0) -> None:
     (path / name).chmod(0o755)
 
 
-def test_the_first_that_is_there_is_taken(path: Path) -> None:
+def test_the_first_installed_engine_is_used(path: Path) -> None:
     install(path, "buildah")
     assert build.engine() == "buildah"
     install(path, "podman")
@@ -31,7 +31,7 @@ def test_the_first_that_is_there_is_taken(path: Path) -> None:
     assert build.engine("buildah") == "buildah"
 
 
-def test_docker_without_its_daemon_is_passed_over(path: Path) -> None:
+def test_docker_without_its_daemon_is_skipped(path: Path) -> None:
     install(path, "docker", status=1)
     install(path, "buildah")
     assert build.engine() == "buildah"
@@ -39,14 +39,14 @@ def test_docker_without_its_daemon_is_passed_over(path: Path) -> None:
         build.engine("docker")
 
 
-def test_what_is_missing_is_told(path: Path) -> None:
+def test_a_missing_engine_is_reported(path: Path) -> None:
     with pytest.raises(build.CannotBuildError, match="Install one of docker, podman, buildah"):
         build.engine()
     with pytest.raises(build.CannotBuildError, match="ENGINE=kaniko is none of"):
         build.engine("kaniko")
 
 
-def test_the_certificates_are_given_as_a_secret_alone(tmp_path: Path) -> None:
+def test_the_certificates_are_passed_only_as_a_secret(tmp_path: Path) -> None:
     authorities = tmp_path / "ca.pem"
     authorities.touch()
     words = build.command("buildah", {"CA": str(authorities)})

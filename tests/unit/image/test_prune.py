@@ -1,4 +1,4 @@
-"""Of a package whose classes are imported by name, those asked for stay, with what they import."""
+"""Pruning keeps the named classes of a package and the modules that these import."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def files(folder: Path) -> set[str]:
     return {str(each.relative_to(folder)) for each in folder.rglob("*") if each.is_file()}
 
 
-def test_what_is_asked_for_and_all_it_imports_stay(site_packages: Path) -> None:
+def test_the_roots_and_their_imports_stay(site_packages: Path) -> None:
     before = files(site_packages)
     prune.prune(site_packages)
     assert before - files(site_packages) == {
@@ -58,18 +58,18 @@ def test_what_is_asked_for_and_all_it_imports_stay(site_packages: Path) -> None:
     }
 
 
-def test_how_much_went_is_told(site_packages: Path) -> None:
+def test_the_removed_size_is_returned(site_packages: Path) -> None:
     assert prune.prune(site_packages) == 1000 + len("from kube.client.models.lease import Lease\n")
 
 
-def test_the_list_of_files_names_those_that_are_there(site_packages: Path) -> None:
+def test_the_record_names_only_existing_files(site_packages: Path) -> None:
     prune.prune(site_packages)
     assert (site_packages / "kube-1.dist-info/RECORD").read_text() == (
         "kube/client/models/lease.py,sha256=y,1\nkube-1.dist-info/RECORD,,\n"
     )
 
 
-def test_a_class_that_its_package_no_more_gives_stops_it_before_anything_is_removed(
+def test_an_unknown_root_fails_before_anything_is_removed(
     site_packages: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prune, "ROOTS", {"kube.client": ("LeasesApi", "LeaseTerm")})

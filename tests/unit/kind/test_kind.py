@@ -1,4 +1,4 @@
-"""What `make e2e-kind` does, in which order, and what it leaves."""
+"""The steps of `make e2e-kind`, their order, and the cluster at the end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ kind = import_module("tests.kind.__main__")
 
 @pytest.fixture
 def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Programs that only write down how they were called; the file they write to."""
+    """Programs that only record their command lines; returns the file of the records."""
     log, programs = tmp_path / "log", tmp_path / "bin"
     programs.mkdir()
     log.touch()
@@ -36,7 +36,7 @@ def calls(log: Path) -> list[str]:
     return [" ".join(each[:3]) for each in words if each[:2] != ["docker", "version"]]
 
 
-def test_images_cluster_scenes_and_its_end(ran: Path) -> None:
+def test_a_run_builds_creates_tests_and_deletes(ran: Path) -> None:
     assert kind.main(["--version"]) == 0
     assert calls(ran) == [
         "docker build --file",
@@ -49,7 +49,7 @@ def test_images_cluster_scenes_and_its_end(ran: Path) -> None:
     assert f"load docker-image hugetlb-quota:{build.version()} --name" in ran.read_text()
 
 
-def test_a_cluster_that_can_not_be_made_is_deleted(
+def test_a_cluster_that_fails_to_start_is_deleted(
     ran: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAIL", "create")
@@ -65,7 +65,7 @@ def test_a_failed_scene_is_a_failure_and_keep_keeps_the_cluster(
     assert not any("delete" in call for call in calls(ran))
 
 
-def test_nothing_is_begun_when_something_is_lacking(
+def test_nothing_starts_when_something_is_missing(
     ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "bin/helm").unlink()

@@ -1,4 +1,4 @@
-"""When a certificate ends, against what made it."""
+"""The expiry of a certificate, compared with the library that made the certificate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hugetlb_quota.kube.certificate import ends
 
 
 @pytest.mark.parametrize("year", [2027, 2049, 2050, 2151])
-def test_tells_when_the_first_certificate_ends(year: int) -> None:
+def test_the_expiry_of_the_first_certificate(year: int) -> None:
     at = datetime(year, 11, 26, 13, 20, 59, tzinfo=UTC)
     ca = trustme.CA()
     issued = ca.issue_cert("example.test", not_after=at)
@@ -28,6 +28,6 @@ def test_tells_when_the_first_certificate_ends(year: int) -> None:
         "-----BEGIN CERTIFICATE-----\nMDAwMA==\n-----END CERTIFICATE-----\n",
     ],
 )
-def test_what_is_no_certificate_is_refused(pem: str) -> None:
+def test_a_malformed_certificate_is_refused(pem: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         ends(pem)

@@ -1,4 +1,4 @@
-"""The connection against a server that misbehaves on purpose."""
+"""The connection to a server that misbehaves on purpose."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Server:
-    """One handler for everything; the requests it got."""
+    """A server with one handler for all requests, which it records."""
 
     def __init__(self) -> None:
         self.seen: list[web.Request] = []
@@ -118,7 +118,7 @@ async def test_a_page_of_a_list(connected: Connected) -> None:
     }
 
 
-async def test_bodies_go_as_they_are(connected: Connected) -> None:
+async def test_bodies_are_sent_unchanged(connected: Connected) -> None:
     connection, server = connected
     server.answers(200, {})
     body: dict[str, Any] = {"status": {"pods": {}, "empty": [], "null": None}}
@@ -153,7 +153,7 @@ async def test_errors_are_types(
     )
 
 
-async def test_a_proxys_page_is_an_error_and_no_crash(connected: Connected) -> None:
+async def test_a_proxys_error_page_is_an_api_error(connected: Connected) -> None:
     connection, server = connected
     server.answers(503, "<html>busy</html>")
     with pytest.raises(errors.ApiError, match="busy"):
@@ -163,7 +163,7 @@ async def test_a_proxys_page_is_an_error_and_no_crash(connected: Connected) -> N
         await connection.get(NODES, "a")
 
 
-async def test_a_silent_server_is_given_up(connected: Connected) -> None:
+async def test_a_silent_server_times_out(connected: Connected) -> None:
     connection, server = connected
 
     async def hang(_: web.Request) -> web.StreamResponse:
@@ -182,7 +182,7 @@ async def test_no_server_is_unreachable(tmp_path: Path, monkeypatch: pytest.Monk
             await connection.get(NODES, "a")
 
 
-async def test_without_configuration_it_says_so(
+async def test_a_missing_configuration_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
@@ -197,7 +197,7 @@ async def test_without_configuration_it_says_so(
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-async def test_in_a_pod_it_is_the_service_account(
+async def test_a_pod_uses_its_service_account(
     host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ca = trustme.CA()
@@ -234,7 +234,7 @@ async def test_in_a_pod_it_is_the_service_account(
     assert json.loads(server.bodies[2]) == body
 
 
-async def test_a_service_account_without_a_token_is_said_so(
+async def test_a_service_account_without_a_token_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("KUBECONFIG", raising=False)
@@ -260,7 +260,7 @@ def streaming(*chunks: bytes, until: asyncio.Event | None = None) -> Handler:
     return handler
 
 
-async def test_events_come_whole_however_they_are_cut(connected: Connected) -> None:
+async def test_events_are_complete_for_any_chunks(connected: Connected) -> None:
     connection, server = connected
     large = {"type": "ADDED", "object": {"padding": "x" * 5 * 1024**2}}
     stream = b"".join(json.dumps(each).encode() + b"\n" for each in ({"type": "A"}, large))
@@ -281,7 +281,7 @@ async def test_a_watch_that_is_too_old_is_gone(connected: Connected) -> None:
             pass
 
 
-async def test_a_dead_watch_is_noticed(connected: Connected) -> None:
+async def test_a_silent_watch_is_unreachable(connected: Connected) -> None:
     connection, server = connected
     server.handler = streaming(b'{"type": "A"}\n', until=server.over)
     watch = connection.watch(PODS, "7", silence=0.3)
@@ -290,7 +290,7 @@ async def test_a_dead_watch_is_noticed(connected: Connected) -> None:
         await asyncio.wait_for(anext(watch), 5)
 
 
-async def test_an_event_that_no_one_takes_is_only_logged(connected: Connected) -> None:
+async def test_an_event_that_is_refused_is_only_logged(connected: Connected) -> None:
     connection, server = connected
     server.answers(403, {"kind": "Status", "reason": "Forbidden", "message": "no"})
     quota = Regarding("hugetlb.dev/v1alpha1", "HugeTLBQuota", "db", "leaf", "u")

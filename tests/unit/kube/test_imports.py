@@ -1,4 +1,4 @@
-"""What every node and every replica pays for at each start: modules that are imported."""
+"""The modules that the programs import at each start."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.mark.parametrize("program", ["admission", "agent"])
 def test_the_kubernetes_package_is_not_imported_at_the_start(program: str) -> None:
-    """It is a third of the start, and 12 MiB; in a pod neither needs it."""
+    """The import takes a third of the start and 12 MiB, and a pod does not need the package."""
     code = (
         f"import sys, hugetlb_quota.{program}.__main__\n"
         "print(sorted({'kubernetes', 'kopf', 'yaml', 'requests'} & sys.modules.keys()))"

@@ -1,4 +1,4 @@
-"""The informer against a source that says what a test lets it say."""
+"""The informer with a scripted source."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def event(kind: str, raw: Json) -> Json:
 
 
 class Script:
-    """Lists and watches in the order in which a test wrote them; then a watch for ever."""
+    """Lists and watches in the order of the test's script, then an endless watch."""
 
     def __init__(self, *steps: Json | Sequence[Json | Exception] | Exception) -> None:
         self.steps = list(steps)
@@ -89,7 +89,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 async def follow(
     *steps: Json | Sequence[Json | Exception] | Exception,
 ) -> tuple[Informer[str], list[Change], list[str]]:
-    """Run through ``steps``; the informer, what it told, and what it asked for."""
+    """Run through ``steps``; return the informer, the listener's calls, and the requests."""
     source = Script(*steps)
     project: Callable[[Json], str | None] = lambda raw: raw["value"]  # noqa: E731
     watched: Informer[str] = Informer(source, PODS, project)
@@ -103,7 +103,7 @@ async def follow(
     return watched, told, source.asked
 
 
-async def test_pages_are_put_together_before_anything_is_told() -> None:
+async def test_listeners_are_called_after_the_last_page() -> None:
     watched, told, asked = await follow(
         page(7, thing("a", 3, "A"), more="next"), page(7, thing("b", 5, "B"))
     )
@@ -128,7 +128,7 @@ async def test_events_change_the_store_in_order() -> None:
     assert asked == ["list", "watch 7", "watch 10"]
 
 
-async def test_a_bookmark_only_moves_on() -> None:
+async def test_a_bookmark_only_advances_the_position() -> None:
     bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "20"}}}
     watched, told, asked = await follow(page(7, thing("a", 3, "A")), [bookmark])
     assert watched.resource_version == 20
@@ -136,10 +136,10 @@ async def test_a_bookmark_only_moves_on() -> None:
     assert asked[-1] == "watch 20"
 
 
-async def test_a_watch_that_broke_after_it_told_something_is_taken_up_at_once(
+async def test_a_watch_that_broke_after_progress_resumes_without_a_long_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A proxy may end every watch it finds idle: that must not add up to long waits."""
+    """A proxy may end every idle watch; this must not add up to long waits."""
     waits: list[float] = []
     sleep = asyncio.sleep
 
@@ -162,7 +162,7 @@ async def test_a_watch_that_broke_after_it_told_something_is_taken_up_at_once(
     assert waits[-1] >= 15.0
 
 
-async def test_after_410_it_lists_anew_and_tells_of_what_vanished() -> None:
+async def test_after_410_a_new_list_reports_deleted_objects() -> None:
     watched, told, _ = await follow(
         page(7, thing("a", 3, "A"), thing("b", 4, "B"), thing("c", 5, "C")),
         errors.Gone(410, "Expired", "too old resource version"),
@@ -174,7 +174,7 @@ async def test_after_410_it_lists_anew_and_tells_of_what_vanished() -> None:
     assert watched.store == {("ns", "b"): "B", ("ns", "c"): "C2"}
 
 
-async def test_the_same_name_anew_is_the_end_of_one_and_the_start_of_another() -> None:
+async def test_a_recreated_object_is_a_deletion_and_a_creation() -> None:
     _, told, _ = await follow(
         page(7, thing("a", 3, "A", uid="first")),
         errors.Gone(410, "Expired", ""),
@@ -183,7 +183,7 @@ async def test_the_same_name_anew_is_the_end_of_one_and_the_start_of_another() -
     assert told[1:] == [("A", None, 30), (None, "A", 25)]
 
 
-async def test_what_is_not_kept_is_told_as_gone() -> None:
+async def test_an_object_that_is_no_longer_kept_is_reported_as_gone() -> None:
     watched, told, _ = await follow(
         page(7, thing("a", 3, "A"), thing("b", 4, None)),
         [event("MODIFIED", thing("a", 8, None)), event("DELETED", thing("b", 9, None))],
@@ -192,7 +192,7 @@ async def test_what_is_not_kept_is_told_as_gone() -> None:
     assert watched.store == {}
 
 
-async def test_a_broken_connection_goes_on_where_it_broke_off() -> None:
+async def test_a_watch_resumes_after_a_broken_connection() -> None:
     watched, told, asked = await follow(
         page(7),
         [event("ADDED", thing("a", 8, "A"))],
@@ -205,7 +205,7 @@ async def test_a_broken_connection_goes_on_where_it_broke_off() -> None:
     assert told == [(None, "A", 8), (None, "B", 9)]
 
 
-async def test_an_expired_page_begins_the_list_again() -> None:
+async def test_an_expired_page_restarts_the_list() -> None:
     watched, told, asked = await follow(
         page(7, thing("a", 3, "A"), more="next"),
         errors.Gone(410, "Expired", "continue token too old"),
@@ -216,7 +216,7 @@ async def test_an_expired_page_begins_the_list_again() -> None:
     assert watched.store == {("ns", "b"): "B"}
 
 
-async def test_other_errors_list_anew() -> None:
+async def test_other_errors_cause_a_new_list() -> None:
     _, _, asked = await follow(
         errors.Forbidden(403, "Forbidden", "not yet"),
         page(7),
@@ -226,12 +226,12 @@ async def test_other_errors_list_anew() -> None:
     assert asked == ["list", "list", "watch 7", "list", "watch 9"]
 
 
-async def test_a_change_that_the_projection_does_not_show_is_not_told() -> None:
+async def test_a_change_outside_the_projection_is_not_reported() -> None:
     _, told, _ = await follow(page(7, thing("a", 3, "A")), [event("MODIFIED", thing("a", 8, "A"))])
     assert told == [(None, "A", 3)]
 
 
-async def test_what_a_listener_raises_ends_it() -> None:
+async def test_an_exception_of_a_listener_ends_the_informer() -> None:
     source = Script(page(7, thing("a", 3, "A")))
     watched: Informer[str] = Informer(source, PODS, lambda raw: raw["value"])
 
@@ -246,14 +246,14 @@ async def test_what_a_listener_raises_ends_it() -> None:
 AWAY = errors.ApiUnreachable("away")
 
 
-async def test_a_server_that_was_away_and_has_its_history_is_watched_on() -> None:
+async def test_a_watch_resumes_when_a_returning_server_has_its_history() -> None:
     _, told, asked = await follow(page(7, thing("a", 3, "A")), AWAY, page(7))
     assert asked == ["list", "watch 7", "list", "watch 7"]
     assert told == [(None, "A", 3)]
 
 
-async def test_a_server_that_comes_back_with_an_earlier_history_is_listed_anew() -> None:
-    """Its watch would say nothing until it has come to where the watcher was."""
+async def test_a_server_with_an_older_history_is_listed_again() -> None:
+    """A watch would be silent until the server reaches the informer's position."""
     watched, told, asked = await follow(
         page(7, thing("a", 3, "A")), AWAY, page(5), page(6, thing("b", 4, "B"))
     )
@@ -262,7 +262,7 @@ async def test_a_server_that_comes_back_with_an_earlier_history_is_listed_anew()
     assert watched.resource_version == 6
 
 
-async def test_a_watch_is_given_up_when_told_to_list_anew() -> None:
+async def test_list_anew_ends_the_watch() -> None:
     source = Script(page(7, thing("a", 3, "A")))
     watched: Informer[str] = Informer(source, PODS, lambda raw: raw["value"])
     running = asyncio.create_task(watched.run())

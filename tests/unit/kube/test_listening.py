@@ -1,4 +1,4 @@
-"""Listening on all of IPv4 and IPv6, on one of them, and on a host that lacks one."""
+"""Listening on both IPv4 and IPv6, on one of them, and on a host without IPv6."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def answers(host: str, port: int) -> bool:
 
 
 def port_of(listening: Iterable[socket.socket]) -> int:
-    """The one port that all of them are on."""
+    """The port of all sockets, which must be the same."""
     (port,) = {each.getsockname()[1] for each in listening}
     return int(port)
 
@@ -49,7 +49,7 @@ def ipv6() -> None:
         ("127.0.0.1", {"127.0.0.1"}),
     ],
 )
-def test_is_reached_by(address: str, reached: set[str]) -> None:
+def test_an_address_is_reached_by_its_families(address: str, reached: set[str]) -> None:
     listening = listen(address, 0)
     port = port_of(listening)
     assert {host for host in ("127.0.0.1", "::1") if answers(host, port)} == reached
@@ -74,7 +74,7 @@ def test_a_host_without_ipv6_is_reached_by_ipv4(
 
 @pytest.mark.parametrize("taken_on", ["127.0.0.1", "::1"])
 @pytest.mark.usefixtures("ipv6")
-def test_a_port_that_is_taken_for_one_family_is_taken(taken_on: str) -> None:
+def test_a_port_in_use_for_one_family_is_refused(taken_on: str) -> None:
     taken = listen(taken_on, 0)
     with pytest.raises(OSError, match="in use"):
         listen(EVERYWHERE, port_of(taken))

@@ -16,7 +16,7 @@ def pod(spec: dict[str, Any], status: dict[str, Any] | None = None, **metadata: 
     return {"metadata": base | metadata, "spec": spec, "status": status or {}}
 
 
-def test_what_is_kept_of_a_pod() -> None:
+def test_the_fields_of_a_projected_pod() -> None:
     raw = pod(
         {
             "nodeName": "node-a",
@@ -64,10 +64,10 @@ def test_a_static_pods_cgroup_is_named_by_its_hash() -> None:
 
 
 def test_nobody_makes_a_pod_static_by_an_annotation() -> None:
-    """Only kubelet's own mirror has config.mirror: a pod of a user's with it is never run.
+    """Only kubelet's mirror pod has config.mirror; kubelet never runs another pod that has it.
 
-    The two others anyone can write, at any time, on a pod that runs: its cgroup would not
-    be found by them, so it would be held to nothing and let go while it runs.
+    Anyone can write the other two annotations on a running pod. If they counted, the pod's
+    cgroup would not be found: the pod would have no limit, and would be released while it runs.
     """
     forged = {"kubernetes.io/config.source": "file", "kubernetes.io/config.hash": "cafe"}
     assert project_pod(pod({}, annotations=forged)).static_hash is None
@@ -79,7 +79,7 @@ def test_a_size_named_for_the_pod_as_a_whole() -> None:
     assert kept.demand == FOUR_MIB
 
 
-def test_a_malformed_request_is_told_not_raised() -> None:
+def test_a_malformed_request_is_stored_not_raised() -> None:
     bad = {"requests": {"hugepages-2Mi": "-4Mi"}}
     kept = project_pod(pod({"containers": [{"name": "main", "resources": bad}]}))
     assert kept.demand == NOTHING
@@ -94,7 +94,7 @@ def test_pods_without_huge_pages_can_be_left_out() -> None:
     assert project_demanding_pod(pod({"containers": [{"name": "main", "resources": HUGE}]}))
 
 
-def test_volumes_are_kept_of_pods_with_huge_pages_alone() -> None:
+def test_only_pods_with_huge_pages_keep_their_volumes() -> None:
     volumes = [
         {"name": "host", "hostPath": {"path": "/mnt/huge"}},
         {"name": "scratch", "emptyDir": {"medium": "HugePages"}},

@@ -1,4 +1,4 @@
-"""What is served beside the probes."""
+"""The probes' server with and without metrics."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def test_metrics_are_rendered_at_every_scrape_even_before_the_program_is_r
 
 
 @pytest.mark.parametrize(("path", "status"), [("/metrics", 404), ("/healthz", 200)])
-async def test_a_program_without_metrics_serves_the_probes_alone(path: str, status: int) -> None:
+async def test_a_program_without_metrics_serves_only_the_probes(path: str, status: int) -> None:
     (port,) = free_ports(1)
     async with serve_probes("127.0.0.1", port, lambda: ""):
         assert (await get(port, path))[0] == status

@@ -48,7 +48,7 @@ RAW: dict[str, Any] = {
 }
 
 
-def test_it_is_read() -> None:
+def test_a_quota_is_read() -> None:
     quota = QuotaObject.from_json(RAW)
     assert (quota.uid, quota.resource_version, quota.generation) == ("u", "9", 2)
     assert quota.quota.parent == QuotaKey("acme", "tenant")
@@ -59,7 +59,7 @@ def test_it_is_read() -> None:
     assert quota.counter.used.of(SMALL) == 96 * 1024**2
 
 
-def test_the_status_tells_it_all_once() -> None:
+def test_the_status_has_every_field() -> None:
     body = status_body(QuotaObject.from_json(RAW))
     assert body["metadata"] == {
         "namespace": "db",
@@ -80,7 +80,7 @@ def test_the_status_tells_it_all_once() -> None:
     }
 
 
-def test_what_was_written_is_read_back_as_stored() -> None:
+def test_a_written_status_is_stored() -> None:
     quota = QuotaObject.from_json(RAW)
     assert not quota.is_stored  # used and the rest were not written yet
     again = QuotaObject.from_json({**RAW, "status": status_body(quota)["status"]})
@@ -103,7 +103,7 @@ def test_a_size_that_is_charged_and_not_limited_is_shown_too() -> None:
         ({"spec": {"hard": {}, "newer": 1}}, "spec.newer: "),
     ],
 )
-def test_what_can_not_be_understood_is_named(changed: dict[str, Any], said: str) -> None:
+def test_an_invalid_spec_is_named(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidQuota, match="HugeTLBQuota db/leaf is invalid") as refused:
         QuotaObject.from_json({**RAW, **changed})
     assert said in str(refused.value)
@@ -145,7 +145,7 @@ def test_fields_of_a_newer_release_refuse_nothing_and_stay() -> None:
         {"reservations": [{"uid": "u"}]},
     ],
 )
-def test_a_status_that_can_not_be_read_admits_nothing_and_is_written_anew(
+def test_an_unreadable_status_admits_nothing_and_is_rewritten(
     unread: dict[str, Any],
 ) -> None:
     quota = stored(**unread)
@@ -160,7 +160,7 @@ def test_a_status_that_can_not_be_read_admits_nothing_and_is_written_anew(
 @pytest.mark.parametrize(
     "status", [None, [], "none", {"conditions": [7], "observedGeneration": {}}]
 )
-def test_whatever_the_status_is_the_quota_is_read(status: Any) -> None:
+def test_a_quota_with_any_status_is_read(status: Any) -> None:
     assert not QuotaObject.from_json({**RAW, "status": status}).is_counted
 
 
@@ -183,7 +183,7 @@ def test_a_spec_that_did_not_change_is_not_read_again() -> None:
     assert QuotaObject.from_json(goes, known).quota.terminating
 
 
-def test_who_only_counts_reads_what_can_be_read() -> None:
+def test_to_count_reads_the_valid_parts_of_a_spec() -> None:
     spec = {**RAW["spec"], "escrow": "1Gi", "hard": {"hugepages-3Mi": "3Mi"}}
     raw = {**RAW, "spec": spec, "metadata": {**RAW["metadata"], "generation": 3}}
     fresh = QuotaObject.to_count(raw)

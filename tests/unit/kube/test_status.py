@@ -1,4 +1,4 @@
-"""Compare-and-swap, against the API in memory that admission's tests use."""
+"""Compare-and-swap with the in-memory API of admission's tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def one_more(quota: QuotaObject) -> QuotaObject:
 
 
 class Contended(FakeApi):
-    """Others write before each of the first ``times`` writes."""
+    """An API in which another write precedes each of the first ``times`` writes."""
 
     times = 0
 
@@ -42,7 +42,7 @@ def api() -> Contended:
     return api
 
 
-async def test_it_writes_what_the_change_makes_and_returns_it(api: Contended) -> None:
+async def test_the_changed_quota_is_written_and_returned(api: Contended) -> None:
     written = await status.compare_and_swap(api, KEY, one_more)
     assert written.counter.pods.of(SIZE) == SIZE.bytes
     assert api.quota(str(KEY)) == written
@@ -55,7 +55,7 @@ async def test_a_conflict_is_read_and_changed_again(api: Contended) -> None:
     assert len(api.writes) == 4
 
 
-async def test_a_state_known_already_saves_the_first_read(api: Contended) -> None:
+async def test_a_known_state_saves_the_first_read(api: Contended) -> None:
     await status.compare_and_swap(api, KEY, one_more, known=api.quota(str(KEY)))
     assert api.requests == ["PUT hugetlbquotas/status db/leaf"]
 
@@ -74,7 +74,7 @@ async def test_endless_conflicts_end_in_time(api: Contended) -> None:
         await status.compare_and_swap(api, KEY, one_more, within=0.2)
 
 
-async def test_what_the_change_raises_writes_nothing(api: Contended) -> None:
+async def test_an_exception_of_the_change_writes_nothing(api: Contended) -> None:
     def refuse(quota: QuotaObject) -> QuotaObject:
         raise LookupError("no room")
 
@@ -83,7 +83,7 @@ async def test_what_the_change_raises_writes_nothing(api: Contended) -> None:
     assert api.writes == []
 
 
-async def test_a_quota_that_is_not_there_or_not_readable(api: Contended) -> None:
+async def test_a_missing_or_invalid_quota(api: Contended) -> None:
     with pytest.raises(errors.NotFound):
         await status.compare_and_swap(api, QuotaKey("db", "none"), one_more)
     api.put(quota("db/bad", {"hugepages-3Mi": "3Mi"}))

@@ -1,4 +1,4 @@
-"""What a machine lacks is said before anything is started, with the remedy."""
+"""The preflight reports what the machine lacks, and what to do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def program(path: Path, says: str) -> None:
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder on PATH; no control plane is given."""
+    """The only folder on PATH; KUBEBUILDER_ASSETS is not set."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("KUBEBUILDER_ASSETS", raising=False)
     return tmp_path
@@ -36,7 +36,7 @@ def test_no_cgroup2(tmp_path: Path) -> None:
     assert "mount one: mount -t cgroup2" in (preflight._cgroup2(mountinfo) or "")
 
 
-def test_the_controller_is_looked_for_in_every_cgroup2_that_can_be_seen(tmp_path: Path) -> None:
+def test_every_visible_cgroup2_mount_is_searched_for_the_controller(tmp_path: Path) -> None:
     mountinfo, hidden, seen = (tmp_path / name for name in ("mountinfo", "hidden", "seen"))
     seen.mkdir()
     mountinfo.write_text(PROC + mounted(hidden) + mounted(seen))
@@ -46,12 +46,14 @@ def test_the_controller_is_looked_for_in_every_cgroup2_that_can_be_seen(tmp_path
     assert preflight._cgroup2(mountinfo) is None
 
 
-def test_who_is_not_root_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_user_than_root_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert "sudo" in (preflight._root() or "")
 
 
-def test_a_root_that_can_not_mount_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_root_without_cap_sys_admin_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     status = tmp_path / "status"
     status.write_text("Uid:\t0\nCapEff:\t00000000a80425fb\n")  # containerd's default
@@ -60,7 +62,7 @@ def test_a_root_that_can_not_mount_is_told(tmp_path: Path, monkeypatch: pytest.M
     assert preflight._root(status) is None
 
 
-def test_packages_that_the_reader_is_built_with_are_named(path: Path, tmp_path: Path) -> None:
+def test_missing_packages_of_the_reader_are_named(path: Path, tmp_path: Path) -> None:
     include = tmp_path / "include"
     told = preflight._reader(include) or ""
     assert "install clang, " in told
@@ -75,14 +77,14 @@ def test_packages_that_the_reader_is_built_with_are_named(path: Path, tmp_path: 
     assert preflight._reader(include) is None
 
 
-def test_packages_that_the_model_is_searched_with_are_named(path: Path, tmp_path: Path) -> None:
+def test_missing_packages_of_the_model_are_named(path: Path, tmp_path: Path) -> None:
     program(path / "gcc", "")
     assert "(apt-get install spin)" in (preflight._spin() or "")
     program(path / "spin", "")
     assert preflight._spin() is None
 
 
-def test_packages_that_virtual_machines_take_are_named(path: Path) -> None:
+def test_missing_packages_of_virtual_machines_are_named(path: Path) -> None:
     # Others, such as debootstrap, are in /usr/sbin, where they are found on any PATH.
     told = preflight._machines() or ""
     assert "install qemu-system-x86, " in told
@@ -110,6 +112,6 @@ def test_a_given_control_plane_needs_go_only_for_what_it_lacks(
     assert preflight._programs() is None
 
 
-def test_it_knows_the_programs_and_the_go_of_the_build() -> None:
+def test_programs_and_go_version_are_those_of_the_build() -> None:
     assert preflight.PROGRAMS == build.PROGRAMS
     assert ".".join(map(str, preflight.GO)) in build._required_go()

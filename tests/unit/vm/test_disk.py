@@ -1,4 +1,4 @@
-"""A cluster's disk, while another run makes a newer one."""
+"""A cluster's disk stays usable while another run makes a newer disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which QEMU runs the machines, where Debian's can't be fetched."""
+"""The QEMU that runs the machines if Debian's can't be fetched."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.vm import qemu
         ("", "single"),
     ],
 )
-def test_the_hosts_is_run_with_as_many_threads_as_can_be_trusted(
+def test_the_threads_depend_on_the_version_of_the_hosts_qemu(
     said: str,
     threads: str,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""A scene that is skipped on a cluster that was made for it fails the run."""
+"""A skipped scene fails the run on a cluster that was made for the scenes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TREE = Path(__file__).resolve().parents[3]
 @pytest.mark.parametrize(
     ("may", "status"), [(None, 0), ("KUBECONFIG", 0), ("no pages of 1 GiB", 1)]
 )
-def test_a_scene_that_is_skipped(may: str | None, status: int) -> None:
+def test_a_skipped_scene_fails_unless_its_reason_is_allowed(may: str | None, status: int) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "KUBECONFIG"}
     environment.pop("E2E_MAY_SKIP", None)
     if may is not None:
