@@ -48,8 +48,10 @@ class World:
         create_quota(self.api, quota)
 
     def start_agent(self) -> Program:
+        """Start the agent, and wait until there is a report."""
         name, cgroup_root = self.node.name, self.node.cgroup_parent
         self.agents.append(self.cluster.start_agent(name, cgroup_root=cgroup_root))
+        eventually(self.has_reported)
         return self.agents[-1]
 
     def restart_controller(self) -> None:
@@ -254,7 +256,6 @@ def test_two_pods_whose_whole_lives_fell_in_their_agents_downtime(
 ) -> None:
     """They leave files of different sizes under different quotas."""
     agent = world.start_agent()
-    eventually(world.has_reported)
     for name in "ab":
         world.make_quota(name)
     left = {"a": "4Mi", "b": "6Mi"}
