@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -171,7 +173,14 @@ def test_no_such_quota(run: Run) -> None:
 def test_tree_watches(plane: ControlPlane) -> None:
     command = [sys.executable, "-m", "hugetlb_quota.plugin", "tree", "acme-db/db", "--watch"]
     env = {"KUBECONFIG": str(plane.admin_kubeconfig), "HOME": "/nonexistent", "PYTHONUTF8": "1"}
-    watching = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+    watching = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
+        # As a terminal's shell has it; background jobs and processes of `pytest -n` ignore it.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
     assert watching.stdout is not None
     try:
         assert until(watching.stdout, "acme-db/db").split()[-2:] == ["64Mi", "128Mi"]
@@ -180,8 +189,8 @@ def test_tree_watches(plane: ControlPlane) -> None:
     finally:
         limit(plane, "128Mi")
         status(plane, observedGeneration=99)
-        watching.send_signal(2)
-        assert watching.wait(30) == 0
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(60) == 0
 
 
 def until(lines: IO[str], text: str) -> str:
