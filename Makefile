@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# That run tests at a time.
+PROCESSES ?= 2
 READY := $(VENV)/.installed
 READER := operator/hugetlb_quota/node/reader
 
@@ -14,7 +16,8 @@ demo: require $(READY) reader  ## show the main job, on a real API server, real 
 	@$(BIN)/python -m demo
 
 test: preflight $(READY)  ## run every layer of tests; says how many ran at each and why any was skipped
-	@$(BIN)/python -m pytest -q --durations=20 tests/unit tests/kernel tests/cluster tests/image $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(PROCESSES) --durations=20 \
+	    tests/unit tests/kernel tests/cluster tests/image $(ARGS)
 
 unit: $(READY)  ## run the pure tests alone: no root, seconds
 	@$(BIN)/python -m pytest -q tests/unit $(ARGS)

@@ -1,5 +1,7 @@
 """Gives the layers that mount a mount namespace of their own, and counts what ran at each layer.
 
+With `-n` the tests run in several processes at a time: see `_place`.
+
 A layer that was skipped is never overlooked: with REQUIRE_LAYERS=1 a test of a layer
 below e2e that was skipped fails the run, unless what it lacks is something that not every
 machine can have.
@@ -9,10 +11,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests import mount_namespace, preflight
 
@@ -20,6 +25,8 @@ LAYERS = ("unit", "model", "kernel", "cluster", "image", "e2e")
 REQUIRED = ("unit", "model", "kernel", "cluster", "image")
 #: Layers whose tests and programs mount; they skip where root is lacking.
 MOUNTING = ("kernel", "cluster", "image")
+#: Takes huge pages in a process of its own.
+AGENTS_BENCHMARK = "tests/cluster/test_bench.py::test_a_suite_makes_its_page[agent]"
 #: Reasons of skips that REQUIRE_LAYERS accepts.
 OPTIONAL = (
     "no PostgreSQL is installed",
@@ -47,6 +54,31 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Leave the host's mounts before the first test and before any other thread."""
     if preflight._root() is None and any(_layer(i.nodeid) in MOUNTING for i in session.items):
         mount_namespace.enter()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Give each process of `-n` whole files, those with the most tests first."""
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = _place  # type: ignore[method-assign]
+    return scheduler
+
+
+def _place(nodeid: str) -> str:
+    """What runs in the same process, one test after the other.
+
+    The tests of a file share what its fixtures start; all that take huge pages share the host's
+    pool, and see what the others do to it.
+    """
+    file = nodeid.partition("::")[0]
+    takes = _takes_huge_pages(file) or nodeid == AGENTS_BENCHMARK
+    return "huge pages" if takes else file
+
+
+@cache
+def _takes_huge_pages(file: str) -> bool:
+    """Whether the tests of a file do, in this process."""
+    return _layer(file) == "kernel" or "reserved_pages" in Path(file).read_text()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

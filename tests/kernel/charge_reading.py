@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 from pathlib import Path
 
@@ -16,9 +17,12 @@ READS = 200
 
 def build() -> Path:
     """The reader's program, made if need be. Raises AssertionError with the compiler's words."""
-    made = subprocess.run(
-        ["make", "-s", "-C", str(PROGRAM.parent)], capture_output=True, text=True, check=False
-    )
+    with (PROGRAM.parent / "Makefile").open() as held:
+        # Another process of this run may be making it.
+        fcntl.flock(held, fcntl.LOCK_EX)
+        made = subprocess.run(
+            ["make", "-s", "-C", str(PROGRAM.parent)], capture_output=True, text=True, check=False
+        )
     assert made.returncode == 0, made.stderr
     return PROGRAM
 
