@@ -21,6 +21,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests import mount_namespace, preflight
 
+ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("unit", "model", "kernel", "cluster", "image", "e2e")
 REQUIRED = ("unit", "model", "kernel", "cluster", "image")
 #: Layers whose tests and programs mount; they skip where root is lacking.
@@ -78,7 +79,7 @@ def _place(nodeid: str) -> str:
 @cache
 def _takes_huge_pages(file: str) -> bool:
     """Whether the tests of a file do, in this process."""
-    return _layer(file) == "kernel" or "reserved_pages" in Path(file).read_text()
+    return _layer(file) == "kernel" or "reserved_pages" in (ROOT / file).read_text()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
