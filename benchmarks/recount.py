@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
+from hugetlb_quota.api.quota import FINALIZER
 from hugetlb_quota.controller.recounter import Recounter
 from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.informer import Informer
@@ -135,7 +136,13 @@ def quota(number: int) -> Json:
     }
     if team:
         spec["parentRef"] = {"namespace": f"ns-{family}", "name": "root"}
-    meta = {"namespace": f"ns-{family}", "name": name, "uid": f"q-{number}", "generation": 1}
+    meta = {
+        "namespace": f"ns-{family}",
+        "name": name,
+        "uid": f"q-{number}",
+        "generation": 1,
+        "finalizers": [FINALIZER],
+    }
     return {"metadata": meta, "spec": spec}
 
 

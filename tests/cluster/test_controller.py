@@ -568,6 +568,42 @@ def test_a_deleted_quota_waits_until_nothing_is_charged(
     eventually(gone)
 
 
+def test_whenever_it_is_killed_what_is_counted_has_its_finalizer_and_what_is_deleted_goes(
+    programs: Programs, api: Api, namespace: str
+) -> None:
+    names = [f"q-{number:03}" for number in range(200)]
+    for name in names:
+        api.create(QUOTAS, quota(namespace, name, "128Mi"))
+
+    def found() -> list[Object]:
+        return api.list(QUOTAS, namespace=namespace)
+
+    def counted() -> list[Object]:
+        return [each for each in found() if each.get("status", {}).get("observedGeneration")]
+
+    def guarded(quotas: list[Object]) -> list[Object]:
+        return [each for each in quotas if each["metadata"].get("finalizers")]
+
+    program = programs.start_controller(webhooks=False)
+    try:
+        for least in (1, 70, 140):
+            eventually(lambda n=least: len(counted()) >= n, timeout=60, every=0.01)  # type: ignore[misc]
+            program.kill9()
+            assert guarded(counted()) == counted()
+            program.start_again()
+        eventually(lambda: len(counted()) == len(names), timeout=60)
+        assert guarded(found()) == found()
+        for name in names[:100]:
+            api.delete(QUOTAS, name, namespace=namespace)
+        eventually(lambda: len(found()) < 180, timeout=60, every=0.01)
+        program.kill9()
+        program.start_again()
+        eventually(lambda: len(found()) == 100, timeout=60)
+        assert [each["metadata"]["name"] for each in guarded(found())] == names[100:]
+    finally:
+        program.stop()
+
+
 def test_no_pod_is_ever_annotated_or_given_a_finalizer(
     controller: Program, api: Api, namespace: str
 ) -> None:

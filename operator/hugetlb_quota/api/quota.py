@@ -14,6 +14,8 @@ KIND: Final = "HugeTLBQuota"
 PLURAL: Final = "hugetlbquotas"
 #: The controller's finalizer, which keeps a deleted quota until nothing is charged to it.
 FINALIZER: Final = "hugetlb.dev/charged"
+#: The label of those that are deleted and have it still; the controller's.
+DELETED: Final = "hugetlb.dev/deleted"
 
 #: The condition that is False while a charge waits for a node's report.
 NODES_REPORTING: Final = "NodesReporting"

@@ -1,4 +1,4 @@
-"""What keeps a quota until nothing is charged to it: kopf's finalizer and its handler.
+"""What keeps a quota until nothing is charged to it: a finalizer, and kopf, which takes it off.
 
 The webhook refuses to delete a charged quota; this closes the moment between its
 answer and the deletion. From then on admission refuses pods for the quota, so the use
@@ -17,7 +17,7 @@ import kopf
 
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.api import GROUP, VERSION
-from hugetlb_quota.api.quota import FINALIZER, PLURAL
+from hugetlb_quota.api.quota import DELETED, FINALIZER, PLURAL
 from hugetlb_quota.kube import errors, status
 from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.quotas import InvalidQuota, summary
@@ -56,6 +56,7 @@ def registry(connection: Connection) -> kopf.OperatorRegistry:
         settings.persistence.diffbase_storage = _NoDiffs()
         settings.networking.request_timeout = 10
         settings.networking.connect_timeout = 5
+        settings.watching.label_selectors[GROUP, VERSION, PLURAL] = DELETED
         settings.watching.server_timeout = 300
         settings.watching.client_timeout = 360
         # A quota that waits for its charges to go is no error to tell of each time.

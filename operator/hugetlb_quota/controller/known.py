@@ -358,10 +358,10 @@ class Known:
 
 
 def _is_same(old: QuotaObject, new: QuotaObject) -> bool:
-    """Whether nothing is new but the resourceVersion, as when a finalizer came."""
+    """Whether nothing is new but the resourceVersion, as when an annotation came."""
     # The rest of both is read from these.
     return (
-        (old.uid, old.invalid) == (new.uid, new.invalid)
+        (old.uid, old.invalid, old.finalizers) == (new.uid, new.invalid, new.finalizers)
         and old.quota == new.quota
         and old.counter == new.counter
         and old.stored == new.stored

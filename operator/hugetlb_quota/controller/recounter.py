@@ -17,6 +17,7 @@ from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, Reservati
 from hugetlb_quota.controller import conditions
 from hugetlb_quota.controller.books import Books
 from hugetlb_quota.controller.expiry import Expiry
+from hugetlb_quota.controller.guard import Guard, is_guarded
 from hugetlb_quota.controller.known import Namespace
 from hugetlb_quota.controller.lag import Lag
 from hugetlb_quota.controller.node_wishes import Succession, wishes, write_wishes
@@ -115,6 +116,8 @@ class Recounter:
         self._pods.on_change(self._note_pod)
         self._nodes.on_change(self._note_node)
         self._reports.on_change(self._note_report)
+        self._guard = Guard(connection, self._quotas.store)
+        self._quotas.on_change(self._guard.look)
         known = self.books.known
         self._quotas.on_change(lambda old, new, _: known.quota_changed(old, new))
         self._namespaces.on_change(lambda old, new, _: known.namespace_changed(old, new))
@@ -136,8 +139,8 @@ class Recounter:
         """Recount for ever: soon after every change, and now and then."""
         informers = (self._pods, self._quotas, self._reports, self._nodes, self._namespaces)
         async with asyncio.TaskGroup() as group:
-            for informer in informers:
-                group.create_task(informer.run())
+            for task in (*(each.run() for each in informers), self._guard.run()):
+                group.create_task(task)
             for informer in informers:
                 await informer.synced.wait()
             while True:
@@ -177,7 +180,7 @@ class Recounter:
 
     def _is_counted(self, quota: QuotaObject) -> bool:
         """Whether its count may be written now."""
-        return bool(quota.observed_generation) or self._may_begin()
+        return bool(quota.observed_generation) or (is_guarded(quota) and self._may_begin())
 
     def _try_again(self) -> None:
         """Recount in a moment: what was to be read or written just now could not be."""

@@ -1,4 +1,4 @@
-"""The part of a Connection that reads one object and replaces it."""
+"""The parts of a Connection that read and write one object."""
 
 from __future__ import annotations
 
@@ -33,4 +33,20 @@ class ObjectApi(Protocol):
         timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
     ) -> dict[str, Any]:
         """PUT the object; the object that the server returns."""
+        ...
+
+
+class PatchApi(Protocol):
+    """Some fields of one object."""
+
+    async def patch(
+        self,
+        resource: Resource,
+        name: str,
+        body: dict[str, Any],
+        namespace: str | None = None,
+        *,
+        timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
+    ) -> dict[str, Any]:
+        """Merge ``body`` into one object."""
         ...

@@ -174,6 +174,23 @@ class Connection:
         path = resource.path(namespace, name, subresource)
         return await self._request("PUT", path, body=body, timeout=timeout)
 
+    async def patch(
+        self,
+        resource: Resource,
+        name: str,
+        body: Json,
+        namespace: str | None = None,
+        *,
+        timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
+    ) -> Json:
+        """Merge ``body`` into an object.
+
+        :raises Conflict: when its ``metadata.uid`` or ``metadata.resourceVersion`` is another
+            than that in ``body``.
+        """
+        path = resource.path(namespace, name)
+        return await self._request("PATCH", path, body=body, timeout=timeout)
+
     async def watch(
         self,
         resource: Resource,

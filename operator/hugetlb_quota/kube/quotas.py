@@ -7,6 +7,7 @@ owner writes it again.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -24,6 +25,7 @@ from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.api import API_VERSION
 from hugetlb_quota.api.model import Condition, LabelSelector, Model, read_leniently
 from hugetlb_quota.api.quota import (
+    DELETED,
     KIND,
     NODES_REPORTING,
     HugeTLBQuotaSpec,
@@ -72,6 +74,7 @@ class QuotaObject:
     ``observed_generation`` (``dataclasses.replace``); then :meth:`status` is the new status.
     ``counted_under``: the term of the last count. ``invalid``: why the spec is invalid, else "";
     then ``quota`` has only the valid parts, and nobody may write the object.
+    ``labelled``: whether the object has the label of deleted quotas.
     """
 
     key: QuotaKey
@@ -85,6 +88,8 @@ class QuotaObject:
     observed_generation: int = 0
     counted_under: int = 0
     invalid: str = ""
+    finalizers: tuple[str, ...] = ()
+    labelled: bool = False
     spec: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
     stored: Mapping[str, Any] = field(default_factory=dict, compare=False)
     as_read: _AsRead = field(default=_NOTHING_READ, compare=False, repr=False)
@@ -153,6 +158,8 @@ class QuotaObject:
             conditions=read.conditions,
             observed_generation=_integer(stored.get("observedGeneration")),
             counted_under=_integer(stored.get("countedUnder")),
+            finalizers=tuple(map(sys.intern, metadata.get("finalizers") or ())),
+            labelled=DELETED in (metadata.get("labels") or ()),
             spec=raw.get("spec"),
             stored=stored,
             as_read=read,

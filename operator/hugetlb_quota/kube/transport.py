@@ -95,7 +95,8 @@ class _Session:
         data = None
         if body is not None:
             data = orjson.dumps(body)
-            headers["Content-Type"] = "application/json"
+            kind = "merge-patch+json" if method == "PATCH" else "json"
+            headers["Content-Type"] = f"application/{kind}"
         return await self._session.request(
             method,
             self.server + path,

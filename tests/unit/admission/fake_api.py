@@ -17,6 +17,7 @@ from hugetlb_quota.admission.commit import Committer
 from hugetlb_quota.admission.pods import PodAdmission
 from hugetlb_quota.admission.quotas import QuotaAdmission
 from hugetlb_quota.admission.review import AdmissionRequest, GroupResource
+from hugetlb_quota.api.quota import FINALIZER
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.quotas import QuotaObject
 from hugetlb_quota.kube.resources import CONFIG_MAPS, EVENTS, HUGETLB_QUOTAS, NAMESPACES, Resource
@@ -195,6 +196,31 @@ class FakeApi:
             raise errors.ApiUnreachable("The API server did not answer PUT.")
         return copy.deepcopy(written)
 
+    async def patch(
+        self,
+        resource: Resource,
+        name: str,
+        body: Json,
+        namespace: str | None = None,
+        *,
+        timeout: float = 1.0,
+    ) -> Json:
+        """Metadata alone, and no field of it is taken away."""
+        fate = await self.turn(f"PATCH {resource.plural} {namespace or ''}/{name}")
+        if fate == "lost":
+            raise errors.ApiUnreachable("The API server did not answer PATCH.")
+        stored = self.objects.get((resource.plural, namespace or "", name))
+        if stored is None:
+            raise errors.NotFound(404, "NotFound", f"{resource} {name!r} not found")
+        sent, held = body["metadata"], stored["metadata"]
+        if any(sent.get(each, held[each]) != held[each] for each in ("uid", "resourceVersion")):
+            raise errors.Conflict(409, "Conflict", "the object has been modified")
+        sent = {**sent, "labels": held.get("labels", {}) | sent.get("labels", {})}
+        written = self.put({**stored, "metadata": {**held, **copy.deepcopy(sent)}})
+        if fate == "answer lost":
+            raise errors.ApiUnreachable("The API server did not answer PATCH.")
+        return copy.deepcopy(written)
+
     async def create(
         self,
         resource: Resource,
@@ -287,7 +313,12 @@ def quota(
         spec["childNamespaces"] = children
     if policy is not None:
         spec["deletionPolicy"] = policy
-    metadata: Json = {"namespace": namespace, "name": name, "generation": 1}
+    metadata: Json = {
+        "namespace": namespace,
+        "name": name,
+        "generation": 1,
+        "finalizers": [FINALIZER],
+    }
     if terminating:
         metadata["deletionTimestamp"] = "2026-11-22T12:00:00Z"
     status: Json = {} if attached_to is None else {"attachedTo": attached_to}

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from hugetlb_quota.api.quota import FINALIZER
 from hugetlb_quota.controller import recounter as recounter_module
 from hugetlb_quota.controller import term
 from hugetlb_quota.controller.census import Count, World
@@ -22,7 +23,13 @@ from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, PODS, Resource
 from tests.unit.admission.fake_api import FakeApi, Json, namespace, pod, quota
 
 QUOTA = {
-    "metadata": {"namespace": "ns", "name": "q", "uid": "u", "resourceVersion": "7"},
+    "metadata": {
+        "namespace": "ns",
+        "name": "q",
+        "uid": "u",
+        "resourceVersion": "7",
+        "finalizers": [FINALIZER],
+    },
     "spec": {"hard": {"hugepages-2Mi": "64Mi"}},
 }
 

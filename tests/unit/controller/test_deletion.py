@@ -1,0 +1,156 @@
+"""kopf against a server with quotas: it asks for those alone that are deleted, and frees them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import kopf
+import pytest
+import yaml
+from aiohttp import web
+
+from hugetlb_quota.api.quota import DELETED, FINALIZER
+from hugetlb_quota.controller import deletion
+from hugetlb_quota.kube.connection import Connection
+from tests.unit.admission.fake_api import quota
+
+Json = dict[str, Any]
+GROUP = "/apis/hugetlb.dev/v1alpha1"
+
+
+def _group(name: str, version: str) -> Json:
+    served = {"groupVersion": f"{name}/{version}", "version": version}
+    return {"name": name, "preferredVersion": served, "versions": [served]}
+
+
+def _resources(*kinds: str) -> Json:
+    return {
+        "resources": [
+            {
+                "kind": kind,
+                "name": f"{kind.lower()}s",
+                "singularName": kind.lower(),
+                "namespaced": kind in ("HugeTLBQuota", "Event"),
+                "verbs": ["list", "watch", "patch"],
+            }
+            for kind in kinds
+        ]
+    }
+
+
+#: What kopf looks for: its own needs, and the kind that it handles.
+DISCOVERY = {
+    "/api": {"versions": ["v1"]},
+    "/api/v1": _resources("Namespace", "Event"),
+    "/apis": {"groups": [_group("hugetlb.dev", "v1alpha1"), _group("apiextensions.k8s.io", "v1")]},
+    "/apis/apiextensions.k8s.io/v1": _resources("CustomResourceDefinition"),
+    GROUP: _resources("HugeTLBQuota"),
+}
+
+
+class Server:
+    """Discovery, one quota that is deleted and charged, and what was asked about it."""
+
+    def __init__(self) -> None:
+        self.quota = quota(
+            "db/leaf", {"hugepages-2Mi": "64Mi"}, pods={"hugepages-2Mi": "2Mi"}, terminating=True
+        )
+        self.quota["metadata"] |= {"uid": "u", "resourceVersion": "7", "labels": {DELETED: ""}}
+        self.selectors: set[str | None] = set()
+        self.patches: list[Any] = []
+        self.told: asyncio.Queue[Json] = asyncio.Queue()
+        self.over = asyncio.Event()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        if request.method == "PATCH":
+            self._patch(json.loads(await request.read()))
+            return web.json_response(self.quota)
+        if "watch" in request.query:
+            return await self._watch(request)
+        return web.json_response(self._found(request))
+
+    def _patch(self, patch: Any) -> None:
+        """Take in annotations, by which kopf knows that it has seen its own write."""
+        self.patches.append(patch)
+        metadata = self.quota["metadata"]
+        metadata["resourceVersion"] = str(int(metadata["resourceVersion"]) + 1)
+        if isinstance(patch, dict):
+            told = metadata.get("annotations", {}) | patch["metadata"].get("annotations", {})
+            metadata["annotations"] = {name: each for name, each in told.items() if each}
+        self.told.put_nowait({"type": "MODIFIED", "object": self.quota})
+
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
+        stream = web.StreamResponse()
+        await stream.prepare(request)
+        while request.path == f"{GROUP}/hugetlbquotas":
+            await stream.write(json.dumps(await self.told.get()).encode() + b"\n")
+        await self.over.wait()
+        return stream
+
+    def _found(self, request: web.Request) -> Json:
+        listed: Json = {"metadata": {"resourceVersion": "7"}, "items": []}
+        if request.path == f"{GROUP}/hugetlbquotas":
+            self.selectors.add(request.query.get("labelSelector"))
+            listed["items"] = [self.quota]
+        found = {f"{GROUP}/namespaces/db/hugetlbquotas/leaf": self.quota, **DISCOVERY}
+        return found.get(request.path, listed)
+
+
+@pytest.fixture
+async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
+    server = Server()
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", server.handle)
+    runner = web.AppRunner(application, shutdown_timeout=0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    config = {
+        "clusters": [
+            {"name": "c", "cluster": {"server": f"http://127.0.0.1:{runner.addresses[0][1]}"}}
+        ],
+        "users": [{"name": "u", "user": {"token": "secret"}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    yield server
+    server.over.set()
+    await runner.cleanup()
+
+
+async def test_kopf_sees_what_is_deleted_and_frees_it_when_nothing_is_charged(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deletion, "AGAIN", 0.05)
+    stop = asyncio.Event()
+    async with Connection.open() as connection, asyncio.timeout(60):
+        running = asyncio.create_task(
+            kopf.operator(
+                registry=deletion.registry(connection),
+                clusterwide=True,
+                standalone=True,
+                stop_flag=stop,
+            )
+        )
+        while len(server.patches) < 2:  # it waits, and tries again
+            await asyncio.sleep(0.01)
+        assert not any(_frees(each) for each in server.patches)
+        server.quota["status"]["pods"] = {}
+        while not any(_frees(each) for each in server.patches):
+            await asyncio.sleep(0.01)
+        stop.set()
+        server.over.set()
+        await running
+    assert server.selectors == {DELETED}
+
+
+def _frees(patch: Any) -> bool:
+    """Whether a patch, of either kind, takes a finalizer off."""
+    if isinstance(patch, dict):
+        return FINALIZER not in patch.get("metadata", {}).get("finalizers", [FINALIZER])
+    return any("finalizers" in each["path"] and each["op"] != "test" for each in patch)
