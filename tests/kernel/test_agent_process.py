@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.kernel.agent_process import (
     ID,
+    SECONDS,
     SOON,
     Agent,
     Api,
@@ -131,6 +135,36 @@ async def test_without_an_api_it_begins_with_what_kubelet_wrote(agent: Agent, ap
     await api.start()
     await agent.ready()
     assert await agent.end(signal.SIGTERM) == 0
+
+
+async def test_a_pod_that_is_refused_huge_pages_has_an_event_and_one_of_before_has_none(
+    agent: Agent, api: Api, pages: Callable[[int], None]
+) -> None:
+    def told() -> list[str]:
+        return [each["regarding"]["name"] for each in api.published]
+
+    pages(2)
+    cgroups = {uid: make_cgroup(agent, uid) for uid in ("before", "now")}
+    for uid in cgroups:
+        await bind(api, uid)
+    cgroup_tree.write(cgroups["before"] / "hugetlb.2MB.rsvd.max", "8388608")
+    with (
+        Actor(cgroups["before"] / naming.container_name("systemd", ID)) as before,
+        Actor(cgroups["now"] / naming.container_name("systemd", ID)) as now,
+    ):
+        too_much = "map_pages(1 + (32 << 20) // PAGE, PRIVATE | ANONYMOUS | HUGETLB)"
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            before.do(too_much)
+        await agent.start()
+        await agent.ready()
+        async with asyncio.timeout(SECONDS):
+            while "now" not in told():
+                # What comes before its first look counts as of before.
+                with pytest.raises(OSError, match="Cannot allocate memory"):
+                    now.do(too_much)
+                await asyncio.sleep(0.2)
+    assert told() == ["now"]
+    assert "more than its 8Mi of hugepages-2Mi" in api.published[0]["note"]
 
 
 async def test_on_a_host_without_cgroup2_it_says_so_and_waits(
