@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Final
 
 from hugetlb_quota import quantity
@@ -36,7 +37,7 @@ class Charge(Mapping[PageSize, int]):
                 # hugepages-2Mi and hugepages-2048Ki are the same size: their amounts add up.
                 size = PageSize.from_resource(name)
                 amounts[size] = amounts.get(size, 0) + quantity.parse(amount)
-        return cls(amounts)
+        return _shared(tuple(amounts.items()))
 
     @classmethod
     def from_sums(cls, resources: Mapping[str, Any]) -> Charge:
@@ -51,7 +52,7 @@ class Charge(Mapping[PageSize, int]):
             with suppress(UnknownPageSize):
                 size = PageSize.from_resource(name)
                 amounts[size] = amounts.get(size, 0) + quantity.parse_sum(amount)
-        return cls(amounts)
+        return _shared(tuple(amounts.items()))
 
     @classmethod
     def total(cls, charges: Iterable[Charge]) -> Charge:
@@ -87,8 +88,8 @@ class Charge(Mapping[PageSize, int]):
         return Charge({size: max(0, amount - other.of(size)) for size, amount in self.items()})
 
     def without_zeros(self) -> Charge:
-        """A copy without the sizes that have 0 bytes."""
-        return Charge({size: amount for size, amount in self.items() if amount})
+        """Return the charge without the sizes that have 0 bytes."""
+        return _shared(tuple((size, amount) for size, amount in self.items() if amount))
 
     def __add__(self, other: Charge) -> Charge:
         return Charge.total((self, other))
@@ -132,3 +133,9 @@ class Charge(Mapping[PageSize, int]):
 
 
 NOTHING: Final = Charge()
+
+
+@lru_cache(maxsize=4096)
+def _shared(amounts: tuple[tuple[PageSize, int], ...]) -> Charge:
+    """One object for all that ask for the same, as tens of thousands of pods do."""
+    return Charge(dict(amounts))

@@ -86,7 +86,8 @@ class Known:
         self._holding: dict[str, dict[QuotaKey, Reservation]] = {}
         self._lines: dict[str, Line] = {}
         self._bound: dict[str, set[str]] = {}
-        self._told: dict[str, set[str]] = {}
+        #: Mostly one node; a set of it would take four times as much.
+        self._told: dict[str, tuple[str, ...]] = {}
         self._written: dict[QuotaKey, str] = {}
         self._listed_at = 0
         self._changes = Changes(all=True)
@@ -186,10 +187,12 @@ class Known:
             if before.get(uid) != now.get(uid):
                 self._changes.uids.add(uid)
                 self._changes.reports.add(name)
-            if uid not in now:
-                _discard(self._told, uid, name)
-            elif uid not in before:
-                _add(self._told, uid, name)
+            if (uid in before) != (uid in now):
+                telling = tuple(each for each in self._told.pop(uid, ()) if each != name)
+                if uid in now:
+                    telling = (*telling, name)
+                if telling:
+                    self._told[uid] = telling
         was_told, told = (frozenset(() if it is None else it.files) for it in (old, new))
         self._changes.uids |= {file.uid for file in was_told ^ told}
         wished, wishes = (None if it is None else it.all_wishes for it in (old, new))
@@ -294,7 +297,7 @@ class Known:
             else:
                 self._lines[uid] = line_of(uid, held, self.forest)
                 changes.quotas |= held.keys()
-            changes.reports |= self._told.get(uid, _NONE)
+            changes.reports.update(self._told.get(uid, ()))
         return changes
 
     def _replant(self, changes: Changes, ledger: Ledger) -> None:
@@ -344,7 +347,7 @@ class Known:
         telling = set(self.reports)
         if only is not None:
             pods = [self.pods[uid] for uid in only if uid in self.pods]
-            telling = {name for uid in only for name in self._told.get(uid, _NONE)}
+            telling = {name for uid in only for name in self._told.get(uid, ())}
         return World(
             attribution=Attribution(self.forest, self._heirs, self._lines),
             pods=pods,

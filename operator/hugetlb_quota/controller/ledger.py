@@ -34,10 +34,10 @@ _NOWHERE: frozenset[str] = frozenset()
 class _Entry:
     """All that a count says of one UID."""
 
-    pods: list[ChargedPod] = field(default_factory=list)
-    held: list[Held] = field(default_factory=list)
-    retained: list[Retained] = field(default_factory=list)
-    files: list[RetainedFile] = field(default_factory=list)
+    pods: tuple[ChargedPod, ...] = ()
+    held: tuple[Held, ...] = ()
+    retained: tuple[Retained, ...] = ()
+    files: tuple[RetainedFile, ...] = ()
 
 
 @dataclass(slots=True)
@@ -134,10 +134,10 @@ class Ledger:
         """The quotas to which some ended pod is charged."""
         return {key for key, it in self._sums.items() if it.held}
 
-    def retained(self, uid: str) -> list[Retained]:
+    def retained(self, uid: str) -> tuple[Retained, ...]:
         """What the pod ``uid``, which is gone, is charged still."""
         entry = self._entries.get(uid)
-        return [] if entry is None else entry.retained
+        return () if entry is None else entry.retained
 
     def waiting_for(self, node: str) -> Set[str]:
         """The UIDs on which the next report of ``node`` may decide."""
@@ -258,13 +258,13 @@ def _by_uid(count: Count) -> dict[str, _Entry]:
         return entries.setdefault(uid, _Entry())
 
     for pod in count.pods:
-        of(pod.uid).pods.append(pod)
+        of(pod.uid).pods += (pod,)
     for held in count.held:
-        of(held.pod.uid).held.append(held)
+        of(held.pod.uid).held += (held,)
     for left in count.retained:
-        of(left.uid).retained.append(left)
+        of(left.uid).retained += (left,)
     for file in count.files:
-        of(file.uid).files.append(file)
+        of(file.uid).files += (file,)
     return entries
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -19,6 +20,7 @@ from hugetlb_quota.api.node import (
     NodePodStatus,
     ReclaimSpec,
 )
+from hugetlb_quota.kube.pods import share_labels
 from hugetlb_quota.page_size import PageSize
 
 #: By this taint an administrator vouches that a node is off (KEP-2268).
@@ -201,9 +203,9 @@ def _read_pod(raw: Any) -> ReportedPod:
     pod = read_leniently(NodePodStatus, raw)
     return ReportedPod(
         uid=pod.uid,
-        namespace=pod.namespace,
+        namespace=sys.intern(pod.namespace),
         name=pod.name,
-        labels=pod.labels,
+        labels=share_labels(pod.labels),
         live=pod.live,
         charged=Charge.from_sums(pod.charged),
         demand=Charge.from_sums(pod.demand),

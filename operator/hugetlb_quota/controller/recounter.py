@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -198,30 +199,22 @@ class Recounter:
         picture = self._picture()
         known = self.books.known
         self._expiry.note(known.quotas[key].counter for key in known.lined)
-        limit = asyncio.Semaphore(WRITERS)
-
-        async def write(quota: QuotaObject) -> None:
-            async with limit:
-                await self._write(quota, picture)
-
-        async def wish(report: NodeReport, wanted: NodeWishes) -> None:
-            async with limit:
-                if not await write_wishes(self._connection, report, wanted):
-                    self._reports_again.add(report.node)
-                    self._try_again()
-
         # From the leaves up: a reservation must not end above before its identity stands below.
         for quotas in from_the_leaves(picture.quotas, picture.forest):
             readable = [quota for quota in quotas if not quota.invalid]
-            self._quotas_again |= {each.key for each in readable if not self._is_counted(each)}
-            await asyncio.gather(*(write(each) for each in readable if self._is_counted(each)))
-        await asyncio.gather(*(wish(report, wanted) for report, wanted in picture.wishes))
+            counted = [quota for quota in readable if self._is_counted(quota)]
+            self._quotas_again |= {each.key for each in readable} - {each.key for each in counted}
+            await _few_at_a_time(self._write(each, picture) for each in counted)
+        await _few_at_a_time(self._wish(*each) for each in picture.wishes)
         self.lag.end()
 
     def _picture(self) -> _Picture:
         """Count whom something concerned, and say what is to be written because of that."""
         known, at = self.books.known, self._pods.resource_version
         changes = self.books.count(at, self._pods.listed_at)
+        if changes.all:
+            # A million objects that stay: each look for garbage among them holds everything up.
+            gc.freeze()
         keys = changes.quotas | self._quotas_again | self._by_time()
         reports = changes.reports | self._reports_again
         self._quotas_again, self._reports_again = set(), set()
@@ -307,6 +300,11 @@ class Recounter:
             self._quotas_again.add(known.key)
             self._try_again()
 
+    async def _wish(self, report: NodeReport, wanted: NodeWishes) -> None:
+        if not await write_wishes(self._connection, report, wanted):
+            self._reports_again.add(report.node)
+            self._try_again()
+
     def _change(
         self,
         known: QuotaObject,
@@ -370,6 +368,19 @@ class Recounter:
         if new is not None:
             self._reported[new.node] = time.monotonic()
         self.books.known.report_changed(old, new)
+
+
+async def _few_at_a_time(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """All of ``work``, :data:`WRITERS` at a time; each is made when it is its turn."""
+    waiting = iter(work)
+
+    async def writer() -> None:
+        for each in waiting:
+            await each
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(WRITERS):
+            group.create_task(writer())
 
 
 def from_the_leaves(

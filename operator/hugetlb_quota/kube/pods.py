@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from hugetlb_quota.accounting.charge import NOTHING, Charge
@@ -19,6 +20,7 @@ from hugetlb_quota.page_size import PageSize
 #: on any pod.
 CONFIG_MIRROR: Final = "kubernetes.io/config.mirror"
 
+_NO_SIZES: Final[frozenset[PageSize]] = frozenset()
 #: The phases in which no container of a pod runs or will run again.
 FINISHED_PHASES: Final = ("Succeeded", "Failed")
 
@@ -86,7 +88,7 @@ def project_pod(raw: Mapping[str, Any]) -> Pod:
         namespace=sys.intern(metadata.get("namespace", "")),
         name=metadata.get("name", ""),
         resource_version=int(metadata.get("resourceVersion") or 0),
-        labels=_interned(metadata.get("labels") or {}),
+        labels=share_labels(metadata.get("labels") or {}),
         node=sys.intern(spec["nodeName"]) if spec.get("nodeName") else None,
         finished=status.get("phase") in FINISHED_PHASES,
         deletion="deletionTimestamp" in metadata,
@@ -94,7 +96,7 @@ def project_pod(raw: Mapping[str, Any]) -> Pod:
         malformed=malformed,
         static_hash=(metadata.get("annotations") or {}).get(CONFIG_MIRROR),
         containers=tuple(_containers(spec, status)) if malformed is None else (),
-        pod_level=frozenset(pod_level),
+        pod_level=frozenset(pod_level) if pod_level.keys() else _NO_SIZES,
         volumes=tuple(_volumes(spec)) if wanted else (),
     )
 
@@ -134,6 +136,11 @@ def _volumes(spec: Mapping[str, Any]) -> Iterator[Volume]:
             yield Volume(sys.intern(volume["name"]))
 
 
-def _interned(labels: Mapping[str, str]) -> dict[str, str]:
-    """Intern the strings, because the pods of a workload have the same labels."""
-    return {sys.intern(key): sys.intern(value) for key, value in labels.items()}
+def share_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
+    """The same labels: pods of one workload have one object for them."""
+    return _shared(tuple(labels.items()))
+
+
+@lru_cache(maxsize=4096)
+def _shared(labels: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
+    return {sys.intern(key): sys.intern(value) for key, value in labels}

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, Final, Self, TypeVar
 
 from pydantic import ValidationError
@@ -409,7 +410,16 @@ def _integer(value: Any) -> int:
 
 
 def _read_condition(raw: Any) -> Condition:
-    return read_leniently(Condition, raw)
+    try:
+        return _shared_condition(tuple(raw.items()))
+    except (AttributeError, TypeError):  # no object, or fields that are no words
+        return read_leniently(Condition, raw)
+
+
+@lru_cache(maxsize=4096)
+def _shared_condition(fields: tuple[tuple[str, Any], ...]) -> Condition:
+    """Most quotas that were made together say the same of themselves."""
+    return read_leniently(Condition, dict(fields))
 
 
 def _to_json(models: tuple[Model, ...]) -> list[Json]:

@@ -320,6 +320,32 @@ async def test_a_write_that_failed_is_tried_again_though_nothing_changes(
     assert api.raw("db/leaf")["status"]["pods"] == {"hugepages-2Mi": "64Mi"}
 
 
+async def test_of_many_quotas_a_few_are_written_at_a_time() -> None:
+    """A task for each of ten thousand takes the memory, and the event loop for itself."""
+
+    class Busy(Watched):
+        writing = most = tasks = 0
+
+        async def replace(self, resource: Resource, *arguments: Any, **options: Any) -> Json:
+            self.writing += 1
+            self.most = max(self.most, self.writing)
+            self.tasks = max(self.tasks, len(asyncio.all_tasks()))
+            await asyncio.sleep(0)
+            self.writing -= 1
+            return await super().replace(resource, *arguments, **options)
+
+    api = Busy()
+    for number in range(200):
+        api.put(quota(f"db/q-{number}", {"hugepages-2Mi": "1Gi"}))
+    counting = recounter_of(api)
+    async with asyncio.TaskGroup() as group:
+        run = group.create_task(counting.run())
+        await until(lambda: len(api.writes) == 200)
+        run.cancel()
+    assert api.most == recounter_module.WRITERS
+    assert api.tasks < 100
+
+
 async def test_a_quota_that_had_to_wait_is_counted_when_it_may_though_nothing_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

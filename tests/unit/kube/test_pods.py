@@ -46,6 +46,23 @@ def test_the_fields_of_a_projected_pod() -> None:
     )
 
 
+def test_pods_of_one_workload_share_what_they_say() -> None:
+    """Tens of thousands are kept."""
+    one, other = (
+        project_pod(
+            pod(
+                {"containers": [{"name": "main", "resources": HUGE}]},
+                uid=uid,
+                labels={"app": "pg"},
+            )
+        )
+        for uid in ("a", "b")
+    )
+    assert one.labels is other.labels
+    assert one.demand is other.demand
+    assert one.pod_level is other.pod_level
+
+
 def test_a_finished_pod_and_one_to_be_deleted() -> None:
     assert project_pod(pod({}, {"phase": "Failed"})).finished
     assert project_pod(pod({}, {"phase": "Succeeded"})).finished
