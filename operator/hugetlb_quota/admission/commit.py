@@ -35,10 +35,6 @@ from hugetlb_quota.program import about
 BACK_OUT_TIMEOUT: Final = 10.0
 #: How long a level that others wrote is waited for in the watch, before it is read, in seconds.
 PATIENCE: Final = 0.005
-#: How long requests are gathered after a conflict, in seconds: doubled from the first to the
-#: longest while conflicts go on, so that replicas take turns with larger batches.
-FIRST_GATHERING: Final = 0.002
-LONGEST_GATHERING: Final = 0.016
 
 #: A quota, what it is to be, and for whom.
 _Level = tuple[QuotaObject, Tab, list[Wanted]]
@@ -162,15 +158,7 @@ class Committer:
                 await self._commit_or_tell(batch)
                 took = loop.time() - began
                 lane.batch_seconds = max(took, 0.9 * lane.batch_seconds + 0.1 * took)
-                lane.answered(len(batch))
-                if self.conflicts > conflicts:
-                    lane.gathering = min(
-                        max(2 * lane.gathering, FIRST_GATHERING), LONGEST_GATHERING
-                    )
-                else:
-                    lane.gathering /= 2
-                    if lane.gathering < FIRST_GATHERING / 4:
-                        lane.gathering = 0.0
+                lane.answered(len(batch), conflict=self.conflicts > conflicts)
                 if not len(lane):
                     await lane.gather()
         finally:

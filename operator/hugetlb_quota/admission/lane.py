@@ -17,6 +17,10 @@ from hugetlb_quota.kube.quotas import QuotaObject
 LARGEST_BATCH: Final = 128
 #: How long a batch waits at most for clients that the last batch answered, in seconds.
 LONGEST_RETURN: Final = 0.032
+#: How long requests are gathered after a conflict, in seconds: doubled from the first to the
+#: longest while conflicts go on, so that replicas take turns with larger batches.
+FIRST_GATHERING: Final = 0.002
+LONGEST_GATHERING: Final = 0.016
 
 
 @dataclass(eq=False, slots=True)
@@ -66,9 +70,18 @@ class Lane:
                     await self._full.wait()
             self._expected = 0
 
-    def answered(self, count: int) -> None:
-        """A batch of ``count`` requests was written and answered."""
+    def answered(self, count: int, *, conflict: bool = False) -> None:
+        """A batch of ``count`` requests was written and answered.
+
+        :param conflict: whether its write met another's.
+        """
         self._writing = False
+        if conflict and count > 1:
+            self.gathering = min(max(2 * self.gathering, FIRST_GATHERING), LONGEST_GATHERING)
+        else:
+            # A single client would wait for nobody, and mostly it met the controller's count.
+            gathering = self.gathering / 2
+            self.gathering = gathering if gathering >= FIRST_GATHERING / 4 else 0.0
         if self._answered:
             rate = min(self._came / self._answered, 1.0)
             self._return_rate = (self._return_rate + rate) / 2

@@ -173,9 +173,9 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Conflicts are tried again at once: the order is what varies here."""
     monkeypatch.setattr(status, "FIRST_BACKOFF", 0.0)
     monkeypatch.setattr(status, "LONGEST_BACKOFF", 0.0)
-    for name in ("FIRST_GATHERING", "LONGEST_GATHERING", "PATIENCE"):
-        monkeypatch.setattr(commit, name, 0.0)
-    monkeypatch.setattr(lane, "LONGEST_RETURN", 0.0)
+    monkeypatch.setattr(commit, "PATIENCE", 0.0)
+    for name in ("FIRST_GATHERING", "LONGEST_GATHERING", "LONGEST_RETURN"):
+        monkeypatch.setattr(lane, name, 0.0)
 
 
 LIMITS = st.fixed_dictionaries(

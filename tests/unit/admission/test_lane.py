@@ -136,3 +136,27 @@ def test_namespaces_take_turns() -> None:
         assert [each.reservation.pod for each in lane.take()] == ["a/1", "b/1", "a/2", "a/3"]
 
     asyncio.run(scene())
+
+
+def test_after_a_conflict_requests_are_gathered_longer_while_there_are_several() -> None:
+    async def scene() -> None:
+        lane = Lane()
+        for _ in range(6):
+            lane.answered(2, conflict=True)
+        longest = lane.gathering
+        lane.answered(2, conflict=True)
+        assert lane.gathering == longest > 0
+        for _ in range(6):
+            lane.answered(2)
+        assert lane.gathering == 0
+
+    asyncio.run(scene())
+
+
+def test_a_single_client_waits_for_nobody_after_a_conflict() -> None:
+    async def scene() -> None:
+        lane = Lane()
+        lane.answered(1, conflict=True)
+        assert lane.gathering == 0
+
+    asyncio.run(scene())
