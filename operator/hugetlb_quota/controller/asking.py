@@ -24,6 +24,9 @@ from hugetlb_quota.kube.resources import SERVICES, WEBHOOK_CONFIGURATIONS
 IN_FORCE_AFTER: Final = 2.0
 #: Seconds without any quota until nobody is asked any more.
 UNUSED_FOR: Final = 60.0
+#: Seconds between two warnings of rules that were taken away: two that write over each other must
+#: not make an Event each time.
+WARN_AGAIN_AFTER: Final = 60.0
 #: Seconds for admission's answer.
 _TIMEOUT: Final = 5.0
 _PORT: Final = 443
@@ -96,7 +99,7 @@ class Asking:
     :param confirm: raises LeadershipLost where this controller leads no more.
     :param came_in_force: called when :attr:`in_force` has become True.
     :param taken_away: called when rules that were in force were found gone, with a sentence,
-        once they are back.
+        once they are back; once a minute at most.
     :param ask: in the place of :func:`why_no_answer`.
     """
 
@@ -121,6 +124,7 @@ class Asking:
         self._unused_since: float | None = None
         self._trouble = ""
         self._were_taken = False
+        self._warned_at: float | None = None
         #: Whether every pod that asks for huge pages is asked about by now. Before, no
         #: quota may be said to hold: pods would pass it by.
         self.in_force = False
@@ -177,9 +181,11 @@ class Asking:
         """
         if await self._write(configuration, asked=True):
             self._were_taken = False
-            sentence = TAKEN_AWAY.format(name=configuration["metadata"]["name"])
-            logger.warning(sentence)
-            await self._taken_away(sentence)
+            if self._warned_at is None or self._clock() >= self._warned_at + WARN_AGAIN_AFTER:
+                self._warned_at = self._clock()
+                sentence = TAKEN_AWAY.format(name=configuration["metadata"]["name"])
+                logger.warning(sentence)
+                await self._taken_away(sentence)
 
     async def _turn_off(self, configuration: Json) -> float:
         if self._unused_since is None:

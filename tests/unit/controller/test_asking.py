@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from hugetlb_quota.controller.asking import IN_FORCE_AFTER, UNUSED_FOR, Asking, is_asked, is_silent
+from hugetlb_quota.controller.asking import (
+    IN_FORCE_AFTER,
+    UNUSED_FOR,
+    WARN_AGAIN_AFTER,
+    Asking,
+    is_asked,
+    is_silent,
+)
 from hugetlb_quota.kube.api import ObjectApi
 from hugetlb_quota.kube.resources import WEBHOOK_CONFIGURATIONS
 from tests.unit.controller.fake_objects import FakeObjects, Json, configuration
@@ -150,3 +157,14 @@ async def test_rules_that_came_into_force_nowhere_are_no_loss() -> None:
     assert not world.asking.in_force
     assert not is_asked(world.raw)
     assert world.warnings == []
+
+
+async def test_who_takes_rules_away_again_and_again_is_told_of_once_a_minute() -> None:
+    world = World()
+    await world.live(10)
+    # Each time they come into force once more.
+    for _ in range(int(2 * WARN_AGAIN_AFTER / (IN_FORCE_AFTER + 1))):
+        del world.raw["webhooks"][1]["rules"]
+        await world.live(IN_FORCE_AFTER + 1)
+        assert is_asked(world.raw)
+    assert len(world.warnings) == 2
