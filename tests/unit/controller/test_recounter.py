@@ -19,7 +19,13 @@ from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.lease import LeadershipLost
 from hugetlb_quota.kube.pods import project_demanding_pod
-from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, PODS, Resource
+from hugetlb_quota.kube.resources import (
+    HUGETLB_NODES,
+    HUGETLB_QUOTAS,
+    NODES,
+    PODS,
+    Resource,
+)
 from tests.unit.admission.fake_api import FakeApi, Json, namespace, pod, quota
 
 QUOTA = {
@@ -344,6 +350,33 @@ async def test_of_many_quotas_a_few_are_written_at_a_time() -> None:
         run.cancel()
     assert api.most == recounter_module.WRITERS
     assert api.tasks < 100
+
+
+async def test_an_ended_pod_that_a_cut_report_holds_up_is_told_so() -> None:
+    ended = running("a")
+    ended["spec"]["nodeName"], ended["status"] = "worker", {"phase": "Succeeded"}
+    metadata = {"name": "worker", "uid": "w", "resourceVersion": "70"}
+    node = {"metadata": metadata, "status": {"nodeInfo": {"bootID": "boot"}}}
+    report = {"bootID": "boot", "podsResourceVersion": "70", "leftOut": {"pods": 1}}
+    listed = {NODES: node, HUGETLB_NODES: {"metadata": metadata, "status": report}}
+
+    class WithNode(Counting):
+        async def list_page(self, resource: Resource, *_: Any, **__: Any) -> dict[str, Any]:
+            if resource not in listed:
+                return await super().list_page(resource)
+            return {"metadata": {"resourceVersion": "90"}, "items": [listed[resource]]}
+
+    api = WithNode(ended)
+    api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}))
+
+    def reasons() -> list[str]:
+        return [each["reason"] for each in api.raw("db/leaf")["status"].get("conditions", ())]
+
+    async with asyncio.TaskGroup() as group:
+        run = group.create_task(recounter_of(api).run())
+        await until(lambda: "ReportTooLarge" in reasons())
+        run.cancel()
+    assert api.raw("db/leaf")["status"]["pods"] == {"hugepages-2Mi": "64Mi"}
 
 
 async def test_a_quota_that_had_to_wait_is_counted_when_it_may_though_nothing_changes(
