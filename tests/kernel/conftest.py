@@ -53,7 +53,12 @@ def pages(kernel: None) -> Iterator[Callable[[int], None]]:
 
 @pytest.fixture
 def gigantic_pages(kernel: None) -> Iterator[Callable[[int], None]]:
-    """As ``pages``, of 1 GiB; skips where the kernel has none to give."""
+    """As ``pages``, of 1 GiB; skips where the kernel has none to give.
+
+    On a machine that has run for hours it mostly has none: some of its own pages, which can't be
+    moved, are in every GiB. Seen by /proc/kpageflags, also after all caches were dropped, slabs
+    shrunk and memory compacted. Pages set aside at boot (hugepagesz=1G) are the way.
+    """
     if GIGANTIC not in page_sizes():
         pytest.skip("the kernel has no pages of 1 GiB")
     with ExitStack() as borrowed:
