@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 #: Objects per page of a list, as in client-go's pager.
 PAGE: Final = 500
+#: The events that the informer takes before other tasks get their turn.
+BATCH: Final = 16
 #: The first and the longest wait after an error, in seconds; a wait has jitter.
 FIRST_BACKOFF: Final = 0.5
 LONGEST_BACKOFF: Final = 30.0
@@ -241,6 +243,7 @@ class Informer(Generic[T]):
             self._watching = None
 
     async def _watch(self) -> None:
+        events = 0
         async for event in self._connection.watch(
             self._resource,
             self._position,
@@ -257,6 +260,9 @@ class Informer(Generic[T]):
             self._position = str(version)
             self.trouble = ""
             self._moved(listed=False)
+            events += 1
+            if events % BATCH == 0:
+                await asyncio.sleep(0)
 
     def _moved(self, *, listed: bool) -> None:
         for follower in self._followers:

@@ -128,6 +128,29 @@ async def test_events_change_the_store_in_order() -> None:
     assert asked == ["list", "watch 7", "watch 10"]
 
 
+async def test_of_many_events_at_once_it_lets_others_have_their_turns() -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    count = 10 * informer.BATCH
+    events = [event("ADDED", thing(f"p{each}", 8 + each, "A")) for each in range(count)]
+    at: list[int] = []
+    watched: Informer[str] = Informer(Script(page(7), events), PODS, lambda raw: raw["value"])
+    watched.on_change(lambda *_: at.append(turns))
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        tasks = [group.create_task(watched.run()), group.create_task(others())]
+        while len(at) < count:
+            await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+    assert at[-1] - at[0] >= 9
+
+
 async def test_a_bookmark_only_advances_the_position() -> None:
     bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "20"}}}
     watched, told, asked = await follow(page(7, thing("a", 3, "A")), [bookmark])
