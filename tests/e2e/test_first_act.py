@@ -44,7 +44,7 @@ def test_a_container_whose_first_act_is_to_map_beyond_its_limit(namespace: str, 
         status = get("job", "mapper", namespace)["status"]
         return int(status.get("succeeded", 0) + status.get("failed", 0)) >= STARTS
 
-    wait(f"{STARTS} pods to end", ended, patience=900)
+    wait(f"{STARTS} pods to end", ended, patience=300 + 20 * STARTS)
     status = get("job", "mapper", namespace)["status"]
     assert status.get("failed", 0) == 0, "a pod died instead of being refused"
     assert status["succeeded"] == STARTS
