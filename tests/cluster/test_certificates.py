@@ -154,7 +154,7 @@ class Passing(Stream):
     @property
     def seconds(self) -> float:
         """From the last refusal before the first that passed to the first refusal after it."""
-        return self._last - self._first
+        return self._last - self._first if self.passed else 0.0
 
     def _run(self) -> None:
         while not self._stop.is_set():
