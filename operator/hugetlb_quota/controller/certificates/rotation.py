@@ -182,8 +182,12 @@ def _is_foreign(path: str, serving: Serving) -> bool:
 
 
 def _with_path(serving: Serving, path: str, policy: Policy, now: datetime) -> Serving:
-    """With a path that the API server is told already."""
-    return Serving(serving.pair, path, serving.path, now - policy.overlap)
+    """With a path that the API server knows already, so the paths do not overlap.
+
+    The overlap is over since long: a next leader whose clock is behind must not go back to the
+    former path.
+    """
+    return Serving(serving.pair, path, serving.path, now - 2 * policy.overlap)
 
 
 def _come(ca: Authority, policy: Policy, now: datetime) -> Iterator[Step]:

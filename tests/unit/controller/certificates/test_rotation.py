@@ -302,6 +302,14 @@ def test_a_rollback_to_an_older_release_stays_answered() -> None:
     assert is_trusted(ours.pair.certificate, store.state.told.bundle, store.now)
 
 
+def test_a_leader_whose_clock_is_behind_keeps_to_the_path_that_was_taken_over() -> None:
+    store = settled()
+    store.harm(HARMS["another path comes"])
+    store.now -= timedelta(minutes=3)
+    store.settle()
+    assert store.state.told.path == "other"
+
+
 def test_a_certificate_for_another_name_is_replaced() -> None:
     store = settled()
     moved = replace(POLICY, hosts=("other.system.svc",))
