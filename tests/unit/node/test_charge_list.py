@@ -151,7 +151,7 @@ def test_it_is_at_rest_when_every_cgroup_agrees() -> None:
 @pytest.mark.parametrize(
     ("rows", "why"),
     [
-        ([size(0, 3 << 20, 0, 0)], "no huge page size"),
+        ([size(0, 3 << 20, 0, 0)], "not a huge page size"),
         ([size(0, SMALL.bytes, 5, 5)], "0 pages of 2Mi, not 5"),
         ([size(0, SMALL.bytes, 0, 0), superblock(0, 1, 3), node(1, 2, 0, b"x")], "names 3"),
         ([*DIRECTORIES, region(4, 0, 1, 1)], "names 0"),
