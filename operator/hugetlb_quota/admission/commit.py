@@ -258,8 +258,13 @@ class Committer:
     ) -> asyncio.Task[None]:
         task = asyncio.create_task(self._release_all(held))
         self._backing_out.add(task)
-        task.add_done_callback(self._backing_out.discard)
+        task.add_done_callback(self._taken_back)
         return task
+
+    def _taken_back(self, task: asyncio.Task[None]) -> None:
+        self._backing_out.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("Reservations are not taken back, and left to expire.", exc_info=error)
 
     async def _release_all(
         self, held: Mapping[QuotaKey, Mapping[ReservationId, Reservation]]

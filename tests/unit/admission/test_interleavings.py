@@ -148,6 +148,9 @@ async def _run(
         asyncio.create_task(ask(index, where, pages))
         for index, (where, pages) in enumerate(demands)
     ]
+    for task in tasks:
+        # If hypothesis ends this example early, nobody else looks at the errors of its tasks.
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     closing: list[asyncio.Task[None]] = []
     try:
         while True:
