@@ -16,7 +16,7 @@ demo: require $(READY) reader  ## show the main job, on a real API server, real 
 	@$(BIN)/python -m demo
 
 test: preflight $(READY)  ## run every layer of tests; says how many ran at each and why any was skipped
-	@$(BIN)/python -m pytest -q -n $(PROCESSES) --durations=20 \
+	@$(BIN)/python -m pytest -q -n $(PROCESSES) --max-worker-restart=0 --durations=20 \
 	    tests/unit tests/kernel tests/cluster tests/image $(ARGS)
 
 unit: $(READY)  ## run the pure tests alone: no root, seconds
