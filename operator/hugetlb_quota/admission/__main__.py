@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import logging
-import resource
 import signal
 import ssl
 import sys
@@ -25,12 +23,11 @@ from hugetlb_quota.admission.server import Tls, serve
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.listening import EVERYWHERE
 from hugetlb_quota.kube.probes import NoProbePort, serve_probes
+from hugetlb_quota.process import allow_open_files, collect_garbage_rarely
 from hugetlb_quota.program import add_options, add_request_timeout, start_log
 
 #: File descriptors beside those of the connections: listeners, the API server, files.
 OTHER_FILES: Final = 256
-#: Objects made and not freed before the youngest are collected; Python's own is 700.
-GARBAGE_THRESHOLD: Final = 20_000
 
 logger = logging.getLogger("hugetlb_quota.admission")
 
@@ -41,9 +38,8 @@ def main() -> None:
     start_log(arguments)
     # What was imported is never garbage, and of what a request makes nearly all goes by its
     # reference count: with Python's own threshold collections took 6 % of the time.
-    gc.freeze()
-    gc.set_threshold(GARBAGE_THRESHOLD)
-    _allow_files(CONNECTIONS + OTHER_FILES)
+    collect_garbage_rarely()
+    allow_open_files(CONNECTIONS + OTHER_FILES)
     try:
         uvloop.run(_run(arguments))
     except (NotConfigured, NoProbePort) as error:
@@ -92,14 +88,6 @@ async def _run(arguments: argparse.Namespace) -> None:
                 logger.info("Ending: answering until the API server has left.")
         except OSError as error:
             sys.exit(f"Can't listen on {arguments.bind} port {arguments.port}: {error}")
-
-
-def _allow_files(number: int) -> None:
-    """Let this program open so many files, as far as it may: runtimes begin with 1,024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = number if hard == resource.RLIM_INFINITY else min(number, hard)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _given(arguments: argparse.Namespace) -> Certificate:

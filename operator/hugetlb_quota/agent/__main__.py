@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import logging
-import resource
 import signal
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
@@ -48,6 +46,7 @@ from hugetlb_quota.node.host import (
 from hugetlb_quota.node.kubepods import Parents
 from hugetlb_quota.node.pools import page_sizes
 from hugetlb_quota.node.watcher import KubepodsWatcher, NoInotify
+from hugetlb_quota.process import allow_open_files, collect_garbage_rarely
 from hugetlb_quota.program import add_options, start_log
 
 EXIT_CODES: Final[dict[type[Exception], int]] = {
@@ -62,8 +61,6 @@ EXIT_CODES: Final[dict[type[Exception], int]] = {
 #: A thread that computes lets go for who sets limits after so long, in seconds. Each write of a
 #: limit may have to wait for that, so it is shorter than Python's own 5 ms.
 SWITCH: Final = 0.0001
-#: Objects made and not freed before the youngest are collected; Python's own is 700.
-GARBAGE_THRESHOLD: Final = 20_000
 #: Open files, at most: of each pod's cgroup one for each page size is kept.
 DESCRIPTORS: Final = 65_536
 
@@ -275,24 +272,13 @@ class Agent:
         return ", ".join(what for what, event in missing.items() if not event.is_set())
 
 
-def _allow_descriptors() -> None:
-    """Let this process open as many files as it may: it keeps some of every pod's cgroup open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-    if soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
 def main() -> None:
     """Run the agent; see this module for the exit codes."""
     options = parse()
     start_log(options)
-    _allow_descriptors()
+    allow_open_files(DESCRIPTORS)
     sys.setswitchinterval(SWITCH)
-    # What was imported is never garbage, and to look through it takes 20 ms in which no limit is
-    # set.
-    gc.freeze()
-    gc.set_threshold(GARBAGE_THRESHOLD)
+    collect_garbage_rarely()
     try:
         if options.check:
             check(HostRoot(options.host_root))
