@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -94,15 +93,7 @@ def test_the_values_of_an_older_chart_are_enough(
     name = unique("reused")
 
     def helm(*words: str) -> str:
-        done = subprocess.run(
-            [str(control_plane.assets / "helm"), *words, f"--namespace={name}"],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env={"KUBECONFIG": str(control_plane.admin_kubeconfig), "HOME": str(tmp_path)},
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return control_plane.helm(*words, f"--namespace={name}").stdout
 
     of = f"--set=image.repository={charts.IMAGE['repository']}"
     helm("install", name, str(older), "--create-namespace", of)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 import time
 import uuid
@@ -323,19 +322,8 @@ Helm = Callable[..., str]
 
 
 @pytest.fixture
-def helm(plane: ControlPlane, tmp_path: Path) -> Helm:
-    def run(*words: str) -> str:
-        done = subprocess.run(
-            [str(plane.assets / "helm"), *words, f"--namespace={charts.NAMESPACE}"],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env={"KUBECONFIG": str(plane.admin_kubeconfig), "HOME": str(tmp_path)},
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return run
+def helm(plane: ControlPlane) -> Helm:
+    return lambda *words: plane.helm(*words, f"--namespace={charts.NAMESPACE}").stdout
 
 
 def legacy_chart(folder: Path, chart: charts.Chart, ca: authority.Pair) -> Path:

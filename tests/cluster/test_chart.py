@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -392,7 +391,7 @@ def test_no_container_is_privileged_and_the_agent_alone_keeps_capabilities(
 
 @pytest.fixture
 def release(
-    control_plane: ControlPlane, helm: Path, unique: Callable[[str], str], tmp_path: Path
+    control_plane: ControlPlane, unique: Callable[[str], str], tmp_path: Path
 ) -> Iterator[Callable[..., str]]:
     """Run helm on a release of its own that is asked about no namespace."""
     name = unique("release")
@@ -402,15 +401,7 @@ def release(
     quiet.write_text(yaml.safe_dump(values | {"image": chart.IMAGE}))
 
     def run(*args: str) -> str:
-        done = subprocess.run(
-            [str(helm), args[0], name, *args[1:], f"--namespace={name}"],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env={"KUBECONFIG": str(control_plane.admin_kubeconfig), "HOME": str(tmp_path)},
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return control_plane.helm(args[0], name, *args[1:], f"--namespace={name}").stdout
 
     def install_or_upgrade(*args: str) -> str:
         return run("upgrade", str(chart.CHART), "--install", "--create-namespace",

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,17 +41,8 @@ def simple_quota(namespace: str) -> Object:
     }
 
 
-def runner(plane: ControlPlane, home: Path) -> Helm:
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(plane.assets / "helm"), *words],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env={"KUBECONFIG": str(plane.admin_kubeconfig), "HOME": str(home)},
-        )
-
-    return run
+def runner(plane: ControlPlane) -> Helm:
+    return partial(plane.helm, check=False)
 
 
 def application(folder: Path, policy: str) -> str:
@@ -78,7 +70,7 @@ def application(folder: Path, policy: str) -> str:
 def test_an_application_with_its_own_quota_goes_with_it(
     cluster: Cluster, cluster_namespace: str, tmp_path: Path
 ) -> None:
-    helm = runner(cluster.control_plane, tmp_path)
+    helm = runner(cluster.control_plane)
     api, here = cluster.control_plane.api, f"--namespace={cluster_namespace}"
     done = helm("install", "app", application(tmp_path / "app", "Wait"), here)
     assert done.returncode == 0, done.stderr
@@ -195,10 +187,10 @@ def test_who_has_lost_the_operator_takes_its_finalizers_off_with_kubectl(alone: 
 
 
 def test_the_crds_that_stayed_are_taken_over_by_a_release_of_any_name(
-    control_plane: ControlPlane, unique: Callable[[str], str], tmp_path: Path
+    control_plane: ControlPlane, unique: Callable[[str], str]
 ) -> None:
     charts.install(control_plane, charts.render(control_plane.assets / "helm"))
-    helm, name = runner(control_plane, tmp_path), unique("release")
+    helm, name = runner(control_plane), unique("release")
     words = (name, str(charts.CHART), f"--namespace={name}", "--create-namespace", OF)
     done = helm("install", *words)
     assert done.returncode == 0, done.stderr

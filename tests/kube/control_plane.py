@@ -230,8 +230,26 @@ class ControlPlane:
 
         With `check`, raises ProgramError if kubectl fails.
         """
+        return self._run("kubectl", args, input, check, kubeconfig, timeout)
+
+    def helm(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run the real helm as the administrator.
+
+        With `check`, raises ProgramError if helm fails.
+        """
+        return self._run("helm", args, None, check, None, 120.0)
+
+    def _run(
+        self,
+        program: str,
+        args: Sequence[str],
+        input: str | None,  # noqa: A002 - the word of subprocess.run
+        check: bool,
+        kubeconfig: Path | None,
+        timeout: float,
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [str(self.assets / "kubectl"), *args],
+            [str(self.assets / program), *args],
             input=input,
             capture_output=True,
             text=True,
@@ -243,7 +261,7 @@ class ControlPlane:
             },
         )
         if check and done.returncode:
-            raise ProgramError(f"kubectl {' '.join(args)}: {done.stderr.strip()}")
+            raise ProgramError(f"{program} {' '.join(args)}: {done.stderr.strip()}")
         return done
 
     def create_namespace(self, name: str, labels: dict[str, str] | None = None) -> Object:
