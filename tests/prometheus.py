@@ -21,28 +21,25 @@ from tests.kube.process import Child, free_ports
 INTERVAL = 1
 
 
+def static(targets: Sequence[tuple[str, Mapping[str, str]]]) -> dict[str, Any]:
+    """A job that scrapes each `host:port`, with the labels that a PodMonitor adds."""
+    configs = [{"targets": [target], "labels": dict(labels)} for target, labels in targets]
+    return {"static_configs": configs}
+
+
 class Prometheus:
     """A context manager that runs Prometheus of Debian's package.
 
-    `targets`: host and port of each program, with the labels that a PodMonitor adds.
+    `job`: what a job of `scrape_configs` has beside its name, such as :func:`static`.
     """
 
-    def __init__(
-        self, directory: Path, targets: Sequence[tuple[str, Mapping[str, str]]], rules: Path
-    ) -> None:
+    def __init__(self, directory: Path, job: Mapping[str, Any], rules: Path) -> None:
         (port,) = free_ports(1)
         self.address = f"http://127.0.0.1:{port}"
         configuration = {
             "global": {"scrape_interval": f"{INTERVAL}s", "evaluation_interval": f"{INTERVAL}s"},
             "rule_files": [str(rules)],
-            "scrape_configs": [
-                {
-                    "job_name": "hugetlb-quota",
-                    "static_configs": [
-                        {"targets": [target], "labels": dict(labels)} for target, labels in targets
-                    ],
-                }
-            ],
+            "scrape_configs": [{"job_name": "hugetlb-quota", **job}],
         }
         file = directory / "prometheus.yaml"
         file.write_text(yaml.safe_dump(configuration))

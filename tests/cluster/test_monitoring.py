@@ -18,7 +18,7 @@ from tests.kube.api import ApiError, Object
 from tests.kube.cluster import Cluster
 from tests.kube.quotas import create_quota
 from tests.preflight import _cgroup2, _pages, _root
-from tests.prometheus import Prometheus
+from tests.prometheus import Prometheus, static
 from tests.testnode.hugepages import reserved_pages
 from tests.testnode.process import TestNode
 from tests.waiting import eventually
@@ -67,7 +67,7 @@ def prometheus(cluster: Cluster, cluster_namespace: str, tmp_path: Path) -> Iter
             (_target(agent.metrics), {"node": name}),
         ]
         try:
-            with Prometheus(tmp_path, targets, ALERTS) as running:
+            with Prometheus(tmp_path, static(targets), ALERTS) as running:
                 plane.api.create("v1/pods", pod("fills", name, "12Mi"), namespace=cluster_namespace)
                 with pytest.raises(ApiError, match="has no room"):
                     plane.api.create(

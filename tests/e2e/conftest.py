@@ -21,6 +21,8 @@ from tests.e2e.pods import pin
 HERE = Path(__file__).resolve().parent
 SCENE_TIMEOUT = 1200
 """In seconds. The first scene also installs the chart."""
+HUGETLBFS = "/dev/hugepages"
+"""The mount point of systemd's hugetlbfs."""
 
 
 def lacking() -> list[str]:
@@ -98,6 +100,17 @@ def namespace(request: pytest.FixtureRequest, installed: Host) -> Iterator[str]:
     yield name
     kubectl("delete", "pods", "--all", "--namespace", name, "--wait=false", "--grace-period=1")
     kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
+
+
+@pytest.fixture
+def folder(installed: Host, namespace: str) -> Iterator[str]:
+    """A new folder for the scene on the host's hugetlbfs."""
+    if "hugetlbfs" not in installed.run(f"stat -f -c %T {HUGETLBFS} 2>/dev/null || true"):
+        pytest.skip(f"the node has no hugetlbfs at {HUGETLBFS}")
+    path = f"{HUGETLBFS}/{namespace}"
+    installed.run(f"mkdir -p {path}")
+    yield path
+    installed.run(f"rm -rf {path}")
 
 
 @pytest.fixture

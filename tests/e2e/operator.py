@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.e2e.kubectl import Json, find, helm, items, kubectl, wait
@@ -15,8 +16,26 @@ IMAGE = os.environ.get("E2E_IMAGE", "hugetlb-quota")
 """The operator's image: a repository, or repository:tag."""
 
 
-def install(chart: Path = CHART, *, verb: str = "install", **values: str) -> None:
+def install(
+    chart: Path = CHART, *, verb: str = "install", release: str = RELEASE, **values: str
+) -> None:
     """Run `helm install` (or upgrade), and wait until all programs are Ready."""
+    helm(
+        *(verb, release, str(chart), "--namespace", NAMESPACE, "--create-namespace"),
+        *(*_settings(values), "--wait", "--timeout", "10m"),
+    )
+
+
+def template() -> str:
+    """Render the objects of the chart without the cluster, as GitOps tools do."""
+    return helm(
+        *("template", RELEASE, str(CHART), "--namespace", NAMESPACE, "--no-hooks"),
+        *_settings({}),
+    )
+
+
+def _settings(values: Mapping[str, str]) -> list[str]:
+    """The options of helm for this cluster, with `values` in place of the defaults here."""
     repository, _, tag = IMAGE.partition(":")
     chosen = {
         "image.repository": repository,
@@ -26,11 +45,7 @@ def install(chart: Path = CHART, *, verb: str = "install", **values: str) -> Non
         "controller.replicas": "1",
         **values,
     }
-    helm(
-        *(verb, RELEASE, str(chart), "--namespace", NAMESPACE, "--create-namespace"),
-        *(word for name, value in chosen.items() for word in ("--set", f"{name}={value}")),
-        *("--wait", "--timeout", "10m"),
-    )
+    return [word for name, value in chosen.items() for word in ("--set", f"{name}={value}")]
 
 
 def is_installed() -> bool:
@@ -38,9 +53,9 @@ def is_installed() -> bool:
     return RELEASE in helm("list", "--namespace", NAMESPACE, "--short").split()
 
 
-def uninstall() -> None:
+def uninstall(release: str = RELEASE) -> None:
     """Run `helm uninstall`, and wait until the pods are gone."""
-    helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait", "--timeout", "5m")
+    helm("uninstall", release, "--namespace", NAMESPACE, "--wait", "--timeout", "5m")
 
 
 def pods(component: str, node: str = "") -> list[Json]:

@@ -26,6 +26,8 @@ from tests.e2e.test_limits import uid_of, wait_limits
 from tests.e2e.test_retained import leave
 
 Seen = Callable[[str], None]
+OTHER = "pages"
+"""Another name for the release."""
 REBOOT = 420.0
 """The timeout for a node to boot and to start its pods again, in seconds."""
 
@@ -37,7 +39,7 @@ def holder(namespace: str, name: str = "holder") -> None:
     wait_used(namespace, "q", "8Mi")
 
 
-def test_uninstall_and_install_again_with_a_pod_running(
+def test_uninstall_and_install_under_another_name_with_a_pod_running(
     installed: Host, namespace: str, seen: Seen
 ) -> None:
     apply(quota(namespace, "q", "16Mi"))
@@ -50,14 +52,18 @@ def test_uninstall_and_install_again_with_a_pod_running(
     # Nobody refuses pods now; the new controller counts them later.
     apply(pod(namespace, "meanwhile", container("map", "8", pages="16Mi")))
     wait_phase(namespace, "meanwhile")
-    operator.install()
+    operator.install(release=OTHER)
     operator.wait_enforced(installed.node)
     wait_used(namespace, "q", "24Mi")
     found = get("hugetlbquota", "q", namespace)
     assert condition(found, "WithinLimits")[:2] == ("False", "OverLimit")
     delete("pod", "meanwhile", namespace)
     wait_used(namespace, "q", "8Mi")
+    operator.uninstall(OTHER)
+    operator.install()
+    operator.wait_enforced(installed.node)
     seen("limits stay while it is gone; a pod made meanwhile is counted: 24Mi of 16Mi, OverLimit")
+    seen(f"installed as {OTHER}, and as {operator.RELEASE} again")
 
 
 def test_upgrade_from_the_commit_before(installed: Host, namespace: str, seen: Seen) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
-import pytest
+from collections.abc import Callable
 
 from tests.e2e import operator
 from tests.e2e.host import Host
@@ -22,19 +20,6 @@ from tests.e2e.pods import (
 )
 
 Seen = Callable[[str], None]
-#: The mount point of systemd's hugetlbfs.
-SHARED = "/dev/hugepages"
-
-
-@pytest.fixture
-def folder(installed: Host, namespace: str) -> Iterator[str]:
-    """A new folder for the scene on the host's hugetlbfs."""
-    if "hugetlbfs" not in installed.run(f"stat -f -c %T {SHARED} 2>/dev/null || true"):
-        pytest.skip(f"the node has no hugetlbfs at {SHARED}")
-    path = f"{SHARED}/{namespace}"
-    installed.run(f"mkdir -p {path}")
-    yield path
-    installed.run(f"rm -rf {path}")
 
 
 def writer(namespace: str, name: str, folder: str, mib: int, pages: str) -> Json:

@@ -202,6 +202,8 @@ def _environment(
 ) -> dict[str, str]:
     return {
         "E2E_PATIENCE": "420",
+        # A hundred starts would take half an hour here.
+        "E2E_STARTS": "20",
         **os.environ,
         **(before.environment() if before else {}),
         "PATH": f"{build.assets()}:{os.environ['PATH']}",
