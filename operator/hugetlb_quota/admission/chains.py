@@ -111,7 +111,7 @@ async def read_all(
 async def is_leaving(api: Api, namespace: str, deadline: Deadline) -> bool:
     """Whether ``namespace`` is being deleted, or gone."""
     try:
-        raw = await api.get(NAMESPACES, namespace, timeout=max(deadline.left(), 0.001))
+        raw = await api.get(NAMESPACES, namespace, timeout=deadline.timeout())
     except errors.NotFound:
         return True
     return "deletionTimestamp" in raw["metadata"]
@@ -127,7 +127,7 @@ async def _items(
             namespace,
             limit=_PAGE,
             continuation=continuation,
-            timeout=max(deadline.left(), 0.001),
+            timeout=deadline.timeout(),
         )
         for raw in page.get("items") or ():
             yield raw

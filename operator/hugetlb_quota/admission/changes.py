@@ -69,7 +69,7 @@ class ChangeNotes:
         """
         try:
             raw = await self._api.get(
-                CONFIG_MAPS, self._name, self._namespace, timeout=_left(deadline)
+                CONFIG_MAPS, self._name, self._namespace, timeout=deadline.timeout()
             )
             text = (raw.get("data") or {}).get(_FIELD) or ""
             return Noted(raw, tuple(Change.parse(line) for line in text.splitlines()))
@@ -90,7 +90,7 @@ class ChangeNotes:
             raise CanNotNote(f"{self} holds {len(lines)} changes that are under way.")
         body = {**noted.raw, "data": {_FIELD: "".join(f"{line}\n" for line in lines)}}
         await self._api.replace(
-            CONFIG_MAPS, self._name, body, self._namespace, timeout=_left(deadline)
+            CONFIG_MAPS, self._name, body, self._namespace, timeout=deadline.timeout()
         )
 
     async def withdraw(self, which: Callable[[Change], bool], deadline: Deadline) -> None:
@@ -113,8 +113,7 @@ class ChangeNotes:
 
     def expires(self, deadline: Deadline) -> datetime:
         """When a request that is answered within ``deadline`` can't be under way any more."""
-        left = timedelta(seconds=deadline.left())
-        return self._now() + left + self._lifetime + CLOCK_SKEW
+        return deadline.request_ends(self._now(), self._lifetime) + CLOCK_SKEW
 
     def now(self) -> datetime:
         """The time by which changes expire."""
@@ -122,7 +121,3 @@ class ChangeNotes:
 
     def __str__(self) -> str:
         return f"ConfigMap {self._namespace}/{self._name}"
-
-
-def _left(deadline: Deadline) -> float:
-    return max(deadline.left(), 0.001)

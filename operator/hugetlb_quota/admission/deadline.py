@@ -1,17 +1,18 @@
-"""The time there is for one request."""
+"""The time limit of one admission request."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Final, Self
 
-#: What the API server waits for a webhook that does not say, in seconds
-#: (admissionregistration/v1 defaults, ``timeoutSeconds``); it allows up to 30.
+#: The time that the API server waits for a webhook without ``timeoutSeconds``, and the longest
+#: that it allows, in seconds (admissionregistration/v1).
 DEFAULT_TIMEOUT: Final = 10.0
 LONGEST_TIMEOUT: Final = 30.0
-#: Kept back for the way of the answer, in seconds.
+#: The time that the answer needs to reach the API server, in seconds.
 MARGIN: Final = 0.5
 
 _DURATION: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|us|h|m|s))+")
@@ -21,21 +22,24 @@ _UNITS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """When the answer must be ready, on the event loop's clock; ``seconds`` it had."""
+    """``at``: when the answer must be ready, on the event loop's clock.
+
+    ``seconds``: the time between the request's arrival and ``at``.
+    """
 
     at: float
     seconds: float
 
     @classmethod
     def after(cls, seconds: float) -> Self:
-        """``seconds`` from now."""
+        """A deadline ``seconds`` from now."""
         return cls(asyncio.get_running_loop().time() + seconds, seconds)
 
     @classmethod
     def of_request(cls, timeout: str | None) -> Self:
-        """From the ``timeout`` that the API server adds to the webhook's URL, ``10s``.
+        """The deadline for the ``timeout`` that the API server adds to the URL, such as ``10s``.
 
-        What is no duration of Go's counts as none.
+        A ``timeout`` that is not a Go duration is ignored.
         """
         seconds = DEFAULT_TIMEOUT
         if timeout is not None and _DURATION.fullmatch(timeout):
@@ -44,5 +48,19 @@ class Deadline:
         return cls.after(max(seconds - MARGIN, seconds / 2))
 
     def left(self) -> float:
-        """Seconds left; 0 when the time is over."""
+        """The seconds left; 0 when the time is over."""
         return max(0.0, self.at - asyncio.get_running_loop().time())
+
+    def timeout(self) -> float:
+        """The seconds left, as the timeout of a request to the API server; never 0."""
+        return max(self.left(), 0.001)
+
+    def request_ends(self, now: datetime, lifetime: timedelta) -> datetime:
+        """The time at which the API request that waits for this answer has ended for sure.
+
+        The answer may go out as late as the deadline.
+
+        :param now: the present time.
+        :param lifetime: how long the API request may run after admission's answer.
+        """
+        return now + timedelta(seconds=self.left()) + lifetime

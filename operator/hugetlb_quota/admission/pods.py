@@ -33,6 +33,7 @@ from hugetlb_quota.admission.review import (
     MalformedReview,
     deny,
     mapping,
+    resource_version,
     strings,
     text,
 )
@@ -77,9 +78,8 @@ class _Subject:
         metadata = mapping(request.new, "metadata", "request.object")
         changes = request.operation == "UPDATE"
         old = mapping(request.old, "metadata", "request.oldObject") if changes else {}
-        name = text(metadata, "name") or text(metadata, "generateName") or request.name
+        namespace, name = request.namespace_and_name(metadata)
         uid = text(metadata, "uid")
-        namespace = request.namespace or text(metadata, "namespace")
         if not (name and namespace):
             raise MalformedReview("the pod has no namespace and name.")
         for identity in filter(None, (uid, request.uid)):
@@ -95,7 +95,7 @@ class _Subject:
             and mapping(request.old, "status", "request.oldObject").get("phase") in FINISHED_PHASES,
             mirror=CONFIG_MIRROR in mapping(metadata, "annotations", "request.object.metadata"),
             request=request.uid,
-            since=_version(text(old, "resourceVersion")),
+            since=resource_version(old),
         )
 
     def __str__(self) -> str:
@@ -169,10 +169,10 @@ class PodAdmission:
             return deny(refused.message, by=refused.by or tuple(refused.keys), cause=refused.cause)
         except TooManyReservations as error:
             message = refusal.too_many_reservations(str(pod), error.counter)
-            return deny(message, again=5, by=(error.counter.quota,), cause="full")
+            return deny(message, retry_after=5, by=(error.counter.quota,), cause="full")
         except Overloaded as error:
             message = refusal.overloaded(f"pod {pod}", error.waiting, error.seconds)
-            return deny(message, again=1, cause="overloaded")
+            return deny(message, retry_after=1, cause="overloaded")
         return ALLOW
 
     async def _admit(
@@ -355,13 +355,11 @@ class PodAdmission:
         # Each attempt reserves anew: what the one before reserved is being taken back, and may
         # look as if it were held still.
         request = pod.request if attempt == 1 else f"{pod.request}.{attempt}"
-        # From the last moment at which this answer may go out.
-        lifetime = self._lifetime + timedelta(seconds=deadline.left())
         made = Reservation(
             uid=pod.uid,
             pod=str(pod),
             charge=wanted,
-            expires=self._now() + lifetime,
+            expires=deadline.request_ends(self._now(), self._lifetime),
             request=request,
             since=pod.since,
         )
@@ -379,10 +377,6 @@ def _demand(raw: Mapping[str, Any]) -> Charge:
         return demand(mapping(raw, "spec", "request.object"))
     except (TypeError, AttributeError) as error:
         raise MalformedReview(f"request.object.spec is no pod's: {error}.") from error
-
-
-def _version(resource_version: str) -> int:
-    return int(resource_version) if resource_version.isascii() and resource_version.isdigit() else 0
 
 
 def _attached(snapshot: Snapshot, keys: Iterable[QuotaKey]) -> set[QuotaKey]:

@@ -34,7 +34,7 @@ from hugetlb_quota.admission.review import (
     allow,
     deny,
     mapping,
-    text,
+    resource_version,
 )
 from hugetlb_quota.api.quota import FINALIZER
 from hugetlb_quota.kube import errors
@@ -48,10 +48,10 @@ WAIT_PERIOD: Final = 0.05
 class _Refused(Exception):
     """The sentence that refuses, after how many seconds it may go otherwise, and the cause."""
 
-    def __init__(self, message: str, *, again: int, cause: Cause = "rule") -> None:
+    def __init__(self, message: str, *, retry_after: int, cause: Cause = "rule") -> None:
         super().__init__(message)
         self.message = message
-        self.again = again
+        self.retry_after = retry_after
         self.cause = cause
 
 
@@ -113,7 +113,7 @@ class QuotaAdmission:
         try:
             proposal = await self._settle(request, old, new, deadline)
         except _Refused as refused:
-            return deny(refused.message, again=refused.again, cause=refused.cause)
+            return deny(refused.message, retry_after=refused.retry_after, cause=refused.cause)
         if old is None or not proposal.charge_moves:
             return allow(*proposal.warnings)
         try:
@@ -127,7 +127,9 @@ class QuotaAdmission:
         except Overloaded as error:
             what = f"The move of HugeTLBQuota {key}"
             denied = deny(
-                refusal.overloaded(what, error.waiting, error.seconds), again=1, cause="overloaded"
+                refusal.overloaded(what, error.waiting, error.seconds),
+                retry_after=1,
+                cause="overloaded",
             )
         else:
             return allow(*proposal.warnings)
@@ -158,11 +160,11 @@ class QuotaAdmission:
                 continue
             except CanNotNote as error:
                 message = refusal.can_not_note(new.key, error)
-                raise _Refused(message, again=0, cause="full") from error
+                raise _Refused(message, retry_after=0, cause="full") from error
             if not waits_for:
                 return proposal
             if deadline.left() <= until:
-                raise _Refused(refusal.others_under_way(new.key, waits_for), again=1)
+                raise _Refused(refusal.others_under_way(new.key, waits_for), retry_after=1)
             await asyncio.sleep(WAIT_PERIOD)
 
     async def _note(
@@ -183,7 +185,7 @@ class QuotaAdmission:
         change = Change(
             quota=new.key,
             parent=new.quota.parent,
-            since=0 if request.operation == "CREATE" else _version(request.old),
+            since=0 if request.operation == "CREATE" else _version(request),
             request=request.uid,
             expires=self._notes.expires(deadline),
         )
@@ -217,7 +219,7 @@ class QuotaAdmission:
                 uid=quota.uid,
                 pod=str(quota.key),
                 charge=charge,
-                expires=self._now() + self._lifetime + timedelta(seconds=deadline.left()),
+                expires=deadline.request_ends(self._now(), self._lifetime),
                 request=request.uid,
                 since=quota.generation,
             )
@@ -266,9 +268,7 @@ class QuotaAdmission:
 
 
 def _key(request: AdmissionRequest) -> QuotaKey:
-    metadata = mapping(request.new, "metadata", "request.object")
-    name = text(metadata, "name") or text(metadata, "generateName") or request.name
-    return QuotaKey(request.namespace or text(metadata, "namespace"), name)
+    return QuotaKey(*request.namespace_and_name(mapping(request.new, "metadata", "request.object")))
 
 
 def _understood(raw: Mapping[str, object]) -> QuotaObject | None:
@@ -290,13 +290,12 @@ def _may_clash(request: AdmissionRequest, old: QuotaObject | None, new: QuotaObj
     )
 
 
-def _version(raw: Mapping[str, object]) -> int:
-    version = text(mapping(raw, "metadata", "request.oldObject"), "resourceVersion")
-    return int(version) if version.isascii() and version.isdigit() else 0
+def _version(request: AdmissionRequest) -> int:
+    return resource_version(mapping(request.old, "metadata", "request.oldObject"))
 
 
 def _judged(proposal: Proposal) -> Proposal:
     """:raises _Refused: when it is wrong by what is stored."""
     if why := proposal.refusal():
-        raise _Refused(why, again=0)
+        raise _Refused(why, retry_after=0)
     return proposal

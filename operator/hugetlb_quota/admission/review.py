@@ -1,4 +1,4 @@
-"""The envelope: admission.k8s.io/v1 AdmissionReview, and what is answered in it."""
+"""Parse an AdmissionReview (admission.k8s.io/v1), and render the answer."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ OPERATIONS: Final = ("CREATE", "UPDATE", "DELETE", "CONNECT")
 
 
 class MalformedReview(ValueError):
-    """A request body that is no AdmissionReview this program can answer."""
+    """The request body is not an AdmissionReview that this program can answer."""
 
     def __init__(self, why: str) -> None:
         super().__init__(
-            f"The request body is no {API_VERSION} AdmissionReview: {why} Nothing was changed."
+            f"The request body is not a valid {API_VERSION} AdmissionReview: {why}"
+            " Nothing was changed."
         )
 
 
 @dataclass(frozen=True, slots=True)
 class GroupResource:
-    """Which resource the request is for."""
+    """The resource of the object in a request."""
 
     group: str
     resource: str
@@ -34,7 +35,7 @@ class GroupResource:
 
 @dataclass(frozen=True, slots=True)
 class UserInfo:
-    """Who asks."""
+    """The user that sent the API request."""
 
     username: str = ""
     groups: tuple[str, ...] = ()
@@ -42,7 +43,11 @@ class UserInfo:
 
 @dataclass(frozen=True, slots=True)
 class AdmissionRequest:
-    """What is asked; ``object`` is None for a DELETE, ``old_object`` for a CREATE."""
+    """One admission request.
+
+    ``object``: the new object; None for a DELETE. ``old_object``: the stored object; None for a
+    CREATE. ``dry_run``: whether the API server stores nothing.
+    """
 
     uid: str
     resource: GroupResource
@@ -57,9 +62,9 @@ class AdmissionRequest:
 
     @property
     def new(self) -> Mapping[str, Any]:
-        """The object as it would be.
+        """The new object.
 
-        :raises MalformedReview: when there is none.
+        :raises MalformedReview: if the request has none.
         """
         if self.object is None:
             raise MalformedReview(f"request.object is missing in a {self.operation}.")
@@ -67,28 +72,40 @@ class AdmissionRequest:
 
     @property
     def old(self) -> Mapping[str, Any]:
-        """The object as it is.
+        """The stored object.
 
-        :raises MalformedReview: when there is none.
+        :raises MalformedReview: if the request has none.
         """
         if self.old_object is None:
             raise MalformedReview(f"request.oldObject is missing in a {self.operation}.")
         return self.old_object
 
+    def namespace_and_name(self, metadata: Mapping[str, Any]) -> tuple[str, str]:
+        """Namespace and name of the new object; "" for a missing one.
+
+        A new object may have only a ``generateName``, which then stands for the name.
+
+        :param metadata: that of the new object.
+        :raises MalformedReview: if one of the fields is not a string.
+        """
+        name = text(metadata, "name") or text(metadata, "generateName") or self.name
+        return self.namespace or text(metadata, "namespace"), name
+
 
 def parse(body: bytes) -> AdmissionRequest:
-    """The request in ``body``; fields of later API versions are passed over.
+    """The request in ``body``; unknown fields are ignored.
 
-    By hand: a model takes longer than all the rest of a decision that is cached.
+    There is no pydantic model, because a model takes longer than the rest of a decision from
+    the cache.
 
-    :raises MalformedReview: when it is none, saying what is wrong with it.
+    :raises MalformedReview: if ``body`` is not an AdmissionReview.
     """
     try:
         review = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise MalformedReview(f"Invalid JSON: {error}.") from error
     if not isinstance(review, dict):
-        raise MalformedReview("it is no JSON object.")
+        raise MalformedReview("it is not a JSON object.")
     for field, expected in (("apiVersion", API_VERSION), ("kind", KIND)):
         if review.get(field) != expected:
             raise MalformedReview(f"{field} is not {expected}.")
@@ -115,40 +132,51 @@ def parse(body: bytes) -> AdmissionRequest:
 
 
 def mapping(holder: Mapping[str, Any], field: str, where: str) -> Mapping[str, Any]:
-    """The object in ``field`` of ``holder``, which is called ``where``; none is an empty one.
+    """The JSON object in ``field`` of ``holder``; empty if the field is missing.
 
-    :raises MalformedReview: when it is something else.
+    :param where: the path of ``holder``, for the error; "" for the whole body.
+    :raises MalformedReview: if the field has another type.
     """
     found = holder.get(field)
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise MalformedReview(f"{where}.{field} is no JSON object.".lstrip("."))
+        raise MalformedReview(f"{where}.{field} is not a JSON object.".lstrip("."))
     return found
 
 
 def strings(holder: Mapping[str, Any], field: str, where: str) -> Mapping[str, str]:
-    """The strings by name in ``field`` of ``holder``, which is called ``where``.
+    """The strings by name in ``field`` of ``holder``; empty if the field is missing.
 
-    :raises MalformedReview: when it is something else.
+    :param where: the path of ``holder``, for the error.
+    :raises MalformedReview: if the field has another type.
     """
     found = mapping(holder, field, where)
     if not all(isinstance(value, str) for value in found.values()):
-        raise MalformedReview(f"{where}.{field} has a value that is no string.")
+        raise MalformedReview(f"{where}.{field} has a value that is not a string.")
     return found
 
 
 def text(holder: Mapping[str, Any], field: str) -> str:
-    """The string in ``field`` of ``holder``; none is an empty one.
+    """The string in ``field`` of ``holder``; "" if the field is missing.
 
-    :raises MalformedReview: when it is something else.
+    :raises MalformedReview: if the field has another type.
     """
     found = holder.get(field)
     if found is None:
         return ""
     if not isinstance(found, str):
-        raise MalformedReview(f"{field} is no string.")
+        raise MalformedReview(f"{field} is not a string.")
     return found
+
+
+def resource_version(metadata: Mapping[str, Any]) -> int:
+    """The resourceVersion in ``metadata``; 0 if there is none, or if it is not a number.
+
+    :raises MalformedReview: if the field is not a string.
+    """
+    version = text(metadata, "resourceVersion")
+    return int(version) if version.isascii() and version.isdigit() else 0
 
 
 def _object(request: Mapping[str, Any], field: str) -> Mapping[str, Any] | None:
@@ -159,34 +187,38 @@ def _groups(groups: Any) -> tuple[str, ...]:
     if groups is None:
         return ()
     if not isinstance(groups, list) or not all(isinstance(each, str) for each in groups):
-        raise MalformedReview("request.userInfo.groups is no list of strings.")
+        raise MalformedReview("request.userInfo.groups is not a list of strings.")
     return tuple(groups)
 
 
-#: Why something was refused. "rule": quotas and objects as they are. All others are admission's
-#: own: a quota has no place for another reservation, or changes can't be noted; a quota is not
-#: counted yet; too many ask; the time was short; the API server did not answer; a bug.
+#: Why a request was refused. "rule": a limit or another rule. The other causes are faults of the
+#: operator or the cluster. "full": a quota has no room for another reservation, or the ConfigMap
+#: of changes can't be used. "uncounted": the controller has not counted a quota yet.
+#: "overloaded": too many requests at the same time. "timeout": the time was over. "unreachable":
+#: the API server did not answer. "bug": an error in this program.
 CAUSES: Final = ("rule", "full", "uncounted", "overloaded", "timeout", "unreachable", "bug")
 Cause = Literal["", "rule", "full", "uncounted", "overloaded", "timeout", "unreachable", "bug"]
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The answer: ``message`` is for the person refused, ``warnings`` for one allowed.
+    """The answer to a request.
 
-    ``again``: after how many seconds it may go otherwise; clients try again by themselves.
-    ``by``: the quotas that refuse. ``cause``: "" where it is allowed.
+    ``message``: why the request is refused, and what to do; "" if it is allowed. ``warnings``:
+    sentences that kubectl prints for an allowed request. ``retry_after``: after how many seconds
+    a refused client should try again by itself; 0: never. ``by``: the quotas that refuse.
+    ``cause``: one of CAUSES; "" if the request is allowed.
     """
 
     allowed: bool
     message: str = ""
     warnings: tuple[str, ...] = ()
-    again: int = 0
+    retry_after: int = 0
     by: tuple[QuotaKey, ...] = ()
     cause: Cause = ""
 
     def review(self, uid: str) -> dict[str, Any]:
-        """As the AdmissionReview that answers request ``uid``."""
+        """The decision as the AdmissionReview that answers request ``uid``."""
         response: dict[str, Any] = {"uid": uid, "allowed": self.allowed}
         if not self.allowed:
             response["status"] = {
@@ -195,12 +227,12 @@ class Decision:
                 "reason": "Forbidden",
                 "message": self.message,
             }
-            if self.again:
-                # The API server makes the header Retry-After of it.
+            if self.retry_after:
+                # The API server sends these seconds as the header Retry-After.
                 response["status"] |= {
                     "code": 429,
                     "reason": "TooManyRequests",
-                    "details": {"retryAfterSeconds": self.again},
+                    "details": {"retryAfterSeconds": self.retry_after},
                 }
         if self.warnings:
             response["warnings"] = list(self.warnings)
@@ -211,12 +243,12 @@ ALLOW: Final = Decision(allowed=True)
 
 
 def allow(*warnings: str) -> Decision:
-    """Allow, with ``warnings`` that kubectl prints."""
+    """A decision that allows, with ``warnings`` that kubectl prints."""
     return Decision(allowed=True, warnings=warnings)
 
 
 def deny(
-    message: str, *, again: int = 0, by: tuple[QuotaKey, ...] = (), cause: Cause = "rule"
+    message: str, *, retry_after: int = 0, by: tuple[QuotaKey, ...] = (), cause: Cause = "rule"
 ) -> Decision:
-    """Refuse, with the sentence that says why and what to do."""
-    return Decision(allowed=False, message=message, again=again, by=by, cause=cause)
+    """A decision that refuses; ``message`` says why, and what to do."""
+    return Decision(allowed=False, message=message, retry_after=retry_after, by=by, cause=cause)

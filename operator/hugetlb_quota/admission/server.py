@@ -211,7 +211,8 @@ class Admission:
     ) -> Decision:
         """The decision, or the refusal that stands for none."""
         if self._deciding >= REQUESTS:
-            return deny(refusal.too_many_requests(what, REQUESTS), again=1, cause="overloaded")
+            message = refusal.too_many_requests(what, REQUESTS)
+            return deny(message, retry_after=1, cause="overloaded")
         self._deciding += 1
         try:
             async with asyncio.timeout_at(deadline.at):

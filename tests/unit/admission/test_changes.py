@@ -200,7 +200,7 @@ async def test_a_change_that_is_never_stored_is_waited_for_until_it_can_not_be(
     assert quiet.noted == ["ns/leaf ns/root"]
     lower = update(quiet.raw("ns/root"), LOWER, uid="another")
     refused = await admission.decide(lower, Deadline.after(9))
-    assert (refused.allowed, refused.again) == (False, 1)
+    assert (refused.allowed, refused.retry_after) == (False, 1)
     assert "ns/leaf, above or below it, is being changed at the same time" in refused.message
     now += timedelta(seconds=100)
     assert (await admission.decide(lower, Deadline.after(9))).allowed

@@ -558,7 +558,7 @@ async def test_who_can_not_be_served_in_time_is_told_at_once(api: FakeApi) -> No
         decision = await ask(admission, "c", 0.2)
         assert not second.done()
         assert (await second).allowed
-    assert decision.again == 1
+    assert decision.retry_after == 1
     assert "requests wait for the same quotas already, which takes about 0." in decision.message
     assert set(slow.reservations("db/leaf")) == {"a", "b"}
 

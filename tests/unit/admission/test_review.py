@@ -26,7 +26,7 @@ REVIEW: dict[str, Any] = {
 }
 
 
-def test_a_review_is_read() -> None:
+def test_parses_a_review() -> None:
     request = parse(json.dumps(REVIEW).encode())
     assert (request.uid, request.operation, request.namespace) == ("705ab4f5", "CREATE", "acme-db")
     assert request.user_info.groups == ("system:nodes",)
@@ -48,19 +48,19 @@ def test_a_review_is_read() -> None:
         (json.dumps({**REVIEW, "request": {**REQUEST, "object": "pod"}}), "request.object"),
     ],
 )
-def test_what_is_no_review_is_named(body: bytes | str, said: str) -> None:
+def test_a_malformed_review_raises_and_names_the_field(body: bytes | str, said: str) -> None:
     with pytest.raises(MalformedReview, match="Nothing was changed") as refused:
         parse(body.encode() if isinstance(body, str) else body)
     assert said in str(refused.value)
 
 
-def test_a_create_without_an_object_is_no_review() -> None:
+def test_a_create_without_an_object_is_malformed() -> None:
     request = parse(json.dumps({**REVIEW, "request": {**REQUEST, "object": None}}).encode())
     with pytest.raises(MalformedReview, match=r"request\.object is missing in a CREATE"):
         _ = request.new
 
 
-def test_the_answer_carries_the_uid_of_the_request() -> None:
+def test_the_answer_has_the_uid_of_the_request() -> None:
     assert ALLOW.review("u")["response"] == {"uid": "u", "allowed": True}
     assert allow("careful").review("u")["response"] == {
         "uid": "u",
