@@ -196,7 +196,7 @@ inline copy_quota(k, q) {
 }
 
 /* One stream tells of all quotas in order, so a copy of all is of one moment.
-   code: admission.cache:QuotaCache.seen */
+   code: admission.cache:QuotaCache.wait_for */
 inline watch_quotas(k) {
     copy_quota(k, 0);
 #if QUOTAS == 2
@@ -399,7 +399,7 @@ end:
 #endif
         fi;
 #ifndef NO_PROOF
-        /* code: admission.cache:QuotaCache.prove */
+        /* code: admission.cache:QuotaCache.read_namespace */
         if
         :: CHAIN(k) == 0 -> watch_quotas(k)
         :: else

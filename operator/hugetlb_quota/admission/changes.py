@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from hugetlb_quota.accounting.changes import Change, MalformedChange
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
-from hugetlb_quota.admission.chains import Api
+from hugetlb_quota.admission.api import Api
 from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.resources import CONFIG_MAPS

@@ -242,11 +242,11 @@ class Committer:
                     raw = await status.write(self._api, charged)
                 except errors.Conflict:
                     self.conflicts += 1
-                    now = await self._cache.newer(now, PATIENCE)
+                    now = await self._cache.newer_than(now, PATIENCE)
                     tab, fitting = _fit(now, batch)
                     continue
                 now_version = int(raw["metadata"]["resourceVersion"])
-                self._cache.offer(raw, written_after=position)
+                self._cache.put_json(raw, written_after=position)
             else:
                 now_version = int(now.resource_version)
             for wanted in fitting:
@@ -281,7 +281,7 @@ class Committer:
 
         try:
             written = await status.compare_and_swap(self._api, key, change, within=BACK_OUT_TIMEOUT)
-            self._cache.take(written)
+            self._cache.put(written)
         except errors.NotFound:
             return
         except (errors.ApiError, InvalidQuota) as error:

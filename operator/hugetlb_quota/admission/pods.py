@@ -192,7 +192,7 @@ class PodAdmission:
                     if proved:
                         self._refuse_ungoverned(pod)
                         return
-                    await self._cache.prove(pod.namespace)
+                    await self._cache.read_namespace(pod.namespace)
                     proved = True
                     continue
                 if not pod.uid:
@@ -205,14 +205,14 @@ class PodAdmission:
                 keys = {quota.key for quota in chain}
                 if proved and keys <= read:
                     return
-                await self._cache.prove(pod.namespace)
-                await self._cache.refresh(keys)
+                await self._cache.read_namespace(pod.namespace)
+                await self._cache.read(keys)
                 proved = True
                 read |= keys
             except _Refusal as refused:
                 if refused.keys | refused.namespaces <= read:
                     raise
-                await self._cache.refresh(refused.keys, refused.namespaces)
+                await self._cache.read(refused.keys, refused.namespaces)
                 read |= refused.keys | refused.namespaces
             except PlaceChanged as changed:
                 attempt += 1
@@ -262,7 +262,7 @@ class PodAdmission:
         :raises PlaceChanged: when others do.
         """
         try:
-            await self._cache.seen(version)
+            await self._cache.wait_for(version)
         except errors.Gone as error:
             raise PlaceChanged("of a lost history") from error
         try:

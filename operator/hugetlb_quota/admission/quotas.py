@@ -15,7 +15,8 @@ from hugetlb_quota.accounting.changes import Change, in_the_way
 from hugetlb_quota.accounting.counter import shortfalls
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, Reservation
-from hugetlb_quota.admission import chains, refusal
+from hugetlb_quota.admission import refusal
+from hugetlb_quota.admission.api import Api, is_leaving, read_all
 from hugetlb_quota.admission.changes import CanNotNote, ChangeNotes
 from hugetlb_quota.admission.commit import (
     Committer,
@@ -60,7 +61,7 @@ class QuotaAdmission:
 
     def __init__(
         self,
-        api: chains.Api,
+        api: Api,
         committer: Committer,
         notes: ChangeNotes,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -151,7 +152,7 @@ class QuotaAdmission:
         while True:
             # Nothing is stored after a dry run, and nothing but the place matters to others.
             if request.dry_run or not _may_clash(request, old, new):
-                quotas, namespaces = await chains.read_all(self._api, deadline)
+                quotas, namespaces = await read_all(self._api, deadline)
                 return _judged(Proposal(old, new, quotas, namespaces))
             try:
                 async with self._notes.lock:
@@ -179,7 +180,7 @@ class QuotaAdmission:
         :raises Conflict: when another replica came between.
         """
         noted = await self._notes.read(deadline)
-        quotas, namespaces = await chains.read_all(self._api, deadline)
+        quotas, namespaces = await read_all(self._api, deadline)
         proposal = _judged(Proposal(old, new, quotas, namespaces))
         versions = {each.key: int(each.resource_version) for each in quotas}
         change = Change(
@@ -237,13 +238,11 @@ class QuotaAdmission:
             )
         counter = old.counter
         # A namespace that goes takes its quotas along.
-        leaving = bool(counter.used) and await chains.is_leaving(
-            self._api, old.key.namespace, deadline
-        )
+        leaving = bool(counter.used) and await is_leaving(self._api, old.key.namespace, deadline)
         waits = bool(counter.used) and request.old["spec"].get("deletionPolicy") == "Wait"
         if (counter.pods or counter.pending) and not (leaving or waits):
             return deny(refusal.charged_delete(counter, old.retained_files))
-        quotas, namespaces = await chains.read_all(self._api, deadline)
+        quotas, namespaces = await read_all(self._api, deadline)
         forest = Forest(
             [*(each.quota for each in quotas if each.key != old.key), old.quota], namespaces
         )

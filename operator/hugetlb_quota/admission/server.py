@@ -18,7 +18,8 @@ from aiohttp.typedefs import Middleware
 
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
-from hugetlb_quota.admission import chains, refusal
+from hugetlb_quota.admission import refusal
+from hugetlb_quota.admission.api import Api
 from hugetlb_quota.admission.cache import QuotaCache
 from hugetlb_quota.admission.changes import ChangeNotes
 from hugetlb_quota.admission.commit import Committer
@@ -84,7 +85,7 @@ class Admission:
 
     def __init__(
         self,
-        api: chains.Api,
+        api: Api,
         path: Paths,
         changes: tuple[str, str],
         lifetime: timedelta,
@@ -260,7 +261,7 @@ def _resource_name(resource: _Resource) -> str:
 
 @asynccontextmanager
 async def serve(
-    api: chains.Api,
+    api: Api,
     certificate: Tls,
     path: Paths,
     bind: str,

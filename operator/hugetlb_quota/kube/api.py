@@ -1,7 +1,8 @@
-"""The parts of a Connection that read and write one object."""
+"""The parts of a Connection that several modules need, as protocols."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 from hugetlb_quota.kube.connection import REQUEST_TIMEOUT
@@ -49,4 +50,36 @@ class PatchApi(Protocol):
         timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
     ) -> dict[str, Any]:
         """Merge ``body`` into one object."""
+        ...
+
+
+class ListApi(Protocol):
+    """List a collection."""
+
+    async def list_page(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        field_selector: str | None = None,
+        limit: int | None = None,
+        continuation: str | None = None,
+        timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109
+    ) -> dict[str, Any]:
+        """One page of a collection, by quorum read."""
+        ...
+
+
+class WatchApi(Protocol):
+    """Watch a collection."""
+
+    def watch(
+        self,
+        resource: Resource,
+        resource_version: str,
+        namespace: str | None = None,
+        *,
+        field_selector: str | None = None,
+    ) -> AsyncIterator[dict[str, Any]]:
+        """The events after ``resource_version``."""
         ...

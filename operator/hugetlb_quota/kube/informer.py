@@ -10,18 +10,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from hugetlb_quota.backoff import Backoff
 from hugetlb_quota.kube import errors
+from hugetlb_quota.kube.api import WatchApi
+from hugetlb_quota.kube.pages import PAGE, pages
 from hugetlb_quota.kube.resources import Resource
 
 T = TypeVar("T")
 
-#: Objects per page of a list, as in client-go's pager.
-PAGE: Final = 500
 #: The events that the informer takes before other tasks get their turn.
 BATCH: Final = 16
 #: The first and the longest wait after an error, in seconds; a wait has jitter.
@@ -47,7 +47,7 @@ class ObjectKey(NamedTuple):
 OnChange = Callable[[T | None, T | None, int], None]
 
 
-class Source(Protocol):
+class Source(WatchApi, Protocol):
     """The part of a Connection that an informer needs."""
 
     async def list_page(
@@ -60,17 +60,6 @@ class Source(Protocol):
         continuation: str | None = None,
     ) -> dict[str, Any]:
         """One page of a collection."""
-        ...
-
-    def watch(
-        self,
-        resource: Resource,
-        resource_version: str,
-        namespace: str | None = None,
-        *,
-        field_selector: str | None = None,
-    ) -> AsyncIterator[dict[str, Any]]:
-        """The events after ``resource_version``."""
         ...
 
 
@@ -179,24 +168,14 @@ class Informer(Generic[T]):
 
     async def _list(self) -> None:
         listed: dict[ObjectKey, tuple[str, int, T]] = {}
-        continuation: str | None = None
-        while True:
-            page = await self._connection.list_page(
-                self._resource,
-                self._namespace,
-                field_selector=self._field_selector,
-                limit=PAGE,
-                continuation=continuation,
-            )
+        metadata: dict[str, Any] = {}
+        async for page in pages(self._page):
+            metadata = page["metadata"]
             for raw in page.get("items") or ():
                 value = self._project(raw)
                 if value is not None:
                     key, uid, version = _identity(raw)
                     listed[key] = (uid, version, value)
-            metadata = page["metadata"]
-            continuation = metadata.get("continue")
-            if not continuation:
-                break
         at = int(metadata["resourceVersion"])
         for key in [key for key in self._kept if key not in listed]:
             self._apply(key, "", None, at)
@@ -207,6 +186,15 @@ class Informer(Generic[T]):
         self.trouble = ""
         self._moved(listed=True)
         self.synced.set()
+
+    def _page(self, continuation: str | None) -> Awaitable[dict[str, Any]]:
+        return self._connection.list_page(
+            self._resource,
+            self._namespace,
+            field_selector=self._field_selector,
+            limit=PAGE,
+            continuation=continuation,
+        )
 
     async def _check_history(self) -> None:
         """Check after an interruption that etcd was not restored to an older state.

@@ -232,10 +232,15 @@ class QuotaObject:
         return self.status() == self.stored
 
 
-def project_quota(raw: Mapping[str, Any]) -> QuotaObject | InvalidQuota:
-    """Project a quota for an informer; for an invalid quota, the error is the value."""
+def project_quota(
+    raw: Mapping[str, Any], known: QuotaObject | InvalidQuota | None = None
+) -> QuotaObject | InvalidQuota:
+    """Project a quota for an informer; for an invalid quota, the error is the value.
+
+    :param known: an earlier version of the object; an unchanged spec is not parsed again.
+    """
     try:
-        return QuotaObject.from_json(raw)
+        return QuotaObject.from_json(raw, known if isinstance(known, QuotaObject) else None)
     except InvalidQuota as invalid:
         return invalid
 
