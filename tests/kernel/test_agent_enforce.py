@@ -22,7 +22,7 @@ from hugetlb_quota.node.cgroup import Limit, read_limit, read_use
 from hugetlb_quota.node.host import HostRoot
 from hugetlb_quota.node.kubepods import Parents, PodCgroup, Qos
 from hugetlb_quota.node.pools import page_sizes
-from hugetlb_quota.node.watcher import Happening, KubepodsWatcher, Made
+from hugetlb_quota.node.watcher import CgroupEvent, Created, KubepodsWatcher
 from hugetlb_quota.page_size import PageSize
 from tests.testnode import cgroup_tree, naming
 from tests.workloads import command
@@ -363,8 +363,8 @@ async def test_a_new_pod_meets_its_limit_before_anything_is_read(cgroup_subtree:
     pod = PodCgroup("new", Qos.BURSTABLE, path)
 
     class Watcher:
-        async def __aiter__(self) -> AsyncIterator[Happening]:
-            for each in (Made(PodCgroup("gone", Qos.BURSTABLE, path / "gone")), Made(pod)):
+        async def __aiter__(self) -> AsyncIterator[CgroupEvent]:
+            for each in (Created(PodCgroup("gone", Qos.BURSTABLE, path / "gone")), Created(pod)):
                 yield each
             await asyncio.Event().wait()
 
@@ -383,7 +383,7 @@ async def test_what_was_read_and_not_told_when_a_listing_failed_makes_a_pass_due
     cgroup_subtree: Path,
 ) -> None:
     class Watcher:
-        async def __aiter__(self) -> AsyncIterator[Happening]:
+        async def __aiter__(self) -> AsyncIterator[CgroupEvent]:
             raise OSError("input/output error")
             yield  # a generator
 

@@ -1,4 +1,4 @@
-"""The watcher on real cgroups: what is made, removed and written is told of."""
+"""The watcher on real cgroups: it reports what is created, removed and written."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 from hugetlb_quota.node import kubepods
 from hugetlb_quota.node.kubepods import Parents, PodCgroup, Qos
 from hugetlb_quota.node.watcher import (
+    CgroupEvent,
     Changed,
-    Happening,
+    Created,
     KubepodsWatcher,
-    Made,
     Overflowed,
     Populated,
     Removed,
@@ -24,12 +24,12 @@ from tests.testnode import cgroup_tree, naming
 
 SECONDS = 60.0
 ID = "1f" * 32
-#: fs.inotify.max_queued_events, and a few more.
+#: A few more than fs.inotify.max_queued_events.
 TOO_MANY = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text()) + 100
 
 
 class Node:
-    """A subtree with kubepods in it, in the naming of one driver."""
+    """A subtree with kubepods, named as one cgroup driver names it."""
 
     def __init__(self, parent: Path, driver: naming.Driver) -> None:
         self.parent = parent
@@ -58,19 +58,19 @@ def node(request: pytest.FixtureRequest, cgroup_subtree: Path) -> Node:
 
 
 class Watch:
-    """A watcher that runs, and all it has told."""
+    """A running watcher, and all events so far."""
 
     def __init__(self, node: Node, watcher: KubepodsWatcher | None = None) -> None:
         self.watcher = watcher or KubepodsWatcher(Parents(lambda: (node.parent,)))
-        self.told: list[Happening] = []
+        self.events: list[CgroupEvent] = []
 
     async def follow(self) -> None:
-        async for happening in self.watcher:
-            self.told.append(happening)
+        async for event in self.watcher:
+            self.events.append(event)
 
-    async def until(self, happening: Happening) -> None:
+    async def until(self, event: CgroupEvent) -> None:
         async with asyncio.timeout(SECONDS):
-            while happening not in self.told:
+            while event not in self.events:
                 await asyncio.sleep(0.005)
 
 
@@ -78,14 +78,14 @@ class Watch:
 async def watch(node: Node) -> AsyncIterator[Watch]:
     watch = Watch(node)
     with watch.watcher:
-        watch.told += watch.watcher.scan()
+        watch.events += watch.watcher.scan()
         following = asyncio.create_task(watch.follow())
         yield watch
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
 
 
-async def test_a_pod_is_told_of_when_it_comes_and_when_it_goes(node: Node, watch: Watch) -> None:
+async def test_reports_a_pod_that_comes_and_goes(node: Node, watch: Watch) -> None:
     node.make_kubepods()
     for qos, level in (("Burstable", Qos.BURSTABLE), ("Guaranteed", Qos.GUARANTEED)):
         path = node.make_pod("aa-bb", qos)
@@ -97,7 +97,7 @@ async def test_a_pod_is_told_of_when_it_comes_and_when_it_goes(node: Node, watch
         assert list(watch.watcher.pods) == []
 
 
-async def test_what_was_there_before_is_told_by_the_scan(node: Node) -> None:
+async def test_the_scan_reports_existing_pods(node: Node) -> None:
     node.make_kubepods()
     path = node.make_pod("before")
     node.make_container(path)
@@ -105,8 +105,8 @@ async def test_what_was_there_before_is_told_by_the_scan(node: Node) -> None:
         assert watcher.scan() == [Changed(PodCgroup("before", Qos.BURSTABLE, path))]
 
 
-async def test_a_tree_made_at_once_is_seen_whole(node: Node, watch: Watch) -> None:
-    """Faster than the watches can be placed: the listing after each finds the rest."""
+async def test_sees_a_whole_tree_that_is_created_at_once(node: Node, watch: Watch) -> None:
+    """The tree grows faster than the watcher adds watches; the listings find the rest."""
     node.make_kubepods()
     paths = {f"pod-{n}": node.make_pod(f"pod-{n}") for n in range(50)}
     for path in paths.values():
@@ -116,7 +116,7 @@ async def test_a_tree_made_at_once_is_seen_whole(node: Node, watch: Watch) -> No
 
 
 @pytest.mark.parametrize("file", ["hugetlb.2MB.max", "hugetlb.2MB.rsvd.max"])
-async def test_a_limit_that_is_written_is_told_of(node: Node, watch: Watch, file: str) -> None:
+async def test_reports_a_written_limit(node: Node, watch: Watch, file: str) -> None:
     node.make_kubepods()
     path = node.make_pod("p")
     container = node.make_container(path)
@@ -124,92 +124,90 @@ async def test_a_limit_that_is_written_is_told_of(node: Node, watch: Watch, file
     await watch.until(Changed(pod))
     for cgroup in (path, container):
         await asyncio.sleep(0.05)
-        watch.told.clear()
+        watch.events.clear()
         cgroup_tree.write(cgroup / file, "0")
         await watch.until(Changed(pod))
 
 
-async def test_other_writes_are_not(node: Node, watch: Watch) -> None:
+async def test_reports_no_other_write(node: Node, watch: Watch) -> None:
     node.make_kubepods()
     path = node.make_pod("p")
     await watch.until(Changed(PodCgroup("p", Qos.BURSTABLE, path)))
     await asyncio.sleep(0.05)
-    watch.told.clear()
+    watch.events.clear()
     cgroup_tree.write(path / "cgroup.max.depth", "5")
     cgroup_tree.write(path / "cgroup.kill", "1")
     later = PodCgroup("later", Qos.BURSTABLE, node.make_pod("later"))
     await watch.until(Changed(later))
-    assert watch.told == [Made(later), Changed(later)]
+    assert watch.events == [Created(later), Changed(later)]
 
 
-async def test_of_pods_made_at_once_all_are_told_of_before_the_first_is_looked_at(
-    node: Node, watch: Watch
-) -> None:
+async def test_reports_all_new_pods_before_it_handles_the_first(node: Node, watch: Watch) -> None:
     node.make_kubepods()
     await watch.until(Changed(PodCgroup("p", Qos.BURSTABLE, node.make_pod("p"))))
     await asyncio.sleep(0.05)
-    watch.told.clear()
-    # In one go, so that the watcher gets no turn.
+    watch.events.clear()
+    # Without an await, so that the watcher gets no turn.
     pods = [PodCgroup(f"{n}", Qos.BURSTABLE, node.make_pod(f"{n}")) for n in range(100)]
     await watch.until(Changed(pods[-1]))
-    assert watch.told == [*map(Made, pods), *map(Changed, pods)]
+    assert watch.events == [*map(Created, pods), *map(Changed, pods)]
 
 
-async def test_a_container_is_told_of_and_cruns_inner_one_too(node: Node, watch: Watch) -> None:
+async def test_reports_a_container_and_the_inner_cgroup_of_crun(node: Node, watch: Watch) -> None:
     node.make_kubepods()
     path = node.make_pod("p")
     pod = PodCgroup("p", Qos.BURSTABLE, path)
     await watch.until(Changed(pod))
     await asyncio.sleep(0.05)
-    watch.told.clear()
+    watch.events.clear()
     container = node.make_container(path)
     await watch.until(Changed(pod))
     await asyncio.sleep(0.05)
-    watch.told.clear()
+    watch.events.clear()
     (container / "container").mkdir()
     await watch.until(Changed(pod))
 
 
-async def test_processes_that_come_and_go_are_told_of(node: Node, watch: Watch) -> None:
+async def test_reports_processes_that_come_and_go(node: Node, watch: Watch) -> None:
     node.make_kubepods()
     path = node.make_pod("p")
     container = node.make_container(path)
     pod = PodCgroup("p", Qos.BURSTABLE, path)
     await watch.until(Changed(pod))
     await asyncio.sleep(0.05)
-    watch.told.clear()
+    watch.events.clear()
     process = subprocess.Popen(
         ["sleep", "600"],
         preexec_fn=lambda: cgroup_tree.write(container / "cgroup.procs", "0"),
     )
     await watch.until(Populated(pod))
     await asyncio.sleep(0.05)
-    watch.told.clear()
+    watch.events.clear()
     process.kill()
     process.communicate()
     await watch.until(Populated(pod))
     await asyncio.sleep(0.05)
-    watch.told.clear()
+    watch.events.clear()
     container.rmdir()
     await watch.until(Populated(pod))
 
 
-async def test_lost_events_are_made_good_by_looking_again(node: Node, watch: Watch) -> None:
+async def test_scans_again_after_lost_events(node: Node, watch: Watch) -> None:
     node.make_kubepods()
     gone, stays = node.make_pod("gone"), node.make_pod("stays")
     await watch.until(Changed(PodCgroup("stays", Qos.BURSTABLE, stays)))
-    # In one go, so that the watcher gets no turn. Equal events in a row are one.
+    # Without an await, so that the watcher gets no turn. The kernel merges equal events in a row.
     for turn in range(TOO_MANY):
         file = "hugetlb.2MB.max" if turn % 2 else "hugetlb.2MB.rsvd.max"
         cgroup_tree.write(stays / file, "max")
     gone.rmdir()
     new = node.make_pod("new")
     await watch.until(Overflowed())
-    assert Removed(PodCgroup("gone", Qos.BURSTABLE, gone)) in watch.told
-    assert Changed(PodCgroup("new", Qos.BURSTABLE, new)) in watch.told
+    assert Removed(PodCgroup("gone", Qos.BURSTABLE, gone)) in watch.events
+    assert Changed(PodCgroup("new", Qos.BURSTABLE, new)) in watch.events
 
 
-async def test_kubepods_made_anew_is_followed(node: Node, watch: Watch) -> None:
+async def test_follows_kubepods_that_is_created_again(node: Node, watch: Watch) -> None:
     node.make_kubepods()
     cgroup_tree.remove(node.parent / naming.kubepods(node.driver))
     node.make_kubepods()
@@ -217,7 +215,7 @@ async def test_kubepods_made_anew_is_followed(node: Node, watch: Watch) -> None:
     await watch.until(Changed(PodCgroup("p", Qos.BURSTABLE, path)))
 
 
-async def test_the_cgroup_root_may_come_later(cgroup_subtree: Path) -> None:
+async def test_follows_a_cgroup_root_that_comes_later(cgroup_subtree: Path) -> None:
     watch = Watch(later := Node(cgroup_subtree / "later", "systemd"))
     with watch.watcher:
         assert watch.watcher.scan() == []
@@ -231,10 +229,10 @@ async def test_the_cgroup_root_may_come_later(cgroup_subtree: Path) -> None:
 
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["at once", "one by one"])
-async def test_a_slice_that_kubepods_is_in_may_come_later(
+async def test_follows_kubepods_in_a_slice_that_comes_later(
     cgroup_subtree: Path, at_once: bool
 ) -> None:
-    """As container.slice does, which systemd makes for the first unit in it."""
+    """For example container.slice: systemd creates a slice for the first unit in it."""
     watcher = KubepodsWatcher(Parents(lambda: kubepods.parents(cgroup_subtree, None)))
     watch = Watch(later := Node(cgroup_subtree / "a.slice/a-b.slice", "systemd"), watcher)
     with watcher:
@@ -250,7 +248,7 @@ async def test_a_slice_that_kubepods_is_in_may_come_later(
         await asyncio.gather(following, return_exceptions=True)
 
 
-async def test_a_slice_of_which_no_event_told_is_found_by_the_scan(cgroup_subtree: Path) -> None:
+async def test_the_scan_finds_a_slice_without_an_event(cgroup_subtree: Path) -> None:
     later = Node(cgroup_subtree / "a.slice", "systemd")
     with KubepodsWatcher(Parents(lambda: kubepods.parents(cgroup_subtree, None))) as watcher:
         watcher.scan()

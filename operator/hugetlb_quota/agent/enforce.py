@@ -27,10 +27,10 @@ from hugetlb_quota.node.cgroup import (
 )
 from hugetlb_quota.node.kubepods import PodCgroup
 from hugetlb_quota.node.watcher import (
+    CgroupEvent,
     Changed,
-    Happening,
+    Created,
     KubepodsWatcher,
-    Made,
     Overflowed,
     Populated,
     Removed,
@@ -111,8 +111,8 @@ class Enforcer:
         """Enforce whatever happens to pods' cgroups, at once; for ever."""
         while True:
             try:
-                async for happening in self._watcher:
-                    self._handle(happening)
+                async for event in self._watcher:
+                    self._handle(event)
             except OSError as error:
                 # What was read of events and not told yet is lost.
                 logger.warning("Pods' cgroups can't be listed; trying again: %s", error)
@@ -148,9 +148,9 @@ class Enforcer:
         """
         whole = True
         try:
-            for done, happening in enumerate(self._watcher.scan_by_pod()):
-                if isinstance(happening, Removed):
-                    self._handle(happening)
+            for done, event in enumerate(self._watcher.scan_by_pod()):
+                if isinstance(event, Removed):
+                    self._handle(event)
                 if done % _BATCH == 0:
                     await asyncio.sleep(0)
         except OSError as error:
@@ -216,9 +216,9 @@ class Enforcer:
                 if limit == "rsvd.max":
                     cgroup.write_limit(pod.path, size, limit, value)
 
-    def _handle(self, happening: Happening) -> None:
-        match happening:
-            case Made(pod):
+    def _handle(self, event: CgroupEvent) -> None:
+        match event:
+            case Created(pod):
                 self._limit_at_once(pod)
             case Changed(pod):
                 if pod.uid not in self._pods:

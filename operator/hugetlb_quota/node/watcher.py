@@ -1,9 +1,9 @@
-"""What happens to kubelet's cgroups, as it happens: inotify on kubepods and all below.
+"""Follows kubelet's cgroups with inotify: reports what happens to kubepods and all pods below.
 
-The kernel tells of cgroups made and removed and of files written; it tells nothing of
-pages charged or given back. A directory is watched first and listed then, so that what
-is made in between is seen at least once; every event says "look again", so seeing it
-twice does no harm.
+The kernel reports cgroups that are created and removed, and files that are written. The kernel
+reports no charge of pages. The watcher adds a watch to a directory before it lists the directory,
+so the watcher sees everything created in between at least once. Each event means "look again", so
+an event that comes twice does no harm.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from hugetlb_quota.node.kubepods import Parents, PodCgroup
 logger = logging.getLogger(__name__)
 
 _LEVEL: Final = Mask.CREATE | Mask.DELETE | Mask.ONLYDIR
-#: MODIFY comes for every write(2) to a file of the cgroup, whoever writes.
+#: MODIFY comes for every write(2) to a file of the cgroup, by any process.
 _POD: Final = _LEVEL | Mask.MODIFY
-#: Full-sized events read at once; the rest waits in the kernel.
+#: The number of full-sized events read at once; the others wait in the kernel.
 _READ: Final = 64
-#: Events looked at before what came of them is told, at most.
+#: The largest number of inotify events handled before the watcher yields their results.
 _BATCH: Final = 512
 
 
@@ -45,10 +45,11 @@ class NoInotify(UnusableHost):
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """A pod's cgroup was just made, and is not watched yet; :class:`Changed` follows.
+class Created:
+    """A pod's cgroup was just created and is not watched yet; :class:`Changed` follows.
 
-    Of many that are made at once all are told of so before the first is looked at.
+    If many cgroups are created at once, the watcher yields Created for all of them before it
+    handles the first.
     """
 
     pod: PodCgroup
@@ -63,7 +64,7 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class Populated:
-    """Processes came to a pod's cgroup or the last one left it, or a container's is gone."""
+    """Processes entered a pod's cgroup, the last process left, or a container's cgroup is gone."""
 
     pod: PodCgroup
 
@@ -77,30 +78,30 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Overflowed:
-    """Events were lost; everything was looked at anew, and may have changed."""
+    """The kernel dropped events. The watcher has scanned everything; any pod may have changed."""
 
 
-Happening = Made | Changed | Populated | Removed | Overflowed
+CgroupEvent = Created | Changed | Populated | Removed | Overflowed
 
 
-def _first(due: dict[Happening, None]) -> Happening:
-    happening = next(iter(due))
-    del due[happening]
-    return happening
+def _pop_first(pending: dict[CgroupEvent, None]) -> CgroupEvent:
+    first = next(iter(pending))
+    del pending[first]
+    return first
 
 
 class KubepodsWatcher:
-    """Follows the pods below ``parents``; a context manager, and iterable once entered.
+    """Follows the pods below ``parents``; a context manager, and iterable after entry.
 
-    :param parents: where kubepods is or will be; one that is not there yet is waited for, as
-        long as the directory above it is. More are looked for at each scan, and when a slice
-        is made in one of them.
+    :param parents: the directories that hold kubepods, now or later. A parent that does not
+        exist yet is followed as soon as it exists, if the directory above exists now. The
+        watcher searches for more parents at each scan, and when a slice is created in a parent.
     """
 
     def __init__(self, parents: Parents) -> None:
         self._parents = parents
         self._pods: dict[Path, PodCgroup] = {}
-        #: Of kubepods and each QoS level the place below its parent.
+        #: For kubepods and for each QoS level: the path below its parent.
         self._levels: dict[Path, str] = {}
 
     def __enter__(self) -> Self:
@@ -121,23 +122,23 @@ class KubepodsWatcher:
 
     @property
     def pods(self) -> tuple[PodCgroup, ...]:
-        """The pod cgroups that are known, in the order in which they were found."""
+        """The pod cgroups that the watcher follows, in the order of discovery."""
         return tuple(self._pods.values())
 
     @property
     def roots(self) -> tuple[Path, ...]:
-        """Every kubepods that was found, also where it is gone."""
+        """Every kubepods directory found so far, including directories that are gone."""
         return tuple(path for path in self._levels if kubepods.is_kubepods(path.name))
 
-    def scan(self) -> list[Happening]:
-        """Watch and list everything; what is new or gone since the last time.
+    def scan(self) -> list[CgroupEvent]:
+        """Watch and list everything; return what is new or gone since the last scan.
 
-        The answer to lost events, and the first thing to do.
+        Call this first, and after lost events.
         """
         return list(self.scan_by_pod())
 
-    def scan_by_pod(self) -> Iterator[Happening]:
-        """The same, a little at a time: events may be told in between."""
+    def scan_by_pod(self) -> Iterator[CgroupEvent]:
+        """Do what :meth:`scan` does in small steps, so that the caller can handle other events."""
         for path, pod in list(self._pods.items()):
             if not path.is_dir() and self._pods.pop(path, None) is not None:
                 yield Removed(pod)
@@ -146,33 +147,33 @@ class KubepodsWatcher:
             if self._watch(parent.parent, _LEVEL):
                 yield from self._enter_parent(parent)
 
-    async def __aiter__(self) -> AsyncIterator[Happening]:
-        """What happens from now on; call :meth:`scan` first."""
-        events, due = deque[Event](), dict[Happening, None]()
-        told = 0
+    async def __aiter__(self) -> AsyncIterator[CgroupEvent]:
+        """Yield what happens from now on; call :meth:`scan` first."""
+        events, pending = deque[Event](), dict[CgroupEvent, None]()
+        handled = 0
         while True:
-            new = [] if events or due else [await self._inotify.get()]
+            new = [] if events or pending else [await self._inotify.get()]
             while len(new) < _BATCH and (event := self._inotify.sync_get()) is not None:
                 new.append(event)
             for event in new:
                 if (pod := self._new_pod(event)) is not None:
-                    yield Made(pod)
+                    yield Created(pod)
             events.extend(new)
-            # One step at a time: a pod made meanwhile waits for no more than that.
-            if events and told < _BATCH:
-                told += 1
-                for happening in self._tell(events.popleft()):
-                    # Of what happens to a pod more than once the last tells of all.
-                    due.pop(happening, None)
-                    due[happening] = None
+            # Handle one event for each read: a pod created meanwhile waits only for that event.
+            if events and handled < _BATCH:
+                handled += 1
+                for result in self._handle(events.popleft()):
+                    # Yield equal results once, at the place of the last.
+                    pending.pop(result, None)
+                    pending[result] = None
             else:
-                told = 0
-                if due:
-                    yield _first(due)
+                handled = 0
+                if pending:
+                    yield _pop_first(pending)
                 await asyncio.sleep(0)
 
     def _new_pod(self, event: Event) -> PodCgroup | None:
-        """The pod of which ``event`` says that its cgroup was made."""
+        """Return the pod if ``event`` says that a pod's cgroup was created, or None."""
         watch, name = event.watch, event.name
         if watch is None or name is None or Mask.CREATE not in event.mask:
             return None
@@ -184,24 +185,24 @@ class KubepodsWatcher:
             return None
         return PodCgroup(place.pod, place.qos, watch.path / name)
 
-    def _tell(self, event: Event) -> list[Happening]:
+    def _handle(self, event: Event) -> list[CgroupEvent]:
         if Mask.Q_OVERFLOW in event.mask:
             logger.warning("The kernel dropped inotify events; looking at every pod again.")
             return [*self.scan(), Overflowed()]
         watch, name = event.watch, event.name
         if watch is None:
             return []
-        if name is None:  # IGNORED, when it is gone, or about a file that is watched itself
+        if name is None:  # IGNORED: the cgroup is gone; or MODIFY of a file with its own watch
             return self._populated(watch.path.parent) if Mask.MODIFY in event.mask else []
         path = watch.path / name
         if Mask.ISDIR in event.mask:
-            return self._gone(path) if Mask.DELETE in event.mask else self._made(path)
-        # Only limits: hugetlb's events and procs files change with every fault and fork.
+            return self._removed(path) if Mask.DELETE in event.mask else self._created(path)
+        # Only limits: hugetlb's events and the procs files change with every fault and fork.
         if Mask.MODIFY in event.mask and name.suffix == ".max" and "hugetlb." in name.name:
             return self._changed(watch.path)
         return []
 
-    def _made(self, path: Path) -> list[Happening]:
+    def _created(self, path: Path) -> list[CgroupEvent]:
         if path in self._parents:
             return list(self._enter_parent(path))
         if kubepods.is_slice(path.name) and path.parent in self._parents:
@@ -215,37 +216,37 @@ class KubepodsWatcher:
         self._watch(path, _POD)
         return self._changed(path)
 
-    def _gone(self, path: Path) -> list[Happening]:
+    def _removed(self, path: Path) -> list[CgroupEvent]:
         pod = self._pods.pop(path, None)
         return self._populated(path.parent) if pod is None else [Removed(pod)]
 
-    def _populated(self, path: Path) -> list[Happening]:
+    def _populated(self, path: Path) -> list[CgroupEvent]:
         pod = self._pods.get(path)
         return [] if pod is None else [Populated(pod)]
 
-    def _changed(self, path: Path) -> list[Happening]:
-        """Tell of the pod that the cgroup ``path`` is of: it, its parent or the one above."""
+    def _changed(self, path: Path) -> list[CgroupEvent]:
+        """Return Changed for the pod that the cgroup ``path`` is, or is one or two levels below."""
         for cgroup in (path, path.parent, path.parent.parent):
             if (pod := self._pods.get(cgroup)) is not None:
                 return [Changed(pod)]
         return []
 
-    def _search(self) -> list[Happening]:
-        """What is in slices that are new, and in those made in them before they were watched."""
-        happenings: list[Happening] = []
+    def _search(self) -> list[CgroupEvent]:
+        """Enter new slices, and the slices created in them before they were watched."""
+        results: list[CgroupEvent] = []
         while new := self._parents.search():
             for parent in new:
-                happenings += self._enter_parent(parent)
-        return happenings
+                results += self._enter_parent(parent)
+        return results
 
-    def _enter_parent(self, parent: Path) -> Iterator[Happening]:
+    def _enter_parent(self, parent: Path) -> Iterator[CgroupEvent]:
         if self._watch(parent, _LEVEL):
             for path in kubepods.subdirectories(parent):
                 if kubepods.is_kubepods(path.name):
                     yield from self._enter_level(path)
 
-    def _enter_level(self, level: Path) -> Iterator[Happening]:
-        """``level`` is kubepods or a QoS level: what is in it are levels and pods."""
+    def _enter_level(self, level: Path) -> Iterator[CgroupEvent]:
+        """Watch ``level``, which is kubepods or a QoS level, and enter its levels and pods."""
         if self._watch(level, _LEVEL):
             for parent in self._parents:
                 if level.is_relative_to(parent):
@@ -259,22 +260,22 @@ class KubepodsWatcher:
                 else:
                     yield from self._enter_pod(PodCgroup(place.pod, place.qos, path))
 
-    def _enter_pod(self, pod: PodCgroup) -> list[Happening]:
+    def _enter_pod(self, pod: PodCgroup) -> list[CgroupEvent]:
         if not self._watch(pod.path, _POD):
             return []
-        # The kernel tells of its own changes to a file only where its inode is in memory
-        # (kernfs_notify_workfn); the watch keeps it there. It comes when the first process
-        # enters and when the last one leaves.
+        # The kernel reports its own changes of a file only if the file's inode is in memory
+        # (kernfs_notify_workfn). A watch keeps the inode in memory. The kernel changes
+        # cgroup.events when the first process enters and when the last process leaves.
         self._watch(pod.path / "cgroup.events", Mask.MODIFY)
         for container in kubepods.containers(pod):
             self._watch(container.path, _POD)
-        # Told of again on a rescan: its containers may be new.
+        # A rescan yields the pod again, because its containers may be new.
         self._pods[pod.path] = pod
         return [Changed(pod)]
 
     def _place(self, path: Path) -> kubepods.Place | None:
-        # Only what is right below a parent: a foreign tree that happens to hold a
-        # directory named kubepods is not ours.
+        # kubepods must be right below a parent: a tree elsewhere may have a directory named
+        # kubepods, but that directory is not kubelet's.
         for parent in self._parents:
             if path.is_relative_to(parent):
                 below = path.relative_to(parent)
@@ -283,16 +284,16 @@ class KubepodsWatcher:
         return None
 
     def _watch(self, path: Path, mask: Mask) -> bool:
-        """Whether ``path`` is a directory, which is watched from now on."""
+        """Add a watch to ``path``; return False if there is no such file or directory."""
         try:
             self._inotify.add_watch(path, mask)
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:
-            # ENOSPC: out of watches. What is below is listed all the same, and the
-            # next full pass sees what no event told.
+            # ENOSPC: all watches are taken. The caller lists the directory all the same, and
+            # the next full pass sees what no event reports.
             logger.warning(
-                "%s can't be watched (%s), only looked at now and then;"
+                "%s can't be watched (%s), so the agent only looks at it from time to time;"
                 " raise the sysctl fs.inotify.max_user_watches.",
                 path,
                 error.strerror,
