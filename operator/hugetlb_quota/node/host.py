@@ -1,27 +1,29 @@
-"""The host as the agent sees it: every host path goes through one root."""
+"""The host's file systems as the agent sees them: every path of the host goes through HostRoot."""
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 _ESCAPE: Final = re.compile(r"\\([0-7]{3})")
+_DEVICE: Final = re.compile(r"(\d+):(\d+)", re.ASCII)
 
 
 class UnusableHost(Exception):
-    """A host that the agent can't work on; the sentence says what to do."""
+    """The agent can't work on this host; the sentence says what to do."""
 
 
 class HostUnreadable(UnusableHost):
-    """A file that every Linux host has is not there below the root."""
+    """A file that every Linux host has is missing below the root."""
 
     def __init__(self, root: Path, path: Path, error: OSError) -> None:
         super().__init__(
             f"{path} can't be read ({error.strerror}), so {root} is not the root of a host;"
-            " give --host-root the place where the host's / is mounted, its /proc and /sys"
-            " included."
+            " set --host-root to the directory where the host's / is mounted, with its /proc and"
+            " /sys."
         )
         self.path = path
 
@@ -31,25 +33,29 @@ class NoCgroup2(UnusableHost):
 
     def __init__(self, mountinfo: Path) -> None:
         super().__init__(
-            f"No cgroup2 file system is mounted on this host ({mountinfo} names none);"
-            " boot it with systemd.unified_cgroup_hierarchy=1, or mount one with"
+            f"No cgroup2 file system is mounted on this host ({mountinfo} lists none);"
+            " boot the host with systemd.unified_cgroup_hierarchy=1, or run"
             " `mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified`."
         )
         self.mountinfo = mountinfo
 
 
 class NoHugetlbController(UnusableHost):
-    """The cgroup2 hierarchy has no hugetlb controller; ``v1`` is where cgroup v1 holds it."""
+    """The cgroup2 hierarchy has no hugetlb controller.
+
+    ``v1`` is the mount point of the cgroup v1 hierarchy that has the controller, or None.
+    """
 
     def __init__(self, cgroup2: Path, v1: str | None) -> None:
         remedy = (
-            f"cgroup v1 holds it at {v1}; unmount that, or boot with cgroup_no_v1=hugetlb."
+            f"cgroup v1 has the controller at {v1}; unmount {v1}, or boot with"
+            " cgroup_no_v1=hugetlb."
             if v1
             else "run a kernel with CONFIG_CGROUP_HUGETLB=y and without cgroup_disable=hugetlb."
         )
         super().__init__(
             f"The cgroup2 hierarchy at {cgroup2} has no hugetlb controller"
-            f" (it is not in {cgroup2}/cgroup.controllers): {remedy}"
+            f" ({cgroup2}/cgroup.controllers does not list it): {remedy}"
         )
         self.cgroup2 = cgroup2
         self.v1 = v1
@@ -57,8 +63,13 @@ class NoHugetlbController(UnusableHost):
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of mountinfo: ``root`` within the file system is seen at ``point``."""
+    """One line of mountinfo.
 
+    ``device`` is the file system's ``st_dev``. ``root`` is the directory of the file system that
+    is mounted at ``point``. ``options`` belong to the mount, ``super_options`` to the file system.
+    """
+
+    device: int
     root: str
     point: str
     options: frozenset[str]
@@ -67,17 +78,25 @@ class Mount:
 
 
 def parse_mountinfo(text: str) -> tuple[Mount, ...]:
-    """The mounts of a ``/proc/PID/mountinfo``, in its order (proc_pid_mountinfo(5))."""
-    return tuple(mount for line in text.splitlines() if (mount := _mount(line)) is not None)
+    """Return the mounts in a ``/proc/PID/mountinfo``, in the file's order (proc_pid_mountinfo(5)).
+
+    Lines that are not mountinfo are left out.
+    """
+    # Not splitlines(): the kernel escapes newlines in a path, but not form feeds and the like.
+    return tuple(mount for line in text.split("\n") if (mount := _mount(line)) is not None)
 
 
 def _mount(line: str) -> Mount | None:
-    # A variable number of optional fields ends with a lone hyphen.
+    # A single hyphen ends a variable number of optional fields.
     left, separator, right = line.partition(" - ")
     before, after = left.split(" "), right.split(" ")
     if not separator or len(before) < 6 or len(after) < 3:
         return None
+    device = _DEVICE.fullmatch(before[2])
+    if device is None:
+        return None
     return Mount(
+        device=os.makedev(int(device[1]), int(device[2])),
         root=_unescaped(before[3]),
         point=_unescaped(before[4]),
         options=frozenset(before[5].split(",")),
@@ -87,50 +106,50 @@ def _mount(line: str) -> Mount | None:
 
 
 def _unescaped(field: str) -> str:
-    # Blank, tab, newline and backslash are octal (fs/proc_namespace.c, mangle()).
+    # The kernel writes space, tab, newline and backslash in octal (fs/proc_namespace.c, mangle()).
     return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), field)
 
 
 @dataclass(frozen=True, slots=True)
 class HostRoot:
-    """The directory below which the host's file systems are found."""
+    """The directory where the host's ``/`` is mounted."""
 
     path: Path = Path("/")
 
     def at(self, absolute: str) -> Path:
-        """Where the host's ``absolute`` path is to be found from here."""
+        """Return the path, from this process, of the host's ``absolute`` path."""
         return self.path / absolute.lstrip("/")
 
     def boot_id(self) -> str:
-        """The identity of the running kernel's boot, as Node.status.nodeInfo.bootID.
+        """Return the ID of the kernel's current boot, as in Node.status.nodeInfo.bootID.
 
-        :raises HostUnreadable: when /proc is not there.
+        :raises HostUnreadable: /proc is missing.
         """
         return self._read(self.at("/proc/sys/kernel/random/boot_id")).strip()
 
     def mounts(self) -> tuple[Mount, ...]:
-        """What is mounted on the host.
+        """Return what is mounted on the host.
 
-        :raises HostUnreadable: when /proc is not there.
+        :raises HostUnreadable: /proc is missing.
         """
-        return parse_mountinfo(self._read(self.mountinfo()))
+        return parse_mountinfo(self._read(self._mountinfo()))
 
     def cgroup2(self) -> Path:
-        """The root of the cgroup2 hierarchy that has the hugetlb controller.
+        """Return the root of the cgroup2 hierarchy that has the hugetlb controller.
 
-        :raises NoCgroup2: when none is mounted.
-        :raises NoHugetlbController: when it lacks the controller.
-        :raises HostUnreadable: when /proc is not there.
+        :raises NoCgroup2: no cgroup2 is mounted.
+        :raises NoHugetlbController: no cgroup2 has the controller.
+        :raises HostUnreadable: /proc is missing.
         """
         mounts = self.mounts()
-        # The whole hierarchy before a part of it, writable before read-only, and of
-        # several mounts at one point the last, which hides the others.
+        # Prefer the whole hierarchy to a part, then writable to read-only. Among several mounts
+        # at one point take the last, which hides the others.
         candidates = sorted(
             (mount for mount in reversed(mounts) if mount.type == "cgroup2"),
             key=lambda mount: (mount.root != "/", "ro" in mount.options),
         )
         if not candidates:
-            raise NoCgroup2(self.mountinfo())
+            raise NoCgroup2(self._mountinfo())
         for mount in candidates:
             point = self.at(mount.point)
             try:
@@ -142,17 +161,16 @@ class HostRoot:
         v1 = (m.point for m in mounts if m.type == "cgroup" and "hugetlb" in m.super_options)
         raise NoHugetlbController(self.at(candidates[0].point), next(v1, None))
 
-    def mountinfo(self) -> Path:
-        """The file that tells what is mounted on the host."""
-        # On the host itself, what this process sees is what it can use. Below another
-        # root it is init's view: /proc there is the host's, our own mounts are not in it.
+    def _mountinfo(self) -> Path:
+        # On the host itself this process's own view is right. Below another root /proc is the
+        # host's, and only the view of init (process 1) shows the host's mounts.
         if self.path == Path("/"):
             return Path("/proc/self/mountinfo")
         return self.at("/proc/1/mountinfo")
 
     def _read(self, path: Path) -> str:
         try:
-            # A path in it has whatever bytes a program chose.
+            # A path in the file may have any bytes.
             return path.read_text(errors="surrogateescape")
         except OSError as error:
             raise HostUnreadable(self.path, path, error) from error

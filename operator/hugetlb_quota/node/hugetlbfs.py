@@ -1,4 +1,4 @@
-"""The hugetlbfs of the host: where each is mounted, with which limits. Nothing is opened."""
+"""The hugetlbfs mounts of the host, with their limits. The functions open no file in them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hugetlb_quota.node.host import HostRoot, HostUnreadable, Mount, parse_mountinfo
+from hugetlb_quota.node.host import HostRoot, Mount
 from hugetlb_quota.page_size import PageSize
 
 logger = logging.getLogger(__name__)
@@ -19,12 +19,12 @@ _UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 @dataclass(frozen=True, slots=True)
 class Superblock:
-    """One hugetlbfs, however often it is mounted.
+    """One hugetlbfs, which may be mounted several times.
 
-    ``device`` is its st_dev; the kernel gives the number to another file system when this one
-    is gone. ``limit`` and ``minimum`` are its ``size=`` and ``min_size=`` in bytes, as it was
-    mounted. ``point`` is where the host has it, ``path`` where that is to be found from here,
-    which need not be within reach.
+    ``device`` is its ``st_dev``; the kernel may reuse the number when this file system is gone.
+    ``limit`` and ``minimum`` are the mount options ``size=`` and ``min_size=`` in bytes. ``point``
+    is the mount point on the host. ``path`` is the same place as a path of this process, which
+    may be unable to reach it.
     """
 
     device: int
@@ -36,42 +36,29 @@ class Superblock:
 
 
 def superblocks(host: HostRoot) -> tuple[Superblock, ...]:
-    """Every hugetlbfs in the host's mount namespace, by device.
+    """Return every hugetlbfs in the host's mount namespace, ordered by device.
 
-    Not among them: one that only a container has mounted, in its own namespace.
+    A hugetlbfs that is mounted only in a container's own namespace is not included.
 
-    :raises HostUnreadable: when /proc is not there.
+    :raises HostUnreadable: /proc is missing.
     """
-    path = host.mountinfo()
-    try:
-        text = path.read_text(errors="surrogateescape")
-    except OSError as error:
-        raise HostUnreadable(host.path, path, error) from error
-    mounts: dict[str, tuple[str, Mount]] = {}
-    for line in text.split("\n"):
-        # The last at a point hides those before it, of whatever type; most lines are of no use.
-        for mount in parse_mountinfo(line):
-            mounts[mount.point] = (line, mount)
+    # The last mount at a point hides the earlier mounts there, also of other types.
+    visible = {mount.point: mount for mount in host.mounts()}
     found: dict[int, Superblock] = {}
-    for line, mount in mounts.values():
-        # A bind mount of one directory shows a part of the superblock only.
-        if mount.type != "hugetlbfs" or mount.root != "/" or (device := _device(line)) in found:
+    for mount in visible.values():
+        # A bind mount of one directory shows only a part of the file system.
+        if mount.type != "hugetlbfs" or mount.root != "/" or mount.device in found:
             continue
-        if (superblock := _superblock(host, device, mount)) is not None:
-            found[device] = superblock
+        if (superblock := _superblock(host, mount)) is not None:
+            found[mount.device] = superblock
     return tuple(superblock for _, superblock in sorted(found.items()))
 
 
-def _device(line: str) -> int:
-    major, _, minor = line.split(" ", 3)[2].partition(":")
-    return os.makedev(int(major), int(minor))
-
-
-def _superblock(host: HostRoot, device: int, mount: Mount) -> Superblock | None:
+def _superblock(host: HostRoot, mount: Mount) -> Superblock | None:
     options = dict(option.partition("=")[::2] for option in mount.super_options)
     try:
         return Superblock(
-            device=device,
+            device=mount.device,
             size=PageSize(parse_size(options["pagesize"])),
             limit=parse_size(options["size"]) if "size" in options else None,
             minimum=parse_size(options.get("min_size", "0")),
@@ -79,20 +66,23 @@ def _superblock(host: HostRoot, device: int, mount: Mount) -> Superblock | None:
             path=host.at(mount.point),
         )
     except (KeyError, ValueError) as error:
-        logger.warning("The hugetlbfs at %s is not followed: %s", mount.point, error)
+        logger.warning("The agent ignores the hugetlbfs at %s: %s", mount.point, error)
         return None
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a mount option as hugetlbfs shows it: ``2M``, ``1024M``, ``8388608``."""
+    """Return the bytes of a hugetlbfs mount option: ``2M``, ``1024M``, ``8388608``.
+
+    :raises ValueError: the text is not such a size.
+    """
     match = re.fullmatch(r"(\d+)([KMG]?)", text)
     if match is None:
-        raise ValueError(f"{text!r} is no size that hugetlbfs shows in its mount options.")
+        raise ValueError(f"{text!r} is not a size as in the mount options of hugetlbfs.")
     return int(match[1]) * _UNITS.get(match[2], 1)
 
 
 def is_within_reach(superblock: Superblock) -> bool:
-    """Whether its ``path`` leads to it."""
+    """Return True if the file system at ``path`` is this one."""
     try:
         return os.stat(superblock.path).st_dev == superblock.device  # noqa: PTH116
     except OSError:
@@ -100,9 +90,10 @@ def is_within_reach(superblock: Superblock) -> bool:
 
 
 def used(superblock: Superblock) -> int | None:
-    """Bytes taken of ``superblock``'s ``size=``: reserved by mappings or allocated.
+    """Return the bytes that are reserved or allocated of ``superblock``'s ``size=``.
 
-    None without a ``size=``, when the kernel counts nothing, or when it is out of reach.
+    None if the mount has no ``size=`` (the kernel then counts nothing), or if this process can't
+    reach the file system.
     """
     if superblock.limit is None or not is_within_reach(superblock):
         return None

@@ -50,7 +50,7 @@ def test_a_host_without_cgroup2(
 ) -> None:
     (host / "proc/1/mountinfo").write_text(CGROUP2.replace("cgroup2", "tmpfs"))
     assert ends(host, monkeypatch, "--check") == 3
-    assert "boot it with systemd.unified_cgroup_hierarchy=1" in capsys.readouterr().err
+    assert "boot the host with systemd.unified_cgroup_hierarchy=1" in capsys.readouterr().err
 
 
 def test_a_host_without_the_hugetlb_controller(

@@ -1,4 +1,4 @@
-"""Superblocks from a host's mountinfo."""
+"""Finds the host's hugetlbfs mounts in its mountinfo."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIB = 1 << 20
 
 
 class Host:
-    """A fixture host, whose file systems are directories of the real one."""
+    """A fake host. Its file systems are directories of the real host."""
 
     def __init__(self, path: Path) -> None:
         self.root = HostRoot(path)
@@ -49,7 +49,7 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
-def test_it_is_looked_for_below_the_hosts_root(host: Host) -> None:
+def test_finds_a_hugetlbfs_below_the_root_of_the_host(host: Host) -> None:
     path = host.mount(r"/dev/huge\040pages", "rw,seclabel,pagesize=1024M,size=2147483648")
     assert superblocks(host.root) == (
         Superblock(
@@ -63,22 +63,22 @@ def test_it_is_looked_for_below_the_hosts_root(host: Host) -> None:
     )
 
 
-def test_the_first_place_that_shows_all_of_it_is_taken(host: Host) -> None:
+def test_takes_the_first_mount_of_the_whole_file_system(host: Host) -> None:
     host.mount("/part", root="/sub")
     path = host.mount("/first")
     host.mount("/second")
     assert [one.path for one in superblocks(host.root)] == [path]
 
 
-def test_what_another_mount_hides_is_left_out(host: Host) -> None:
+def test_ignores_a_mount_that_another_mount_hides(host: Host) -> None:
     host.mount("/hidden")
     with host.mountinfo.open("a") as lines:
         lines.write("41 22 0:51 / /hidden rw - tmpfs none rw\n")
     assert superblocks(host.root) == ()
 
 
-def test_nothing_is_told_of_what_is_out_of_reach(host: Host) -> None:
-    """An agent in a container sees what is mounted on its host, and need not get there."""
+def test_reads_no_use_of_a_mount_that_it_cannot_reach(host: Host) -> None:
+    """An agent in a container sees all mounts of its host, but may be unable to reach them."""
     path = host.mount("/far", "rw,pagesize=2M,size=4M", device=os.makedev(0, 99))
     (far,) = superblocks(host.root)
     assert (far.path, far.device, used(far)) == (path, os.makedev(0, 99), None)
@@ -87,9 +87,7 @@ def test_nothing_is_told_of_what_is_out_of_reach(host: Host) -> None:
     assert not is_within_reach(far)
 
 
-def test_a_page_size_that_nobody_knows_is_said(
-    host: Host, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_logs_an_unknown_page_size(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         host.mount("/odd", "rw,pagesize=3M")
         assert superblocks(host.root) == ()
@@ -97,12 +95,12 @@ def test_a_page_size_that_nobody_knows_is_said(
     assert "3145728 bytes" in caplog.text
 
 
-def test_a_source_named_like_a_type_is_none(host: Host) -> None:
+def test_ignores_a_mount_whose_source_looks_like_hugetlbfs(host: Host) -> None:
     host.mountinfo.write_text("40 22 0:50 / /a rw - tmpfs x - hugetlbfs none rw,pagesize=2M\n")
     assert superblocks(host.root) == ()
 
 
-def test_no_proc_is_said(tmp_path: Path) -> None:
+def test_says_that_proc_is_missing(tmp_path: Path) -> None:
     with pytest.raises(HostUnreadable, match="proc/1/mountinfo"):
         superblocks(HostRoot(tmp_path))
 
@@ -117,11 +115,11 @@ def test_no_proc_is_said(tmp_path: Path) -> None:
         ("8388608", 8 * MIB),
     ],
 )
-def test_sizes(text: str, size: int) -> None:
+def test_parses_a_size(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "M", "2m", "-1", "2M "])
-def test_no_sizes(text: str) -> None:
-    with pytest.raises(ValueError, match="is no size"):
+def test_refuses_what_is_not_a_size(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
         parse_size(text)
