@@ -111,7 +111,7 @@ class Poll:
         return [
             file
             for file in self._files
-            if any(self._of_roots.says(f"{root}/{file}") != _NOTHING for root in self._roots)
+            if any(self._of_roots.last(f"{root}/{file}") != _NOTHING for root in self._roots)
         ]
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The host: cgroups, huge page pools and kubelet's naming, read and written as files.
+"""The host: cgroups, huge page pools and hugetlbfs, and the names that kubelet gives to cgroups.
 
-Knows the kernel and how kubelet names things, not Kubernetes objects and no quotas.
+This package knows no objects of the Kubernetes API, and no quotas.
 """

@@ -1,7 +1,7 @@
 """The files of the hugetlb controller in one cgroup (mm/hugetlb_cgroup.c).
 
-A file is opened, used and closed at once: a descriptor that stays open would outlive
-the cgroup. Amounts are bytes; a limit of None is the kernel's "max", no limit.
+Each function opens and closes its file: an open descriptor would outlive the cgroup. Amounts are
+bytes. A limit of None means "max": no limit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Final, Literal
 
 from hugetlb_quota.page_size import PageSize
 
-#: ``rsvd.max`` fails mmap(2) with ENOMEM; ``max`` kills with SIGBUS at the touch.
+#: Beyond ``rsvd.max`` mmap(2) fails with ENOMEM. Beyond ``max`` a program dies of SIGBUS when the
+#: program touches a page.
 Limit = Literal["rsvd.max", "max"]
 
 _LONGEST: Final = 4096
@@ -22,7 +23,7 @@ _UNLIMITED: Final = 2**63
 
 
 class CgroupError(Exception):
-    """Something about one cgroup; the others are not concerned."""
+    """An error of one cgroup; it says nothing about other cgroups."""
 
     def __init__(self, cgroup: Path, sentence: str) -> None:
         super().__init__(sentence)
@@ -30,31 +31,31 @@ class CgroupError(Exception):
 
 
 class CgroupGone(CgroupError):
-    """The cgroup was removed meanwhile, as happens when a pod ends."""
+    """The cgroup was removed meanwhile, for example because its pod ended."""
 
     def __init__(self, cgroup: Path) -> None:
         super().__init__(cgroup, f"The cgroup {cgroup} is gone.")
 
 
 class NotControlled(CgroupError):
-    """The cgroup is there, without files of the hugetlb controller."""
+    """The cgroup exists but has no files of the hugetlb controller."""
 
     def __init__(self, cgroup: Path, size: PageSize) -> None:
         super().__init__(
             cgroup,
             f"The cgroup {cgroup} has no {size.cgroup} files, so nothing limits its huge pages;"
-            f" enable the controller: write +hugetlb to {cgroup.parent}/cgroup.subtree_control.",
+            f" write +hugetlb to {cgroup.parent}/cgroup.subtree_control to enable the controller.",
         )
 
 
 class LimitBelowUse(CgroupError):
-    """The kernel refused a limit (bytes) because more than that is in use."""
+    """The kernel refused to set a limit to ``value`` bytes, because more is in use."""
 
     def __init__(self, cgroup: Path, size: PageSize, limit: Limit, value: int | None) -> None:
         super().__init__(
             cgroup,
             f"{cgroup}/{size.cgroup}.{limit} can't be lowered to {value} bytes:"
-            " more is in use; it falls when the pod gives huge pages back.",
+            " more is in use; the limit falls when the pod gives huge pages back.",
         )
         self.size = size
         self.limit = limit
@@ -62,54 +63,56 @@ class LimitBelowUse(CgroupError):
 
 
 class OwnNamespace(CgroupError):
-    """The cgroup is the root of this process' own cgroup namespace, whose limits it may not set."""
+    """The cgroup is the root of the cgroup namespace of this process, which can't set the limits."""
 
     def __init__(self, cgroup: Path) -> None:
         super().__init__(
             cgroup,
-            f"{cgroup} is the root of the agent's own cgroup namespace, and the kernel lets nobody"
-            " write the limits of that (nsdelegate).",
+            f"{cgroup} is the root of the agent's own cgroup namespace, and the kernel lets no"
+            " process write the limits of its namespace's root (nsdelegate).",
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """Bytes of one page size: promised to mappings, and faulted in."""
+    """Bytes of one page size: reserved by mappings, and faulted in."""
 
     reserved: int
     faulted: int
 
     @property
     def most(self) -> int:
-        """The larger: MAP_NORESERVE faults what was not reserved, a reservation comes first."""
+        """The larger amount: reserved pages may not be faulted, and MAP_NORESERVE faults others."""
         return max(self.reserved, self.faulted)
 
 
 def read_limit(cgroup: Path, size: PageSize, limit: Limit) -> int | None:
-    """One limit of ``cgroup``.
+    """Return one limit of ``cgroup`` in bytes, or None for no limit.
 
-    :raises CgroupGone: when it was removed.
-    :raises NotControlled: when it has no hugetlb files.
+    :raises CgroupGone: the cgroup was removed.
+    :raises NotControlled: the cgroup has no hugetlb files.
+    :raises CgroupError: the file can't be read.
     """
     text = _read(cgroup, size, limit)
     if text == "max":
         return None
-    # A cgroup that was never limited shows PAGE_COUNTER_MAX in bytes, which is not quite
-    # the largest whole number of huge pages, the value that reads as "max".
+    # A cgroup without a limit may show PAGE_COUNTER_MAX in bytes instead of "max". The kernel
+    # shows "max" only for the largest whole number of huge pages.
     return value if (value := int(text)) < _UNLIMITED - size.bytes else None
 
 
 def write_limit(cgroup: Path, size: PageSize, limit: Limit, value: int | None) -> None:
-    """Set one limit of ``cgroup``.
+    """Set one limit of ``cgroup`` to ``value`` bytes; None removes the limit.
 
-    :raises LimitBelowUse: when more than ``value`` is in use.
-    :raises OwnNamespace: when it is the root of our own cgroup namespace.
-    :raises CgroupGone: when it was removed.
-    :raises NotControlled: when it has no hugetlb files.
+    :raises LimitBelowUse: more than ``value`` is in use.
+    :raises OwnNamespace: the cgroup is the root of this process's cgroup namespace.
+    :raises CgroupGone: the cgroup was removed.
+    :raises NotControlled: the cgroup has no hugetlb files.
+    :raises CgroupError: the file can't be written.
     """
     path = f"{cgroup}/{size.cgroup}.{limit}"
     try:
-        # Unbuffered: a buffered file would meet EBUSY in close(), or swallow it.
+        # Unbuffered: a buffered file would raise EBUSY only in close(), or lose the error.
         descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(descriptor, b"max" if value is None else b"%d" % value)
@@ -118,35 +121,37 @@ def write_limit(cgroup: Path, size: PageSize, limit: Limit, value: int | None) -
     except OSError as error:
         if error.errno == errno.EBUSY:
             raise LimitBelowUse(cgroup, size, limit, value) from error
-        # By permissions alone it would be EACCES, and root is not asked for those.
+        # Missing file permissions give EACCES, and root needs no file permissions.
         if error.errno == errno.EPERM:
             raise OwnNamespace(cgroup) from error
         raise _explained(error, cgroup, size, path) from error
 
 
 def read_use(cgroup: Path, size: PageSize) -> Use:
-    """What ``cgroup`` and all below it use of ``size``.
+    """Return the bytes of ``size`` that ``cgroup`` and all cgroups below use.
 
-    :raises CgroupGone: when it was removed.
-    :raises NotControlled: when it has no hugetlb files.
+    :raises CgroupGone: the cgroup was removed.
+    :raises NotControlled: the cgroup has no hugetlb files.
+    :raises CgroupError: a file can't be read.
     """
     return Use(int(_read(cgroup, size, "rsvd.current")), int(_read(cgroup, size, "current")))
 
 
 def read_refusals(cgroup: Path, size: PageSize) -> int:
-    """How often a charge in ``cgroup`` or below did not fit: a reservation, or at the touch.
+    """Return how often the kernel refused a charge in ``cgroup`` or below, in mmap or at a touch.
 
-    :raises CgroupGone: when it was removed.
-    :raises NotControlled: when it has no hugetlb files.
+    :raises CgroupGone: the cgroup was removed.
+    :raises NotControlled: the cgroup has no hugetlb files.
+    :raises CgroupError: the file can't be read.
     """
     found = dict(line.split() for line in _read(cgroup, size, "events").splitlines())
     return int(found.get("max", 0))
 
 
 def is_populated(cgroup: Path) -> bool:
-    """Whether a process is in ``cgroup`` or below; none is when it is gone.
+    """Return True if a process is in ``cgroup`` or below; False also if the cgroup is gone.
 
-    :raises CgroupError: when it can't be told.
+    :raises CgroupError: the kernel's file can't be read.
     """
     path = cgroup / "cgroup.events"
     try:
@@ -170,20 +175,20 @@ def _read(cgroup: Path, size: PageSize, file: str) -> str:
 
 
 def _explained(error: OSError, cgroup: Path, size: PageSize, path: str) -> Exception:
-    # ENODEV: removed between open and read, or write (fs/kernfs/file.c, kernfs_get_active).
+    # ENODEV: the cgroup was removed after open (fs/kernfs/file.c, kernfs_get_active).
     if error.errno in (errno.ENOENT, errno.ENODEV):
         return CgroupGone(cgroup) if _is_controlled(cgroup) else NotControlled(cgroup, size)
     return CgroupError(cgroup, f"{path} can't be used: {error.strerror}.")
 
 
 def _is_controlled(cgroup: Path) -> bool:
-    """Whether the controller is enabled for ``cgroup``, or was while it was there.
+    """Return True if the controller is enabled for ``cgroup``, or if the cgroup is gone.
 
-    Not by looking at the cgroup itself: a removal takes the files first and the
-    directory a moment later (kernel/cgroup/cgroup.c, cgroup_destroy_locked).
+    The cgroup's own files prove nothing: the kernel removes the files first and the directory
+    a moment later (kernel/cgroup/cgroup.c, cgroup_destroy_locked).
     """
     try:
         enabled = (cgroup.parent / "cgroup.subtree_control").read_text().split()
     except OSError:
-        return True  # gone too
+        return True  # the parent is gone too
     return "hugetlb" in enabled or not cgroup.is_dir()

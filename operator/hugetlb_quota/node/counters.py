@@ -1,7 +1,7 @@
-"""Files of the kernel that count, read again and again on descriptors that stay open.
+"""Counter files of the kernel, read often on descriptors that stay open.
 
-Opening is most of the cost of reading such a file. A descriptor keeps no cgroup from being
-removed; reading it fails then (ENODEV).
+Most of the cost of such a read is to open the file. A cgroup can be removed while its descriptors
+are open; a read then fails with ENODEV.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ _LONGEST: Final = 32
 
 
 class Counter:
-    """What the file at ``path`` says; None when there is none (any more)."""
+    """A counter file at ``path``, which may come and go."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._descriptor = -1
 
     def read(self) -> bytes | None:
-        """What it says now: one line."""
+        """Return the line in the file now, or None if there is no file."""
         try:
             if self._descriptor < 0:
                 self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
             return os.pread(self._descriptor, _LONGEST, 0)
         except OSError:
-            # Made anew under its name it is another file.
+            # A later file at the same path is another file: open it then.
             self.close()
             return None
 
@@ -39,20 +39,21 @@ class Counter:
 
 
 class Counters:
-    """Tells whether any of several counters moved."""
+    """Detects changes of a set of counter files."""
 
     def __init__(self) -> None:
         self._counters: dict[str, Counter] = {}
         self._values: dict[str, bytes | None] = {}
 
-    def says(self, path: str) -> bytes | None:
-        """What the counter at ``path`` said last; None when there was none."""
+    def last(self, path: str) -> bytes | None:
+        """Return the last value read at ``path``, or None if there was no file."""
         return self._values.get(path)
 
     def moved(self, paths: Collection[str]) -> bool:
-        """Whether one of the counters at ``paths`` says something else than the time before.
+        """Read the counters at ``paths``; return True if a value differs from the last call.
 
-        One that was not among them then did; one that is not among them any more did not.
+        A path that is new in this call counts as a change. A path that is missing in this call
+        does not, and its descriptor is closed.
         """
         for path in self._counters.keys() - set(paths):
             self._counters.pop(path).close()

@@ -1,8 +1,8 @@
-"""How kubelet and the container runtimes name cgroups: from a path to pod and container.
+"""Finds pods and containers by the names that kubelet and the container runtimes give to cgroups.
 
-Kubelet: pkg/kubelet/cm/cgroup_manager_linux.go (``ToSystemd``, ``ToCgroupfs``), and
-``GetPodCgroupNameSuffix``. Below ``--cgroup-root``, as kind sets it, everything has a
-prefix: ``/kubelet/kubepods``, ``/kubelet.slice/kubelet-kubepods.slice``.
+Kubelet makes the names in pkg/kubelet/cm/cgroup_manager_linux.go (``ToSystemd``, ``ToCgroupfs``)
+and ``GetPodCgroupNameSuffix``. With ``--cgroup-root``, which kind sets, all names have a prefix:
+``/kubelet/kubepods``, ``/kubelet.slice/kubelet-kubepods.slice``.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from typing import Final
 
 _KUBEPODS: Final = re.compile(r"kubepods|(?P<stem>(?:[^/]+-)?kubepods)\.slice")
 _CGROUPFS_POD: Final = re.compile(r"pod(?P<uid>[0-9A-Za-z][0-9A-Za-z_.-]*)")
-#: containerd, CRI-O and cri-dockerd under systemd; with cgroupfs the bare ID, or CRI-O's
-#: prefix without ``.scope``. CRI-O's monitor, ``crio-conmon-ID``, is no container.
+#: With systemd: the names of containerd, CRI-O and cri-dockerd. With cgroupfs: the ID alone, or
+#: CRI-O's prefix without ``.scope``. CRI-O's monitor, ``crio-conmon-ID``, is not a container.
 _CONTAINER: Final = re.compile(
     r"(?P<cgroupfs>[0-9a-f]{8,64})|(?:cri-containerd|crio|docker)-(?P<id>[0-9a-f]{8,64})(?:\.scope)?"
 )
-#: What crun puts below the scope, with the processes in it.
+#: The cgroup that crun creates below the scope for the container's processes.
 _CRUN_INNER: Final = "container"
 
-#: Where kubelet's tree is looked for below the cgroup2 mount: its own place, and kind's.
+#: Directories below the cgroup2 mount that may hold kubepods: kubelet's default, and kind's two.
 _PARENTS: Final = (".", "kubelet", "kubelet.slice")
-#: And below slices, so many levels deep.
+#: Levels of slices below the cgroup2 mount that may hold kubepods too.
 _DEEPEST_SLICE: Final = 4
 
 
 class Qos(StrEnum):
-    """The quality-of-service level that a cgroup is below."""
+    """The quality-of-service level of a cgroup."""
 
     GUARANTEED = "guaranteed"
     BURSTABLE = "burstable"
@@ -41,10 +41,10 @@ class Qos(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where in kubelet's tree a cgroup is.
+    """The place of a cgroup in kubelet's tree.
 
-    ``pod`` is the UID in the cgroup's name, None above the pods; ``container`` the ID
-    that the runtime gave, None above the containers.
+    ``pod`` is the UID in the name of the pod's cgroup; None for a cgroup above the pods.
+    ``container`` is the runtime's ID of the container; None for a cgroup above the containers.
     """
 
     qos: Qos
@@ -54,7 +54,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class PodCgroup:
-    """A pod's cgroup; ``uid`` is the one in its name."""
+    """A pod's cgroup; ``uid`` is the UID in its name."""
 
     uid: str
     qos: Qos
@@ -70,12 +70,12 @@ class ContainerCgroup:
 
 
 def place(path: str) -> Place | None:
-    """What the cgroup at ``path`` is, or None when it is nothing that kubelet names.
+    """Return the place of the cgroup at ``path``, or None if kubelet does not use such a name.
 
     >>> place("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podaa_bb.slice")
     Place(qos=<Qos.BURSTABLE: 'burstable'>, pod='aa-bb', container=None)
 
-    ``path`` is below the cgroup2 mount, as /proc/PID/cgroup prints it.
+    ``path`` starts at the cgroup2 mount, as in /proc/PID/cgroup.
     """
     names = [name for name in path.split("/") if name not in ("", ".")]
     for depth, name in enumerate(names):
@@ -85,10 +85,13 @@ def place(path: str) -> Place | None:
 
 
 def _below_kubepods(stem: str | None, names: list[str]) -> Place | None:
-    """``stem`` is kubepods' own name without ``.slice``, None with the cgroupfs driver."""
+    """Return the place of the cgroup ``names`` below kubepods.
+
+    ``stem`` is the name of kubepods without ``.slice``; None with the cgroupfs driver.
+    """
     qos = Qos.GUARANTEED
     for level in (Qos.BURSTABLE, Qos.BEST_EFFORT):
-        # A slice's name repeats the names of those above it (systemd.slice(5)).
+        # The name of a slice repeats the names of the slices above (systemd.slice(5)).
         slice_name = f"{stem}-{level}"
         if names and names[0] == (level.value if stem is None else f"{slice_name}.slice"):
             qos, names, stem = level, names[1:], stem and slice_name
@@ -112,22 +115,22 @@ def _pod_uid(name: str, stem: str | None) -> str | None:
         return match["uid"] if match else None
     if not name.startswith(f"{stem}-pod") or not name.endswith(".slice"):
         return None
-    # A hyphen would start another level of slices, so kubelet writes an underscore.
+    # In a slice's name a hyphen starts another level, so kubelet writes an underscore.
     return name.removeprefix(f"{stem}-pod").removesuffix(".slice").replace("_", "-") or None
 
 
 def pod_of(names: Sequence[str]) -> str | None:
-    """The UID of the pod whose cgroup is ``names``, or one of those above; None: of no pod.
+    """Return the UID of the pod that the cgroup ``names`` belongs to, or None.
 
-    ``names`` lead from the directory that kubepods is in down to the cgroup, however deep in
-    the pod that is.
+    ``names`` lead from the directory that holds kubepods down to the cgroup. The cgroup may be
+    the pod's own or any cgroup below.
 
     >>> pod_of(["kubepods", "burstable", "podaa-bb", "1f", "init.scope"])
     'aa-bb'
     """
     if not names or not is_kubepods(names[0]):
         return None
-    # A pod is right in kubepods, or in a QoS level.
+    # A pod's cgroup is directly in kubepods, or in a QoS level.
     for depth in (2, 3):
         found = place("/".join(names[:depth]))
         if found is not None and found.pod is not None:
@@ -136,12 +139,11 @@ def pod_of(names: Sequence[str]) -> str | None:
 
 
 def parents(cgroup2: Path, cgroup_root: str | None) -> tuple[Path, ...]:
-    """The directories in which kubepods may be.
+    """Return the directories that may hold kubepods.
 
-    ``cgroup_root`` is what kubelet's ``--cgroup-root`` leads to, below the mount; None
-    looks in the usual places, and in every slice that there is now. Only root makes slices
-    there. What a service, a scope or a pod has in its own cgroup is theirs, and may have any
-    name.
+    ``cgroup_root`` is kubelet's ``--cgroup-root``, a path below the mount. With None the result is
+    the usual directories and every slice that exists now. Only root can create slices there. The
+    search does not enter a service, a scope or a pod, because other users choose the names there.
     """
     if cgroup_root is not None:
         return (cgroup2 / cgroup_root.strip("/"),)
@@ -151,9 +153,9 @@ def parents(cgroup2: Path, cgroup_root: str | None) -> tuple[Path, ...]:
 
 
 class Parents:
-    """The directories in which kubepods may be; :meth:`search` looks for more.
+    """The directories that may hold kubepods; :meth:`search` updates them.
 
-    :param find: gives them as they are now, as :func:`parents` does.
+    :param find: returns the directories as they are now; see :func:`parents`.
     """
 
     def __init__(self, find: Callable[[], tuple[Path, ...]]) -> None:
@@ -164,16 +166,16 @@ class Parents:
         return iter(self._found)
 
     def search(self) -> tuple[Path, ...]:
-        """Look again; those that are new.
+        """Find the directories again; return the new directories.
 
-        :raises OSError: when a directory is there and can't be read.
+        :raises OSError: a directory exists but can't be read.
         """
         before, self._found = frozenset(self._found), self._find()
         return tuple(path for path in self._found if path not in before)
 
 
 def is_slice(name: str) -> bool:
-    """Whether kubepods may be in a directory of this name: a slice that is no kubepods."""
+    """Return True for a slice that may hold kubepods: any slice that is not kubepods itself."""
     return name.endswith(".slice") and not is_kubepods(name)
 
 
@@ -185,12 +187,12 @@ def _slices(directory: Path, levels: int) -> Iterator[Path]:
 
 
 def is_kubepods(name: str) -> bool:
-    """Whether a directory of this name is the root of kubelet's pods."""
+    """Return True if ``name`` is a name of the root of kubelet's pods."""
     return _KUBEPODS.fullmatch(name) is not None
 
 
 def roots(parents: Iterable[Path]) -> Iterator[Path]:
-    """Every kubepods there is below ``parents``: all of kubelet's pods are in them."""
+    """Yield every kubepods directory that exists in ``parents``; all pods are below them."""
     for parent in parents:
         for path in subdirectories(parent):
             if is_kubepods(path.name):
@@ -198,7 +200,7 @@ def roots(parents: Iterable[Path]) -> Iterator[Path]:
 
 
 def pods(parents: Iterable[Path]) -> Iterator[PodCgroup]:
-    """Every pod's cgroup below ``parents`` as it is at this moment."""
+    """Yield every pod's cgroup that exists now below ``parents``."""
     for root in roots(parents):
         for level in (root, *subdirectories(root)):
             yield from _pods_of_level(root.parent, level)
@@ -214,7 +216,10 @@ def _pods_of_level(parent: Path, level: Path) -> Iterator[PodCgroup]:
 
 
 def containers(pod: PodCgroup) -> Iterator[ContainerCgroup]:
-    """The container cgroups of ``pod``, crun's inner ones included; none if it is gone."""
+    """Yield the cgroups of the pod's containers, with the inner cgroups of crun.
+
+    Yields nothing if the pod's cgroup is gone.
+    """
     if _is_leaf(pod.path):
         return
     for path in subdirectories(pod.path):
@@ -228,10 +233,10 @@ def containers(pod: PodCgroup) -> Iterator[ContainerCgroup]:
 
 
 def _is_leaf(path: Path) -> bool:
-    """Whether a cgroup has none below it, or is gone.
+    """Return True if there is no cgroup below ``path``, or if ``path`` is gone.
 
-    Its directory has a link from each (fs/kernfs/inode.c), and listing its dozens of files takes
-    ten times longer. Where a file system counts no links there is one.
+    Each subdirectory adds a link to its parent (fs/kernfs/inode.c). To read this number is ten
+    times faster than to list the dozens of files. A file system that counts no links shows 1.
     """
     try:
         return path.stat().st_nlink == 2
@@ -240,13 +245,13 @@ def _is_leaf(path: Path) -> bool:
 
 
 def subdirectories(path: Path) -> list[Path]:
-    """The cgroups right below ``path``, in no order; none if it is gone.
+    """Return the directories in ``path``, in no order; none if ``path`` is gone.
 
-    :raises OSError: when it is there and can't be read.
+    :raises OSError: the directory exists but can't be read.
     """
     try:
         with os.scandir(path) as entries:
-            # The kind comes with the listing: a cgroup's dozens of files cost no stat.
+            # The listing has the type of each entry, so the dozens of files need no stat(2).
             return [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
     except (FileNotFoundError, NotADirectoryError):
         return []

@@ -12,10 +12,10 @@ from hugetlb_quota.page_size import PageSize, UnknownPageSize
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """One pool, in pages; ``numa_node`` None is the whole host.
+    """The huge pages of one size on one NUMA node; ``numa_node`` None means the whole host.
 
-    ``reserved``, promised to mappings and not yet faulted, is known for the whole host
-    only.
+    All amounts are pages. ``reserved`` pages are promised to mappings and not faulted yet. The
+    kernel shows this number only for the whole host.
     """
 
     size: PageSize
@@ -27,12 +27,12 @@ class Pool:
 
 
 def page_sizes(host: HostRoot) -> tuple[PageSize, ...]:
-    """Every huge page size of the host, smallest first; fixed at boot."""
+    """Return every huge page size of the host, smallest first. The sizes are fixed at boot."""
     return tuple(size for size, _ in _folders(host.at("/sys/kernel/mm/hugepages")))
 
 
 def pools(host: HostRoot) -> tuple[Pool, ...]:
-    """Every pool: by size the whole host's first, then each NUMA node's."""
+    """Return every pool, ordered by size; for each size the whole host, then each NUMA node."""
     found = [
         _pool(folder, size, None) for size, folder in _folders(host.at("/sys/kernel/mm/hugepages"))
     ]
@@ -50,7 +50,7 @@ def _folders(parent: Path) -> list[tuple[PageSize, Path]]:
         try:
             found.append((PageSize.from_sysfs(folder.name), folder))
         except UnknownPageSize:
-            continue  # a size that no Kubernetes resource can name
+            continue  # Kubernetes has no resource name for this size
     return sorted(found)
 
 

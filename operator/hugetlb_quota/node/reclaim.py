@@ -1,14 +1,13 @@
-"""Giving back the pages of a file that nobody holds, and of no other.
+"""Removes a file that no process holds, and gives its pages back.
 
-Whether anybody has a file open or mapped can't be looked up without a race: somebody may
-open it in the moment after. A write lease (fcntl(2), F_SETLEASE) is both the question and
-the lock: the kernel grants it only while no other open file description of the inode is
-there (``check_conflicting_open`` in fs/locks.c; a mapping holds its own), and who opens
-the file from then on waits until the lease is given back.
+A check for open or mapped files alone has a race: a process may open the file a moment later. A
+write lease (fcntl(2), F_SETLEASE) is both the check and a lock. The kernel grants the lease only
+if the inode has no other open file description (``check_conflicting_open`` in fs/locks.c; a
+mapping holds a description). A process that opens the file afterwards waits until the lease ends.
 
-Who can write a directory can put another directory in the place of one in it, at any
-moment. So no path is resolved twice, and no link is followed: each directory is opened in
-the one above it, and the file is opened, compared and removed in the last of them.
+A user who can write to a directory can replace its subdirectories at any moment. So this module
+resolves no path twice and follows no link: it opens each directory relative to the directory
+above, and opens, compares and removes the file relative to the last directory.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-#: O_NONBLOCK: opening must not wait for somebody else's lease.
+#: O_NONBLOCK: open(2) must not wait for another process's lease.
 _FILE: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
-#: What opening says where there is another thing than a file, or than a directory.
+#: Errors of open(2) if the name is missing, or is not a file or directory as expected.
 _OTHER: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO)
 
 
 class NotReclaimed(Exception):
     """The file was not removed.
 
-    ``why`` is a clause that does not name the file: a path may have bytes that no JSON can.
+    ``why`` is a clause without the file's path: a path may have bytes that JSON can't hold.
     """
 
     def __init__(self, why: str) -> None:
@@ -43,32 +42,33 @@ class NotReclaimed(Exception):
 
 
 class StillHeld(NotReclaimed):
-    """Somebody has the file open or mapped."""
+    """A process has the file open or mapped."""
 
     def __init__(self) -> None:
         super().__init__("a process has it open or mapped")
 
 
 class AnotherFile(NotReclaimed):
-    """The name stands for another file by now, or for none."""
+    """The path now names another file, or no file."""
 
     def __init__(self) -> None:
-        super().__init__("its name stands for another file, or for none")
+        super().__init__("its path now names another file, or no file")
 
 
 def reclaim(mount: Path, names: Sequence[str], device: int, inode: int) -> None:
-    """Truncate and remove a file, if it is still this one and nobody holds it.
+    """Truncate and remove a file, if the path still names this file and no process holds it.
 
-    Killed half-way it leaves the file whole, or truncated, which a second call removes.
-    Who opens it meanwhile waits, for microseconds, and then finds it empty.
+    If the process is killed meanwhile, the file is whole or truncated, and a second call removes
+    it. A process that opens the file meanwhile waits for microseconds and finds the file empty.
 
-    :param mount: the directory where its file system is mounted.
-    :param names: of the directories below ``mount``, from the top, and last of the file.
-    :param device: ``st_dev`` of the file that is meant, ``inode`` its ``st_ino``.
-    :raises StillHeld: when somebody has it open or mapped.
-    :raises AnotherFile: when the name stands for something else.
-    :raises NotReclaimed: when ``names`` don't lead down from ``mount``, or when the file
-        can't be opened, emptied or removed.
+    :param mount: the mount point of the file's file system.
+    :param names: the path below ``mount``: the names of the directories, then the file's name.
+    :param device: the file's ``st_dev``.
+    :param inode: the file's ``st_ino``.
+    :raises StillHeld: a process has the file open or mapped.
+    :raises AnotherFile: the path now names another file, or no file.
+    :raises NotReclaimed: ``names`` don't lead down from ``mount``, or the file can't be opened,
+        truncated or removed.
     """
     if not names or not all(_is_name(name) for name in names):
         raise NotReclaimed("its path does not lead down from its mount")
@@ -77,16 +77,16 @@ def reclaim(mount: Path, names: Sequence[str], device: int, inode: int) -> None:
         with _directory(mount, above) as directory, _opened(name, directory) as descriptor:
             _lease(descriptor)
             found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode) or not _is(found, device, inode):
+            if not stat.S_ISREG(found.st_mode) or not _is_same(found, device, inode):
                 raise AnotherFile
-            _compare(name, directory, device, inode)
+            _check_same(name, directory, device, inode)
             os.ftruncate(descriptor, 0)
-            _compare(name, directory, device, inode)
+            _check_same(name, directory, device, inode)
             os.unlink(name, dir_fd=directory)
     except OSError as error:
         if error.errno in _OTHER:
             raise AnotherFile from error
-        raise NotReclaimed(_why(error)) from error
+        raise NotReclaimed(_reason(error)) from error
 
 
 def _is_name(name: str) -> bool:
@@ -115,31 +115,31 @@ def _opened(name: str, directory: int) -> Iterator[int]:
     try:
         yield descriptor
     finally:
-        os.close(descriptor)  # gives the lease back
+        os.close(descriptor)  # this also ends the lease
 
 
-def _compare(name: str, directory: int, device: int, inode: int) -> None:
+def _check_same(name: str, directory: int, device: int, inode: int) -> None:
     named = os.stat(name, dir_fd=directory, follow_symlinks=False)
-    if not _is(named, device, inode):
+    if not _is_same(named, device, inode):
         raise AnotherFile
 
 
-def _is(found: os.stat_result, device: int, inode: int) -> bool:
+def _is_same(found: os.stat_result, device: int, inode: int) -> bool:
     return (found.st_dev, found.st_ino) == (device, inode)
 
 
 def _lease(descriptor: int) -> None:
-    # An opener makes the kernel signal the lease's holder, with SIGIO unless told
-    # otherwise, and that ends a process. SIGURG is ignored by default.
+    # When a process opens the file, the kernel sends a signal to the lease's holder. The default
+    # SIGIO would end this process. SIGURG is ignored by default.
     fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     except BlockingIOError as error:
         raise StillHeld from error
     except OSError as error:
-        raise NotReclaimed(f"it can't be leased, {_why(error)}") from error
+        raise NotReclaimed(f"the kernel grants no lease on it, {_reason(error)}") from error
 
 
-def _why(error: OSError) -> str:
-    # Not str(error), which has the path.
+def _reason(error: OSError) -> str:
+    # Not str(error): that text contains the path.
     return error.strerror or type(error).__name__

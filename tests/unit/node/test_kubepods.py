@@ -1,4 +1,4 @@
-"""From a cgroup's path to pod and container, in the naming of both drivers."""
+"""Finds pod and container from the path of a cgroup, with the names of both cgroup drivers."""
 
 import os
 from pathlib import Path
@@ -49,7 +49,7 @@ LEVELS = {"Guaranteed": Qos.GUARANTEED, "Burstable": Qos.BURSTABLE, "BestEffort"
         ),
     ],
 )
-def test_what_kubelet_and_runtimes_name(path: str, found: Place) -> None:
+def test_finds_the_names_of_kubelet_and_the_runtimes(path: str, found: Place) -> None:
     assert place(path) == found
 
 
@@ -62,18 +62,18 @@ def test_what_kubelet_and_runtimes_name(path: str, found: Place) -> None:
         "kubepods/system",
         "kubepods/burstable/notapod",
         "kubepods/pod",
-        f"kubepods.slice/kubepods-burstable-pod{ESCAPED}.slice",  # not of the level it is in
-        f"kubepods.slice/pod{UID}",  # the other driver's name
+        f"kubepods.slice/kubepods-burstable-pod{ESCAPED}.slice",  # the name of another level
+        f"kubepods.slice/pod{UID}",  # the name of the other driver
         f"kubepods/kubepods-pod{ESCAPED}.slice",
         f"kubepods/pod{UID}/crio-conmon-{ID}",  # CRI-O's monitor
         f"kubepods/pod{UID}/init.scope",
-        f"kubepods/pod{UID}/{ID}/system.slice",  # a container's own
+        f"kubepods/pod{UID}/{ID}/system.slice",  # created by the container
         f"kubepods/pod{UID}/{ID}/container/more",
         f"xkubepods/pod{UID}",
         f"kubepodsx.slice/kubepods-pod{ESCAPED}.slice",
     ],
 )
-def test_what_is_none_of_theirs(path: str) -> None:
+def test_refuses_other_names(path: str) -> None:
     assert place(path) is None
 
 
@@ -83,7 +83,7 @@ def test_what_is_none_of_theirs(path: str) -> None:
     uid=st.uuids().map(str) | st.from_regex(r"[0-9a-f]{32}", fullmatch=True),
     container=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
 )
-def test_every_name_that_a_node_makes_is_read_back(
+def test_reads_back_every_name_that_a_node_makes(
     driver: naming.Driver, qos: str, uid: str, container: str
 ) -> None:
     pod = naming.pod_level(driver, qos, uid)
@@ -94,11 +94,11 @@ def test_every_name_that_a_node_makes_is_read_back(
 
 
 @given(st.text(alphabet="abk/.-_podslice0", max_size=60))
-def test_no_path_is_too_odd(path: str) -> None:
+def test_accepts_any_path(path: str) -> None:
     place(path)
 
 
-def test_pods_of_both_drivers_are_listed_and_nothing_else(tmp_path: Path) -> None:
+def test_lists_only_the_pods_of_both_drivers(tmp_path: Path) -> None:
     wanted = set()
     for driver in naming.DRIVERS:
         for qos, level in LEVELS.items():
@@ -112,7 +112,7 @@ def test_pods_of_both_drivers_are_listed_and_nothing_else(tmp_path: Path) -> Non
     assert set(kubepods.pods([tmp_path, tmp_path / "kubelet"])) == wanted
 
 
-def test_containers_of_a_pod_and_cruns_inner_ones(tmp_path: Path) -> None:
+def test_lists_the_containers_of_a_pod_with_the_inner_cgroups_of_crun(tmp_path: Path) -> None:
     other = "2e" * 32
     for name in (f"crio-{ID}.scope/container", f"{other}/init", f"crio-conmon-{ID}.scope"):
         (tmp_path / name).mkdir(parents=True)
@@ -124,18 +124,19 @@ def test_containers_of_a_pod_and_cruns_inner_ones(tmp_path: Path) -> None:
     }
 
 
-def test_a_pod_without_containers_has_none_and_a_file_system_that_counts_no_links_is_listed(
+def test_a_pod_without_containers_has_none(tmp_path: Path) -> None:
+    assert list(kubepods.containers(PodCgroup(UID, Qos.GUARANTEED, tmp_path))) == []
+
+
+def test_lists_containers_on_a_file_system_that_counts_no_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pod = PodCgroup(UID, Qos.GUARANTEED, tmp_path)
-    assert list(kubepods.containers(pod)) == []
     (tmp_path / ID).mkdir()
-    assert [each.id for each in kubepods.containers(pod)] == [ID]
-    stat = Path.stat
-    fields = [*range(3), 1, *range(6)]  # the fourth is st_nlink
-    monkeypatch.setattr(Path, "stat", lambda _: os.stat_result(fields))
-    assert [each.id for each in kubepods.containers(pod)] == [ID]
-    monkeypatch.setattr(Path, "stat", stat)
+    fields = [*range(3), 1, *range(6)]  # the fourth field is st_nlink
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", lambda _: os.stat_result(fields))
+        found = list(kubepods.containers(PodCgroup(UID, Qos.GUARANTEED, tmp_path)))
+    assert [each.id for each in found] == [ID]
 
 
 def test_a_pod_that_is_gone_has_no_containers(tmp_path: Path) -> None:
@@ -144,13 +145,13 @@ def test_a_pod_that_is_gone_has_no_containers(tmp_path: Path) -> None:
     assert list(kubepods.pods([tmp_path / "gone"])) == []
 
 
-def test_kubepods_is_looked_for_where_kubelet_and_kind_put_it(tmp_path: Path) -> None:
+def test_looks_for_kubepods_where_kubelet_and_kind_put_it(tmp_path: Path) -> None:
     usual = kubepods.parents(tmp_path, None)
     assert usual == (tmp_path, tmp_path / "kubelet", tmp_path / "kubelet.slice")
     assert kubepods.parents(tmp_path, "/a/b/") == (tmp_path / "a/b",)
 
 
-def test_and_in_every_slice_that_is_no_pods(tmp_path: Path) -> None:
+def test_looks_for_kubepods_in_every_slice_that_belongs_to_no_pod(tmp_path: Path) -> None:
     slices = ("container.slice", "container.slice/container-inner.slice", "kubelet.slice")
     for name in (
         *slices,
@@ -171,7 +172,7 @@ def test_and_in_every_slice_that_is_no_pods(tmp_path: Path) -> None:
     qos=st.sampled_from(sorted(LEVELS)),
     below=st.lists(st.sampled_from(["init.scope", "kubepods.slice", "podx", "system.slice"])),
 )
-def test_every_cgroup_below_a_pods_is_that_pods(
+def test_every_cgroup_below_a_pod_belongs_to_that_pod(
     driver: naming.Driver, qos: str, below: list[str]
 ) -> None:
     pod = naming.pod_level(driver, qos, UID)

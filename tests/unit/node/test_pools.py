@@ -1,4 +1,4 @@
-"""Pools of huge pages as sysfs shows them."""
+"""Reads the pools of huge pages from sysfs."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def folder(path: Path, total: int, free: int, surplus: int, reserved: int | None
             (path / f"{name}_hugepages").write_text(f"{count}\n")
 
 
-def test_whole_host_and_numa_nodes_by_size(tmp_path: Path) -> None:
+def test_orders_the_pools_by_size_and_numa_node(tmp_path: Path) -> None:
     kernel, nodes = tmp_path / "sys/kernel/mm/hugepages", tmp_path / "sys/devices/system/node"
     folder(kernel / "hugepages-1048576kB", 1, 1, 0, reserved=0)
     folder(kernel / "hugepages-2048kB", 10, 6, 1, reserved=3)
@@ -32,13 +32,13 @@ def test_whole_host_and_numa_nodes_by_size(tmp_path: Path) -> None:
     )
 
 
-def test_sizes_are_those_of_the_kernel_and_unknown_ones_are_passed_over(tmp_path: Path) -> None:
+def test_lists_the_sizes_of_the_kernel_without_unknown_sizes(tmp_path: Path) -> None:
     kernel = tmp_path / "sys/kernel/mm/hugepages"
     for name in ("hugepages-1048576kB", "hugepages-2048kB", "hugepages-3kB", "hugepages-x"):
         (kernel / name).mkdir(parents=True)
     assert page_sizes(HostRoot(tmp_path)) == (TWO_MIB, ONE_GIB)
 
 
-def test_a_kernel_without_huge_pages_has_none(tmp_path: Path) -> None:
+def test_a_kernel_without_huge_pages_has_no_pools(tmp_path: Path) -> None:
     assert page_sizes(HostRoot(tmp_path)) == ()
     assert pools(HostRoot(tmp_path)) == ()
