@@ -63,7 +63,7 @@ class LimitBelowUse(CgroupError):
 
 
 class OwnNamespace(CgroupError):
-    """The cgroup is the root of the cgroup namespace of this process, which can't set the limits."""
+    """The cgroup is the root of this process's cgroup namespace, so its limits are read-only."""
 
     def __init__(self, cgroup: Path) -> None:
         super().__init__(
