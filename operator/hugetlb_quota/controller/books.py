@@ -49,7 +49,7 @@ class Books:
         self.counts += 1
         changes = self.known.begin(self.census, self.ledger, listed_at)
         only = None if changes.all else changes.uids
-        self.ledger.take(only, self.census.count(self.known.world(seen_up_to, only)))
+        self.ledger.take(only, self.census.count(self.known.snapshot(seen_up_to, only)))
         changes.quotas |= self.ledger.changed()
         return changes
 
@@ -62,7 +62,7 @@ class Books:
         scratch = Ledger()
         self.known.derive()
         scratch.replant(self.known.forest)
-        scratch.take(None, self.census.count(self.known.world(seen_up_to, None)))
+        scratch.take(None, self.census.count(self.known.snapshot(seen_up_to, None)))
         found = self.ledger.differences(scratch)
         if not found:
             return True

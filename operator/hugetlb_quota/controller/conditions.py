@@ -15,7 +15,7 @@ from hugetlb_quota.accounting.recount import IDENTITIES_KEPT
 from hugetlb_quota.accounting.reservation import SOMEWHERE, UNBOUND
 from hugetlb_quota.api.model import Condition
 from hugetlb_quota.api.quota import NODES_REPORTING
-from hugetlb_quota.controller.census import Held
+from hugetlb_quota.controller.count import Held
 from hugetlb_quota.controller.nodes import OUT_OF_SERVICE
 
 READY: Final = "Ready"

@@ -15,10 +15,11 @@ from hugetlb_quota.accounting.attribution import Attribution, Line, line_of, lin
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
 from hugetlb_quota.accounting.release import NodeEvidence, holds
 from hugetlb_quota.accounting.reservation import Reservation
-from hugetlb_quota.controller.census import Census, World
+from hugetlb_quota.controller.census import Census
 from hugetlb_quota.controller.ledger import Ledger
 from hugetlb_quota.controller.node_history import NodeHistory, evidence, heirs
 from hugetlb_quota.controller.nodes import NodeFacts, NodeReport, ReportedPod
+from hugetlb_quota.controller.snapshot import Snapshot
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.kube.quotas import QuotaObject
 
@@ -279,12 +280,12 @@ class Known:
                 key for key in changes.attached if _above(before, key) != _above(self.forest, key)
             }
         if changes.planted or changes.relabelled:
-            changes.uids |= census.unsettled
+            changes.uids |= census.undecided
             self._replant(changes, ledger)
         for node in changes.proved | changes.moved:
             changes.uids |= ledger.waiting_for(node)
         if changes.moved:
-            changes.uids |= census.unsettled
+            changes.uids |= census.undecided
             changes.uids |= {
                 uid for uid, line in self._lines.items() if line.counted in changes.moved
             }
@@ -337,7 +338,7 @@ class Known:
         """Whether what the last report of ``node`` says is true still."""
         return holds(self._evidence.get(node))
 
-    def world(self, seen_up_to: int, only: Collection[str] | None) -> World:
+    def snapshot(self, seen_up_to: int, only: Collection[str] | None) -> Snapshot:
         """What a count looks at, after :meth:`begin`.
 
         :param seen_up_to: the resourceVersion of the pods' informer.
@@ -348,7 +349,7 @@ class Known:
         if only is not None:
             pods = [self.pods[uid] for uid in only if uid in self.pods]
             telling = {name for uid in only for name in self._told.get(uid, ())}
-        return World(
+        return Snapshot(
             attribution=Attribution(self.forest, self._heirs, self._lines),
             pods=pods,
             seen_up_to=seen_up_to,
@@ -356,7 +357,7 @@ class Known:
             evidence=self._evidence,
             # Of two that tell of one UID, the order decides whose name it has.
             reports={name: self.reports[name] for name in sorted(telling)},
-            only=only,
+            uids=only,
         )
 
 

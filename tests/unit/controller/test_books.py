@@ -23,7 +23,7 @@ from hugetlb_quota.accounting.recount import tally
 from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.controller.books import Books
-from hugetlb_quota.controller.census import Census, World
+from hugetlb_quota.controller.census import Census
 from hugetlb_quota.controller.known import Namespace
 from hugetlb_quota.controller.ledger import Ledger
 from hugetlb_quota.controller.node_history import NodeHistory, evidence, heirs
@@ -34,6 +34,7 @@ from hugetlb_quota.controller.nodes import (
     ReportedFile,
     ReportedPod,
 )
+from hugetlb_quota.controller.snapshot import Snapshot
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.kube.quotas import QuotaObject
 from hugetlb_quota.page_size import PageSize
@@ -286,7 +287,7 @@ class Informed(RuleBasedStateMachine):
         forest = Forest((each.quota for each in self.quotas.values()), labels)
         counters = [each.counter for each in self.quotas.values()]
         reports = dict(sorted(self.history.reports(self.reports).items()))
-        world = World(
+        snapshot = Snapshot(
             Attribution(forest, heirs(reports.values()), read_lines(counters, forest)),
             self.pods.values(),
             self.version,
@@ -294,7 +295,7 @@ class Informed(RuleBasedStateMachine):
             evidence(self.nodes, reports.values(), self.history),
             reports,
         )
-        count = self.census.count(world)
+        count = self.census.count(snapshot)
         scratch = Ledger()
         scratch.replant(forest)
         scratch.take(None, count)

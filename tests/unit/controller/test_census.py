@@ -19,7 +19,8 @@ from hugetlb_quota.accounting.recount import (
 from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.controller import conditions
-from hugetlb_quota.controller.census import Census, Count, Held, World
+from hugetlb_quota.controller.census import Census
+from hugetlb_quota.controller.count import Count, Held
 from hugetlb_quota.controller.ledger import Ledger
 from hugetlb_quota.controller.node_history import NodeHistory, evidence
 from hugetlb_quota.controller.nodes import (
@@ -28,6 +29,7 @@ from hugetlb_quota.controller.nodes import (
     ReportedFile,
     ReportedPod,
 )
+from hugetlb_quota.controller.snapshot import Snapshot
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.page_size import PageSize
 
@@ -50,7 +52,7 @@ def report(
     return NodeReport(node, datetime(2026, 11, 22, tzinfo=UTC), boot_id, version, pods)
 
 
-def world(
+def snapshot(
     *reports: NodeReport,
     pods: tuple[Pod, ...] = (),
     lines: tuple[Reservation, ...] = (),
@@ -59,9 +61,9 @@ def world(
     listed_at: int = 1,
     nodes: tuple[NodeFacts, ...] = (NodeFacts("worker", "boot", out_of_service=False),),
     history: NodeHistory | None = None,
-) -> World:
+) -> Snapshot:
     counter = Counter(TEAM, NOTHING, reservations=lines)
-    return World(
+    return Snapshot(
         Attribution(forest, {}, read_lines([counter], forest)),
         pods,
         seen_up_to,
@@ -90,50 +92,50 @@ def deleted(pod: Pod = POD) -> Census:
 
 
 def test_a_running_pod_is_charged_to_what_selects_it() -> None:
-    (charged,) = Census().count(world(pods=(POD,))).pods
+    (charged,) = Census().count(snapshot(pods=(POD,))).pods
     assert charged == ChargedPod("uid", DEMAND, BOTH)
 
 
 def test_it_is_charged_what_the_kernel_charges_where_that_is_more() -> None:
     more = Charge.from_resources({"hugepages-2Mi": "66Mi", "hugepages-1Gi": "1Gi"})
-    (charged,) = Census().count(world(report(10, replace(LIVE, charged=more)), pods=(POD,))).pods
+    (charged,) = Census().count(snapshot(report(10, replace(LIVE, charged=more)), pods=(POD,))).pods
     assert charged.charge == more
-    (charged,) = Census().count(world(report(10, LIVE), pods=(POD,))).pods
+    (charged,) = Census().count(snapshot(report(10, LIVE), pods=(POD,))).pods
     assert charged.charge == DEMAND
 
 
 def test_a_finished_pod_is_held_until_its_node_has_seen_the_end() -> None:
     census, finished = Census(), replace(POD, finished=True)
-    before = census.count(world(report(9), pods=(finished,)))
+    before = census.count(snapshot(report(9), pods=(finished,)))
     assert uids(before) == {"uid"}
     assert [held.nodes for held in before.held] == [{"worker"}]
-    assert uids(census.count(world(report(10), pods=(finished,)))) == set()
+    assert uids(census.count(snapshot(report(10), pods=(finished,)))) == set()
     assert census.was_released("uid")
 
 
 def test_a_deleted_pod_is_held_while_its_cgroup_is_there_and_then_charged_what_it_left() -> None:
     census = deleted()
-    assert uids(census.count(world(report(20, LIVE)))) == {"uid"}
-    assert uids(census.count(world(report(11)))) == {"uid"}
+    assert uids(census.count(snapshot(report(20, LIVE)))) == {"uid"}
+    assert uids(census.count(snapshot(report(11)))) == {"uid"}
     # The agent saw the cgroup go before it saw that the pod has ended.
-    early = census.count(world(report(11, GONE)))
+    early = census.count(snapshot(report(11, GONE)))
     assert (uids(early), early.retained) == ({"uid"}, ())
-    gone = census.count(world(report(12, GONE)))
+    gone = census.count(snapshot(report(12, GONE)))
     assert (uids(gone), gone.retained) == (set(), (Retained("uid", LEFT, BOTH),))
     # Once let go, it does not come back.
-    gone = census.count(world(report(12)))
+    gone = census.count(snapshot(report(12)))
     assert (uids(gone), gone.retained) == (set(), ())
 
 
 def test_what_is_written_to_a_pod_that_was_let_go_charges_it_no_more() -> None:
     """The Job controller takes its finalizer off a finished pod; later the pod is deleted."""
     census, finished = Census(), replace(POD, finished=True)
-    assert uids(census.count(world(report(10), pods=(finished,)))) == set()
+    assert uids(census.count(snapshot(report(10), pods=(finished,)))) == set()
     written = replace(finished, resource_version=11)
     census.pod_changed(finished, written, 11)
-    assert uids(census.count(world(report(10), pods=(written,)))) == set()
+    assert uids(census.count(snapshot(report(10), pods=(written,)))) == set()
     census.pod_changed(written, None, 12)
-    assert uids(census.count(world(report(10)))) == set()
+    assert uids(census.count(snapshot(report(10)))) == set()
     assert census.was_released("uid")
 
 
@@ -143,18 +145,18 @@ def test_a_pod_let_go_for_want_of_an_agent_is_charged_when_one_shows_its_cgroup(
         census = Census()
         census.pod_changed(None, POD, 5)
         census.pod_changed(POD, *((finished, 10) if pods else (None, 10)))
-        assert uids(census.count(world(pods=pods))) == set()
-        assert uids(census.count(world(report(20, LIVE), pods=pods))) == {"uid"}
+        assert uids(census.count(snapshot(pods=pods))) == set()
+        assert uids(census.count(snapshot(report(20, LIVE), pods=pods))) == {"uid"}
         assert not census.was_released("uid")
-        assert uids(census.count(world(report(21), pods=pods))) == set()
+        assert uids(census.count(snapshot(report(21), pods=pods))) == set()
 
 
 def test_a_pod_that_only_its_node_knows_of_is_charged_where_its_labels_say() -> None:
     live = replace(LIVE, demand=DEMAND)
-    counted = Census().count(world(report(20, live)))
+    counted = Census().count(snapshot(report(20, live)))
     assert counted.pods == (ChargedPod("uid", DEMAND, BOTH),)
     assert [held.pod.uid for held in held_under(TENANT, counted)] == ["uid"]
-    gone = Census().count(world(report(20, GONE)))
+    gone = Census().count(snapshot(report(20, GONE)))
     assert gone.retained == (Retained("uid", LEFT, BOTH),)
 
 
@@ -162,13 +164,13 @@ def test_nothing_that_a_node_told_before_it_was_lost_or_booted_holds() -> None:
     told = report(20, LIVE, replace(GONE, uid="gone"))
     off = NodeFacts("worker", "boot", out_of_service=True)
     for nodes in ((), (off,)):
-        counted = Census().count(world(told, nodes=nodes))
+        counted = Census().count(snapshot(told, nodes=nodes))
         assert (counted.pods, counted.retained) == ((), ())
     # One that was live may have been started anew after the boot.
     census, (new, history) = Census(), booted()
-    counted = census.count(world(told, nodes=(new,), history=history))
+    counted = census.count(snapshot(told, nodes=(new,), history=history))
     assert (uids(counted), counted.retained) == ({"uid"}, ())
-    later = census.count(world(report(20, boot_id="new"), nodes=(new,), history=history))
+    later = census.count(snapshot(report(20, boot_id="new"), nodes=(new,), history=history))
     assert (later.pods, later.retained) == ((), ())
 
 
@@ -188,39 +190,39 @@ def test_a_report_of_a_boot_that_its_node_has_not_told_of_holds() -> None:
     history = NodeHistory()
     history.node_changed(None, node, 3)
     for seen in (history, None):
-        counted = Census().count(world(told, nodes=(node,), history=seen))
+        counted = Census().count(snapshot(told, nodes=(node,), history=seen))
         assert (uids(counted), [each.uid for each in counted.retained]) == ({"live"}, ["gone"])
     # Now it tells. A report of the boot before comes no more, and would not hold.
     history.node_changed(node, replace(node, boot_id="new"), 30)
-    counted = Census().count(world(told, nodes=(node,), history=history))
+    counted = Census().count(snapshot(told, nodes=(node,), history=history))
     assert [each.uid for each in counted.retained] == ["gone"]
     before = replace(told, boot_id="boot")
-    assert Census().count(world(before, nodes=(node,), history=history)).retained == ()
+    assert Census().count(snapshot(before, nodes=(node,), history=history)).retained == ()
 
 
 def test_a_pod_that_ran_after_a_boot_waits_for_a_report_of_that_boot() -> None:
     new, history = booted()
     told = report(9)
     later = deleted()
-    assert uids(later.count(world(told, nodes=(new,), history=history))) == {"uid"}
+    assert uids(later.count(snapshot(told, nodes=(new,), history=history))) == {"uid"}
     # A new controller does not know when the node has booted.
-    assert uids(deleted().count(world(told, nodes=(new,)))) == {"uid"}
+    assert uids(deleted().count(snapshot(told, nodes=(new,)))) == {"uid"}
     told_since = report(12, boot_id="new")
-    assert uids(later.count(world(told_since, nodes=(new,), history=history))) == set()
+    assert uids(later.count(snapshot(told_since, nodes=(new,), history=history))) == set()
     before = Census()
     before.pod_changed(None, POD, 9)
     before.pod_changed(POD, None, 10)
-    assert uids(before.count(world(told, nodes=(new,), history=history))) == set()
+    assert uids(before.count(snapshot(told, nodes=(new,), history=history))) == set()
 
 
 def test_a_pod_that_was_never_bound_is_let_go_at_once() -> None:
     census = deleted(replace(POD, node=None))
-    assert uids(census.count(world(report(1)))) == set()
+    assert uids(census.count(snapshot(report(1)))) == set()
     assert census.was_released("uid")
 
 
 def test_a_silent_node_is_named_with_what_it_holds_and_what_to_do() -> None:
-    counted = Census().count(world(report(9), pods=(replace(POD, finished=True),)))
+    counted = Census().count(snapshot(report(9), pods=(replace(POD, finished=True),)))
     held = held_under(TEAM, counted)
     quota, counter = Quota(TEAM, parent=TENANT), Counter(TEAM, NOTHING)
     found = conditions.findings(quota, counter, FOREST, held, {"worker", "other"})
@@ -235,7 +237,7 @@ def test_a_silent_node_is_named_with_what_it_holds_and_what_to_do() -> None:
 
 
 def test_a_node_whose_report_is_cut_is_not_called_silent() -> None:
-    counted = Census().count(world(report(9), pods=(replace(POD, finished=True),)))
+    counted = Census().count(snapshot(report(9), pods=(replace(POD, finished=True),)))
     held = held_under(TEAM, counted)
     quota, counter = Quota(TEAM, parent=TENANT), Counter(TEAM, NOTHING)
 
@@ -305,53 +307,53 @@ def kept(counted: Count) -> dict[str, Identity]:
 def test_a_pods_identity_is_kept_until_its_nodes_report_names_it() -> None:
     here = Identity("worker", BOTH, in_api=True)
     for silent in (report(9), report(9, NAMELESS), replace(report(9), boot_id="before")):
-        assert kept(Census().count(world(silent, pods=(POD,)))) == {"uid": here}
-    named = Census().count(world(report(9, LIVE), pods=(POD,), lines=(LINE,)))
+        assert kept(Census().count(snapshot(silent, pods=(POD,)))) == {"uid": here}
+    named = Census().count(snapshot(report(9, LIVE), pods=(POD,), lines=(LINE,)))
     assert named.identities.settled == {"uid"}
     # There is no agent that could be asked; and no node.
-    assert kept(Census().count(world(pods=(POD,)))) == {}
-    unbound = Census().count(world(report(9), pods=(replace(POD, node=None),)))
+    assert kept(Census().count(snapshot(pods=(POD,)))) == {}
+    unbound = Census().count(snapshot(report(9), pods=(replace(POD, node=None),)))
     assert kept(unbound) == {"uid": replace(here, counted="-")}
 
 
 def test_a_new_controller_goes_on_with_what_the_lines_tell() -> None:
     line = LINE.as_identity("worker")
     census = Census()
-    held = census.count(world(report(11), lines=(line,)))
+    held = census.count(snapshot(report(11), lines=(line,)))
     assert held.pods == (ChargedPod("uid", DEMAND, frozenset({TEAM})),)
     assert [each.nodes for each in held.held] == [{"worker"}]
     assert kept(held) == {"uid": Identity("worker", frozenset({TEAM}), in_api=False)}
     # The agent is back and tells of it, with or without a name.
-    named = census.count(world(report(12, GONE), lines=(line,)))
+    named = census.count(snapshot(report(12, GONE), lines=(line,)))
     assert (named.pods, named.retained) == ((), (Retained("uid", LEFT, BOTH),))
     assert named.identities.settled == {"uid"}
 
 
 def test_a_line_goes_when_its_node_has_reported_without_the_pod() -> None:
     line, census = LINE.as_identity("worker"), Census()
-    assert uids(census.count(world(report(11), lines=(line,), seen_up_to=12))) == {"uid"}
+    assert uids(census.count(snapshot(report(11), lines=(line,), seen_up_to=12))) == {"uid"}
     # What is known since grows; what matters is when the pod was missing first.
-    gone = census.count(world(report(12), lines=(line,), seen_up_to=50))
+    gone = census.count(snapshot(report(12), lines=(line,), seen_up_to=50))
     assert not gone.pods
     assert gone.identities.settled == {"uid"}
     # The quotas' informer may lag behind the write that takes the line away.
-    assert uids(census.count(world(report(12), lines=(line,), seen_up_to=60))) == set()
+    assert uids(census.count(snapshot(report(12), lines=(line,), seen_up_to=60))) == set()
 
 
 def test_after_a_gap_in_what_is_known_of_pods_a_line_waits_for_a_later_report() -> None:
     line, census = LINE.as_identity("worker"), Census()
-    census.count(world(report(11), lines=(line,), seen_up_to=12))
-    gap = world(report(12), lines=(line,), seen_up_to=40, listed_at=30)
+    census.count(snapshot(report(11), lines=(line,), seen_up_to=12))
+    gap = snapshot(report(12), lines=(line,), seen_up_to=40, listed_at=30)
     assert uids(census.count(gap)) == {"uid"}
-    assert uids(census.count(replace(gap, reports=world(report(30)).reports))) == {"uid"}
-    assert uids(census.count(world(report(30), lines=(line,), listed_at=30))) == set()
+    assert uids(census.count(replace(gap, reports=snapshot(report(30)).reports))) == {"uid"}
+    assert uids(census.count(snapshot(report(30), lines=(line,), listed_at=30))) == set()
 
 
 def test_a_uid_that_the_kernel_alone_names_is_paid_by_the_quota_that_has_its_line() -> None:
     line, census = LINE.as_identity("worker"), Census()
     told = replace(report(50, NAMELESS), files=(ReportedFile("uid", "/huge/f", SMALL, 6 << 20),))
     for _ in range(2):
-        counted = census.count(world(told, lines=(line,)))
+        counted = census.count(snapshot(told, lines=(line,)))
         assert counted.pods == ()
         assert counted.retained == (Retained("uid", LEFT, frozenset({TEAM})),)
         assert kept(counted) == {"uid": Identity("worker", frozenset({TEAM}), in_api=False)}
@@ -359,7 +361,7 @@ def test_a_uid_that_the_kernel_alone_names_is_paid_by_the_quota_that_has_its_lin
         assert file == RetainedFile(
             "worker", "/huge/f", "ns/pod", SMALL, 6 << 20, frozenset({TEAM})
         )
-    gone = census.count(world(report(51), lines=(line,)))
+    gone = census.count(snapshot(report(51), lines=(line,)))
     assert not gone.retained
     assert gone.identities.settled == {"uid"}
 
@@ -367,14 +369,14 @@ def test_a_uid_that_the_kernel_alone_names_is_paid_by_the_quota_that_has_its_lin
 def test_what_is_charged_to_nobody_is_told() -> None:
     free = replace(GONE, uid="free", namespace="free")
     told = report(50, NAMELESS, free, replace(free, uid="runs", live=True))
-    counted = Census().count(world(told))
+    counted = Census().count(snapshot(told))
     assert counted.orphans == {("worker", "uid", ""), ("worker", "free", "free/pod")}
     assert [(each.uid, each.quotas) for each in counted.retained] == [
         ("uid", frozenset()),
         ("free", frozenset()),
     ]
     # Its quota and namespace were deleted, and there was none above.
-    meant = world(told)
+    meant = snapshot(told)
     rule = replace(meant.attribution, heirs={("worker", "free"): frozenset()})
     assert Census().count(replace(meant, attribution=rule)).orphans == {("worker", "uid", "")}
 
@@ -384,11 +386,11 @@ WORKERS = tuple(NodeFacts(name, "boot", out_of_service=False) for name in ("work
 
 def test_a_pod_that_may_have_been_bound_anywhere_waits_for_all_nodes() -> None:
     line, census = LINE.as_identity("-"), Census()
-    late = world(report(12), report(11, node="other"), lines=(line,), nodes=WORKERS)
+    late = snapshot(report(12), report(11, node="other"), lines=(line,), nodes=WORKERS)
     held = census.count(late)
     assert uids(held) == {"uid"}
     assert [each.nodes for each in held.held] == [{"other"}]
-    both = world(report(12), report(12, node="other"), lines=(line,), nodes=WORKERS)
+    both = snapshot(report(12), report(12, node="other"), lines=(line,), nodes=WORKERS)
     assert uids(census.count(both)) == set()
 
 
@@ -397,22 +399,22 @@ def test_a_pod_whose_binding_a_list_may_have_hidden_is_held_by_its_line() -> Non
     census.pod_changed(None, pending, 10)
     census.pod_changed(pending, None, 12, missed=True)
     line = LINE.as_identity("-")
-    assert uids(census.count(world(report(11), lines=(line,)))) == {"uid"}
-    assert uids(census.count(world(report(12), lines=(line,)))) == set()
+    assert uids(census.count(snapshot(report(11), lines=(line,)))) == {"uid"}
+    assert uids(census.count(snapshot(report(12), lines=(line,)))) == set()
 
 
 def test_of_a_reservation_that_was_never_counted_a_silent_node_may_tell_yet() -> None:
     census = Census()
-    waiting = census.count(world(report(11), lines=(LINE,)))
+    waiting = census.count(snapshot(report(11), lines=(LINE,)))
     assert (waiting.pods, kept(waiting)) == (
         (),
         {"uid": Identity("?", frozenset({TEAM}), in_api=False)},
     )
     doubtful = LINE.as_identity("?")
-    assert kept(census.count(world(report(11), lines=(doubtful,)))) == kept(waiting)
-    proved = census.count(world(report(12), lines=(LINE,)))
+    assert kept(census.count(snapshot(report(11), lines=(doubtful,)))) == kept(waiting)
+    proved = census.count(snapshot(report(12), lines=(LINE,)))
     assert (kept(proved), census.was_released("uid")) == ({}, False)
-    assert census.count(world(report(12), lines=(doubtful,))).identities.settled == {"uid"}
+    assert census.count(snapshot(report(12), lines=(doubtful,))).identities.settled == {"uid"}
 
 
 # Labels
@@ -430,20 +432,22 @@ SELECTING = Forest(
 def test_what_a_relabelled_pod_filled_moves_with_it() -> None:
     census, moved = Census(), replace(POD, labels={"b": ""}, resource_version=12)
     told = replace(LIVE, labels={"a": ""})
-    running = census.count(world(report(11, told), pods=(moved,), forest=SELECTING))
+    running = census.count(snapshot(report(11, told), pods=(moved,), forest=SELECTING))
     assert [pod.quotas for pod in running.pods] == [{B}]
     # It is gone, and its node has not seen the labels yet: who was told by the API knows better.
     finished = replace(moved, finished=True, resource_version=13)
     gone = replace(told, live=False)
-    left = census.count(world(report(13, gone), pods=(finished,), forest=SELECTING))
+    left = census.count(snapshot(report(13, gone), pods=(finished,), forest=SELECTING))
     assert [each.quotas for each in left.retained] == [{B}]
 
 
 def test_a_quota_that_comes_to_select_it_pays_for_what_a_pod_that_is_gone_left() -> None:
     census, told = Census(), report(20, replace(GONE, labels={"a": ""}))
-    assert [each.quotas for each in census.count(world(told, forest=SELECTING)).retained] == [{A}]
+    assert [each.quotas for each in census.count(snapshot(told, forest=SELECTING)).retained] == [
+        {A}
+    ]
     both = Forest([*SELECTING, Quota(QuotaKey("ns", "all"))], {})
-    (left,) = census.count(world(told, forest=both)).retained
+    (left,) = census.count(snapshot(told, forest=both)).retained
     assert left.quotas == {A, QuotaKey("ns", "all")}
 
 
@@ -451,14 +455,14 @@ def test_where_a_report_had_no_room_for_labels_all_pay_that_may_select_the_pod()
     web, db = (Quota(QuotaKey("ns", name), pod_selector=by_app(name)) for name in ("web", "db"))
     forest = Forest([web, db, Quota(QuotaKey("other", "all"))], {})
     some = replace(GONE, labels={"tier": "1"}, partial=True)
-    counted = Census().count(world(report(12, some), forest=forest))
+    counted = Census().count(snapshot(report(12, some), forest=forest))
     assert counted.retained == (Retained("uid", LEFT, frozenset({web.key, db.key})),)
     # By what labels there are those don't pay that don't select it.
     some = replace(some, labels={"app": "db"})
-    counted = Census().count(world(report(12, some), forest=forest))
+    counted = Census().count(snapshot(report(12, some), forest=forest))
     assert counted.retained == (Retained("uid", LEFT, frozenset({db.key})),)
     whole = replace(some, labels={"tier": "1"}, partial=False)
-    counted = Census().count(world(report(12, whole), forest=forest))
+    counted = Census().count(snapshot(report(12, whole), forest=forest))
     assert counted.retained == (Retained("uid", LEFT, frozenset()),)
 
 

@@ -22,10 +22,12 @@ from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
 from hugetlb_quota.accounting.recount import recount, tally
 from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.accounting.selector import Selector
-from hugetlb_quota.controller.census import Census, Count, World
+from hugetlb_quota.controller.census import Census
+from hugetlb_quota.controller.count import Count
 from hugetlb_quota.controller.node_history import NodeHistory, evidence, heirs
 from hugetlb_quota.controller.node_wishes import Succession, wishes
 from hugetlb_quota.controller.nodes import NodeFacts, NodeReport, ReportedPod
+from hugetlb_quota.controller.snapshot import Snapshot
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.page_size import PageSize
 
@@ -356,7 +358,7 @@ class Cluster(RuleBasedStateMachine):
         """And is cut off after the ``first`` quotas."""
         forest = Forest(self.known_quotas.values(), {})
         lines = read_lines(self.known_counters, forest)
-        world = World(
+        snapshot = Snapshot(
             Attribution(forest, heirs(self.reports.values()), lines),
             self.informed.values(),
             self.informed_at,
@@ -364,12 +366,12 @@ class Cluster(RuleBasedStateMachine):
             evidence(self.nodes_known, self.reports.values(), self.history),
             self.reports,
         )
-        count = self.census.count(world)
+        count = self.census.count(snapshot)
         self.writes(count, forest, first)
         if first == 3:
             self.heard |= self.reports.keys()
         if wishes_too:
-            for report in world.holding():
+            for report in snapshot.valid_reports():
                 wanted = wishes(report, count.retained, Succession(forest, ()))
                 stored = self.objects.get(report.node)
                 if stored is not None and stored.wishes == report.wishes:

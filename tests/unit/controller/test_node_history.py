@@ -20,8 +20,8 @@ from tests.unit.controller.test_census import (
     deleted,
     kept,
     report,
+    snapshot,
     uids,
-    world,
 )
 
 NODE = NodeFacts("worker", "boot", out_of_service=False, version=3)
@@ -98,7 +98,7 @@ def test_what_a_deleted_report_told_holds_while_its_node_is_there(
     reports = history.reports({})
     assert reports == {"worker": TOLD}
     held = deleted()
-    assert uids(held.count(world(*reports.values(), history=history))) == {"uid"}
+    assert uids(held.count(snapshot(*reports.values(), history=history))) == {"uid"}
     # Until its Node goes too.
     history.node_changed(NODE, None, 5)
     assert history.reports({}) == {}
@@ -132,23 +132,23 @@ def test_heirs_of_a_deleted_object_are_written_into_the_one_that_follows() -> No
 def test_who_a_pod_was_is_kept_until_the_first_report_of_its_node_may_have_come() -> None:
     clock, census = Clock(), Census()
     history = seen(clock=clock)
-    running = census.count(world(pods=(POD,), history=history))
+    running = census.count(snapshot(pods=(POD,), history=history))
     assert kept(running)["uid"].counted == "worker"
     census.pod_changed(None, POD, 10)
     census.pod_changed(POD, None, 12)
     # It is charged no more, as nobody may ever tell of it; its line stays, read late or not.
     for lines in ((LINE,), (LINE,), (LINE.as_identity("worker"),)):
-        ended = census.count(world(lines=lines, history=history))
+        ended = census.count(snapshot(lines=lines, history=history))
         assert (ended.pods, ended.retained) == ((), ())
         assert kept(ended)["uid"].counted == "worker"
     line = LINE.as_identity("worker")
     # Another controller knows nothing but the line.
-    assert kept(Census().count(world(lines=(line,), history=history)))["uid"].counted == "worker"
+    assert kept(Census().count(snapshot(lines=(line,), history=history)))["uid"].counted == "worker"
     told = replace(GONE, namespace="", name="")
-    (left,) = census.count(world(report(12, told), lines=(line,), history=history)).retained
+    (left,) = census.count(snapshot(report(12, told), lines=(line,), history=history)).retained
     assert left.quotas
     clock.now += AWAITED_FOR
-    late = census.count(world(lines=(line,), history=history))
+    late = census.count(snapshot(lines=(line,), history=history))
     assert kept(late) == {}
     assert late.identities.settled == {"uid"}
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from hugetlb_quota.controller.census import Orphan
+from hugetlb_quota.controller.count import Orphan
 from hugetlb_quota.controller.orphans import Orphans
 from hugetlb_quota.kube.connection import Connection
 

@@ -12,9 +12,11 @@ from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.recount import ChargedPod, Identity, Retained, recount, tally
 from hugetlb_quota.accounting.reservation import Reservation
-from hugetlb_quota.controller.census import Census, Count, World
+from hugetlb_quota.controller.census import Census
+from hugetlb_quota.controller.count import Count
 from hugetlb_quota.controller.node_history import evidence
 from hugetlb_quota.controller.nodes import NodeReport, ReportedFile, ReportedPod
+from hugetlb_quota.controller.snapshot import Snapshot
 from hugetlb_quota.kube.pods import Pod
 from tests.unit.controller.test_census import (
     BOTH,
@@ -36,8 +38,8 @@ from tests.unit.controller.test_census import (
     deleted,
     kept,
     report,
+    snapshot,
     uids,
-    world,
 )
 
 TINY = Charge.from_resources({"hugepages-2Mi": "2Mi"})
@@ -52,7 +54,7 @@ def from_other(*pods: ReportedPod, version: int = 1000) -> NodeReport:
 def test_another_node_neither_ends_nor_renames_a_running_pod() -> None:
     running = replace(POD, labels={"a": ""})
     for forged in (FORGED, replace(FORGED, live=True)):
-        told = world(from_other(forged), pods=(running,), forest=SELECTING, nodes=WORKERS)
+        told = snapshot(from_other(forged), pods=(running,), forest=SELECTING, nodes=WORKERS)
         counted = Census().count(told)
         assert counted.pods == (ChargedPod("uid", DEMAND, frozenset({A})),)
         assert counted.retained == (Retained("uid", TINY, frozenset({A})),)
@@ -60,7 +62,7 @@ def test_another_node_neither_ends_nor_renames_a_running_pod() -> None:
 
 
 def test_another_node_does_not_let_go_a_pod_whose_own_node_is_silent() -> None:
-    counted = deleted().count(world(report(11), from_other(FORGED), nodes=WORKERS))
+    counted = deleted().count(snapshot(report(11), from_other(FORGED), nodes=WORKERS))
     assert uids(counted) == {"uid"}
     assert [(each.pod.charge, each.nodes) for each in counted.held] == [
         (DEMAND, frozenset({"worker"}))
@@ -71,7 +73,7 @@ def test_another_node_does_not_let_go_a_pod_whose_own_node_is_silent() -> None:
 def test_another_node_does_not_take_over_a_line() -> None:
     line, census = LINE.as_identity("worker"), Census()
     for forged in ((FORGED,), (replace(NAMELESS, charged=TINY),), ()):
-        told = world(report(11), from_other(*forged), lines=(line,), nodes=WORKERS)
+        told = snapshot(report(11), from_other(*forged), lines=(line,), nodes=WORKERS)
         counted = census.count(told)
         assert counted.pods == (ChargedPod("uid", DEMAND, frozenset({TEAM})),)
         assert kept(counted) == {"uid": Identity("worker", frozenset({TEAM}), in_api=False)}
@@ -82,14 +84,14 @@ def test_a_pod_that_may_be_anywhere_is_not_where_one_node_says() -> None:
     told = (report(11), from_other(replace(LIVE, charged=TINY)))
     for word, charged in (("-", DEMAND), ("?", TINY)):
         line, census = replace(LINE.as_identity(word), charge=DEMAND), Census()
-        counted = census.count(world(*told, lines=(line,), nodes=WORKERS))
+        counted = census.count(snapshot(*told, lines=(line,), nodes=WORKERS))
         assert Charge.total(pod.charge for pod in counted.pods).of(SMALL) >= charged.of(SMALL)
         assert kept(counted) == {"uid": Identity(word, frozenset({TEAM}), in_api=False)}
 
 
 def test_a_reservation_does_not_end_by_what_a_node_tells_of_a_pod_that_nobody_has_seen() -> None:
     counter = Counter(TEAM, NOTHING, reservations=(LINE,))
-    told = world(report(11), from_other(LIVE), lines=(LINE,), nodes=WORKERS)
+    told = snapshot(report(11), from_other(LIVE), lines=(LINE,), nodes=WORKERS)
     counted = Census().count(told)
     total = tally(FOREST, counted.pods, counted.retained)[TEAM]
     assert recount(counter, total, set(), counted.identities).pending == (LINE,)
@@ -100,7 +102,7 @@ def test_what_two_nodes_tell_of_an_unknown_pod_is_each_their_own() -> None:
     theirs = replace(FORGED, namespace="ns")
     files = (ReportedFile("uid", "/huge/f", SMALL, 6 << 20),)
     told = (replace(report(50, mine), files=files), from_other(theirs))
-    counted = Census().count(world(*told, forest=SELECTING, nodes=WORKERS))
+    counted = Census().count(snapshot(*told, forest=SELECTING, nodes=WORKERS))
     assert {(each.node, each.charge, each.quotas) for each in counted.retained} == {
         ("worker", LEFT, frozenset({A})),
         ("other", TINY, frozenset({B})),
@@ -110,7 +112,7 @@ def test_what_two_nodes_tell_of_an_unknown_pod_is_each_their_own() -> None:
 
 def test_a_file_has_the_name_that_the_pods_own_node_gives() -> None:
     files = (ReportedFile("uid", "/huge/f", SMALL, 2 << 20),)
-    told = world(
+    told = snapshot(
         report(11),
         replace(from_other(FORGED), files=files),
         lines=(LINE.as_identity("worker"),),
@@ -145,7 +147,7 @@ def told_pods(draw: st.DrawFn) -> tuple[ReportedPod, ...]:
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> tuple[tuple[Pod, ...], World]:
+def snapshots(draw: st.DrawFn) -> tuple[tuple[Pod, ...], Snapshot]:
     """Pods that were deleted, and all else but another node's report."""
     pods = [
         Pod(uid, "ns", uid, 10, {"a": ""}, draw(NODES), draw(st.booleans()), demand=DEMAND)
@@ -158,7 +160,7 @@ def worlds(draw: st.DrawFn) -> tuple[tuple[Pod, ...], World]:
         if (word := draw(st.sampled_from([None, "", "-", "?", "worker"]))) is not None
     )
     here = tuple(pod for pod in pods if where[pod.uid] == "here")
-    told = world(
+    told = snapshot(
         report(draw(st.sampled_from([5, 15])), *draw(told_pods())),
         pods=here,
         forest=SELECTING,
@@ -169,7 +171,7 @@ def worlds(draw: st.DrawFn) -> tuple[tuple[Pod, ...], World]:
     return tuple(pod for pod in pods if where[pod.uid] == "deleted"), told
 
 
-def counted_with(gone: tuple[Pod, ...], told: World, other: NodeReport) -> Count:
+def counted_with(gone: tuple[Pod, ...], told: Snapshot, other: NodeReport) -> Count:
     census = Census()
     for pod in gone:
         census.pod_changed(None, pod, 10)
@@ -180,9 +182,9 @@ def counted_with(gone: tuple[Pod, ...], told: World, other: NodeReport) -> Count
 
 
 @settings(max_examples=500)
-@given(made=worlds(), forged=told_pods())
+@given(made=snapshots(), forged=told_pods())
 def test_whatever_another_node_tells_takes_nothing(
-    made: tuple[tuple[Pod, ...], World], forged: tuple[ReportedPod, ...]
+    made: tuple[tuple[Pod, ...], Snapshot], forged: tuple[ReportedPod, ...]
 ) -> None:
     """It has nothing of its own, and has seen every end: without the forgery it says nothing."""
     gone, told = made

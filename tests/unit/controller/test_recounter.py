@@ -12,9 +12,10 @@ import pytest
 from hugetlb_quota.api.quota import FINALIZER
 from hugetlb_quota.controller import recounter as recounter_module
 from hugetlb_quota.controller import term
-from hugetlb_quota.controller.census import Count, World
+from hugetlb_quota.controller.count import Count
 from hugetlb_quota.controller.metrics import ControllerMetrics
 from hugetlb_quota.controller.recounter import Recounter
+from hugetlb_quota.controller.snapshot import Snapshot
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.lease import LeadershipLost
@@ -269,9 +270,9 @@ async def test_nothing_is_written_and_nothing_counted_where_nothing_changed(
     looked: list[int] = []
     count = counting.books.census.count
 
-    def counted(world: World) -> Count:
-        looked.append(len(world.pods))
-        return count(world)
+    def counted(snapshot: Snapshot) -> Count:
+        looked.append(len(snapshot.pods))
+        return count(snapshot)
 
     monkeypatch.setattr(counting.books.census, "count", counted)
     await run_for(counting, 0.8)
