@@ -1,4 +1,4 @@
-"""The books: a count of whoever changed after another, and now and then one from scratch."""
+"""The books: all charges, kept by counts of what changed and checked by counts from scratch."""
 
 from __future__ import annotations
 
@@ -8,26 +8,29 @@ from collections.abc import Callable
 from typing import Final
 
 from hugetlb_quota.controller.census import Census
-from hugetlb_quota.controller.known import Changes, Known
+from hugetlb_quota.controller.changes import Scope
+from hugetlb_quota.controller.count_input import CountInput
 from hugetlb_quota.controller.ledger import Ledger
+from hugetlb_quota.controller.store import Store
 
-#: Differences that are told of one by one.
-_TOLD: Final = 10
+#: The most differences that one check logs.
+_MOST_LOGGED: Final = 10
 
 logger = logging.getLogger(__name__)
 
 
 class Books:
-    """What is known, who is charged, and what that makes in every quota.
+    """The store that informers feed, and the ledger that the counts keep.
 
-    ``counts``: how many there were, of those whom something concerned and from scratch;
-    ``differences``: how many from scratch found anything else than those before them.
+    ``counts``: the number of counts of what changed. ``checks``: the number of counts from
+    scratch. ``differences``: the number of checks that found other charges.
 
-    :param clock: seconds, of any beginning.
+    :param clock: returns seconds since any fixed moment.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.known = Known(clock)
+        self.store = Store(clock)
+        self.input = CountInput(self.store)
         self.census = Census()
         self.ledger = Ledger()
         self.counts = 0
@@ -37,39 +40,44 @@ class Books:
     @property
     def is_due(self) -> bool:
         """Whether a count would find anything new."""
-        return self.known.matters(self.ledger)
+        return self.input.is_count_due(self.ledger)
 
-    def count(self, seen_up_to: int, listed_at: int) -> Changes:
-        """Bring the ledger up to what is known.
+    def count(self, seen_up_to: int, listed_at: int) -> Scope:
+        """Bring the ledger up to date with the store.
 
-        :param seen_up_to: the resourceVersion of the pods' informer.
-        :param listed_at: that of its last list.
-        :returns: what was looked at; its ``quotas`` are those that may have to be written.
+        :param seen_up_to: the resourceVersion up to which the pods' informer has seen all changes.
+        :param listed_at: the resourceVersion of that informer's last list.
+        :returns: what the count looked at. Its quotas include all quotas with new charges.
         """
         self.counts += 1
-        changes = self.known.begin(self.census, self.ledger, listed_at)
-        only = None if changes.all else changes.uids
-        self.ledger.take(only, self.census.count(self.known.snapshot(seen_up_to, only)))
-        changes.quotas |= self.ledger.changed()
-        return changes
+        scope = self.input.scope(self.census, self.ledger, listed_at)
+        if scope.new_forest:
+            self.ledger.replant(self.input.forest)
+        count = self.census.count(self.input.snapshot(seen_up_to, scope.uids))
+        self.ledger.take(scope.uids, count)
+        scope.quotas |= self.ledger.changed()
+        return scope
 
     def check(self, seen_up_to: int) -> bool:
-        """Count from scratch, right after :meth:`count`; whether that found the same.
+        """Count from scratch, right after :meth:`count`; keep and log what differs.
 
-        What it found holds. A difference is a fault of this program.
+        A difference is a fault of this program.
+
+        :returns: whether the count from scratch found the same charges.
         """
         self.checks += 1
         scratch = Ledger()
-        self.known.derive()
-        scratch.replant(self.known.forest)
-        scratch.take(None, self.census.count(self.known.snapshot(seen_up_to, None)))
+        self.input.rebuild()
+        scratch.replant(self.input.forest)
+        scratch.take(None, self.census.count(self.input.snapshot(seen_up_to, None)))
         found = self.ledger.differences(scratch)
         if not found:
             return True
         self.differences += 1
-        for sentence in found[:_TOLD]:
+        for sentence in found[:_MOST_LOGGED]:
             logger.error(
-                "The count from scratch differs, and holds; this is a fault of hugetlb-quota: %s",
+                "The count from scratch differs and replaces the earlier counts; this is a fault of"
+                " hugetlb-quota: %s",
                 sentence,
             )
         self.ledger = scratch

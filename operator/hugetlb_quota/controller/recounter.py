@@ -19,7 +19,6 @@ from hugetlb_quota.controller import conditions
 from hugetlb_quota.controller.books import Books
 from hugetlb_quota.controller.expiry import Expiry
 from hugetlb_quota.controller.guard import Guard, is_guarded
-from hugetlb_quota.controller.known import Namespace
 from hugetlb_quota.controller.lag import Lag
 from hugetlb_quota.controller.node_wishes import Succession, wishes, write_wishes
 from hugetlb_quota.controller.nodes import (
@@ -31,6 +30,7 @@ from hugetlb_quota.controller.nodes import (
 )
 from hugetlb_quota.controller.orphans import Orphans
 from hugetlb_quota.controller.quota_events import QuotaEvents
+from hugetlb_quota.controller.store import Namespace
 from hugetlb_quota.controller.term import Superseded, Term
 from hugetlb_quota.controller.unread import Unread
 from hugetlb_quota.kube import errors
@@ -119,9 +119,9 @@ class Recounter:
         self._reports.on_change(self._note_report)
         self._guard = Guard(connection, self._quotas.store)
         self._quotas.on_change(self._guard.look)
-        known = self.books.known
-        self._quotas.on_change(lambda old, new, _: known.quota_changed(old, new))
-        self._namespaces.on_change(lambda old, new, _: known.namespace_changed(old, new))
+        store = self.books.store
+        self._quotas.on_change(lambda old, new, _: store.quota_changed(old, new))
+        self._namespaces.on_change(lambda old, new, _: store.namespace_changed(old, new))
         for informer in (self._pods, self._quotas, self._reports, self._nodes, self._namespaces):
             informer.on_change(lambda *_: self._changed())
 
@@ -197,8 +197,8 @@ class Recounter:
     async def _recount(self) -> None:
         self.lag.begin()
         picture = self._picture()
-        known = self.books.known
-        self._expiry.note(known.quotas[key].counter for key in known.lined)
+        store = self.books.store
+        self._expiry.note(store.quotas[key].counter for key in store.pending)
         # From the leaves up: a reservation must not end above before its identity stands below.
         for quotas in from_the_leaves(picture.quotas, picture.forest):
             readable = [quota for quota in quotas if not quota.invalid]
@@ -210,25 +210,25 @@ class Recounter:
 
     def _picture(self) -> _Picture:
         """Count whom something concerned, and say what is to be written because of that."""
-        known, at = self.books.known, self._pods.resource_version
-        changes = self.books.count(at, self._pods.listed_at)
-        if changes.all:
+        store, at = self.books.store, self._pods.resource_version
+        scope = self.books.count(at, self._pods.listed_at)
+        if scope.is_everything:
             # A million objects that stay: each look for garbage among them holds everything up.
             gc.freeze()
-        keys = changes.quotas | self._quotas_again | self._by_time()
-        reports = changes.reports | self._reports_again
+        keys = scope.quotas | self._quotas_again | self._by_time()
+        reports = scope.node_specs | self._reports_again
         self._quotas_again, self._reports_again = set(), set()
         if self._is_check_due(idle=not keys) and not self.books.check(at):
-            keys, reports = set(known.quotas), set(known.reports)
+            keys, reports = set(store.quotas), set(store.nodes.reports)
         keys |= self._unread.look(
             self.books.ledger.tally,
-            (quota.counter for quota in known.quotas.values()),
-            known.reports.values(),
+            (quota.counter for quota in store.quotas.values()),
+            store.nodes.reports.values(),
         )
         self._orphans.tell(self.books.ledger.orphans)
         return _Picture(
-            forest=known.forest,
-            quotas=tuple(known.quotas[key] for key in keys if key in known.quotas),
+            forest=self.books.input.forest,
+            quotas=tuple(store.quotas[key] for key in keys if key in store.quotas),
             silent=self._silent,
             cut=self._cut,
             wishes=tuple(self._wishes(reports)),
@@ -248,10 +248,10 @@ class Recounter:
         if now >= self._expires_at:
             # Less than the time between two counts at rest, so that none is passed over.
             self._expires_at = now + PERIOD / 2
-            keys |= self.books.known.lined
-        self._reported = {name: self._reported[name] for name in self.books.known.reports}
+            keys |= self.books.store.pending
+        self._reported = {name: self._reported[name] for name in self.books.store.nodes.reports}
         silent = frozenset(name for name, at in self._reported.items() if now - at >= SILENT_AFTER)
-        cut = frozenset(name for name, it in self.books.known.reports.items() if it.is_cut)
+        cut = frozenset(name for name, it in self.books.store.nodes.reports.items() if it.is_cut)
         if (silent, cut) != (self._silent, self._cut):
             self._silent, self._cut = silent, cut
             keys |= self.books.ledger.holding()
@@ -259,12 +259,12 @@ class Recounter:
 
     def _wishes(self, names: Iterable[str]) -> Iterator[tuple[NodeReport, NodeWishes]]:
         """What is to be written to the nodes ``names``, where that is not there already."""
-        known, ledger = self.books.known, self.books.ledger
-        leaving = {name for name, it in known.namespaces.items() if it.leaving}
-        succession = Succession(known.forest, leaving)
+        store, ledger = self.books.store, self.books.ledger
+        leaving = {name for name, it in store.namespaces.items() if it.leaving}
+        succession = Succession(self.books.input.forest, leaving)
         for name in names:
-            report = known.reports.get(name)
-            if report is not None and known.holds(name):
+            report = store.nodes.reports.get(name)
+            if report is not None and store.nodes.is_report_valid(name):
                 retained = [each for pod in report.pods for each in ledger.retained(pod.uid)]
                 if (wanted := wishes(report, retained, succession)) != report.wishes:
                     yield report, wanted
@@ -278,7 +278,6 @@ class Recounter:
             if not change(known).is_stored:
                 before = known.conditions
                 written = await compare_and_swap(self._connection, known.key, change, known=known)
-                self.books.known.quota_written(written)
                 self._events.retained(known, total.files)
                 await self._events.turned(written, conditions.turned(before, written.conditions))
         except Superseded as newer:
@@ -358,16 +357,16 @@ class Recounter:
         # There is no position while a list is taken in.
         listing = not self._pods.resource_version
         self.books.census.pod_changed(old, new, version, missed=listing)
-        self.books.known.pod_changed(old, new)
+        self.books.store.pod_changed(old, new)
 
     def _note_node(self, old: NodeFacts | None, new: NodeFacts | None, version: int) -> None:
         listing = not self._nodes.resource_version
-        self.books.known.node_changed(old, new, 0 if listing else version)
+        self.books.store.nodes.node_changed(old, new, 0 if listing else version)
 
     def _note_report(self, old: NodeReport | None, new: NodeReport | None, _: int) -> None:
         if new is not None:
             self._reported[new.node] = time.monotonic()
-        self.books.known.report_changed(old, new)
+        self.books.store.nodes.report_changed(old, new)
 
 
 async def _few_at_a_time(work: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -24,7 +24,6 @@ from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.controller.books import Books
 from hugetlb_quota.controller.census import Census
-from hugetlb_quota.controller.known import Namespace
 from hugetlb_quota.controller.ledger import Ledger
 from hugetlb_quota.controller.node_history import NodeHistory, evidence, heirs
 from hugetlb_quota.controller.nodes import (
@@ -35,6 +34,7 @@ from hugetlb_quota.controller.nodes import (
     ReportedPod,
 )
 from hugetlb_quota.controller.snapshot import Snapshot
+from hugetlb_quota.controller.store import Namespace
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.kube.quotas import QuotaObject
 from hugetlb_quota.page_size import PageSize
@@ -78,7 +78,7 @@ class Informed(RuleBasedStateMachine):
             self.pods[uid] = new
         for census in (self.books.census, self.census):
             census.pod_changed(old, new, self.version, missed=missed)
-        self.books.known.pod_changed(old, new)
+        self.books.store.pod_changed(old, new)
 
     @rule(
         uid=UIDS, place=PLACES, labels=LABELS, demand=CHARGES, node=NODES, state=st.integers(0, 3)
@@ -111,7 +111,7 @@ class Informed(RuleBasedStateMachine):
             self.version += 1
             new = QuotaObject(key, quota.uid, str(self.version), quota.generation, quota, counter)
             self.quotas[key] = new
-        self.books.known.quota_changed(old, new)
+        self.books.store.quota_changed(old, new)
 
     @rule(
         key=KEYS,
@@ -174,7 +174,7 @@ class Informed(RuleBasedStateMachine):
     def a_namespace_changes(self, name: str, labels: dict[str, str], leaving: bool) -> None:
         old = self.namespaces.get(name)
         self.namespaces[name] = Namespace(name, labels, leaving)
-        self.books.known.namespace_changed(old, self.namespaces[name])
+        self.books.store.namespace_changed(old, self.namespaces[name])
 
     # Nodes
 
@@ -200,14 +200,14 @@ class Informed(RuleBasedStateMachine):
             self.nodes[name] = new
         version = 0 if listed else self.version
         self.history.node_changed(old, new, version)
-        self.books.known.node_changed(old, new, version)
+        self.books.store.nodes.node_changed(old, new, version)
 
     def report_becomes(self, name: str, new: NodeReport | None) -> None:
         old = self.reports.pop(name, None)
         if new is not None:
             self.reports[name] = new
         self.history.report_changed(old, new)
-        self.books.known.report_changed(old, new)
+        self.books.store.nodes.report_changed(old, new)
 
     @rule(name=NODES, boot=st.integers(1, 2), back=st.integers(0, 30))
     def an_agent_reports(self, name: str, boot: int, back: int) -> None:
@@ -315,7 +315,7 @@ class Informed(RuleBasedStateMachine):
 
     def looked_at(self, key: QuotaKey, seen: Mapping[str, int]) -> object:
         """All that a quota's status is made of."""
-        ledger, quota, forest = self.books.ledger, self.quotas[key], self.books.known.forest
+        ledger, quota, forest = self.books.ledger, self.quotas[key], self.books.input.forest
         identities = ledger.identities
         above = [(link.key, link.hard, link.terminating) for link in forest.attached(key)]
         return (

@@ -412,7 +412,7 @@ async def test_the_count_from_scratch_wins_and_says_that_it_differed(
         # A pod of which the count does not hear.
         missed = project_demanding_pod(running("b"))
         assert missed is not None
-        counting.books.known.pods["b"] = missed
+        counting.books.store.pods["b"] = missed
         await until(lambda: len(api.writes) > 1)
         run.cancel()
     assert api.raw("db/leaf")["status"]["pods"] == {"hugepages-2Mi": "128Mi"}
