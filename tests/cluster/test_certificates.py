@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from hugetlb_quota import quantity
-from hugetlb_quota.controller.asking import with_rules
 from hugetlb_quota.controller.certificates import authority, stored
 from hugetlb_quota.controller.certificates.rotation import Trust
+from hugetlb_quota.controller.webhook_rules import with_rules
 from tests.kube import chart as charts
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.control_plane import ControlPlane
@@ -330,7 +330,7 @@ def legacy_chart(folder: Path, chart: charts.Chart, ca: authority.Pair) -> Path:
     """A chart as it was when it made certificates itself: CA, path and rules in the manifest."""
     (configuration,) = chart.of_kind(charts.WEBHOOKS)
     trust = Trust((ca.certificate,), "old")
-    full = with_rules(stored.write_trust(configuration, trust), asked=True)
+    full = with_rules(stored.write_trust(configuration, trust))
     meta = {"namespace": charts.NAMESPACE, "name": f"{NAME}-admission-path"}
     path = {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"path": "old"}}
     (folder / "templates").mkdir(parents=True)

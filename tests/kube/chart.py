@@ -20,9 +20,9 @@ from typing import Any, Final
 
 import yaml
 
-from hugetlb_quota.controller.asking import with_rules
 from hugetlb_quota.controller.certificates import authority, stored
 from hugetlb_quota.controller.certificates.rotation import Authority, Serving, Trust
+from hugetlb_quota.controller.webhook_rules import with_rules
 from tests.kube.api import ApiError, Object, Objects
 from tests.kube.build import kubernetes_version
 from tests.kube.control_plane import ControlPlane
@@ -187,7 +187,7 @@ def tell_api_server(control_plane: ControlPlane, chart: Chart) -> None:
             (_authority(control_plane, chart).certificate,), serving(control_plane, chart).path
         )
         try:
-            api.replace(resource, with_rules(stored.write_trust(raw, trust), asked=True))
+            api.replace(resource, with_rules(stored.write_trust(raw, trust)))
             return
         except ApiError as error:
             if error.code != 409:  # Conflict: a controller wrote first

@@ -1,4 +1,4 @@
-"""``python -m hugetlb_quota.controller``: wires the controller together."""
+"""``python -m hugetlb_quota.controller``: read the command line and wire the parts."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import kopf
 
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
 from hugetlb_quota.controller import deletion
-from hugetlb_quota.controller.asking import Asking
 from hugetlb_quota.controller.certificates.keeper import Keeper, Names
 from hugetlb_quota.controller.certificates.rotation import Policy
 from hugetlb_quota.controller.metrics import ControllerMetrics
 from hugetlb_quota.controller.recounter import Recounter
+from hugetlb_quota.controller.webhook_rules import WebhookRules
 from hugetlb_quota.controller.webhooks import Webhooks
 from hugetlb_quota.kube import events
 from hugetlb_quota.kube.connection import Connection, NotConfigured
@@ -36,14 +36,18 @@ logger = logging.getLogger("hugetlb_quota.controller")
 
 
 def main() -> None:
-    """Run until a signal, or until the Lease is lost; then Kubernetes starts it anew."""
+    """Run until SIGTERM or SIGINT, or until the Lease is lost; then kubelet starts a new process.
+
+    Exit code 1 with a sentence if the Lease is lost, if no API server is configured, or if the
+    port of the probes is in use.
+    """
     arguments = command_line().parse_args()
     start_log(arguments)
     try:
         asyncio.run(_main(arguments))
     except (NotConfigured, NoProbePort, LeadershipLost) as error:
         sys.exit(str(error))
-    except BaseExceptionGroup as group:  # of the tasks that a leader runs
+    except BaseExceptionGroup as group:  # raised by the tasks of a leader
         if lost := group.subgroup(LeadershipLost):
             sys.exit(str(_first(lost)))
         raise
@@ -68,32 +72,20 @@ async def _main(arguments: argparse.Namespace) -> None:
             arguments.identity,
             lambda: term(*lease),
             lifetime=arguments.request_timeout,
-            may_begin=lambda: asking.in_force or not arguments.webhooks,
+            may_begin=lambda: rules.in_force or not arguments.webhooks,
         )
-        asking = Asking(
+        rules = WebhookRules(
             connection,
-            # Where no pod may do without a quota, pods are asked about without one too.
-            lambda: arguments.require_quota or recounter.quotas_exist,
-            lambda: term(*lease),
-            recounter.look,
-            partial(_tell_of_rules, connection, arguments),
+            # With --require-quota admission must refuse pods even if there is no quota.
+            quotas_exist=lambda: arguments.require_quota or recounter.quotas_exist,
+            confirm=lambda: term(*lease),
+            on_in_force=recounter.look,
+            on_removed=partial(_publish_rules_removed, connection, arguments),
         )
         names = _names(arguments)
         keeper = Keeper(connection, names, _policy(arguments), lambda: term(*lease))
-        webhooks = Webhooks(connection, names, keeper, asking)
-        recounter.on_quotas(webhooks.look)
-
-        async def handle_deletions() -> None:
-            await kopf.operator(
-                registry=deletion.registry(connection),
-                clusterwide=True,
-                standalone=True,
-                # Without one, kopf asks for the user's name, and a container's user has none.
-                identity=arguments.identity,
-            )
-            # kopf takes the signals for itself, and returns when one comes.
-            program.cancel()
-
+        webhooks = Webhooks(connection, names, keeper, rules)
+        recounter.on_quotas(webhooks.wake)
         metrics = ControllerMetrics(recounter)
 
         async def work() -> None:
@@ -102,9 +94,9 @@ async def _main(arguments: argparse.Namespace) -> None:
                 group.create_task(recounter.run())
                 if arguments.webhooks:
                     group.create_task(webhooks.run())
-                group.create_task(handle_deletions())
+                group.create_task(_handle_deletions(connection, arguments, program))
 
-        # A controller that waits for the Lease is ready to take over, so it is ready.
+        # A controller that waits for the Lease can take over at any time, so it is ready.
         async with serve_probes(arguments.bind, arguments.health_port, lambda: "", metrics.render):
             try:
                 await lead(*lease, work)
@@ -112,7 +104,22 @@ async def _main(arguments: argparse.Namespace) -> None:
                 logger.info("Ended by a signal.")
 
 
-async def _tell_of_rules(
+async def _handle_deletions(
+    connection: Connection, arguments: argparse.Namespace, program: asyncio.Task[None]
+) -> None:
+    """Run kopf until a signal arrives, then cancel ``program``."""
+    await kopf.operator(
+        registry=deletion.registry(connection),
+        clusterwide=True,
+        standalone=True,
+        # Without an identity kopf looks up the user's name, and a container's user has none.
+        identity=arguments.identity,
+    )
+    # kopf replaces the signal handlers of _main, and returns after a signal.
+    program.cancel()
+
+
+async def _publish_rules_removed(
     connection: Connection, arguments: argparse.Namespace, sentence: str
 ) -> None:
     await events.publish(

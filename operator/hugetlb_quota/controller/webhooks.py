@@ -1,7 +1,7 @@
-"""The leader's part in the webhooks: their certificates, their paths, and whether they are asked.
+"""The leader's work on the webhook configuration: certificates, paths and rules.
 
-Each object is followed, so that what somebody else writes over is put right at once, and looked
-at now and then all the same.
+The leader watches the configuration and the Secrets, so it corrects at once what others overwrite.
+It also checks everything every ten seconds.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ import logging
 from typing import Any, Final, Protocol
 
 from hugetlb_quota.backoff import Backoff
-from hugetlb_quota.controller.asking import Asking
 from hugetlb_quota.controller.certificates.keeper import Keeper, Missing, Names
+from hugetlb_quota.controller.webhook_rules import WebhookRules
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.api import ObjectApi
 from hugetlb_quota.kube.informer import Informer, Source
 from hugetlb_quota.kube.resources import SECRETS, WEBHOOK_CONFIGURATIONS
 
-#: Seconds between looks when nothing is told.
+#: The longest time between two checks, in seconds.
 PERIOD: Final = 10.0
-#: Seconds between looks at the least.
+#: The shortest time between two checks, in seconds.
 _SHORTEST: Final = 0.1
+#: The first wait after a failed check, in seconds; PERIOD is the longest.
+_FIRST_BACKOFF: Final = 0.5
 
 Json = dict[str, Any]
 
@@ -29,18 +31,18 @@ logger = logging.getLogger(__name__)
 
 
 class Api(ObjectApi, Source, Protocol):
-    """The part of a Connection that this needs."""
+    """The part of a Connection that :class:`Webhooks` needs."""
 
 
 class Webhooks:
-    """Looks after the webhook configuration and what belongs to it, for ever."""
+    """Keeps the webhook configuration correct until cancelled."""
 
-    def __init__(self, api: Api, names: Names, keeper: Keeper, asking: Asking) -> None:
+    def __init__(self, api: Api, names: Names, keeper: Keeper, rules: WebhookRules) -> None:
         self._keeper = keeper
-        self._asking = asking
+        self._rules = rules
         self._wake = asyncio.Event()
-        self._trouble = ""
-        self._configuration = Informer[Json](
+        self._last_failure = ""
+        self._configurations = Informer[Json](
             api,
             WEBHOOK_CONFIGURATIONS,
             lambda raw: raw,
@@ -48,12 +50,12 @@ class Webhooks:
             name=f"{WEBHOOK_CONFIGURATIONS.plural} {names.webhooks}",
         )
         self._informers: list[Informer[Any]] = [
-            self._configuration,
+            self._configurations,
             *(
                 Informer(
                     api,
                     SECRETS,
-                    _version,
+                    _resource_version,
                     namespace=names.namespace,
                     field_selector=f"metadata.name={name}",
                     name=f"{SECRETS.plural} {name}",
@@ -63,21 +65,21 @@ class Webhooks:
             ),
         ]
         for informer in self._informers:
-            informer.on_change(lambda *_: self._wake.set())
+            informer.on_change(lambda *_: self.wake())
 
-    def look(self) -> None:
-        """Look soon: quotas came or went."""
+    def wake(self) -> None:
+        """Check soon: something changed, such as whether a quota exists."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Look after them for ever."""
+        """Check at every change and every ten seconds; runs until cancelled."""
         async with asyncio.TaskGroup() as group:
             for informer in self._informers:
                 group.create_task(informer.run())
-            backoff = Backoff(0.5, PERIOD)
+            backoff = Backoff(_FIRST_BACKOFF, PERIOD)
             while True:
                 self._wake.clear()
-                pause = await self._tend()
+                pause = await self._check()
                 if pause is None:
                     pause = backoff.next()
                 else:
@@ -89,29 +91,26 @@ class Webhooks:
                     pass
                 await asyncio.sleep(_SHORTEST)
 
-    async def _tend(self) -> float | None:
-        """Seconds until the next look; None after one that failed."""
+    async def _check(self) -> float | None:
+        """Write what is missing.
+
+        :returns: the time until the next check is needed, in seconds; None after a failure.
+        """
         try:
-            await self._restore_rules()
+            # First and in one write, because pods are admitted unchecked until then. The watched
+            # version saves a read, and the keeper knows the CAs and the path that are missing too.
+            for configuration in self._configurations.store.values():
+                await self._rules.restore(self._keeper.complete(configuration))
             pause = await self._keeper.tend()
-            pause = min(pause, await self._asking.tend(await self._keeper.read_webhooks()))
+            pause = min(pause, await self._rules.update(await self._keeper.read_webhooks()))
         except (errors.ApiError, Missing) as error:
-            if str(error) != self._trouble:
-                logger.warning("The webhooks were not looked after; trying again: %s", error)
-            self._trouble = str(error)
+            if str(error) != self._last_failure:
+                logger.warning("The check of the webhooks failed; trying again: %s", error)
+            self._last_failure = str(error)
             return None
-        self._trouble = ""
+        self._last_failure = ""
         return pause
 
-    async def _restore_rules(self) -> None:
-        """Put back rules that somebody has taken, before all else: pods pass by meanwhile.
 
-        In one write, on what the watch has told, with what the API server needs to ask.
-        """
-        for configuration in self._configuration.store.values():
-            if self._asking.were_taken(configuration):
-                await self._asking.restore(self._keeper.complete(configuration))
-
-
-def _version(raw: dict[str, Any]) -> str:
+def _resource_version(raw: Json) -> str:
     return str(raw["metadata"]["resourceVersion"])
