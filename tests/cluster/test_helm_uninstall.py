@@ -169,7 +169,7 @@ def test_who_has_lost_the_operator_takes_its_finalizers_off_with_kubectl(alone: 
     done = hugetlb(plane, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "2 quotas have the operator's finalizer" in done.stdout
-    assert "it goes, with its namespace" in done.stdout
+    assert "is deleted with its namespace" in done.stdout
     done = hugetlb(plane)
     assert (done.returncode, "say --yes" in done.stderr) == (2, True)
     assert guarded() == {"stays": True, "goes": True}

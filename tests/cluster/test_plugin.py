@@ -273,7 +273,7 @@ def test_explain_tells_of_other_refusals_too(run: Run) -> None:
 
 def test_explain_stored_objects(run: Run, plane: ControlPlane) -> None:
     done = run("explain", "pod", "acme-db/db-0")
-    assert "It is admitted; whether another like it would be" in done.stdout
+    assert "It is admitted; whether another pod like it would be" in done.stdout
     assert done.returncode == 1
     for raw in yaml.safe_load_all(deployment("2Mi", replicas=0)):
         if "spec" in raw:
@@ -333,8 +333,8 @@ def test_check_reads_what_is_deployed(run: Run, plane: ControlPlane, helm: Path)
     assert "Deployment hugetlb-system/hugetlb-quota-admission" in told["admission"]
     assert "Deployment hugetlb-system/hugetlb-quota-controller" in told["controller"]
     assert "DaemonSet hugetlb-system/hugetlb-quota-agent" in told["agent"]
-    assert "held by nobody" in told["leader"]
-    assert "All is of version" in told["versions"]
+    assert "has no holder" in told["leader"]
+    assert "The programs and the plugin have version" in told["versions"]
 
 
 def test_a_viewer_sees_all_but_pods(viewer: Callable[[str | None], Path]) -> None:
@@ -365,7 +365,7 @@ def test_a_viewer_of_one_namespace(viewer: Callable[[str | None], Path]) -> None
     assert data(check)["worst"] == "UNSEEN"
     fits = hugetlb(kubeconfig, "explain", "-n", "acme-web", "-f", "-", stdin=deployment("2Mi"))
     assert fits.returncode == 0
-    assert "of acme/tenant and what is above, nothing may be seen" in fits.stdout
+    assert "you may not see acme/tenant and the quotas above" in fits.stdout
 
 
 def test_without_any_right(plane: ControlPlane) -> None:

@@ -1,6 +1,6 @@
-"""The plugin ``kubectl hugetlb``: shows quotas, who fills them, and whether all is well.
+"""The plugin ``kubectl hugetlb``: shows quotas, the pods and files that fill them, and faults.
 
-It reads; a dry run is all that it ever asks the API server to do. What it shows is worked out
-in pure modules, and :mod:`cluster` alone talks to the API server. Nothing heavy is imported
-before a command needs it: completion and ``--help`` must answer at once.
+Except for ``uninstall``, the plugin only reads and makes dry runs. Pure modules compute what it
+shows; only :mod:`cluster` talks to the API server. Heavy modules are imported only when a command
+needs them: completion and ``--help`` must answer at once.
 """

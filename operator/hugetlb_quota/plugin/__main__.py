@@ -8,7 +8,7 @@ from hugetlb_quota.plugin import cli
 
 
 def main() -> None:
-    """Run the command line, and exit with its code."""
+    """Run the command, and exit with its exit code."""
     sys.exit(cli.main())
 
 

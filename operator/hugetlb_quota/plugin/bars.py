@@ -1,4 +1,4 @@
-"""The arithmetic of bars: how many cells of a bar each amount gets."""
+"""The arithmetic of bars: the number of cells for each amount."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 
 def cells(width: int, limit: int, amounts: Sequence[int]) -> tuple[int, ...]:
-    """How many of ``width`` cells stand for each of ``amounts``, out of ``limit``.
+    """The number of cells for each of ``amounts``, in a bar of ``width`` cells for ``limit``.
 
-    What is there is seen: an amount above 0 has a cell, as far as there are cells. What is
-    not full does not look full: a cell stays free as long as the amounts are below the limit.
-    Beyond that each amount has its share, by the largest remainder. All in the same unit;
-    more than the limit fills the bar.
+    Amounts and limit have the same unit. Every amount above 0 gets a cell while there are cells.
+    One cell stays free while the sum is below the limit. Apart from that, each amount gets its
+    share, by the largest remainder. A sum above the limit fills the bar.
     """
     used = sum(amounts)
     present = sum(1 for amount in amounts if amount)
@@ -19,7 +18,7 @@ def cells(width: int, limit: int, amounts: Sequence[int]) -> tuple[int, ...]:
         return (0,) * len(amounts)
     filled = width if used >= limit else min(width - 1, round(width * used / limit))
     filled = min(width, max(filled, present))
-    # One for each that is there, then the largest remainders.
+    # First one cell for each amount above 0, then by the largest remainder.
     counts = [0] * len(amounts)
     by_size = sorted(range(len(amounts)), key=lambda i: -amounts[i])
     for i in by_size[: min(present, filled)]:
@@ -34,9 +33,9 @@ def cells(width: int, limit: int, amounts: Sequence[int]) -> tuple[int, ...]:
 
 
 def percent(used: int, limit: int) -> int | None:
-    """Use in whole percent of the limit, None where the limit is 0.
+    """The use in whole percent of the limit; None if the limit is 0.
 
-    Rounded down, so that 100 means that nothing is left; but something is never 0.
+    The result is rounded down, so 100 means that nothing is left. A use above 0 is at least 1.
     """
     if not limit:
         return None

@@ -32,29 +32,29 @@ SHELLS: Final = ("bash", "zsh", "fish")
 _EXITS: Final = """exit codes:
   0  done; all is well
   1  explain: the pod would be refused; check: something is broken;
-     uninstall: a controller leads still, or the answer was no
+     uninstall: a controller still leads, or the answer was no
   2  the command line or the manifest is wrong
   3  no such quota, pod or workload
-  4  no cluster, or it can't be reached
-  5  a right is missing: nothing can be shown, or check could not look at everything
+  4  no cluster is configured, or the cluster can't be reached
+  5  a right is missing: nothing can be shown, or check could not check everything
   6  hugetlb-quota is not installed in the cluster
-  7  check: something deserves a look
+  7  check: there is a warning
 
-A QUOTA is NAME or NAMESPACE/NAME. Without -n, all namespaces are shown, and a name without a
-namespace is looked for in the namespace of the context."""
+A QUOTA is NAME or NAMESPACE/NAME. Without -n, commands show all namespaces, and look up a bare
+NAME in the namespace of the context."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser; each command takes the common options after it too."""
+    """The parser. The common options may stand before or after the command."""
     top = argparse.ArgumentParser(
         prog=PROGRAM,
         allow_abbrev=False,
-        description="Shows huge page quotas, who fills them, and whether all is well.",
+        description="Shows huge page quotas, the pods and files that fill them, and faults.",
         epilog=_EXITS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[_common()],
     )
-    top.add_argument("--version", action="store_true", help="print the version, and end")
+    top.add_argument("--version", action="store_true", help="print the version, and exit")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
 
     def command(name: str, summary: str, *, common: bool = True) -> argparse.ArgumentParser:
@@ -66,34 +66,42 @@ def parser() -> argparse.ArgumentParser:
             parents=[_common()] if common else [],
         )
 
-    tree = command("tree", "Show the forest of quotas, with a bar for what fills each.")
-    tree.add_argument("quota", nargs="?", metavar="QUOTA", help="only this one, and all below it")
-    tree.add_argument("-w", "--watch", action="store_true", help="draw anew at every change")
-    what = command("top", "Show pods or nodes by the huge pages they use.")
-    what.add_argument("what", nargs="?", choices=("pods", "nodes"), default="pods", help="of what")
-    files = command("files", "Show the files in which pods that are gone left huge pages.")
-    files.add_argument("--all", action="store_true", help="files of living pods and the system too")
+    tree = command("tree", "Show the forest of quotas, with a bar for the use of each.")
+    tree.add_argument(
+        "quota", nargs="?", metavar="QUOTA", help="show only this quota and all quotas below"
+    )
+    tree.add_argument("-w", "--watch", action="store_true", help="draw again at every change")
+    what = command("top", "Show pods or nodes, and the huge pages that they use.")
+    what.add_argument(
+        "what", nargs="?", choices=("pods", "nodes"), default="pods", help="what to show"
+    )
+    files = command("files", "Show the files in which gone pods left huge pages.")
+    files.add_argument(
+        "--all", action="store_true", help="also show files of living pods and of the system"
+    )
     who = command("who", "Show the pods, files and reservations that fill a quota.")
-    who.add_argument("quota", metavar="QUOTA", help="its name")
+    who.add_argument("quota", metavar="QUOTA", help="the name of the quota")
     explain = command(
-        "explain", "Tell whether a pod would be admitted, and what would make it fit."
+        "explain", "Explain whether a pod would be admitted, and what would make it fit."
     )
     explain.add_argument("kind", nargs="?", metavar="KIND", help="pod, deployment, job, ...")
-    explain.add_argument("name", nargs="?", metavar="NAME", help="its name")
+    explain.add_argument("name", nargs="?", metavar="NAME", help="the name of the object")
     explain.add_argument("-f", "--filename", metavar="FILE", help="a manifest; - is standard input")
-    command("check", "Look whether all of hugetlb-quota is there and works.")
+    command("check", "Check that all parts of hugetlb-quota are installed and work.")
     uninstall = command(
-        "uninstall", "Take the operator's finalizer off all quotas, where the operator is gone."
+        "uninstall", "Remove the operator's finalizer from all quotas, after the operator is gone."
     )
     uninstall.add_argument("-y", "--yes", action="store_true", help="do not ask")
-    uninstall.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    uninstall.add_argument(
+        "--dry-run", action="store_true", help="change nothing, only show the plan"
+    )
     completion = command("completion", "Print the completion script of a shell.", common=False)
-    completion.add_argument("shell", choices=SHELLS, help="whose")
+    completion.add_argument("shell", choices=SHELLS, help="the shell")
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code."""
+    """Run the command; return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["__complete"]:
         from hugetlb_quota.plugin.completion import complete
@@ -105,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(problem, file=sys.stderr)
         return problem.code
     except BrokenPipeError:
-        # Who read it has read enough; Python would complain once more at its end.
+        # The reader of the output is gone. Python would report that again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.DONE
     except KeyboardInterrupt:
@@ -113,9 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """The options in ``words``, with the common ones filled in.
+    """Parse the options in ``words``, and set defaults for common options.
 
-    :raises Problem: when they contradict each other; SystemExit is argparse's.
+    :raises Problem: when options contradict each other.
+    :raises SystemExit: when argparse refuses the words.
     """
     options = parser().parse_args(words)
     given = vars(options)
@@ -125,9 +134,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     ):
         given.setdefault(name, default)
     if options.all_namespaces and options.namespace:
-        raise Problem(Exit.USAGE, "-n and -A contradict each other; leave one of them out.")
+        raise Problem(Exit.USAGE, "-n and -A contradict each other; remove one of them.")
     if options.command == "explain":
-        _settle_explain(options)
+        _complete_explain(options)
     return options
 
 
@@ -145,18 +154,19 @@ def _run(options: argparse.Namespace) -> int:
 
         print(script(options.shell), end="")
         return Exit.DONE
-    # Here begins what takes time.
+    # From here on, imports take time.
     import asyncio
     import logging
 
     from hugetlb_quota.plugin import commands
 
-    # What matters is told in a sentence; a library's log would stand beside it.
+    # The plugin says errors in sentences. Libraries must not log the same errors.
     logging.getLogger().addHandler(logging.NullHandler())
     return asyncio.run(commands.run(options))
 
 
-def _settle_explain(options: argparse.Namespace) -> None:
+def _complete_explain(options: argparse.Namespace) -> None:
+    """Check the arguments of ``explain``, and set ``kind`` to its long, singular name."""
     if options.filename:
         if options.kind:
             raise Problem(Exit.USAGE, "Name either a pod or -f FILE, not both.")
@@ -168,20 +178,22 @@ def _settle_explain(options: argparse.Namespace) -> None:
         raise Problem(Exit.USAGE, "Name what to explain: `explain pod NAME`, or `explain -f FILE`.")
     options.kind = KINDS.get(options.kind.lower(), options.kind.lower())
     if options.kind not in KINDS.values():
-        known = ", ".join(dict.fromkeys(KINDS.values()))
-        raise Problem(Exit.USAGE, f"{options.kind} is no kind that makes pods; known are {known}.")
+        kinds = ", ".join(dict.fromkeys(KINDS.values()))
+        raise Problem(Exit.USAGE, f"{options.kind} is not a kind that makes pods ({kinds}).")
 
 
 def _common() -> argparse.ArgumentParser:
-    """The options that stand before and after the command; not given is not set."""
+    """The common options. An option that is not given sets no attribute."""
     common = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
     group = common.add_argument_group("common options")
-    group.add_argument("-n", "--namespace", metavar="NAMESPACE", help="only of this namespace")
-    group.add_argument("-A", "--all-namespaces", action="store_true", help="of all; the default")
+    group.add_argument("-n", "--namespace", metavar="NAMESPACE", help="show only this namespace")
+    group.add_argument(
+        "-A", "--all-namespaces", action="store_true", help="show all namespaces; the default"
+    )
     group.add_argument("--context", metavar="NAME", help="a context of the kubeconfig")
-    group.add_argument("--kubeconfig", metavar="FILE", help="in the place of $KUBECONFIG")
+    group.add_argument("--kubeconfig", metavar="FILE", help="use this file instead of $KUBECONFIG")
     group.add_argument(
         *("-o", "--output"),
         choices=FORMATS,

@@ -1,13 +1,11 @@
-"""The plugin's one way to the API server: what it reads there, and what it may not see."""
+"""The plugin's only way to the API server. It remembers what the user may not read."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, Final, Self
 
 from hugetlb_quota.accounting.forest import QuotaKey
@@ -17,6 +15,7 @@ from hugetlb_quota.kube.informer import Informer
 from hugetlb_quota.kube.pods import Pod, project_pod
 from hugetlb_quota.kube.quotas import QuotaObject
 from hugetlb_quota.kube.resources import Resource
+from hugetlb_quota.plugin.kubeconfig import kubeconfig_files, namespace_of, no_cluster
 from hugetlb_quota.plugin.problem import Exit, Problem, not_found
 from hugetlb_quota.plugin.reports import NodeReport, read_report
 from hugetlb_quota.plugin.world import World, forest_of
@@ -24,22 +23,22 @@ from hugetlb_quota.plugin.world import World, forest_of
 Json = dict[str, Any]
 
 _PAGE: Final = 500
-#: Between two pictures of a watch, in seconds.
+#: The shortest time between two worlds of :meth:`Cluster.watch`, in seconds.
 _SHORTEST_PERIOD: Final = 0.5
-#: How often it is looked whether a watch still runs, in seconds.
+#: The time between two checks that the watch still runs, in seconds.
 _TROUBLE_PERIOD: Final = 1.0
-#: The webhook of the chart that decides about pods; its refusals are told apart by this name.
+#: The chart's webhook for pods. A refusal with this name is admission's refusal.
 POD_WEBHOOK: Final = "pods.hugetlb.dev"
 _DENIED: Final = f'admission webhook "{POD_WEBHOOK}" denied the request: '
 _ROLE: Final = "ask an administrator to bind the ClusterRole hugetlb-quota-view to you"
 
 
 class Cluster:
-    """A cluster as one user sees it; made by :meth:`open`.
+    """A cluster as one user sees it. Use :meth:`open`.
 
-    ``namespace``: the one of -n, else of the context. ``unseen``: what could not be read for
-    want of rights, a sentence each; those are filled in as things are read. ``trouble``: why the
-    last of :meth:`pictures` may be out of date.
+    ``namespace``: the namespace of -n, or else of the context. ``unseen``: what the user has no
+    right to read, a sentence each; each read may add to it. ``trouble``: why the last world of
+    :meth:`watch` may be out of date.
     """
 
     def __init__(self, connection: Connection, namespace: str) -> None:
@@ -54,13 +53,13 @@ class Cluster:
     async def open(
         cls, kubeconfig: str | None, context: str | None, namespace: str | None
     ) -> AsyncIterator[Self]:
-        """A connection as kubectl makes it from the same options.
+        """Connect to the cluster that kubectl would choose by the same options.
 
-        :raises Problem: when there is no cluster to talk to, or something can't be read.
+        :raises Problem: when no cluster is configured, or a request fails.
         """
-        files = kubeconfig or os.environ.get("KUBECONFIG") or _default_kubeconfig()
+        files = kubeconfig_files(kubeconfig)
         try:
-            own = _namespace(files, context)
+            own = namespace_of(files, context)
             async with Connection.open(
                 "kubectl-hugetlb", kubeconfig=files, context=context
             ) as connection:
@@ -69,36 +68,36 @@ class Cluster:
                 except errors.ApiError as error:
                     raise _problem(error, connection.server) from error
         except NotConfigured as error:
-            raise _no_cluster(str(error.__cause__)) from error
+            raise no_cluster(str(error.__cause__)) from error
 
     @property
     def server(self) -> str:
-        """The API server's address."""
+        """The address of the API server."""
         return self._connection.server
 
     async def world(self, *, pods: bool = False, reports: bool = False) -> World:
-        """The quotas, and what else is asked for, as far as it may be read."""
-        quotas, namespaces, found_pods, found_reports = await asyncio.gather(
+        """The quotas, and on request pods and reports, as far as the user may read them."""
+        quotas, namespaces, read_pods, read_reports = await asyncio.gather(
             self._quotas(),
             self._namespace_labels(),
             self._pods() if pods else _nothing(),
             self.reports() if reports else _nothing(),
         )
-        return _world(quotas, namespaces, found_pods, found_reports, whole=self._sees_all_quotas)
+        return _world(quotas, namespaces, read_pods, read_reports, whole=self._sees_all_quotas)
 
     async def reports(self) -> tuple[NodeReport, ...] | None:
-        """The nodes' reports; None when they may not be read."""
+        """The nodes' reports; None if the user may not read them."""
         try:
-            found = await self.every(resources.HUGETLB_NODES)
+            nodes = await self.every(resources.HUGETLB_NODES)
         except errors.Forbidden:
-            self._unseen(f"what nodes report (hugetlbnodes may not be listed; {_ROLE})")
+            self._note_unseen(f"the reports of nodes (you may not list hugetlbnodes; {_ROLE})")
             return None
-        return tuple(map(read_report, found))
+        return tuple(map(read_report, nodes))
 
     async def workload(self, resource: Resource, kind: str, name: str, namespace: str) -> Json:
-        """An object with pods, as it is stored.
+        """Read a pod, or an object that makes pods.
 
-        :raises Problem: when there is none; it says near names.
+        :raises Problem: when there is no such object; it suggests similar names.
         """
         try:
             return await self._connection.get(resource, name, namespace)
@@ -112,9 +111,10 @@ class Cluster:
             raise not_found(kind, f"{namespace}/{name}", names, where) from None
 
     async def try_pod(self, pod: Json, namespace: str) -> tuple[bool | None, str]:
-        """Whether the API server would take ``pod``, by a dry run, and its words if not.
+        """Ask the API server by a dry run whether it would accept ``pod``.
 
-        None when the dry run told nothing: no right to create pods, or nobody answered.
+        Returns the verdict and the reason. The verdict is None if the dry run gave none: the user
+        may not create pods, or the API server did not answer.
         """
         try:
             await self._connection.create(resources.PODS, pod, namespace, dry_run=True)
@@ -135,11 +135,12 @@ class Cluster:
         *,
         label_selector: str | None = None,
     ) -> list[Json]:
-        """All objects of a kind, page by page; the namespace's, or all namespaces'.
+        """List all objects of a kind, page by page.
 
-        :raises ApiError: as :mod:`hugetlb_quota.kube.errors` tells.
+        :param namespace: None lists all namespaces.
+        :raises ApiError: see :mod:`hugetlb_quota.kube.errors`.
         """
-        found: list[Json] = []
+        objects: list[Json] = []
         continuation: str | None = None
         while True:
             page = await self._connection.list_page(
@@ -149,32 +150,32 @@ class Cluster:
                 limit=_PAGE,
                 continuation=continuation,
             )
-            found += page.get("items") or ()
+            objects += page.get("items") or ()
             continuation = (page.get("metadata") or {}).get("continue")
             if not continuation:
-                return found
+                return objects
 
     async def one(self, resource: Resource, name: str, namespace: str | None = None) -> Json:
-        """One object.
+        """Read one object.
 
         :raises ApiError: NotFound among them.
         """
         return await self._connection.get(resource, name, namespace)
 
-    async def let_go(self, quota: Json) -> bool:
-        """Take the operator's finalizer off; False where the quota is to be looked at again.
+    async def remove_finalizer(self, quota: Json) -> bool:
+        """Remove the operator's finalizer; False if the quota has changed and must be read again.
 
         :raises ApiError: Forbidden among them.
         """
         return await finalizers.let_go(self._connection, quota)
 
-    async def pictures(self) -> AsyncGenerator[World, None]:
-        """The quotas now and after every change, for ever.
+    async def watch(self) -> AsyncGenerator[World, None]:
+        """Yield the quotas now and after every change, without end.
 
-        While they can't be watched, ``trouble`` says why, and the last picture is given again.
+        While the watch fails, ``trouble`` says why, and the last world is yielded again.
         """
         changed = asyncio.Event()
-        await self._quotas()  # for the sentence, should it not be possible
+        await self._quotas()  # raises the right Problem if the quotas can't be read
         namespaces = await self._namespace_labels()
         scope = None if self._sees_all_quotas else self.namespace
         quotas: Informer[Json] = Informer(
@@ -192,10 +193,10 @@ class Cluster:
             while True:
                 changed.clear()
                 self.trouble = quotas.trouble
-                with contextlib.suppress(errors.ApiError):  # then those of before hold
+                with contextlib.suppress(errors.ApiError):  # then keep the labels of before
                     namespaces = await self._namespace_labels()
-                found = _read(quotas.store.values())
-                yield _world(found, namespaces, whole=scope is None)
+                counted = _to_quotas(quotas.store.values())
+                yield _world(counted, namespaces, whole=scope is None)
                 await asyncio.sleep(_SHORTEST_PERIOD)
                 while not changed.is_set() and quotas.trouble == self.trouble:
                     with contextlib.suppress(TimeoutError):
@@ -206,9 +207,9 @@ class Cluster:
             await asyncio.wait((running,))
 
     async def _quotas(self) -> list[QuotaObject]:
-        """All quotas; those of the namespace alone where no more may be read.
+        """All quotas, or only the namespace's quotas if the user may not list all.
 
-        :raises Problem: when none may be read, or the kind is not there.
+        :raises Problem: when the user may list neither, or the CRD is not installed.
         """
         try:
             try:
@@ -216,9 +217,9 @@ class Cluster:
             except errors.Forbidden:
                 found = await self.every(resources.HUGETLB_QUOTAS, self.namespace)
                 self._sees_all_quotas = False
-                self._unseen(
-                    f"quotas of other namespaces than {self.namespace} (hugetlbquotas may be listed"
-                    f" there alone; {_ROLE})"
+                self._note_unseen(
+                    f"quotas of other namespaces than {self.namespace} (you may list hugetlbquotas"
+                    f" only there; {_ROLE})"
                 )
         except errors.Forbidden as error:
             raise Problem(
@@ -232,13 +233,13 @@ class Cluster:
                 f"hugetlb-quota is not installed at {self.server}: it serves no HugeTLBQuota;"
                 " install the chart, or name another cluster with --context.",
             ) from error
-        return _read(found)
+        return _to_quotas(found)
 
     async def _namespace_labels(self) -> Mapping[str, Mapping[str, str]] | None:
         try:
             found = await self.every(resources.NAMESPACES)
         except errors.Forbidden:
-            return None  # a quota's own conditions say whether it is attached
+            return None  # the conditions of each quota say whether it is attached
         return {each["metadata"]["name"]: each["metadata"].get("labels") or {} for each in found}
 
     async def _pods(self) -> tuple[Pod, ...] | None:
@@ -248,90 +249,34 @@ class Cluster:
             try:
                 found = await self.every(resources.PODS, self.namespace)
             except errors.Forbidden:
-                self._unseen("pods that no node reports yet (pods may not be listed)")
+                self._note_unseen("pods that no node reports yet (you may not list pods)")
                 return None
-            self._unseen(
-                f"pods of other namespaces than {self.namespace} that no node reports yet (pods may"
-                " be listed there alone)"
+            self._note_unseen(
+                f"pods of other namespaces than {self.namespace} that no node reports yet (you may"
+                " list pods only there)"
             )
         return tuple(map(project_pod, found))
 
-    def _unseen(self, what: str) -> None:
+    def _note_unseen(self, what: str) -> None:
         if what not in self.unseen:
             self.unseen.append(what)
 
 
-def contexts(kubeconfig: str | None) -> list[str]:
-    """The names of all contexts.
+def split_name(text: str, namespace: str) -> tuple[str, str]:
+    """The namespace and the name in NAME or NAMESPACE/NAME.
 
-    :raises Problem: when the kubeconfig can't be read.
+    :param namespace: the namespace of a bare NAME.
     """
-    files = kubeconfig or os.environ.get("KUBECONFIG") or _default_kubeconfig()
-    return [] if files is None else sorted(_contexts(files)[0])
-
-
-def _contexts(files: str) -> tuple[dict[str, str], str]:
-    """The namespace of each context, and which is the current one.
-
-    :raises Problem: when the kubeconfig can't be read.
-    """
-    # The library would tell of a missing key.
-    if not any(Path(each).exists() for each in files.split(os.pathsep) if each):
-        raise _no_cluster(f"there is no file {files}")
-    import yaml
-    from kubernetes.aio.config import ConfigException, list_kube_config_contexts
-
-    try:
-        found, current = list_kube_config_contexts(files)  # type: ignore[no-untyped-call]
-        by_name = {
-            str(each["name"]): str((each.get("context") or {}).get("namespace") or "default")
-            for each in found
-        }
-        return by_name, str((current or {}).get("name") or "")
-    except (ConfigException, yaml.YAMLError, OSError, ValueError) as error:
-        raise _no_cluster(f"{files}: {' '.join(str(error).split())}") from error
-    except (TypeError, KeyError, AttributeError) as error:
-        raise _no_cluster(f"{files} is no kubeconfig") from error
-
-
-def _no_cluster(why: str) -> Problem:
-    return Problem(
-        Exit.UNREACHABLE,
-        f"No cluster to talk to: {why.rstrip('.')}; name one with --kubeconfig, --context or"
-        " $KUBECONFIG.",
-    )
-
-
-def _default_kubeconfig() -> str | None:
-    path = Path.home() / ".kube" / "config"
-    return str(path) if path.exists() else None
-
-
-def _namespace(files: str | None, context: str | None) -> str:
-    """The namespace of the context, as kubectl takes it; in a pod that of the pod.
-
-    :raises Problem: when the files can't be read, or have no such context.
-    """
-    if files is None:
-        from hugetlb_quota.kube.transport import ACCOUNT
-
-        inside = ACCOUNT / "namespace"
-        if not inside.exists():
-            raise _no_cluster("there is no ~/.kube/config, and $KUBECONFIG is not set")
-        return inside.read_text().strip()
-    found, current = _contexts(files)
-    wanted = context or current
-    if wanted not in found:
-        raise not_found("context", wanted, found, f" in {files}", Exit.UNREACHABLE)
-    return found[wanted]
+    before, slash, name = text.partition("/")
+    return (before, name) if slash else (namespace, text)
 
 
 async def _nothing() -> None:
-    """In the place of a read that nobody asked for."""
+    """Stands for a read that was not requested."""
 
 
-def _read(found: Iterable[Json]) -> list[QuotaObject]:
-    return [QuotaObject.to_count(raw) for raw in found]
+def _to_quotas(objects: Iterable[Json]) -> list[QuotaObject]:
+    return [QuotaObject.to_count(raw) for raw in objects]
 
 
 def _world(
@@ -348,19 +293,21 @@ def _world(
 
 
 def _problem(error: errors.ApiError, server: str) -> Problem:
-    """The sentence for an error that no command has a better one for."""
+    """The sentence for an error that no command explains better."""
     if isinstance(error, errors.ApiUnreachable):
         return Problem(
             Exit.UNREACHABLE,
-            f"{str(error).rstrip('.')}; see whether {server} is the right cluster (--context) and"
+            f"{str(error).rstrip('.')}; check that {server} is the right cluster (--context) and"
             " can be reached from here.",
         )
     if error.status == 401:
         return Problem(
             Exit.UNREACHABLE,
-            f"The API server at {server} does not accept your credentials; log in anew, or name"
+            f"The API server at {server} does not accept your credentials; log in again, or name"
             " another context with --context.",
         )
     if isinstance(error, errors.Forbidden):
-        return Problem(Exit.FORBIDDEN, f"{str(error).rstrip('.')}; ask for that right.")
+        return Problem(
+            Exit.FORBIDDEN, f"{str(error).rstrip('.')}; ask an administrator for this right."
+        )
     return Problem(Exit.UNREACHABLE, f"The API server at {server} answered: {error}")

@@ -1,4 +1,4 @@
-"""``files``: the hugetlbfs files in which pods that are gone left pages."""
+"""``files``: the hugetlbfs files in which gone pods left pages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hugetlb_quota.quantity import render
 
 @dataclass(frozen=True, slots=True)
 class HeldFile:
-    """A file, who is charged for it, and who pays. ``gone``: that pod is gone."""
+    """A file, the pod that is charged for it, and the quotas that pay. ``gone``: of the pod."""
 
     file: ReportedFile
     pod: str
@@ -27,27 +27,27 @@ class HeldFile:
 def held_files(
     world: World, namespace: str | None = None, *, every: bool = False
 ) -> list[HeldFile]:
-    """The files of pods that are gone, most charged first.
+    """The files of gone pods, the largest charge first.
 
-    :param namespace: of the pod; None is any.
-    :param every: those of living pods and of the node's own processes too.
+    :param namespace: only files of pods of this namespace; None is any namespace.
+    :param every: also files of living pods and of the node's own processes.
     """
     holders = {(each.node, each.uid): each for each in world.holders}
-    found = []
+    held = []
     for report in world.reports or ():
         entries = {each.uid: each for each in report.pods}
         for file in report.files:
             entry, holder = entries.get(file.uid), holders.get((report.node, file.uid))
             quotas = holder.quotas if holder is not None else frozenset()
             pod = "(system)" if not file.uid else str(entry) if entry else f"(pod {file.uid})"
-            held = HeldFile(file, pod, quotas, gone=bool(file.uid) and not (entry and entry.live))
+            gone = bool(file.uid) and not (entry and entry.live)
             where = entry.namespace if entry else ""
-            if (held.gone or every) and namespace in (None, where):
-                found.append(held)
-    return sorted(found, key=lambda each: (-each.file.charged, each.file.node, each.file.path))
+            if (gone or every) and namespace in (None, where):
+                held.append(HeldFile(file, pod, quotas, gone))
+    return sorted(held, key=lambda each: (-each.file.charged, each.file.node, each.file.path))
 
 
-def document(found: Sequence[HeldFile]) -> list[dict[str, Any]]:
+def document(held: Sequence[HeldFile]) -> list[dict[str, Any]]:
     """The files as plain data."""
     return [
         {
@@ -62,14 +62,14 @@ def document(found: Sequence[HeldFile]) -> list[dict[str, Any]]:
             "gone": each.gone,
             "quotas": sorted(map(str, each.quotas)),
         }
-        for each in found
+        for each in held
     ]
 
 
 def files_table(
-    found: Sequence[HeldFile], now: datetime, screen: Screen, *, wide: bool = False
+    held: Sequence[HeldFile], now: datetime, screen: Screen, *, wide: bool = False
 ) -> str:
-    """A line for each file and pod that is charged for it."""
+    """A line for each pair of a file and a pod that is charged for it."""
     headers = ["NODE", "SIZE", "CHARGED", "AGE", "POD", "QUOTA", "PATH"]
     headers += ["VOLUME", "UID"] if wide else []
     rows: list[list[Content]] = [
@@ -83,6 +83,6 @@ def files_table(
             each.file.path,
             *((each.file.volume or "-", each.file.uid or "-") if wide else ()),
         ]
-        for each in found
+        for each in held
     ]
     return table(headers, rows, screen)

@@ -1,4 +1,4 @@
-"""The pods that a manifest would make: a pod itself, or a workload's template."""
+"""The pods that a manifest makes: the pod itself, or the pods of a workload's template."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any, Final
 
 Json = dict[str, Any]
 
-#: What a pod that is stored has, and one that is to be made has not.
+#: A field that only a bound pod has.
 _SET_BY_SCHEDULER: Final = "nodeName"
-#: By kind: where the template is.
+#: The path of the pod template, by kind.
 _TEMPLATES: Final[Mapping[str, tuple[str, ...]]] = {
     "Deployment": ("spec", "template"),
     "ReplicaSet": ("spec", "template"),
@@ -24,16 +24,16 @@ _TEMPLATES: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 class NoPods(ValueError):
-    """A manifest that makes no pods."""
+    """The manifest makes no pods."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A pod that might be made.
+    """A pod that may be created.
 
-    ``origin``: what makes it, as ``Deployment web``. ``replicas``: how many of it at a time;
-    None when that depends on the cluster. ``namespace``: "" when the manifest names none.
-    ``stored``: it is a pod that is there already, and this is one like it.
+    ``origin``: the object that makes the pod, such as ``Deployment web``. ``replicas``: the number
+    of such pods at a time; None if the number depends on the cluster. ``namespace``: "" if the
+    manifest names none. ``stored``: the cluster has this pod, and the candidate is a copy.
     """
 
     origin: str
@@ -45,49 +45,47 @@ class Candidate:
 
     @property
     def labels(self) -> Mapping[str, str]:
-        """The pod's."""
-        found = self.pod["metadata"].get("labels")
-        return found if isinstance(found, dict) else {}
+        """The labels of the pod."""
+        return _mapping(self.pod["metadata"].get("labels"))
 
     @property
     def spec(self) -> Json:
-        """The pod's."""
-        found = self.pod.get("spec")
-        return found if isinstance(found, dict) else {}
+        """The spec of the pod."""
+        return _mapping(self.pod.get("spec"))
 
 
 def candidates(documents: Iterator[Any]) -> list[Candidate]:
-    """The pods that the objects of a manifest make; those that make none are passed over.
+    """The pods that the objects of a manifest make. Objects that make no pods are skipped.
 
-    :raises NoPods: when none of them makes pods.
+    :raises NoPods: when no object makes pods.
     """
-    found = [each for document in documents for each in _of(document)]
-    if not found:
+    made = [candidate for document in documents for candidate in _candidates(document)]
+    if not made:
         kinds = ", ".join(("Pod", *_TEMPLATES))
-        raise NoPods(f"it holds no object that makes pods ({kinds})")
-    return found
+        raise NoPods(f"it has no object that makes pods ({kinds})")
+    return made
 
 
 def candidate(raw: Json, kind: str = "") -> Candidate:
-    """The pod that one object makes that is stored in the cluster.
+    """The pod that an object of the cluster makes.
 
-    :param kind: of an object out of a list, which does not say it.
-    :raises NoPods: when it makes none.
+    :param kind: the kind, for an object from a list; such an object has no ``kind``.
+    :raises NoPods: when the object makes no pods.
     """
     kind = raw.get("kind") or kind
-    found = list(_of({**raw, "kind": kind}))
-    if not found:
+    made = list(_candidates({**raw, "kind": kind}))
+    if not made:
         raise NoPods(f"a {kind} makes no pods")
-    return replace(found[0], stored=kind == "Pod")
+    return replace(made[0], stored=kind == "Pod")
 
 
-def _of(raw: Any) -> Iterator[Candidate]:
+def _candidates(raw: Any) -> Iterator[Candidate]:
     if not isinstance(raw, dict):
         return
     kind = str(raw.get("kind") or "")
     if kind.endswith("List") and isinstance(raw.get("items"), list):
         for each in raw["items"]:
-            yield from _of(each)
+            yield from _candidates(each)
         return
     metadata = _mapping(raw.get("metadata"))
     namespace, name = str(metadata.get("namespace") or ""), str(metadata.get("name") or "")
@@ -98,36 +96,36 @@ def _of(raw: Any) -> Iterator[Candidate]:
         template: Any = raw
         for step in _TEMPLATES[kind]:
             template = _mapping(template).get(step)
-        made = _mapping(template)
-        pod = _pod(name, _mapping(made.get("metadata")), made.get("spec"))
+        template = _mapping(template)
+        pod = _pod(name, _mapping(template.get("metadata")), template.get("spec"))
         yield Candidate(f"{kind} {name}", namespace, name, pod, _replicas(kind, raw))
 
 
 def _pod(name: str, metadata: Mapping[str, Any], spec: Any) -> Json:
-    """A pod to create: with a name that is free, and what is its maker's to say."""
+    """A pod for a dry run: a generated name, labels, annotations and spec, and nothing else."""
     kept = {key: metadata[key] for key in ("labels", "annotations") if metadata.get(key)}
-    asked = {key: value for key, value in _mapping(spec).items() if key != _SET_BY_SCHEDULER}
+    unbound = {key: value for key, value in _mapping(spec).items() if key != _SET_BY_SCHEDULER}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"generateName": f"{name[:50]}-", **kept},
-        "spec": _with_requests(asked),
+        "spec": _with_requests(unbound),
     }
 
 
 def _with_requests(spec: Json) -> Json:
-    """With what the API server fills in: a limit alone is the request too."""
-    made = _limits_as_requests(spec)
+    """The spec with the API server's defaults: a limit without a request is the request too."""
+    complete = _limits_as_requests(spec)
     for name in ("containers", "initContainers"):
         if isinstance(spec.get(name), list):
-            made[name] = [_limits_as_requests(_mapping(each)) for each in spec[name]]
-    return made
+            complete[name] = [_limits_as_requests(_mapping(each)) for each in spec[name]]
+    return complete
 
 
 def _limits_as_requests(holder: Json) -> Json:
-    asked = _mapping(holder.get("resources"))
-    requests = {**_mapping(asked.get("limits")), **_mapping(asked.get("requests"))}
-    return {**holder, "resources": {**asked, "requests": requests}} if requests else {**holder}
+    resources = _mapping(holder.get("resources"))
+    requests = {**_mapping(resources.get("limits")), **_mapping(resources.get("requests"))}
+    return {**holder, "resources": {**resources, "requests": requests}} if requests else {**holder}
 
 
 def _replicas(kind: str, raw: Json) -> int | None:
@@ -136,8 +134,8 @@ def _replicas(kind: str, raw: Json) -> int | None:
         spec = _mapping(_mapping(spec.get("jobTemplate")).get("spec"))
     if kind == "DaemonSet":
         return None
-    found = spec.get("parallelism" if kind in ("Job", "CronJob") else "replicas", 1)
-    return found if isinstance(found, int) else 1
+    number = spec.get("parallelism" if kind in ("Job", "CronJob") else "replicas", 1)
+    return number if isinstance(number, int) else 1
 
 
 def _mapping(value: Any) -> dict[str, Any]:

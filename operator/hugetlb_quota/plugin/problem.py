@@ -1,4 +1,4 @@
-"""How the plugin ends: its exit codes, and the sentence when it can't do what was asked."""
+"""The exit codes of the plugin, and the error that ends a command."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """The exit codes; docs/kubectl-hugetlb.md tells them to users."""
+    """The exit codes; docs/kubectl-hugetlb.md lists them for users."""
 
     DONE = 0
     #: ``explain``: the pod would be refused. ``check``: something is broken. ``uninstall``: a
-    #: controller leads still, or the answer was no.
+    #: controller still leads, or the answer was no.
     REFUSED = 1
     USAGE = 2
     NOT_FOUND = 3
     UNREACHABLE = 4
     FORBIDDEN = 5
     NOT_INSTALLED = 6
-    #: ``check``: something deserves a look, and nothing is broken.
+    #: ``check``: there is a warning, and nothing is broken.
     WARNING = 7
 
 
 class Problem(Exception):
-    """Why nothing can be shown: one sentence with the remedy, and how to exit."""
+    """A command is not possible: one sentence with the reason and the remedy, and an exit code."""
 
     def __init__(self, code: Exit, sentence: str) -> None:
         super().__init__(sentence)
@@ -32,14 +32,15 @@ class Problem(Exception):
 
 
 def not_found(
-    what: str, name: str, known: Iterable[str], where: str = "", code: Exit = Exit.NOT_FOUND
+    what: str, name: str, existing: Iterable[str], where: str = "", code: Exit = Exit.NOT_FOUND
 ) -> Problem:
-    """There is no ``what`` called ``name``; the sentence says which names are near.
+    """The problem that there is no ``what`` called ``name``; it suggests similar names.
 
-    :param where: the ``known`` ones are from, as " in namespace x".
+    :param existing: the names that exist.
+    :param where: the place of the existing names, such as " in namespace x".
     """
-    names = sorted(known)
-    # The last part too: who names a quota of another namespace knows its name well.
+    names = sorted(existing)
+    # Compare the last part too: the name may be right, and only the namespace is wrong.
     ends = {each.rpartition("/")[2]: each for each in reversed(names)}
     near = difflib.get_close_matches(name, names, n=3)
     last = name.rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""What a HugeTLBNode tells, read leniently: what can't be read is left out, and counted."""
+"""Reads the report in a HugeTLBNode leniently: entries that can't be read are counted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _M = TypeVar("_M", bound=Model)
 
 @dataclass(frozen=True, slots=True)
 class ReportedPod:
-    """A pod, living or gone, as its node tells of it; ``partial``: it has more labels."""
+    """A living or gone pod in a node's report; ``partial``: the report lacks some labels."""
 
     node: str
     uid: str
@@ -38,7 +38,7 @@ class ReportedPod:
 
 @dataclass(frozen=True, slots=True)
 class ReportedFile:
-    """A file and what of it is charged to the pod ``uid``, "" being the system."""
+    """A file, and the bytes of it that are charged to the pod ``uid``; "" is the system."""
 
     node: str
     path: str
@@ -51,7 +51,7 @@ class ReportedFile:
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """A node's last report. ``unreadable``: how many of its entries can't be read."""
+    """A node's last report. ``unreadable``: the number of entries that can't be read."""
 
     node: str
     reported_at: datetime | None = None
@@ -68,7 +68,7 @@ class NodeReport:
 
 
 def read_report(raw: Mapping[str, Any]) -> NodeReport:
-    """The report in a HugeTLBNode's JSON; whatever is in it, this raises nothing."""
+    """Read the report in a HugeTLBNode's JSON. No content raises an error."""
     name = str((raw.get("metadata") or {}).get("name") or "")
     status, spec = _mapping(raw.get("status")), _mapping(raw.get("spec"))
     bad: list[object] = []

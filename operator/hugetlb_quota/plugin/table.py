@@ -10,7 +10,7 @@ from typing import Final
 from hugetlb_quota.plugin import bars
 from hugetlb_quota.quantity import render
 
-#: From how many percent of a limit on it is near, and very near.
+#: The percentages of a limit from which a use is near, and very near.
 NEAR: Final = 75
 VERY_NEAR: Final = 90
 
@@ -26,9 +26,9 @@ _UNITS: Final = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """What text is written for.
+    """The properties of the output.
 
-    ``width``: in columns. ``colour``: whether escape codes may be used. ``plain``: ASCII alone.
+    ``width``: in columns. ``colour``: escape codes may be used. ``plain``: only ASCII may be used.
     """
 
     width: int = 80
@@ -36,25 +36,25 @@ class Screen:
     plain: bool = False
 
     def paint(self, text: str, *codes: str) -> str:
-        """``text`` in a colour, where there are colours."""
+        """``text`` in a colour, if the screen has colours."""
         if not self.colour or not codes or not text:
             return text
         return f"\x1b[{';'.join(codes)}m{text}\x1b[0m"
 
     @property
     def marks(self) -> str:
-        """Of a bar: pods, retained, reserved, free."""
+        """The marks of a bar: pods, retained, reserved, free."""
         return "#=-." if self.plain else "█▓▒░"
 
     @property
     def branches(self) -> tuple[str, str, str, str]:
-        """Of a tree: a child, the last child, and what stands below each of the two."""
+        """The lines of a tree: a child, the last child, and the trunk below each of the two."""
         return ("|- ", "`- ", "|  ", "   ") if self.plain else ("├─ ", "└─ ", "│  ", "   ")
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Text of a table with its colours; they take no width."""
+    """Text of a table, with colour codes that take no width."""
 
     text: str
     codes: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Painted:
-    """Text that has its colours in it already, ``width`` columns wide."""
+    """Text that contains escape codes and is ``width`` columns wide."""
 
     text: str
     width: int
@@ -73,7 +73,7 @@ Content = str | Cell | Painted
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Content]], screen: Screen) -> str:
-    """Columns as wide as their widest cell; the last one is not filled up."""
+    """A table. Each column is as wide as its widest cell; the last column is not padded."""
     heads = [Cell(head, (BOLD,), right=_is_right(rows, i)) for i, head in enumerate(headers)]
     lines: list[Sequence[Content]] = [heads, *rows]
     widths = [max(_width(line[i]) for line in lines) for i in range(len(headers))]
@@ -91,7 +91,7 @@ def number(text: str, *codes: str) -> Cell:
 
 
 def bar(amounts: Sequence[int], limit: int, width: int, screen: Screen) -> Painted:
-    """Pods, retained and reserved out of the limit, coloured by how near it is."""
+    """A bar of pods, retained and reserved. The colour says how near the limit is."""
     marks, counts = screen.marks, bars.cells(width, limit, amounts)
     filled = "".join(mark * count for mark, count in zip(marks, counts, strict=False))
     rest = marks[3] * (width - len(filled))
@@ -100,14 +100,14 @@ def bar(amounts: Sequence[int], limit: int, width: int, screen: Screen) -> Paint
 
 
 def nearness(percent: int | None) -> str:
-    """The colour of a use of ``percent`` of a limit; of none at all the last one."""
+    """The colour for a use of ``percent`` of a limit; None, a limit of 0, is red."""
     if percent is None or percent >= VERY_NEAR:
         return RED
     return YELLOW if percent >= NEAR else GREEN
 
 
 def legend(screen: Screen) -> str:
-    """What the marks of a bar stand for."""
+    """The meaning of the marks of a bar."""
     words = ("pods", "retained", "reserved", "free")
     return "  ".join(f"{mark} {word}" for mark, word in zip(screen.marks, words, strict=True))
 
@@ -118,12 +118,12 @@ def amounts(charge: Mapping[str, str]) -> str:
 
 
 def size_name(resource: str) -> str:
-    """A resource as a column shows it: ``2Mi``."""
+    """The short name of a resource: ``2Mi``."""
     return resource.removeprefix("hugepages-")
 
 
 def age(since: datetime | None, now: datetime) -> str:
-    """How long ago, in one or two units as kubectl has it: ``45s``, ``5m12s``, ``3h``, ``2d``."""
+    """The time since then, in one or two units as in kubectl: ``45s``, ``5m12s``, ``3h``."""
     if since is None:
         return "-"
     seconds = max(0, int((now - since).total_seconds()))
@@ -144,14 +144,14 @@ def count(number_of: int, what: str) -> str:
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:
-    """The first names, and how many more there are."""
+    """The first ``most`` names, and the number of the others."""
     every = list(names)
     more = f" and {len(every) - most} more" if len(every) > most else ""
     return ", ".join(every[:most]) + more
 
 
 def room(amount: int) -> str:
-    """An amount that may be below 0, which nobody has room for."""
+    """The room for more; an amount below 0 is no room."""
     return render(max(amount, 0))
 
 

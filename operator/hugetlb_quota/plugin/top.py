@@ -1,4 +1,4 @@
-"""``top``: pods and nodes by what they use."""
+"""``top``: pods and nodes, and the huge pages that they use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hugetlb_quota.quantity import render
 
 
 def pods(world: World, namespace: str | None = None) -> list[Holder]:
-    """The pods that are there, most charged first, then by what they ask for."""
+    """The living pods, the largest charge first, then the largest demand."""
     found = [
         each for each in world.holders if each.kind == "pod" and namespace in (None, each.namespace)
     ]
@@ -73,7 +73,7 @@ def pods_table(found: Sequence[Holder], screen: Screen, *, wide: bool = False) -
 
 
 def nodes_document(reports: Iterable[NodeReport]) -> list[dict[str, Any]]:
-    """Each node's pools and who is charged for their pages."""
+    """The pools of each node, and the charges for their pages."""
     return [
         {
             "node": report.node,
@@ -140,12 +140,12 @@ def nodes_table(
 
 
 def _sorted(reports: Iterable[NodeReport]) -> list[NodeReport]:
-    """By name."""
+    """The reports, sorted by the node's name."""
     return sorted(reports, key=lambda report: report.node)
 
 
 def _pools(report: NodeReport) -> list[tuple[PageSize, int, int, int]]:
-    """Of each size of the whole node: total, free and reserved, in bytes."""
+    """The pools of the whole node: page size; total, free and reserved in bytes."""
     found = []
     for pool in report.pools:
         if pool.numa_node is not None:

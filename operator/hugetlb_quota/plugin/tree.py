@@ -1,4 +1,4 @@
-"""``tree``: the forest of quotas, each with its bar."""
+"""``tree``: the forest of quotas, each quota with a bar."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from hugetlb_quota.plugin.table import (
 from hugetlb_quota.plugin.world import World, words
 from hugetlb_quota.quantity import render
 
-#: Cells of a bar, at least and at most: beyond, it tells no more.
+#: The number of cells of a bar, at least and at most. More cells would add nothing.
 _SHORTEST: Final = 8
 _LONGEST: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A quota and the quotas below it. ``hidden``: its parent is there, and not to be seen."""
+    """A quota and the quotas below. ``hidden``: the parent, if the user may not see it."""
 
     key: QuotaKey
     children: tuple[Branch, ...]
@@ -41,15 +41,16 @@ class Branch:
 def branches(
     world: World, top: QuotaKey | None = None, namespace: str | None = None
 ) -> list[Branch]:
-    """The trees of the forest; or the one below ``top``, or what touches a ``namespace``.
+    """The trees of the forest.
 
-    What touches it: its quotas, what is below them, and the quotas above as the way there.
+    :param top: only this quota and the quotas below.
+    :param namespace: only quotas of this namespace, and the quotas above and below them.
     """
     drawn: set[QuotaKey] = set()
     if top is not None:
         return [_branch(world, top, drawn, None)]
     found = [_branch(world, key, drawn, namespace) for key in _roots(world)]
-    # A cycle has no root: begin anywhere in it.
+    # A cycle has no root: begin at any quota of the cycle.
     found.extend(
         _branch(world, key, drawn, namespace) for key in sorted(world.quotas) if key not in drawn
     )
@@ -72,7 +73,7 @@ def picture(world: World, found: Iterable[Branch], screen: Screen, *, wide: bool
     if wide:
         headers += ["PODS", "RETAINED", "RESERVED", "FREE"]
     headers.append("STATE" if any(line.state for line in lines) else "")
-    bare = Screen(plain=screen.plain)  # colours have no width
+    bare = Screen(plain=screen.plain)  # without colours, because they have no width
     fixed = table(headers, [line.row(_SHORTEST, bare, wide=wide) for line in lines], bare)
     spare = screen.width - max(map(len, fixed.splitlines()))
     width = max(_SHORTEST, min(_LONGEST, _SHORTEST + spare))
@@ -122,7 +123,7 @@ def _node(world: World, branch: Branch) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """One line of the picture: a quota and a page size; ``size`` None: it limits none."""
+    """A line of the picture: a quota and a page size; None if the quota has no page size."""
 
     name: str
     size: PageSize | None

@@ -1,7 +1,7 @@
-"""``uninstall``: take the operator's finalizer off all quotas, and say what is left then.
+"""``uninstall``: the plan to remove the finalizer from quotas, and the list of what is left.
 
-As the chart's hook does before ``helm uninstall``, for who has lost the operator already. Nothing
-else is changed: what is left is said with the command that removes it.
+The chart's hook does the same before ``helm uninstall``. This command is for clusters that have
+lost the operator. The command changes nothing else; the list names a command to remove each rest.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from hugetlb_quota.plugin.table import Screen, count, listed, table
 
 Json = dict[str, Any]
 
-#: Names of one kind that a line has before it says how many more there are.
-_NAMED: Final = 5
+#: The number of names that a line lists before "and N more".
+_MOST_NAMES: Final = 5
 _QUOTAS: Final = "kubectl delete htq --all -A"
 
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What there is of hugetlb-quota in a cluster, as raw objects or their names.
+    """The parts of hugetlb-quota that are in the cluster: raw quotas, and names.
 
-    ``namespaces``: those that are being deleted and have quotas; ``webhooks``: configurations.
+    ``namespaces``: the namespaces that are being deleted and have quotas. ``webhooks``: the
+    ValidatingWebhookConfigurations.
     """
 
     quotas: Sequence[Json]
@@ -39,7 +40,7 @@ class Left:
 
 
 def leader(before: Iterable[Json], after: Iterable[Json]) -> str:
-    """Who leads: it has renewed its Lease between two looks. "" when nobody has."""
+    """The controller that renewed a Lease between two reads of the Leases; "" if none did."""
     versions = {_name(each): each["metadata"]["resourceVersion"] for each in before}
     for each in after:
         holder = each["spec"].get("holderIdentity")
@@ -49,7 +50,7 @@ def leader(before: Iterable[Json], after: Iterable[Json]) -> str:
 
 
 def plan(left: Left, screen: Screen) -> str:
-    """Which quotas have the finalizer, and which of them go without it."""
+    """The quotas with the finalizer, and the fate of each when the finalizer is removed."""
     guarded = left.guarded
     if not guarded:
         return "No quota has the operator's finalizer."
@@ -62,12 +63,15 @@ def plan(left: Left, screen: Screen) -> str:
 
 
 def rest(left: Left) -> str:
-    """What is left, a line each with what removes it."""
+    """The parts that are left, a line for each with the command that removes it."""
     return "\n".join(["Left in the cluster:", *(f"- {line}" for line in _rest(left))])
 
 
-def document(left: Left, let_go: Iterable[str]) -> Json:
-    """The same as data."""
+def document(left: Left, freed: Iterable[str]) -> Json:
+    """The result as plain data.
+
+    :param freed: the quotas from which the finalizer was removed.
+    """
     return {
         "quotas": [
             {
@@ -78,7 +82,7 @@ def document(left: Left, let_go: Iterable[str]) -> Json:
             }
             for each in left.quotas
         ],
-        "letGo": list(let_go),
+        "letGo": list(freed),
         "namespaces": list(left.namespaces),
         "customResourceDefinitions": list(left.crds),
         "validatingWebhookConfigurations": list(left.webhooks),
@@ -88,26 +92,26 @@ def document(left: Left, let_go: Iterable[str]) -> Json:
 def _rest(left: Left) -> Iterator[str]:
     stay = [_name(each) for each in left.quotas if not _is_deleting(each)]
     go = [_name(each) for each in left.quotas if _is_deleting(each)]
-    # First what keeps others from going.
+    # First the webhooks: they keep quotas from being deleted.
     for name in left.webhooks:
         yield (
-            f"ValidatingWebhookConfiguration {name}: where admission is gone, quotas can neither be"
-            " changed nor deleted, and pods that ask for huge pages are refused as long as it"
-            f" has rules for them: kubectl delete validatingwebhookconfiguration {name}"
+            f"ValidatingWebhookConfiguration {name}: without admission, quotas can't be changed or"
+            " deleted, and its rules for pods refuse pods that ask for huge pages:"
+            f" kubectl delete validatingwebhookconfiguration {name}"
         )
     if stay:
         yield (
-            f"{count(len(stay), 'quota')} ({listed(stay, _NAMED)}), which"
-            f" nobody counts or holds pods to any more: {_QUOTAS}"
+            f"{count(len(stay), 'quota')} ({listed(stay, _MOST_NAMES)}) without effect, because the"
+            f" operator is gone: {_QUOTAS}"
         )
     if go:
-        yield f"{count(len(go), 'quota')} being deleted ({listed(go, _NAMED)})"
+        yield f"{count(len(go), 'quota')} being deleted ({listed(go, _MOST_NAMES)})"
     if left.namespaces:
-        names = listed(left.namespaces, _NAMED)
+        names = listed(left.namespaces, _MOST_NAMES)
         yield f"{count(len(left.namespaces), 'namespace')} being deleted with quotas ({names})"
     if left.crds:
         yield (
-            "CRDs, which the next install finds with all quotas; this deletes both:"
+            "CRDs. The next install uses them and all quotas; this command deletes both:"
             f" kubectl delete crd {' '.join(left.crds)}"
         )
     if not (left.quotas or left.crds or left.webhooks):
@@ -116,8 +120,8 @@ def _rest(left: Left) -> Iterator[str]:
 
 def _fate(raw: Mapping[str, Any], namespaces: Sequence[str]) -> str:
     if raw["metadata"]["namespace"] in namespaces:
-        return "it goes, with its namespace"
-    return "it goes: it is being deleted" if _is_deleting(raw) else "it stays"
+        return "is deleted with its namespace"
+    return "is deleted" if _is_deleting(raw) else "stays"
 
 
 def _is_deleting(raw: Mapping[str, Any]) -> bool:

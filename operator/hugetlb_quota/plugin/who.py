@@ -1,4 +1,4 @@
-"""``who``: what fills a quota: pods, what pods that are gone left, and reservations."""
+"""``who``: the pods, the pages of gone pods, and the reservations that fill a quota."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hugetlb_quota.plugin.table import (
     Content,
     Screen,
     age,
+    amounts,
     listed,
     number,
     size_name,
@@ -24,7 +25,7 @@ _ORDER: Final = ("pod", "retained", "reserved")
 
 
 def holders(world: World, quota: QuotaObject) -> list[Holder]:
-    """What fills the quota: pods, retained, reserved; of each the most first."""
+    """The holders that fill the quota: pods, retained, reserved; in each kind the largest first."""
     return sorted(
         (each for each in world.charged_to(quota.key) if each.holds),
         key=lambda each: (_ORDER.index(each.kind), -sum(each.holds.values()), each.pod),
@@ -32,10 +33,10 @@ def holders(world: World, quota: QuotaObject) -> list[Holder]:
 
 
 def unexplained(quota: QuotaObject, found: Sequence[Holder]) -> Charge:
-    """What the quota's status counts, and none of the holders explains.
+    """The charge that the quota's status counts, but that no holder explains.
 
-    Some for a moment, as the status is a count of a moment ago; for long only where not
-    everything may be seen.
+    There may be some for a moment, because the status is a little older than the holders. If it
+    stays, the user may not see every holder.
     """
     return quota.counter.used.beyond(Charge.total(each.holds for each in found)).without_zeros()
 
@@ -63,7 +64,7 @@ def picture(
     *,
     wide: bool = False,
 ) -> str:
-    """What the quota counts, and a line for each holder and page size."""
+    """The sums of the quota, and a line for each holder and page size."""
     parts = [_heading(quota)]
     if found:
         headers = ["KIND", "POD", "NODE", "SIZE", "HOLDS", "QUOTA", "DETAIL"]
@@ -84,10 +85,9 @@ def picture(
         ]
         parts.append(table(headers, rows, screen))
     if missing := unexplained(quota, found):
-        told = " and ".join(f"{a} of {n}" for n, a in missing.to_resources().items())
         parts.append(
-            f"{told} is counted and not explained here: it was counted a moment ago, or is held by"
-            " what you may not see."
+            f"{amounts(missing.to_resources())} is counted but not explained here: the status is a"
+            " moment old, or you may not see the holder."
         )
     return "\n\n".join(parts)
 
@@ -103,16 +103,16 @@ def _heading(quota: QuotaObject) -> str:
             f" {render(counter.retained.of(size))} retained,"
             f" {render(counter.reserved.of(size))} reserved)"
         )
-    return "\n".join(lines) or f"{quota.key} limits nothing, and nothing is charged to it."
+    return "\n".join(lines) or f"{quota.key} has no limit and no charge."
 
 
 def _detail(holder: Holder, now: datetime, *, wide: bool) -> str:
     if holder.kind == "pod":
-        told = holder.charged.without_zeros().to_resources().values()
-        return f"{holder.state}, charged {', '.join(told) or '0'}"
+        charged = holder.charged.without_zeros().to_resources().values()
+        return f"{holder.state}, charged {', '.join(charged) or '0'}"
     if holder.kind == "reserved":
-        left = 0 if holder.until is None else int((holder.until - now).total_seconds())
-        return f"{holder.state}, for {max(0, left)}s more"
+        seconds = 0 if holder.until is None else int((holder.until - now).total_seconds())
+        return f"{holder.state}, for {max(0, seconds)}s more"
     ended = f"gone for {age(holder.since, now)}" if holder.since else "gone"
     paths = listed([file.path for file in holder.files], 99 if wide else 1)
     return f"{ended}, in {paths}" if paths else ended

@@ -1,4 +1,4 @@
-"""All that was read of a cluster, and who holds what in it."""
+"""The part of a cluster that was read, and the holders of huge pages in it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _DETACHED = ("ParentNotFound", "ForeignParent", "Cycle")
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """What fills quotas: a pod, what a pod that is gone left, or a reservation.
+    """A holder fills quotas: a pod, the pages that a gone pod left, or a reservation.
 
-    ``holds``: what it is charged to ``quotas`` and all above them. ``asked``: its demand.
-    ``charged``: what the kernel charges for it. ``state``: in a word. ``since``: when it ended,
-    of what is retained; ``until``: when a reservation expires.
+    ``holds``: the amount charged to ``quotas`` and to all quotas above. ``asked``: the pod's
+    demand. ``charged``: the kernel's charge. ``state``: in a few words. ``since``: the end of the
+    gone pod. ``until``: the expiry of the reservation.
     """
 
     kind: Kind
@@ -46,15 +46,15 @@ class Holder:
 
     @property
     def namespace(self) -> str:
-        """The pod's; "" when nobody knows it."""
+        """The namespace of the pod; "" if it is unknown."""
         return self.pod.partition("/")[0] if "/" in self.pod else ""
 
 
 @dataclass(frozen=True)
 class World:
-    """Quotas, and as far as they were asked for and may be read, pods and nodes' reports.
+    """Quotas, and if they were read, pods and nodes' reports.
 
-    ``pods`` and ``reports`` are None when they were not read.
+    ``pods`` and ``reports`` are None if they were not requested, or the user may not read them.
     """
 
     quotas: Mapping[QuotaKey, QuotaObject]
@@ -64,7 +64,7 @@ class World:
 
     @cached_property
     def attribution(self) -> Attribution:
-        """The rule that says who pays."""
+        """The rule that says which quotas pay for a pod."""
         counters = [quota.counter for quota in self.quotas.values()]
         heirs = {
             (report.node, uid): keys
@@ -75,11 +75,11 @@ class World:
 
     @cached_property
     def holders(self) -> tuple[Holder, ...]:
-        """Everything that holds huge pages, whether or not a quota is charged for it."""
+        """All holders of huge pages, also holders that no quota is charged for."""
         return tuple(self._holders())
 
     def charged_to(self, key: QuotaKey) -> tuple[Holder, ...]:
-        """What fills the quota ``key``, directly or through a quota below it."""
+        """The holders that fill the quota ``key``, directly or through a quota below."""
         return tuple(
             holder
             for holder in self.holders
@@ -109,14 +109,17 @@ class World:
                 continue
             if (held := self._of_pod(pod, entry, seen)) is not None:
                 yield replace(held, files=tuple(files.get((held.node, pod.uid), ())))
-        known = {pod.uid: pod for pod in self.pods or ()}
+        stored = {pod.uid: pod for pod in self.pods or ()}
         for (node, uid), entry in reported.items():
             if uid not in reserved:
-                holder = self._of_other_node(entry, known.get(uid)) or self._of_entry(entry)
+                holder = self._of_other_node(entry, stored.get(uid)) or self._of_entry(entry)
                 yield replace(holder, files=tuple(files.get((node, uid), ())))
 
     def _of_other_node(self, entry: ReportedPod, pod: Pod | None) -> Holder | None:
-        """What an entry holds of a pod that is another node's, by the API or by its line."""
+        """The holder for an entry of a pod that belongs to another node, or None.
+
+        The API, or the pod's line in a quota, says which node the pod belongs to.
+        """
         line = self.attribution.lines.get(entry.uid)
         if pod is not None and pod.node is not None:
             home, name = pod.node, str(pod)
@@ -131,12 +134,12 @@ class World:
         return replace(holder, pod=name, state=f"on another node than {home}")
 
     def _pending(self, reported: Mapping[tuple[str, str], ReportedPod]) -> list[Holder]:
-        """Pods that are admitted and not yet counted: their reservations, by UID."""
+        """The reservations: pods that are admitted and not counted yet."""
         lines: dict[str, tuple[Reservation, set[QuotaKey]]] = {}
         for quota in self.quotas.values():
             for line in quota.counter.pending:
-                known = lines.setdefault(line.uid, (line, set()))
-                known[1].add(quota.key)
+                _, keys = lines.setdefault(line.uid, (line, set()))
+                keys.add(quota.key)
         moving = {quota.uid for quota in self.quotas.values()}
         nodes = {uid: node for node, uid in reported}
         return [
@@ -155,15 +158,15 @@ class World:
         ]
 
     def _lowest(self, keys: Iterable[QuotaKey]) -> frozenset[QuotaKey]:
-        """Those of ``keys`` that are above no other of them."""
-        found = set(keys)
-        above = {link.key for key in found for link in self.forest.attached(key) if link.key != key}
-        return frozenset(found - above)
+        """The quotas of ``keys`` that have no other quota of ``keys`` below."""
+        every = set(keys)
+        above = {link.key for key in every for link in self.forest.attached(key) if link.key != key}
+        return frozenset(every - above)
 
     def _of_pod(
         self, pod: Pod, entry: ReportedPod | None, seen: Mapping[str, int]
     ) -> Holder | None:
-        """What a pod of the API holds, None when it ended and its node has shown it empty."""
+        """The holder for a pod of the API; None if the pod ended and holds nothing any more."""
         quotas = self.attribution.who_pays(pod.uid, pod.namespace, pod.labels, pod.node)
         charged = entry.charged if entry is not None else NOTHING
         holder = Holder(
@@ -188,7 +191,7 @@ class World:
         return replace(holder, state="ended, not yet reported")
 
     def _of_entry(self, entry: ReportedPod, quotas: frozenset[QuotaKey] | None = None) -> Holder:
-        """What an entry of a report holds, of a pod that the API does not tell of (any more)."""
+        """The holder for an entry of a report. The API may not have the pod (any more)."""
         if quotas is None:
             quotas = self.attribution.who_pays(
                 entry.uid, entry.namespace, entry.labels, entry.node, partial=entry.partial
@@ -216,10 +219,10 @@ def forest_of(
 ) -> Forest:
     """The forest that the quotas form.
 
-    :param namespaces: the labels of each; None when they may not be read. Then a quota is
-        attached as it names its parent, unless the controller has said that it is not.
-    :param whole: whether these are all quotas. Else one that is not among them may be there,
-        and what is below it is a root of what can be seen.
+    :param namespaces: the labels of each namespace; None if the user may not read them. Then a
+        quota counts as attached to the parent that it names, unless a condition says otherwise.
+    :param whole: whether ``quotas`` are all quotas. If not, a quota with an unseen parent is a
+        root.
     """
     found = [each.quota if namespaces is not None else _as_named(each) for each in quotas]
     if not whole:
@@ -229,7 +232,7 @@ def forest_of(
 
 
 def words(quota: QuotaObject) -> tuple[str, ...]:
-    """What is wrong with a quota, each in a word: its False conditions, and not being counted."""
+    """The faults of a quota, a word each: reasons of False conditions, Invalid, NotCounted."""
     if quota.invalid:
         return ("Invalid",)
     found = [each.reason for each in quota.conditions if each.status == "False"]

@@ -22,7 +22,7 @@ def test_a_bar_is_never_longer_than_its_width(width: int, limit: int, amounts: l
 
 
 @given(WIDTHS, LIMITS, AMOUNTS)
-def test_what_is_there_is_seen_and_what_is_not_is_not(
+def test_exactly_the_amounts_above_zero_have_cells(
     width: int, limit: int, amounts: list[int]
 ) -> None:
     counts = cells(width, limit, amounts)
@@ -50,13 +50,13 @@ def test_each_part_is_within_a_cell_of_its_share(
     filled = sum(counts)
     for count, amount in zip(counts, amounts, strict=True):
         if amount:
-            # One cell is given to each that is there, which others may have to make up for.
+            # Each amount above 0 gets a cell first, so the other amounts may get fewer.
             assert count <= max(1, filled * amount / used + 1)
             assert count >= filled * amount / used - len(amounts)
 
 
 @given(st.integers(1, 60), st.integers(1, 1000), st.integers(0, 999))
-def test_more_use_is_never_a_shorter_bar(width: int, limit: int, used: int) -> None:
+def test_more_use_never_makes_the_bar_shorter(width: int, limit: int, used: int) -> None:
     assert sum(cells(width, limit, [used])) <= sum(cells(width, limit, [used + 1]))
 
 
@@ -78,12 +78,12 @@ def test_examples(width: int, limit: int, amounts: list[int], expected: tuple[in
 
 
 @given(st.integers(0, 2**70), st.integers(1, 2**70))
-def test_a_hundred_percent_is_no_room(used: int, limit: int) -> None:
+def test_only_a_full_quota_is_at_a_hundred_percent(used: int, limit: int) -> None:
     part = percent(used, limit)
     assert part is not None
     assert (part >= 100) == (used >= limit)
     assert (part == 0) == (used == 0)
 
 
-def test_nothing_is_a_part_of_nothing() -> None:
+def test_a_limit_of_zero_has_no_percentage() -> None:
     assert percent(0, 0) is None

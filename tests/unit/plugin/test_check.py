@@ -1,4 +1,4 @@
-"""What ``check`` finds."""
+"""``check`` finds each fault, and says a remedy."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import trustme
 
-from hugetlb_quota.plugin import check
-from hugetlb_quota.plugin.check import Facts, Level
+from hugetlb_quota.plugin import check_webhooks
+from hugetlb_quota.plugin.check import check
+from hugetlb_quota.plugin.facts import CRDS, LEASE, WEBHOOKS, Facts
+from hugetlb_quota.plugin.findings import Level, document, exit_code, picture, worst
 from hugetlb_quota.plugin.problem import Exit
 from hugetlb_quota.plugin.reports import read_report
 from hugetlb_quota.plugin.table import Screen
@@ -36,7 +38,7 @@ def webhooks(bundle: str = CA, policy: str = "Fail") -> list[Json]:
                     "rules": [{"operations": ["CREATE"]}],
                     "clientConfig": {"caBundle": bundle, "service": service},
                 }
-                for name in check.WEBHOOKS
+                for name in WEBHOOKS
             ]
         }
     ]
@@ -71,7 +73,7 @@ def lease(**spec: Any) -> Json:
         "renewTime": "2026-11-26T11:59:55.000000Z",
         "leaseDurationSeconds": 20,
     }
-    metadata = {"namespace": "hugetlb-system", "name": check.LEASE}
+    metadata = {"namespace": "hugetlb-system", "name": LEASE}
     return {"metadata": metadata, "spec": {**held, **spec}}
 
 
@@ -84,7 +86,7 @@ WELL = Facts(
     version="0.1.0",
     crds={
         name: {"status": {"conditions": [{"type": "Established", "status": "True"}]}}
-        for name in check.CRDS
+        for name in CRDS
     },
     webhooks=webhooks(),
     endpoints={"hugetlb-system/admission": 2},
@@ -97,10 +99,10 @@ WELL = Facts(
 
 
 def test_all_is_well() -> None:
-    found = check.findings(WELL)
-    assert check.exit_code(found) == Exit.DONE
+    found = check(WELL)
+    assert exit_code(found) == Exit.DONE
     assert (
-        check.picture(found, Screen())
+        picture(found, Screen())
         == """\
 OK       CRDs        HugeTLBQuota and HugeTLBNode are served.
 OK       webhooks    3 webhooks configured, with their CA.
@@ -110,7 +112,7 @@ OK       agent       DaemonSet hugetlb-system/agent: 2 pods available.
 OK       leader      Lease hugetlb-system/hugetlb-quota-controller is held by controller-1.
 OK       nodes       Fresh reports of 1 node.
 OK       quotas      1 quota, all of them counted and in order.
-OK       versions    All is of version 0.1.0.
+OK       versions    The programs and the plugin have version 0.1.0.
 
 All is well."""
     )
@@ -131,8 +133,8 @@ FALSE = [
 @pytest.mark.parametrize(
     ("changed", "level", "topic", "says"),
     [
-        ({"crds": {}}, Level.ERROR, "CRDs", "hugetlbquotas.hugetlb.dev is not there"),
-        ({"webhooks": []}, Level.ERROR, "webhooks", "nothing is refused"),
+        ({"crds": {}}, Level.ERROR, "CRDs", "hugetlbquotas.hugetlb.dev does not exist"),
+        ({"webhooks": []}, Level.ERROR, "webhooks", "quotas refuse nothing"),
         ({"webhooks": webhooks("")}, Level.ERROR, "webhooks", "have no caBundle"),
         ({"webhooks": webhooks("bm8=")}, Level.ERROR, "webhooks", "holds no certificate"),
         ({"webhooks": webhooks(policy="Ignore")}, Level.WARNING, "webhooks", "Ignore"),
@@ -152,7 +154,7 @@ FALSE = [
         ),
         (
             {"workloads": workloads(agent=workload("a"))},
-            *(Level.ERROR, "agent", "is to have no pods"),
+            *(Level.ERROR, "agent", "wants no pods"),
         ),
         (
             {
@@ -160,11 +162,11 @@ FALSE = [
                     admission=workload("a", version="0.2.0", availableReplicas=2, updatedReplicas=2)
                 )
             },
-            *(Level.WARNING, "versions", "not of one version"),
+            *(Level.WARNING, "versions", "have different versions"),
         ),
-        ({"version": "9"}, Level.WARNING, "versions", "This plugin is of version 9"),
+        ({"version": "9"}, Level.WARNING, "versions", "This plugin has version 9"),
         ({"leases": []}, Level.ERROR, "leader", "no controller has ever led"),
-        ({"leases": [lease(holderIdentity="")]}, Level.ERROR, "leader", "held by nobody"),
+        ({"leases": [lease(holderIdentity="")]}, Level.ERROR, "leader", "has no holder"),
         ({"leases": [lease(renewTime=OLD)]}, Level.ERROR, "leader", "10m ago"),
         ({"reports": []}, Level.ERROR, "nodes", "Node n1 has huge pages and no HugeTLBNode"),
         (
@@ -181,7 +183,7 @@ FALSE = [
         ),
         (
             {"reports": [read_report(report("n1", [{"uid": 1}]))]},
-            *(Level.WARNING, "nodes", "1 of its entries"),
+            *(Level.WARNING, "nodes", "1 entry of the report of n1"),
         ),
         ({"quotas": quotas(quota("a/b", "x"))}, Level.ERROR, "quotas", "a/b is Invalid"),
         (
@@ -194,12 +196,12 @@ FALSE = [
         ),
     ],
 )
-def test_each_fault_is_found_with_its_remedy(
+def test_each_fault_has_a_finding_with_a_remedy(
     changed: Json, level: Level, topic: str, says: str
 ) -> None:
-    found = check.findings(replace(WELL, **changed))
-    assert check.worst(found) == level
-    assert check.exit_code(found) == {Level.ERROR: Exit.REFUSED, Level.WARNING: Exit.WARNING}[level]
+    found = check(replace(WELL, **changed))
+    assert worst(found) == level
+    assert exit_code(found) == {Level.ERROR: Exit.REFUSED, Level.WARNING: Exit.WARNING}[level]
     (first, *_) = [each for each in found if each.level == level and each.topic == topic]
     assert says in first.message
     assert first.remedy
@@ -207,45 +209,44 @@ def test_each_fault_is_found_with_its_remedy(
 
 
 @pytest.mark.parametrize(
-    ("left", "level"), [(-1, Level.ERROR), (1, Level.WARNING), (400, Level.OK)]
+    ("days_left", "level"), [(-1, Level.ERROR), (1, Level.WARNING), (400, Level.OK)]
 )
-def test_the_end_of_the_ca(left: int, level: Level) -> None:
+def test_an_ended_or_ending_ca_is_a_finding(days_left: int, level: Level) -> None:
     ca = trustme.CA()
-    (ends,) = [check._end_of(base64.b64encode(ca.cert_pem.bytes()).decode())]
+    bundle = base64.b64encode(ca.cert_pem.bytes()).decode()
+    ends = check_webhooks.end_of(bundle)
     assert ends is not None
-    now = ends - timedelta(days=left)
-    hooks = webhooks(base64.b64encode(ca.cert_pem.bytes()).decode())
-    found = check.findings(replace(WELL, now=now, webhooks=hooks))
+    now = ends - timedelta(days=days_left)
+    hooks = webhooks(bundle)
+    found = check(replace(WELL, now=now, webhooks=hooks))
     assert max(each.level for each in found if each.topic == "webhooks") == level
 
 
-def test_what_may_not_be_read_is_said() -> None:
+def test_parts_that_may_not_be_read_are_findings() -> None:
     blind = Facts(now=datetime.now(UTC), version="0.1.0", unread={"leader": "you may not"})
-    found = check.findings(blind)
+    found = check(blind)
     assert {each.level for each in found} == {Level.UNSEEN}
-    assert check.exit_code(found) == Exit.FORBIDDEN
-    assert "Not looked at: you may not." in check.picture(found, Screen())
-    assert check.picture(found, Screen()).endswith("who may read all of it.")
+    assert exit_code(found) == Exit.FORBIDDEN
+    assert "Not checked: you may not." in picture(found, Screen())
+    assert picture(found, Screen()).endswith("who may read everything, run this command.")
 
 
-def test_a_fault_is_worse_than_what_may_not_be_read() -> None:
-    found = check.findings(replace(WELL, nodes=None, leases=[]))
-    assert check.exit_code(found) == Exit.REFUSED
-    assert check.document(found)["worst"] == "ERROR"
+def test_a_fault_is_worse_than_a_missing_right() -> None:
+    found = check(replace(WELL, nodes=None, leases=[]))
+    assert exit_code(found) == Exit.REFUSED
+    assert document(found)["worst"] == "ERROR"
 
 
-def test_webhooks_without_rules_are_an_error_where_there_is_a_quota() -> None:
+def test_webhooks_without_rules_are_an_error_if_there_is_a_quota() -> None:
     silent = webhooks()
     del silent[0]["webhooks"][0]["rules"]
-    (found,) = [
-        each for each in check.findings(replace(WELL, webhooks=silent)) if each.topic == "webhooks"
-    ]
+    (found,) = [each for each in check(replace(WELL, webhooks=silent)) if each.topic == "webhooks"]
     assert found.level == Level.ERROR
-    assert "pods.hugetlb.dev has no rules, so the API server asks nobody" in found.message
+    assert "pods.hugetlb.dev has no rules, so the API server does not call" in found.message
     (found,) = [
         each
-        for each in check.findings(replace(WELL, webhooks=silent, quotas=()))
+        for each in check(replace(WELL, webhooks=silent, quotas=()))
         if each.topic == "webhooks"
     ]
     assert found.level == Level.OK
-    assert "Without a quota nobody is asked about pods." in found.message
+    assert "Without a quota, admission decides about no pod." in found.message

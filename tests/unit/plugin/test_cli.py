@@ -1,27 +1,24 @@
-"""The command line: options before and after the command, exit codes, completion."""
+"""The command line: options before and after the command, and exit codes."""
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from hugetlb_quota.plugin import cli, completion, table
-from hugetlb_quota.plugin.commands import screen
-from hugetlb_quota.plugin.problem import Exit, Problem, not_found
+from hugetlb_quota.plugin import cli
+from hugetlb_quota.plugin.problem import Exit
+from tests.unit.plugin.kubeconfigs import KUBECONFIG
 
-#: What takes long to import; help and completion of words must do without.
+#: Modules that are slow to import. Help and completion of words must not import them.
 SLOW = ("aiohttp", "kubernetes", "pydantic", "yaml", "asyncio", "kopf")
 
 
 @pytest.fixture(autouse=True)
-def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No cluster of whoever runs this."""
+def no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Hide the kubeconfig of the user who runs the tests."""
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
 
@@ -35,12 +32,12 @@ def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ["tree", "--namespace=x", "--output=json"],
     ],
 )
-def test_common_options_stand_anywhere(words: list[str]) -> None:
+def test_common_options_may_stand_anywhere(words: list[str]) -> None:
     options = cli.parse(words)
     assert (options.command, options.namespace, options.output) == ("tree", "x", "json")
 
 
-def test_defaults() -> None:
+def test_options_have_defaults() -> None:
     options = cli.parse(["tree"])
     assert (options.namespace, options.context, options.output) == (None, None, "table")
     assert cli.parse(["top"]).what == "pods"
@@ -55,7 +52,7 @@ def test_defaults() -> None:
         (["Jobs", "a"], "job", "a"),
     ],
 )
-def test_explain_takes_kubectls_names(words: list[str], kind: str, name: str) -> None:
+def test_explain_takes_the_same_names_as_kubectl(words: list[str], kind: str, name: str) -> None:
     options = cli.parse(["explain", *words])
     assert (options.kind, options.name) == (kind, name)
 
@@ -77,48 +74,38 @@ def test_explain_takes_kubectls_names(words: list[str], kind: str, name: str) ->
 )
 def test_exit_codes(words: list[str], code: Exit, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == code
-    told = capsys.readouterr()
-    assert "Traceback" not in told.err
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
     if code != Exit.DONE and words:
-        assert len(told.err.splitlines()) == 1
+        assert len(printed.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
-        ("", "There is no context x"),
-        ("contexts: 7\n", "No cluster to talk to"),
-        ("{", "No cluster to talk to"),
+        (KUBECONFIG, "There is no context x"),
+        ("contexts: 7\n", "No cluster is configured"),
+        ("{", "No cluster is configured"),
     ],
 )
-def test_a_kubeconfig_that_is_none(
-    text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_bad_kubeconfig_is_an_error_message(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "config"
-    config.write_text(text or CONFIG)
+    config.write_text(text)
     assert cli.main(["tree", "--kubeconfig", str(config), "--context=x"]) == Exit.UNREACHABLE
-    assert says in capsys.readouterr().err
-
-
-CONFIG = """\
-apiVersion: v1
-kind: Config
-clusters: [{name: y, cluster: {server: "https://127.0.0.1:1"}}]
-users: [{name: y, user: {token: t}}]
-contexts: [{name: xy, context: {cluster: y, user: y, namespace: n}}]
-current-context: xy
-"""
+    assert message in capsys.readouterr().err
 
 
 def test_a_cluster_that_does_not_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "config"
-    config.write_text(CONFIG)
+    config.write_text(KUBECONFIG)
     assert cli.main(["tree", "--kubeconfig", str(config)]) == Exit.UNREACHABLE
     assert "https://127.0.0.1:1 is the right cluster" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--help"], ["tree", "--help"], ["__complete", "tr"]])
-def test_help_and_completion_import_nothing_slow(words: list[str]) -> None:
+def test_help_and_completion_import_no_slow_module(words: list[str]) -> None:
     program = [sys.executable, "-X", "importtime", "-m", "hugetlb_quota.plugin", *words]
     done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
     loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
@@ -126,108 +113,8 @@ def test_help_and_completion_import_nothing_slow(words: list[str]) -> None:
     assert not loaded & set(SLOW)
 
 
-@pytest.mark.parametrize(
-    ("words", "expected", "directive"),
-    [
-        (["t"], ["tree", "top"], 4),
-        (["top", ""], ["pods", "nodes"], 4),
-        (["tree", "-o", "j"], ["json"], 4),
-        (["tree", "--output=j"], ["--output=json"], 4),
-        (["files", "--a"], ["--all-namespaces", "--all"], 4),
-        (["explain", "-f", ""], [], 0),
-        (["explain", "d"], ["deployment", "daemonset"], 4),
-        (["completion", ""], ["bash", "zsh", "fish"], 4),
-        (["-n", "x", "com"], ["completion"], 4),
-        (["who", ""], [], 4),
-        (["check", ""], [], 4),
-        ([], list(completion._COMMANDS), 4),
-    ],
-)
-def test_completion(words: list[str], expected: list[str], directive: int) -> None:
-    found, told = completion.candidates(words or [""])
-    assert ([name for name, _ in found], told) == (expected, directive)
-
-
-def test_completion_of_contexts(tmp_path: Path) -> None:
-    config = tmp_path / "config"
-    config.write_text(CONFIG)
-    found, _ = completion.candidates(["--kubeconfig", str(config), "--context", ""])
-    assert found == [("xy", "")]
-
-
-@pytest.mark.parametrize("shell", cli.SHELLS)
-def test_each_shell_has_its_script(shell: str) -> None:
-    assert "__complete" in completion.script(shell)
-
-
-def test_the_script_for_bash_completes(tmp_path: Path) -> None:
-    program = tmp_path / "kubectl-hugetlb"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m hugetlb_quota.plugin "$@"\n')
-    program.chmod(0o755)
-    asks = (
-        f"{completion.script('bash')}\n"
-        f"COMP_WORDS=({program} completion z); COMP_CWORD=2; _kubectl_hugetlb\n"
-        'echo "${COMPREPLY[@]}"\n'
-        f"COMP_WORDS=({program} t); COMP_CWORD=1; _kubectl_hugetlb\n"
-        'echo "${COMPREPLY[@]}"\n'
-    )
-    done = subprocess.run(["bash", "-c", asks], capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines() == ["zsh", "tree top"], done.stderr
-
-
-class Terminal(io.StringIO):
-    encoding = "UTF-8"
-
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize(
-    ("variables", "colour"),
-    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
-)
-def test_colour_only_on_a_terminal(
-    variables: dict[str, str], colour: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("TERM", "xterm")
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "stdout", io.StringIO())
-    assert not screen().colour
-    monkeypatch.setattr(sys, "stdout", Terminal())
-    assert screen().colour == colour
-    assert not screen().plain
-
-
-@pytest.mark.parametrize(
-    ("known", "says"),
-    [
-        (["acme/tenant", "x/y"], "did you mean acme/tenant?"),
-        (["acme/tennant"], "did you mean acme/tennant?"),
-        (["x/y"], "there are x/y."),
-        ([], "there is no HugeTLBQuota at all."),
-    ],
-)
-def test_near_names(known: list[str], says: str) -> None:
-    problem = not_found("HugeTLBQuota", "default/tenant", known)
-    assert isinstance(problem, Problem)
-    assert str(problem).endswith(says)
-    assert problem.code == Exit.NOT_FOUND
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [(0, "0s"), (59, "59s"), (65, "1m5s"), (600, "10m"), (7200, "2h"), (90061, "1d1h"), (-5, "0s")],
-)
-def test_ages(seconds: int, expected: str) -> None:
-    now = datetime(2026, 1, 1, tzinfo=UTC)
-    assert table.age(now - timedelta(seconds=seconds), now) == expected
-    assert table.age(None, now) == "-"
-
-
-def test_a_reader_that_has_read_enough(tmp_path: Path) -> None:
-    asks = f"{sys.executable} -m hugetlb_quota.plugin --help | head -1; echo ${{PIPESTATUS[0]}}"
-    done: Any = subprocess.run(["bash", "-c", asks], capture_output=True, text=True, timeout=60)
+def test_a_reader_that_closes_the_pipe_is_no_error() -> None:
+    script = f"{sys.executable} -m hugetlb_quota.plugin --help | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
     assert done.stdout.splitlines()[-1] == "0"

@@ -1,4 +1,4 @@
-"""How the plugin reads a cluster that refuses, or goes away."""
+"""The plugin reads a cluster that refuses requests, or stops answering."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Json = dict[str, Any]
 
 
 class Server:
-    """Lists a quota until its watch has broken; what ``refuses`` names may not be listed."""
+    """Lists a quota until its watch breaks; refuses to list the resources in ``refuses``."""
 
     server = "https://test"
 
@@ -30,7 +30,7 @@ class Server:
 
     async def list_page(self, resource: Resource, namespace: str | None = None, **_: Any) -> Json:
         if self.down:
-            raise errors.ApiUnreachable("It is gone.")
+            raise errors.ApiUnreachable("It does not answer.")
         if (resource, namespace) in self.refuses:
             raise errors.Forbidden(403, "Forbidden", f'cannot list resource "{resource.plural}"')
         raw = quota("a/b", "64Mi")
@@ -41,7 +41,7 @@ class Server:
     async def watch(self, *_: Any, **__: Any) -> AsyncIterator[Json]:
         self.down = True
         if self.down:
-            raise errors.ApiUnreachable("It is gone.")
+            raise errors.ApiUnreachable("It does not answer.")
         yield {}
 
     async def create(self, *_: Any, **__: Any) -> Json:
@@ -54,23 +54,23 @@ def cluster(server: Server) -> Cluster:
     return Cluster(cast(Connection, server), "a")
 
 
-async def test_a_watch_that_broke_is_said_under_the_last_picture() -> None:
+async def test_a_broken_watch_keeps_the_last_world() -> None:
     found = cluster(Server())
-    async with contextlib.aclosing(found.pictures()) as pictures:
+    async with contextlib.aclosing(found.watch()) as worlds:
         while not found.trouble:
-            world = await anext(pictures)
+            world = await anext(worlds)
         assert [str(key) for key in world.quotas] == ["a/b"]
-    assert found.trouble == "It is gone."
+    assert found.trouble == "It does not answer."
 
 
-async def test_where_all_may_not_be_listed_the_namespace_may() -> None:
+async def test_without_the_right_to_list_all_lists_the_namespace() -> None:
     found = cluster(Server(refuses=((resources.HUGETLB_QUOTAS, None),)))
     world = await found.world()
     assert [str(key) for key in world.quotas] == ["a/b"]
     assert len(found.unseen) == 1
 
 
-async def test_where_nothing_may_be_listed_the_right_is_named() -> None:
+async def test_without_any_right_names_the_role() -> None:
     both: tuple[tuple[Resource, str | None], ...] = (
         (resources.HUGETLB_QUOTAS, None),
         (resources.HUGETLB_QUOTAS, "a"),
@@ -81,7 +81,7 @@ async def test_where_nothing_may_be_listed_the_right_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "accepted", "says"),
+    ("answer", "expected", "start"),
     [
         (None, True, ""),
         (
@@ -100,11 +100,11 @@ async def test_where_nothing_may_be_listed_the_right_is_named() -> None:
         (errors.ApiUnreachable("Nobody answers."), None, "Nobody answers."),
     ],
 )
-async def test_what_a_dry_run_tells(
-    answer: errors.ApiError | None, accepted: bool | None, says: str
+async def test_the_verdict_of_a_dry_run(
+    answer: errors.ApiError | None, expected: bool | None, start: str
 ) -> None:
     server = Server()
     server.answer = answer
-    told, words = await cluster(server).try_pod({}, "a")
-    assert told is accepted
-    assert words.startswith(says)
+    accepted, message = await cluster(server).try_pod({}, "a")
+    assert accepted is expected
+    assert message.startswith(start)

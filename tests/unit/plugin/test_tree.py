@@ -1,4 +1,4 @@
-"""How the forest is drawn."""
+"""``tree`` draws the forest of quotas."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hugetlb_quota.plugin.world import World
 from tests.unit.plugin.worlds import NAMESPACES, TENANT, acme, quota, world
 
 
-def drawn(found: World, screen: Screen | None = None, **asked: Any) -> str:
-    wide = asked.pop("wide", False)
-    branches = tree.branches(found, **asked)
+def drawn(found: World, screen: Screen | None = None, **options: Any) -> str:
+    wide = options.pop("wide", False)
+    branches = tree.branches(found, **options)
     return tree.picture(found, branches, screen or Screen(60), wide=wide)
 
 
@@ -34,13 +34,13 @@ acme/tenant      2Mi   ██████████▓▓▓▒░░░░  7
     )
 
 
-def test_wide_tells_every_number() -> None:
+def test_wide_shows_every_number() -> None:
     text = drawn(acme(), Screen(100), wide=True)
     assert re.search(r"PODS +RETAINED +RESERVED +FREE", text)
     assert re.search(r"acme/tenant .* 176Mi +224Mi +128Mi +32Mi +16Mi +48Mi", text)
 
 
-def test_ascii_where_there_is_no_unicode() -> None:
+def test_a_plain_screen_gets_ascii() -> None:
     text = drawn(acme(), Screen(60, plain=True))
     assert text.isascii()
     assert "`- acme-web/web" in text
@@ -58,7 +58,7 @@ def test_fits_the_terminal(width: int, colour: bool) -> None:
 @pytest.mark.parametrize(
     ("used", "code"), [("60Mi", "32"), ("76Mi", "33"), ("90Mi", "31"), ("110Mi", "31")]
 )
-def test_the_colour_tells_how_near_the_limit_is(used: str, code: str) -> None:
+def test_the_colour_says_how_near_the_limit_is(used: str, code: str) -> None:
     text = drawn(world([quota("a/b", "100Mi", pods=used)]), Screen(60, colour=True))
     assert f"\x1b[{code}m█" in text
 
@@ -67,7 +67,7 @@ def test_no_escape_codes_without_colour() -> None:
     assert "\x1b" not in drawn(acme())
 
 
-def test_what_is_wrong_stands_in_a_word() -> None:
+def test_the_state_names_the_fault() -> None:
     found = world(
         [
             quota(
@@ -102,29 +102,29 @@ def test_a_size_without_a_limit_has_no_bar() -> None:
     assert re.search(r"a/b +2Mi +64Mi +unlimited", drawn(found))
 
 
-def test_a_limit_of_nothing_is_full_before_it_is_used() -> None:
+def test_a_limit_of_zero_has_no_percentage() -> None:
     assert re.search(r"a/b +2Mi +░+ +- +0 +0", drawn(world([quota("a/b", "0")])))
 
 
-def test_only_what_is_below_a_quota() -> None:
+def test_shows_only_one_quota_and_those_below() -> None:
     text = drawn(acme(), top=QuotaKey("acme-db", "db"))
     assert "acme-db/db" in text
     assert "tenant" not in text
 
 
-def test_a_namespace_with_what_is_above_it() -> None:
+def test_shows_a_namespace_with_the_quotas_above() -> None:
     text = drawn(acme(), namespace="acme-web")
     assert "acme/tenant" in text
     assert "acme-web/web" in text
     assert "acme-db" not in text
 
 
-def test_a_parent_that_may_not_be_seen_is_named() -> None:
+def test_names_a_parent_that_may_not_be_seen() -> None:
     found = world([quota("acme-db/db", "128Mi", parent=TENANT)], namespaces=None, whole=False)
     assert "below acme/tenant" in drawn(found)
 
 
-def test_without_namespaces_the_quotas_say_who_is_attached() -> None:
+def test_without_namespaces_conditions_say_which_quotas_are_attached() -> None:
     quotas = [
         quota("acme/tenant", "64Mi", good="Root"),
         quota("acme-db/db", "64Mi", parent=TENANT),
@@ -133,7 +133,7 @@ def test_without_namespaces_the_quotas_say_who_is_attached() -> None:
     text = drawn(world(quotas, namespaces=None))
     assert "└─ acme-db/db" in text
     assert "\nacme-web/web" in text
-    # With them, it is their labels that say it, and tenant lets no other namespace attach.
+    # With namespaces, their labels decide, and tenant lets no other namespace attach.
     assert "\nacme-db/db" in drawn(world(quotas, namespaces=NAMESPACES))
 
 
@@ -145,5 +145,5 @@ def test_the_data_has_the_same_numbers() -> None:
     assert [child["name"] for child in tenant["children"]] == ["db", "web"]
 
 
-def test_no_quotas_are_no_picture() -> None:
+def test_without_quotas_there_is_no_picture() -> None:
     assert drawn(world([])) == ""

@@ -1,4 +1,4 @@
-"""What ``uninstall`` says before and after, and whom it takes for a leader."""
+"""``uninstall``: the plan, the question, the leader, and the list of what is left."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from hugetlb_quota.api.quota import FINALIZER
 from hugetlb_quota.kube.lease import RETRY_PERIOD
-from hugetlb_quota.plugin import commands, uninstall
+from hugetlb_quota.plugin import uninstall, uninstall_command
 from hugetlb_quota.plugin.problem import Problem
 from hugetlb_quota.plugin.table import Screen
 from hugetlb_quota.plugin.uninstall import Left
@@ -45,28 +45,28 @@ LEFT = Left(
 )
 
 
-def test_who_renews_its_lease_leads() -> None:
+def test_a_controller_that_renews_its_lease_leads() -> None:
     assert uninstall.leader([lease("1")], [lease("2")]) == "a (Lease system/lease)"
     assert uninstall.leader([lease("1")], [lease("1")]) == ""
     assert uninstall.leader([], [lease("1")]) == "a (Lease system/lease)"
-    # Given back meanwhile.
+    # The controller released the Lease in between.
     assert uninstall.leader([lease("1")], [lease("2", "")]) == ""
-    assert commands.LOOK > 2 * RETRY_PERIOD
+    assert uninstall_command.LOOK > 2 * RETRY_PERIOD
 
 
-def test_it_says_what_goes_and_what_stays() -> None:
+def test_the_plan_says_which_quotas_stay() -> None:
     lines = uninstall.plan(LEFT, Screen()).splitlines()
     assert [re.split(r" {2,}", line) for line in lines[1:4]] == [
-        ["a/stays", "it stays"],
-        ["a/goes", "it goes: it is being deleted"],
-        ["gone/x", "it goes, with its namespace"],
+        ["a/stays", "stays"],
+        ["a/goes", "is deleted"],
+        ["gone/x", "is deleted with its namespace"],
     ]
     assert lines[-1] == "3 quotas have the operator's finalizer."
     none = Left([quota("a/b")], [], [], [])
     assert uninstall.plan(none, Screen()) == "No quota has the operator's finalizer."
 
 
-def test_it_says_what_is_left_and_what_removes_it() -> None:
+def test_the_list_of_what_is_left_has_commands() -> None:
     text = uninstall.rest(LEFT)
     assert "kubectl delete validatingwebhookconfiguration hooks" in text
     assert "2 quotas (a/stays, a/others)" in text
@@ -76,7 +76,7 @@ def test_it_says_what_is_left_and_what_removes_it() -> None:
     assert uninstall.rest(Left([], [], [], [])).endswith("- nothing")
 
 
-def test_the_same_as_data() -> None:
+def test_the_result_as_data() -> None:
     data = uninstall.document(LEFT, ["a/b"])
     assert data["letGo"] == ["a/b"]
     first, *_, last = data["quotas"]
@@ -93,12 +93,12 @@ class Terminal(io.StringIO):
     ("answer", "agrees"),
     [("y\n", True), ("Yes\n", True), ("n\n", False), ("\n", False), ("", False)],
 )
-async def test_it_asks(answer: str, agrees: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_asks_the_user(answer: str, agrees: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Terminal(answer))
-    assert await commands._agrees("Take it off?") == agrees
+    assert await uninstall_command.ask("Take it off?") == agrees
 
 
-async def test_without_a_terminal_it_wants_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_needs_an_option_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
-    with pytest.raises(Problem, match="say --yes"):
-        await commands._agrees("Take it off?")
+    with pytest.raises(Problem, match="add --yes"):
+        await uninstall_command.ask("Take it off?")

@@ -31,10 +31,11 @@ def quota(
     spec: Json | None = None,
     **status: Any,
 ) -> Json:
-    """A quota; ``hard`` alone is of 2Mi, as are pods and retained; ``bad`` is why not Ready."""
+    """A quota. A bare amount is of 2Mi pages; ``bad`` is the reason why the quota is not Ready."""
     namespace, _, name = key.partition("/")
     charged = {
-        field: {"hugepages-2Mi": v} if isinstance(v, str) else v for field, v in status.items()
+        name: {"hugepages-2Mi": value} if isinstance(value, str) else value
+        for name, value in status.items()
     }
     ready = {
         "type": "Ready",
@@ -53,7 +54,7 @@ def quota(
 
 
 def pod(key: str, asks: str, *, node: str = "n1", phase: str = "Running", version: int = 5) -> Json:
-    """A pod that asks for pages of 2Mi; its UID is its name."""
+    """A pod that asks for 2Mi pages. The UID is the name."""
     namespace, _, name = key.partition("/")
     container = {"name": "c", "resources": {"requests": {"hugepages-2Mi": asks}}}
     metadata = {"namespace": namespace, "name": name, "uid": name, "resourceVersion": str(version)}
@@ -64,13 +65,13 @@ def pod(key: str, asks: str, *, node: str = "n1", phase: str = "Running", versio
 def entry(key: str, charged: str, *, live: bool = True, asks: str = "") -> Json:
     """A pod in a node's report."""
     namespace, _, name = key.partition("/")
-    told: Json = {"uid": name, "namespace": namespace, "name": name, "live": live}
-    told["charged"] = {"hugepages-2Mi": charged}
+    raw: Json = {"uid": name, "namespace": namespace, "name": name, "live": live}
+    raw["charged"] = {"hugepages-2Mi": charged}
     if asks:
-        told["demand"] = {"hugepages-2Mi": asks}
+        raw["demand"] = {"hugepages-2Mi": asks}
     if not live:
-        told["endedAt"] = "2026-11-26T10:00:00Z"
-    return told
+        raw["endedAt"] = "2026-11-26T10:00:00Z"
+    return raw
 
 
 def file(uid: str, charged: str, path: str = "segment") -> Json:
@@ -89,7 +90,7 @@ def file(uid: str, charged: str, path: str = "segment") -> Json:
 def report(name: str, pods: Iterable[Json] = (), files: Iterable[Json] = (), **status: Any) -> Json:
     """A HugeTLBNode with a pool of 1Gi, half of it free."""
     pool = {"pageSize": "hugepages-2Mi", "total": 512, "free": 256, "reserved": 0, "surplus": 0}
-    told = {
+    whole = {
         "bootID": "boot",
         "podsResourceVersion": "10",
         "reportedAt": "2026-11-26T11:59:30Z",
@@ -99,7 +100,7 @@ def report(name: str, pods: Iterable[Json] = (), files: Iterable[Json] = (), **s
         "conditions": [],
         **status,
     }
-    return {"metadata": {"name": name}, "spec": {}, "status": told}
+    return {"metadata": {"name": name}, "spec": {}, "status": whole}
 
 
 def world(
@@ -110,7 +111,7 @@ def world(
     namespaces: Mapping[str, Mapping[str, str]] | None = NAMESPACES,
     whole: bool = True,
 ) -> World:
-    """All of it, as it is read."""
+    """The world of these objects, as the plugin reads it."""
     found = {each.key: each for each in map(QuotaObject.to_count, quotas)}
     return World(
         found,
@@ -121,7 +122,7 @@ def world(
 
 
 def acme() -> World:
-    """A tenant of 224Mi: db-0 and web-0 with 64Mi each, 32Mi that old left, 16Mi for new."""
+    """A tenant of 224Mi: 64Mi for each of db-0 and web-0, 32Mi left by old, 16Mi for new."""
     return world(
         [
             quota(
