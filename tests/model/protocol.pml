@@ -346,7 +346,7 @@ end:
 #endif
 
 /* Who of the batch fits, in order, by what is known of one quota: into tab, or failed.
-   code: admission.commit:Committer._decide, admission.commit:_refused, accounting.counter:Tab */
+   code: admission.batch:decide, admission.batch:_why_not, accounting.counter:Tab */
 inline decide(k, q) {
     tab = KNOWN(k, q).reserved;
     r = 0;
@@ -387,7 +387,7 @@ end:
         :: !CURRENT(k) -> watch_quotas(k)
         :: CURRENT(k) || ADMISSION
         fi;
-        /* code: admission.lane:Lane.take */
+        /* code: admission.lane:Lane.take_batch */
         if
 #if ADMISSION
         :: batch = WAITING(k)
@@ -508,7 +508,7 @@ end:
     od
 }
 
-/* code: admission.commit:Committer._release, accounting.reservation:ReservationId */
+/* code: admission.uncharge:Uncharger._uncharge, accounting.reservation:ReservationId */
 proctype TakeBack(byte k) {
 end:
     do

@@ -15,15 +15,10 @@ from hugetlb_quota.accounting.demand import MalformedDemand, demand
 from hugetlb_quota.accounting.forest import Detached, QuotaKey
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, Reservation, is_word
 from hugetlb_quota.admission import chains, refusal
+from hugetlb_quota.admission.batch import NoRoom, PlaceChanged, TooManyReservations
 from hugetlb_quota.admission.cache import QuotaCache
 from hugetlb_quota.admission.chains import Snapshot
-from hugetlb_quota.admission.commit import (
-    Committer,
-    NoRoom,
-    Overloaded,
-    PlaceChanged,
-    TooManyReservations,
-)
+from hugetlb_quota.admission.commit import Committer, Overloaded
 from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.admission.review import (
     ALLOW,
@@ -249,7 +244,7 @@ class PodAdmission:
         try:
             await self._confirm(pod, chain, version)
         except BaseException:
-            self._committer.take_back(chain, reservation)
+            self._committer.uncharge(chain, reservation)
             raise
 
     async def _confirm(self, pod: _Subject, chain: tuple[QuotaObject, ...], version: int) -> None:

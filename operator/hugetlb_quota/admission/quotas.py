@@ -17,14 +17,9 @@ from hugetlb_quota.accounting.forest import Forest, QuotaKey
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, Reservation
 from hugetlb_quota.admission import refusal
 from hugetlb_quota.admission.api import Api, is_leaving, read_all
+from hugetlb_quota.admission.batch import NoRoom, PlaceChanged, TooManyReservations
 from hugetlb_quota.admission.changes import CanNotNote, ChangeNotes
-from hugetlb_quota.admission.commit import (
-    Committer,
-    NoRoom,
-    Overloaded,
-    PlaceChanged,
-    TooManyReservations,
-)
+from hugetlb_quota.admission.commit import Committer, Overloaded
 from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.admission.proposal import Proposal, selector_fault
 from hugetlb_quota.admission.review import (

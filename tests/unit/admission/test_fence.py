@@ -80,7 +80,7 @@ async def ask(admission: PodAdmission, uid: str, where: str) -> bool:
 
 async def taken_back(admission: PodAdmission) -> None:
     """Wait until nothing is held any more of what was refused, or decided again."""
-    while admission._committer._backing_out:
+    while admission._committer._uncharger.tasks:
         await asyncio.sleep(0)
 
 

@@ -1,4 +1,4 @@
-"""The lane of a tree: who waits, in which order they are taken, and how long a batch gathers."""
+"""The lane of a tree: the order of its requests, and how long a batch gathers requests."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from datetime import UTC, datetime
 
 from hugetlb_quota.accounting.charge import NOTHING
 from hugetlb_quota.accounting.reservation import Reservation
-from hugetlb_quota.admission.deadline import Deadline
-from hugetlb_quota.admission.lane import Lane, Wanted
+from hugetlb_quota.admission.batch import ChargeRequest
+from hugetlb_quota.admission.lane import Lane
 
 LATER = datetime(2030, 1, 1, tzinfo=UTC)
 
 
-def wanted(pod: str) -> Wanted:
+def request_for(pod: str) -> ChargeRequest:
     """A request for ``pod`` (namespace/name)."""
     done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    return Wanted((), Reservation(pod, pod, NOTHING, LATER, pod), Deadline.after(10.0), done)
+    return ChargeRequest((), Reservation(pod, pod, NOTHING, LATER, pod), done)
 
 
 def fill(lane: Lane, pods: Iterable[str]) -> None:
     for pod in pods:
-        lane.add(wanted(pod))
+        lane.add(request_for(pod))
 
 
 async def is_done_soon(task: asyncio.Task[None]) -> bool:
@@ -36,11 +36,11 @@ async def gathering(lane: Lane) -> asyncio.Task[None]:
     return asyncio.create_task(lane.gather())
 
 
-def test_a_batch_waits_for_those_that_the_last_one_answered() -> None:
+def test_a_batch_waits_for_the_clients_that_the_last_batch_answered() -> None:
     async def scene() -> None:
         lane = Lane()
         fill(lane, ["a/1", "a/2", "a/3"])
-        lane.answered(len(lane.take()))
+        lane.answered(len(lane.take_batch()))
         fill(lane, ["a/4", "a/5"])
         task = await gathering(lane)
         assert not await is_done_soon(task)
@@ -50,11 +50,11 @@ def test_a_batch_waits_for_those_that_the_last_one_answered() -> None:
     asyncio.run(scene())
 
 
-def test_two_halves_become_one_batch() -> None:
+def test_two_alternating_halves_become_one_batch() -> None:
     async def scene() -> None:
         lane = Lane()
         fill(lane, ["a/1", "a/2"])
-        lane.take()
+        lane.take_batch()
         fill(lane, ["a/3", "a/4"])  # while the first two are written
         lane.answered(2)
         task = await gathering(lane)
@@ -65,14 +65,14 @@ def test_two_halves_become_one_batch() -> None:
     asyncio.run(scene())
 
 
-def test_clients_that_do_not_come_again_are_waited_for_no_more() -> None:
+def test_a_batch_stops_waiting_for_clients_that_do_not_come_back() -> None:
     async def scene() -> None:
         lane = Lane()
         for number in range(4):
             fill(lane, [f"{number}/1", f"{number}/2", f"{number}/3"])
-            lane.take()
+            lane.take_batch()
             lane.answered(3)
-        # None of them came between the answer and this.
+        # None of them has sent another request.
         for _ in range(3):
             lane.answered(3)
         fill(lane, ["a/1"])
@@ -81,50 +81,50 @@ def test_clients_that_do_not_come_again_are_waited_for_no_more() -> None:
     asyncio.run(scene())
 
 
-def test_few_that_are_late_hold_up_nobody() -> None:
+def test_a_few_late_clients_do_not_delay_the_batch() -> None:
     async def scene() -> None:
         lane = Lane()
         fill(lane, (f"a/{number}" for number in range(16)))
-        lane.answered(len(lane.take()))
+        lane.answered(len(lane.take_batch()))
         fill(lane, (f"b/{number}" for number in range(14)))
         assert await is_done_soon(await gathering(lane))
 
     asyncio.run(scene())
 
 
-def test_an_idle_lane_answers_at_once() -> None:
+def test_an_idle_lane_has_no_expected_wait() -> None:
     async def scene() -> None:
         lane = Lane()
         fill(lane, ["a/1"])
-        batch = lane.take()
+        batch = lane.take_batch()
         lane.batch_seconds = 9.0
-        assert lane.wait_for("a") == 18.0
+        assert lane.expected_wait("a") == 18.0
         lane.answered(len(batch))
-        assert lane.wait_for("a") == 0.0
+        assert lane.expected_wait("a") == 0.0
 
     asyncio.run(scene())
 
 
-def test_a_single_client_waits_for_nobody() -> None:
+def test_a_single_client_does_not_wait() -> None:
     async def scene() -> None:
         lane = Lane()
         fill(lane, ["a/1"])
-        lane.answered(len(lane.take()))
+        lane.answered(len(lane.take_batch()))
         fill(lane, ["a/2"])
         assert await is_done_soon(await gathering(lane))
 
     asyncio.run(scene())
 
 
-def test_a_batch_waits_no_longer_than_a_batch_takes() -> None:
+def test_a_batch_waits_at_most_as_long_as_a_batch_takes() -> None:
     async def scene() -> None:
         lane = Lane()
         fill(lane, ["a/1", "a/2", "a/3"])
-        lane.answered(len(lane.take()))
+        lane.answered(len(lane.take_batch()))
         fill(lane, ["a/4"])
         lane.batch_seconds = 0.001
         await lane.gather()
-        assert [each.reservation.pod for each in lane.take()] == ["a/4"]
+        assert [each.reservation.pod for each in lane.take_batch()] == ["a/4"]
 
     asyncio.run(scene())
 
@@ -133,12 +133,12 @@ def test_namespaces_take_turns() -> None:
     async def scene() -> None:
         lane = Lane()
         fill(lane, ["a/1", "a/2", "a/3", "b/1"])
-        assert [each.reservation.pod for each in lane.take()] == ["a/1", "b/1", "a/2", "a/3"]
+        assert [each.reservation.pod for each in lane.take_batch()] == ["a/1", "b/1", "a/2", "a/3"]
 
     asyncio.run(scene())
 
 
-def test_after_a_conflict_requests_are_gathered_longer_while_there_are_several() -> None:
+def test_a_batch_of_several_requests_gathers_longer_after_a_conflict() -> None:
     async def scene() -> None:
         lane = Lane()
         for _ in range(6):
@@ -153,7 +153,7 @@ def test_after_a_conflict_requests_are_gathered_longer_while_there_are_several()
     asyncio.run(scene())
 
 
-def test_a_single_client_waits_for_nobody_after_a_conflict() -> None:
+def test_a_single_client_does_not_wait_after_a_conflict() -> None:
     async def scene() -> None:
         lane = Lane()
         lane.answered(1, conflict=True)
