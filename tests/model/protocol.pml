@@ -233,7 +233,7 @@ inline over(r) {
 
 /* ---- the API server: one request, with the webhook and what comes after it ---- */
 
-/* code: admission.pods:_Subject */
+/* code: admission.requested_pod:RequestedPod */
 proctype ApiServer(byte r) {
 end:
     atomic {
