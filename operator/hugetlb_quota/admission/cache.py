@@ -18,12 +18,13 @@ from typing import Any, Final
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.admission.api import Api
 from hugetlb_quota.admission.background import in_background
+from hugetlb_quota.admission.namespace_labels import NamespaceLabels
 from hugetlb_quota.admission.waiters import SharedReads, VersionWaiters
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.informer import Informer, ObjectKey
 from hugetlb_quota.kube.pages import PAGE, pages
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject, project_quota
-from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, NAMESPACES
+from hugetlb_quota.kube.resources import HUGETLB_QUOTAS
 
 #: What the cache has for a key: a quota with an invalid spec is cached as the error.
 CachedQuota = QuotaObject | InvalidQuota
@@ -43,25 +44,22 @@ class QuotaCache:
         self._quota_informer = Informer[CachedQuota](
             api, HUGETLB_QUOTAS, self._project, longest_backoff=LONGEST_BACKOFF
         )
-        self._namespace_informer = Informer[_NamespaceLabels](
-            api, NAMESPACES, _NamespaceLabels.of, longest_backoff=LONGEST_BACKOFF
-        )
+        self._namespaces = NamespaceLabels(api, LONGEST_BACKOFF)
+        self._informers = (self._quota_informer, self._namespaces.informer)
         self._quotas: dict[QuotaKey, CachedQuota] = {}
         self._by_namespace: dict[str, dict[QuotaKey, CachedQuota]] = {}
-        self._labels: dict[str, Mapping[str, str]] = {}
         self._version_waiters = VersionWaiters()
         self._change_waiters: dict[QuotaKey, list[asyncio.Future[None]]] = {}
         self._shared_reads = SharedReads()
         self._quota_informer.on_change(self._on_change)
         self._quota_informer.on_progress(self._on_progress)
-        self._namespace_informer.on_change(self._on_namespace_change)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep the cache up to date while the context lasts."""
         async with in_background(
             informer_of_quotas=_run_for_ever(self._quota_informer.run),
-            informer_of_namespaces=_run_for_ever(self._namespace_informer.run),
+            informer_of_namespaces=_run_for_ever(self._namespaces.informer.run),
         ):
             yield
 
@@ -70,7 +68,7 @@ class QuotaCache:
 
         :raises ApiUnreachable: if the API server does not answer at present.
         """
-        for informer in (self._quota_informer, self._namespace_informer):
+        for informer in self._informers:
             if not informer.synced.is_set():
                 if informer.trouble:
                     raise errors.ApiUnreachable(informer.trouble)
@@ -79,7 +77,7 @@ class QuotaCache:
     @property
     def why_not_ready(self) -> str:
         """Why admission can't decide from the cache; "" if it can."""
-        for informer in (self._quota_informer, self._namespace_informer):
+        for informer in self._informers:
             if informer.trouble or not informer.synced.is_set():
                 return informer.trouble or "HugeTLBQuotas have not been read yet."
         return ""
@@ -87,7 +85,7 @@ class QuotaCache:
     @property
     def labels(self) -> Mapping[str, Mapping[str, str]]:
         """The labels of all namespaces, by the namespace's name."""
-        return self._labels
+        return self._namespaces.by_name
 
     def get(self, key: QuotaKey) -> CachedQuota | None:
         """The quota, or None if the cache does not have it."""
@@ -177,7 +175,7 @@ class QuotaCache:
         await asyncio.gather(
             *(join(("quota", key), lambda key=key: self._read_quota(key)) for key in keys),  # type: ignore[misc]
             *(
-                join(("labels", name), lambda name=name: self._read_labels(name))  # type: ignore[misc]
+                join(("labels", name), lambda name=name: self._namespaces.read(name))  # type: ignore[misc]
                 for name in namespaces
             ),
         )
@@ -213,14 +211,6 @@ class QuotaCache:
             for raw in page.get("items") or ():
                 self.put_json(raw)
 
-    async def _read_labels(self, name: str) -> None:
-        try:
-            raw = await self._api.get(NAMESPACES, name)
-        except errors.NotFound:
-            self._labels.pop(name, None)
-        else:
-            self._labels[name] = _NamespaceLabels.of(raw)
-
     def _history_lost(self, version: int, before: int) -> None:
         """Trust nothing that the old watches delivered, because etcd lost their history."""
         logger.error(
@@ -228,7 +218,7 @@ class QuotaCache:
             " from a backup. Listing the quotas again.",
             *(version, before),
         )
-        for informer in (self._quota_informer, self._namespace_informer):
+        for informer in self._informers:
             informer.list_anew()
 
     def _project(self, raw: dict[str, Any]) -> CachedQuota:
@@ -253,14 +243,6 @@ class QuotaCache:
             if cached is not None and _version(cached) <= version:
                 self._set(old.key, None)
 
-    def _on_namespace_change(
-        self, old: _NamespaceLabels | None, new: _NamespaceLabels | None, version: int
-    ) -> None:
-        if new is not None:
-            self._labels[new.name] = new
-        elif old is not None:
-            self._labels.pop(old.name, None)
-
     def _on_progress(self, listed: bool) -> None:
         if listed:
             # If etcd lost history, a quota that was put into the cache may never have existed.
@@ -284,19 +266,6 @@ class QuotaCache:
         for future in self._change_waiters.pop(key, ()):
             if not future.done():
                 future.set_result(None)
-
-
-class _NamespaceLabels(dict[str, str]):
-    """The labels of the namespace ``name``."""
-
-    name = ""
-
-    @classmethod
-    def of(cls, raw: Mapping[str, Any]) -> _NamespaceLabels:
-        """The labels of a namespace from the API server's JSON."""
-        labels = cls(raw["metadata"].get("labels") or {})
-        labels.name = raw["metadata"]["name"]
-        return labels
 
 
 def _version(quota: CachedQuota) -> int:
