@@ -26,8 +26,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hugetlb_quota.node.charge_list import decode
 from hugetlb_quota.node.charge_reader import ChargeReader
+from hugetlb_quota.node.charge_rows import decode
 from tests.testnode.hugepages import reserved_pages
 from tests.tracking import PAGE, Actor, hugetlbfs
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from hugetlb_quota.node.charge_list import ChargeList, decode
+from hugetlb_quota.node.charge_list import ChargeList
+from hugetlb_quota.node.charge_rows import decode
 from tests.kernel.boot import debian_kernel, machine
 from tests.kernel.ways import SIZES, WAYS
 from tests.tracking import PAGE, SMALL

@@ -160,7 +160,7 @@ async def test_a_killed_reader_is_started_again(kernel: None, reader_program: Pa
         await reader.read()
     assert reader.pid is None
     # It has its pause, and then comes back.
-    with pytest.raises(ChargeListUnreadable, match=r"started again in 0\.[12]"):
+    with pytest.raises(ChargeListUnreadable, match=r"again in 0\.[12]"):
         await reader.read()
     now += 0.3
     await reader.read()

@@ -1,7 +1,8 @@
-"""Asks the reader for the kernel's charge list: a child process that is kept, timed and replaced.
+"""Runs the reader of the kernel's charge list: one child process, which answers many requests.
 
-Its program is reader/charge-reader, made by ``make reader``. It drops to CAP_BPF and
-CAP_PERFMON and an ordinary user by itself, so whoever starts it must have the two.
+A child that fails or is late is killed, and started again after a pause. The program is
+reader/charge-reader, built by ``make reader``. The program keeps only CAP_BPF and CAP_PERFMON and
+becomes an ordinary user, so the parent must have these two capabilities.
 """
 
 from __future__ import annotations
@@ -16,24 +17,26 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from hugetlb_quota.backoff import Backoff
-from hugetlb_quota.node.charge_list import ChargeList, MalformedAnswer, decode
+from hugetlb_quota.node.charge_list import ChargeList
+from hugetlb_quota.node.charge_rows import MalformedAnswer, decode
 
-#: Where ``make reader`` puts it, and the image.
+#: The program in this tree and in the image.
 PROGRAM: Final = Path(__file__).parent / "reader" / "charge-reader"
 
-#: Of a whole answer. A read of the kernel ends by itself after a second, a request after three.
+#: The longest time for a whole answer. One walk in the kernel ends by itself after a second, and
+#: the walks of one request after about three.
 TIMEOUT_SECONDS: Final = 10.0
-#: Before a reader that failed is started again; it doubles with each failure.
+#: The pause before a failed reader is started again. The pause doubles with each failure.
 FIRST_PAUSE_SECONDS: Final = 0.25
 LONGEST_PAUSE_SECONDS: Final = 60.0
 
-#: As in reader/rows.h.
+#: See reader/rows.h.
 _ANSWER: Final = struct.Struct("=IHHQIIQ")
 _MAGIC: Final = 0x4C435148
 _PROTOCOL: Final = 1
 _REQUEST: Final = b"r"
 _READY, _REST, _MOVED, _ERROR = 1, 2, 3, 4
-#: Four times the largest buffer of the reader: more is no answer.
+#: Four times the largest buffer of the reader. A longer answer is an error.
 _MOST_BYTES: Final = 1 << 31
 _MOST_SENTENCE: Final = 4096
 
@@ -41,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Head(NamedTuple):
-    """What an answer begins with."""
+    """The first bytes of an answer."""
 
     magic: int
     protocol: int
@@ -54,7 +57,7 @@ class _Head(NamedTuple):
 
 @dataclass(slots=True)
 class Reads:
-    """How the reads went so far: walks in the kernel, and answers that did not come."""
+    """Counts since the start: walks in the kernel, repeated walks, failed answers, and seconds."""
 
     walks: int = 0
     repeated: int = 0
@@ -63,26 +66,27 @@ class Reads:
 
 
 class ChargeListUnreadable(Exception):
-    """The kernel's charge list could not be read; the sentence says why and what to do."""
+    """The kernel's charge list can't be read; the sentence says why and what to do."""
 
 
 class ReaderPauses(ChargeListUnreadable):
-    """The reader failed, for the reason ``why``, and is not started again before ``seconds``."""
+    """The reader failed because of ``why``, and starts again only after ``seconds``."""
 
     def __init__(self, why: str, seconds: float) -> None:
-        super().__init__(f"{why} The reader is started again in {seconds:.1f} s.")
+        super().__init__(f"{why} The agent starts the reader again in {seconds:.1f} s.")
         self.why = why
         self.seconds = seconds
 
 
 class _ReaderFailed(ChargeListUnreadable):
-    """The child is of no use any more."""
+    """The child can't be used any more."""
 
 
 class ChargeReader:
-    """One reader process, started when it is asked for the first time.
+    """One reader process, started at the first request.
 
-    ``clock`` gives seconds, for the pauses between starts.
+    :param timeout: the longest time for one answer, in seconds.
+    :param clock: returns seconds; measures the pauses between starts.
     """
 
     def __init__(
@@ -99,28 +103,27 @@ class ChargeReader:
         self._backoff = Backoff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
         self._not_before = 0.0
         self._why = ""
-        #: Counted for ever.
+        #: Never reset.
         self.reads = Reads()
 
     @property
     def pid(self) -> int | None:
-        """The child's process ID; None while there is none."""
+        """The child's process ID; None if no child runs."""
         return self._process.pid if self._process else None
 
     async def read(self, largest: int | None = None) -> ChargeList:
-        """The charge list as it is now, with so many of the largest files; None: with all.
+        """Return the charge list as it is now. Other callers wait meanwhile.
 
-        Who asks meanwhile waits.
-
-        :raises ReaderPauses: at once, after a failure of the child, until the pause is over.
-        :raises ChargeListUnreadable: when it can't be read this time.
+        :param largest: the number of files to return, the largest first; None for all files.
+        :raises ReaderPauses: the child failed, and the pause is not over. Raised at once.
+        :raises ChargeListUnreadable: this read failed.
         """
         async with self._turn:
             if self._process is None and (pause := self._not_before - self._clock()) > 0:
                 raise ReaderPauses(self._why, pause)
             try:
                 async with asyncio.timeout(self._timeout):
-                    result = await self._asked(largest)
+                    result = await self._request(largest)
             except TimeoutError as error:
                 why = f"The reader did not answer within {self._timeout:g} s."
                 raise await self._failed(why) from error
@@ -131,7 +134,7 @@ class ChargeReader:
             except ChargeListUnreadable:
                 raise
             except BaseException:
-                # Who was cancelled leaves half an answer in the pipe.
+                # A cancelled caller leaves half an answer in the pipe.
                 await self._end()
                 raise
             self._backoff.reset()
@@ -142,7 +145,7 @@ class ChargeReader:
         async with self._turn:
             await self._end()
 
-    async def _asked(self, largest: int | None) -> ChargeList:
+    async def _request(self, largest: int | None) -> ChargeList:
         process = self._process or await self._start()
         assert process.stdin
         process.stdin.write(_REQUEST)
@@ -156,7 +159,7 @@ class ChargeReader:
         self.reads.walks += head.reads
         self.reads.repeated += max(head.reads - 1, 0)
         self.reads.seconds += head.nanoseconds / 1e9
-        # In a thread: of many files it takes so long that limits would wait for it.
+        # In a thread: with many files this takes long, and the enforcer must not wait.
         charges = await asyncio.to_thread(
             decode, payload, at_rest=head.status == _REST, largest=largest
         )
@@ -177,7 +180,7 @@ class ChargeReader:
             )
         except OSError as error:
             raise _ReaderFailed(
-                f"The reader {self._program} can't be started ({error.strerror}): make it with"
+                f"The reader {self._program} can't be started ({error.strerror}): build it with"
                 " `make reader`."
             ) from error
         self._process = process
@@ -193,7 +196,7 @@ class ChargeReader:
         packed = await process.stdout.readexactly(_ANSWER.size)
         head = _Head(*_ANSWER.unpack(packed))
         if head.magic != _MAGIC or head.protocol != _PROTOCOL:
-            raise MalformedAnswer(f"it begins with {packed[:6].hex()}, which is another protocol")
+            raise MalformedAnswer(f"it starts with {packed[:6].hex()}, which is another protocol")
         if head.length > (_MOST_SENTENCE if head.status == _ERROR else _MOST_BYTES):
             raise MalformedAnswer(f"it announces {head.length} bytes")
         return head, await process.stdout.readexactly(head.length)
@@ -202,7 +205,7 @@ class ChargeReader:
         if self._process is None:
             return "The reader could not be started."
         await self._end()
-        return "The reader ended in the midst of an answer."
+        return "The reader ended before its answer was complete."
 
     async def _failed(self, why: str) -> ChargeListUnreadable:
         await self._end()
@@ -210,7 +213,9 @@ class ChargeReader:
         pause = self._backoff.next()
         self._not_before = self._clock() + pause
         self._why = why
-        _log.warning("%s It is started again in %.2f s at the earliest.", why, pause)
+        _log.warning(
+            "%s The agent waits %.2f s or longer before it starts the reader again.", why, pause
+        )
         return ChargeListUnreadable(why)
 
     async def _end(self) -> None:
@@ -223,9 +228,10 @@ class ChargeReader:
             try:
                 process.kill()
             except PermissionError:
-                # Another user's by now. It ends with its input, if it is not stuck.
-                _log.warning("The reader can't be killed: the agent lacks CAP_KILL.")
-        # Killed while its program runs in the kernel, it ends with that: within a second.
+                # The reader has become another user. It ends when its input ends, if it is not
+                # stuck.
+                _log.warning("The agent can't kill the reader, because it lacks CAP_KILL.")
+        # A reader that is killed during a walk in the kernel ends with the walk, within a second.
         try:
             async with asyncio.timeout(self._timeout):
                 await process.wait()

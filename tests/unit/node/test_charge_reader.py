@@ -1,4 +1,4 @@
-"""The client against children that misbehave: each failure is a sentence, each restart waits."""
+"""ChargeReader with children that fail: it says why, and pauses before each restart."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from hugetlb_quota.node.charge_reader import ChargeListUnreadable, ChargeReader
 
-#: What a child may use: an answer's head, and a request awaited.
+#: The functions that a child may use to write an answer and to wait for a request.
 STAGE = f"""#!{sys.executable} -S
 import os, struct, sys
 def head(status, length=0, magic=0x4C435148, protocol=1):
@@ -38,7 +38,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def child(tmp_path: Path, clock: Clock) -> AsyncIterator[Callable[[str], ChargeReader]]:
-    """Call it with what the child does: the client of such a child."""
+    """Return a function from the code of a child to a ChargeReader that runs this child."""
     made: list[ChargeReader] = []
 
     def make(does: str) -> ChargeReader:
@@ -53,7 +53,7 @@ async def child(tmp_path: Path, clock: Clock) -> AsyncIterator[Callable[[str], C
         await each.close()
 
 
-async def test_an_empty_list_is_one(child: Callable[[str], ChargeReader]) -> None:
+async def test_reads_an_empty_list(child: Callable[[str], ChargeReader]) -> None:
     reader = child(READY + "while request(): empty(2)")
     first = await reader.read()
     assert (first.files, first.at_rest) == ((), True)
@@ -73,13 +73,13 @@ async def test_an_empty_list_is_one(child: Callable[[str], ChargeReader]) -> Non
         (READY + "request(); head(2, length=1 << 40)", "announces 1099511627776 bytes"),
         (READY + "request(); head(4, length=5000)", "announces 5000 bytes"),
         (READY + "request(); head(2, length=8); os.write(1, b'x' * 8)", "72 bytes"),
-        (READY + "request(); head(2, length=8); os.write(1, b'x')", "ended in the midst"),
-        (READY + "request(); os.write(1, b'HQ')", "ended in the midst"),
+        (READY + "request(); head(2, length=8); os.write(1, b'x')", "ended before its answer"),
+        (READY + "request(); os.write(1, b'HQ')", "ended before its answer"),
         ("head(4, length=9); os.write(1, b'No BTF. \\n')", "No BTF"),
-        ("", "ended in the midst"),
+        ("", "ended before its answer"),
     ],
 )
-async def test_a_child_that_fails_is_ended_and_said_so(
+async def test_ends_a_child_that_fails_and_says_why(
     child: Callable[[str], ChargeReader], does: str, why: str
 ) -> None:
     reader = child(does)
@@ -88,7 +88,7 @@ async def test_a_child_that_fails_is_ended_and_said_so(
     assert reader.pid is None
 
 
-async def test_an_error_of_one_read_keeps_the_child(child: Callable[[str], ChargeReader]) -> None:
+async def test_keeps_the_child_after_a_failed_read(child: Callable[[str], ChargeReader]) -> None:
     reader = child(
         READY + "request(); head(4, length=4); os.write(1, b'torn'); request(); empty(3)"
     )
@@ -97,13 +97,13 @@ async def test_an_error_of_one_read_keeps_the_child(child: Callable[[str], Charg
     assert not (await reader.read()).at_rest
 
 
-async def test_a_missing_program_is_named_with_its_remedy(tmp_path: Path, clock: Clock) -> None:
+async def test_says_how_to_build_a_missing_program(tmp_path: Path, clock: Clock) -> None:
     reader = ChargeReader(tmp_path / "none", clock=clock)
     with pytest.raises(ChargeListUnreadable, match=r"none can't be started.*make reader"):
         await reader.read()
 
 
-async def test_the_pause_doubles_up_to_a_minute_and_ends_with_success(
+async def test_the_pause_doubles_up_to_a_minute_until_a_success(
     child: Callable[[str], ChargeReader], tmp_path: Path, clock: Clock
 ) -> None:
     marker = tmp_path / "well"
@@ -114,7 +114,7 @@ async def test_the_pause_doubles_up_to_a_minute_and_ends_with_success(
         with pytest.raises(ChargeListUnreadable, match="ended"):
             await reader.read()
         clock.now += pause - 0.1
-        with pytest.raises(ChargeListUnreadable, match=r"started again in 0\.1 s"):
+        with pytest.raises(ChargeListUnreadable, match=r"starts the reader again in 0\.1 s"):
             await reader.read()
         clock.now += 0.1001
     marker.touch()

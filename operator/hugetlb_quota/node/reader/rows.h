@@ -1,7 +1,8 @@
-/* What the BPF program, its loader and charge_list.py agree on; native byte order, no padding.
+/* The format that the BPF program, its loader and charge_rows.py share. Native byte order, and no
+ * padding.
  *
- * The program's rows come one after the other, each with its name at its end. In an answer those
- * of a kind are together, and so all of one length; their names are together behind them.
+ * The BPF program writes its rows one after the other, each with its name at the end. In an answer
+ * all rows of one kind are together and have the same length. All names follow after the rows.
  */
 #ifndef HUGETLB_QUOTA_ROWS_H
 #define HUGETLB_QUOTA_ROWS_H
@@ -15,37 +16,42 @@
 enum kind {
 	ROW_SIZE = 1,	 /* a page size, and what the root cgroup counts of it */
 	ROW_SUPER = 2,	 /* a hugetlbfs superblock */
-	ROW_NODE = 3,	 /* a directory, or a file that holds something */
-	ROW_REGION = 4,	 /* pages of a file that are charged by reservation */
+	ROW_NODE = 3,	 /* a directory, or a file that has pages or charges */
+	ROW_REGION = 4,	 /* reserved pages of a file */
 	ROW_PRIVATE = 5, /* pages that a private mapping has reserved */
-	ROW_FOLIO = 6,	 /* a page without reservation, charged on its own */
-	ROW_CGROUP = 7,	 /* a cgroup that is named by another row, or is above one */
-	ROW_COUNTER = 8, /* what a cgroup and all below it use of a page size */
+	ROW_FOLIO = 6,	 /* one page that is charged without a reservation */
+	ROW_CGROUP = 7,	 /* a cgroup that another row names, or an ancestor of such a cgroup */
+	ROW_COUNTER = 8, /* the pages of one size that a cgroup and all cgroups below use */
 };
 
 #define KINDS 8
 
-/* Begins each row: its kind, its bytes with this header, and an index as the kind has it. */
+/* The start of each row. `length` is the row's length in bytes with this header. The meaning of
+ * `index` depends on the kind.
+ */
 struct header {
 	__u16 kind, length;
 	__u32 index;
 };
 
-/* index: of the page size. `used` and `listed` are huge pages. */
+/* `index` numbers the page sizes. `used` and `listed` are huge pages. */
 struct size_row {
 	struct header header;
 	__u64 page_bytes;
 	__s64 used, listed;
 };
 
-/* index: of the superblock. `device` is the kernel's dev_t: 20 bits of minor number. */
+/* `index` numbers the superblocks. `device` is the kernel's dev_t, with 20 bits for the minor
+ * number. `size` is the index of the page size.
+ */
 struct super_row {
 	struct header header;
 	__u32 device, size, internal, unused;
 };
 
-/* index: of the superblock. `name_at` is where in the names its `name_length` bytes begin, as the
- * loader puts them together. `number` is the node's in this read: inode numbers are none of their own, a System V segment has its ID for one.
+/* `index` is the superblock's. The name has `name_length` bytes, which start at `name_at` of all
+ * names; the loader sets `name_at`. `number` identifies the node in this read. The inode number
+ * does not: a System V segment has its ID as inode number.
  */
 struct node_row {
 	struct header header;
@@ -57,7 +63,7 @@ struct node_row {
 	char name[NAME];
 };
 
-/* index: of the superblock; pages [from, to). */
+/* `index` is the superblock's; pages [from, to). */
 struct region_row {
 	struct header header;
 	__u64 node;
@@ -65,7 +71,7 @@ struct region_row {
 	__u64 cgroup;
 };
 
-/* index: of the superblock; `from` is the page of the file. */
+/* `index` is the superblock's; `from` is the first page of the file that is mapped. */
 struct private_row {
 	struct header header;
 	__u64 node;
@@ -73,39 +79,39 @@ struct private_row {
 	__u64 cgroup;
 };
 
-/* index: of the page size; device and inode are 0 for a page that is in no file. */
+/* `index` is the page size's; `device` and `inode` are 0 for a page that is in no file. */
 struct folio_row {
 	struct header header;
 	__u64 inode, cgroup;
 	__u32 device, unused;
 };
 
-/* index: bytes of the name; `parent` is 0 for the root. */
+/* `index` is the length of the name in bytes; `parent` is 0 for the root. */
 struct cgroup_row {
 	struct header header;
 	__u64 id, parent, name_at;
 	char name[NAME];
 };
 
-/* index: of the page size. Huge pages. */
+/* `index` is the page size's; `reserved` and `faulted` are huge pages. */
 struct counter_row {
 	struct header header;
 	__u64 cgroup;
 	__s64 reserved, faulted;
 };
 
-/* Why a read is none. */
+/* Why a walk gave no consistent list. */
 enum torn {
 	WHOLE = 0,
-	BROKEN_LINK,   /* a list led elsewhere */
-	FOREIGN,       /* something belongs to another than it must */
+	BROKEN_LINK,   /* a link of a list did not lead back */
+	FOREIGN,       /* an object belonged to another object than expected */
 	OUT_OF_ORDER,  /* regions overlap, or end before they begin */
-	OUT_OF_BOUNDS, /* a number that its file or pool can't have */
-	TOO_LONG,      /* it took longer than MOST_NANOSECONDS */
+	OUT_OF_BOUNDS, /* a number is larger than its file or pool allows */
+	TOO_LONG,      /* the walk took longer than MOST_NANOSECONDS */
 	FULL,	       /* the rows need a larger buffer */
 };
 
-/* What the kernel lacks; the loader says it in a sentence. */
+/* What the kernel lacks; the loader has a sentence for each. */
 enum missing {
 	NOTHING = 0,
 	NO_CONTROLLER,
@@ -117,21 +123,26 @@ enum missing {
 	TOO_MANY_SIZES,
 };
 
-/* A program that runs in the kernel can't be killed, so it ends by itself. */
+/* A BPF program can't be killed while it runs, so the walk ends by itself after this time. */
 #define MOST_NANOSECONDS 1000000000ULL
-/* A pod can map one file a million times; what lies beyond is left out, and the rest stays exact. */
+/* A pod can map one file a million times. The walk leaves out mappings beyond this number; all
+ * other charges stay exact.
+ */
 #define MOST_AREAS (1 << 20)
 
-/* What a run says beside its rows. `before`, `after`, `listed`: huge pages by page size. */
+/* The input and the result of a run, beside its rows. `before` and `after` are what the root's
+ * counters say, `listed` is what the rows say: huge pages by page size.
+ */
 struct run {
-	__u32 anchor; /* in: a descriptor of some hugetlbfs file */
+	__u32 anchor; /* input: a descriptor of any hugetlbfs file */
 	__u32 missing, torn, sizes, areas, unused;
 	__u64 rows, inodes;
 	__s64 before[SIZES], after[SIZES], listed[SIZES];
 };
 
-/* The answer to a request: this, then `bytes` of a list, or of a sentence where status is ERROR. A
- * list is the lengths in bytes of its sections, KINDS of rows and the names, and the sections.
+/* An answer is a `struct answer` and then `bytes` bytes: a sentence if the status is ERROR, else
+ * a list. A list is the lengths in bytes of all sections, then the sections: one for each kind of
+ * rows, and one for the names.
  */
 #define MAGIC 0x4c435148 /* "HQCL" */
 #define PROTOCOL 1
@@ -139,9 +150,9 @@ struct run {
 #define REQUEST 'r'
 
 enum status {
-	READY = 1, /* said once, unasked: the program is loaded */
-	REST = 2,  /* the counters were the same before and after, and are what is listed */
-	MOVED = 3, /* nothing was torn, but counters moved, or count what no row tells */
+	READY = 1, /* sent once at the start, without a request: the program is loaded */
+	REST = 2,  /* the root's counters did not change, and equal what is listed */
+	MOVED = 3, /* the walk was whole, but counters changed, or count more than the rows */
 	ERROR = 4,
 };
 
@@ -149,8 +160,8 @@ struct answer {
 	__u32 magic;
 	__u16 protocol, status;
 	__u64 bytes;
-	__u32 reads;	/* how often the kernel was read for it */
-	__u32 left_out; /* whether there are more than MOST_AREAS mappings */
+	__u32 reads;	/* the number of walks for this answer */
+	__u32 left_out; /* 1 if there are more than MOST_AREAS mappings */
 	__u64 nanoseconds;
 };
 

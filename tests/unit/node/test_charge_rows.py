@@ -1,4 +1,4 @@
-"""The reader's rows, decoded: what they say comes out, and nothing but a refusal of nonsense."""
+"""Decodes the rows of the reader, and refuses bytes that are not a charge list."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hugetlb_quota.node.charge_list import ChargeList, MalformedAnswer, decode
+from hugetlb_quota.node.charge_list import ChargeList
+from hugetlb_quota.node.charge_rows import MalformedAnswer, decode
 from hugetlb_quota.page_size import PageSize
 
 SMALL, LARGE = PageSize(2 << 20), PageSize(1 << 30)
@@ -77,7 +78,7 @@ DIRECTORIES = [
 
 
 def answer(*rows: Row) -> bytes:
-    """As the loader puts them together: each kind, then the names."""
+    """Join the rows as the loader does: each kind in its section, then the names."""
     sections = [b""] * 9
     for row in rows:
         at = struct.pack("=Q", len(sections[8])) if row.kind in (3, 7) else b""
@@ -106,7 +107,7 @@ def whole() -> list[Row]:
     ]
 
 
-def test_what_the_rows_say() -> None:
+def test_decodes_every_row() -> None:
     charges = decoded(*whole())
     [file] = charges.files
     assert file.path == "/a/b \udcff/file"
@@ -127,24 +128,24 @@ def test_what_the_rows_say() -> None:
     assert charges.cgroups[30].lineage == (1, 10, 20, 30)
 
 
-def test_charges_are_added_up_by_cgroup_and_by_pod() -> None:
+def test_adds_up_charges_by_cgroup_and_by_pod() -> None:
     charges = decoded(*whole())
     assert charges.own == {30: {SMALL: 4}, 40: {SMALL: 1}, 20: {SMALL: 7}}
-    # Less five of a private mapping and one of private memory without a reservation.
+    # Without five pages of a private mapping and one unreserved page of private memory.
     assert charges.in_files == {30: {SMALL: 4}, 40: {SMALL: 1}, 20: {SMALL: 1}}
     assert charges.below(1) == {SMALL: 12}
     assert charges.below(10) == {SMALL: 11}
     assert charges.below(99) == {}
     assert charges.pods(frozenset({1})) == {"1-2": {SMALL: 11}, None: {SMALL: 1}}
-    # A tree that is named like kubelet's, elsewhere than where kubelet's is.
+    # The tree has kubelet's names, but is not where kubelet's tree is.
     assert charges.pods(frozenset({40})) == {None: {SMALL: 12}}
     assert charges.held == {os.makedev(21, 7): 11}
 
 
-def test_it_is_at_rest_when_every_cgroup_agrees() -> None:
+def test_a_list_is_at_rest_if_every_counter_agrees() -> None:
     assert decoded(*whole()).at_rest
     assert not decoded(*whole(), at_rest=False).at_rest
-    # Two errors that make up for each other in the total.
+    # The total is right, but one cgroup's counter is not.
     assert not decoded(*whole()[:-1], counter(20, 10)).at_rest
 
 
@@ -163,7 +164,7 @@ def test_it_is_at_rest_when_every_cgroup_agrees() -> None:
         ([private(4, 0, 0, 1)], "0 pages from page 0"),
     ],
 )
-def test_nonsense_is_named(rows: list[Row], why: str) -> None:
+def test_says_which_row_is_wrong(rows: list[Row], why: str) -> None:
     with pytest.raises(MalformedAnswer, match=why):
         decoded(*rows)
 
@@ -178,19 +179,19 @@ def test_nonsense_is_named(rows: list[Row], why: str) -> None:
         (lambda _: struct.pack("=9Q", 1 << 63, *[1 << 61] * 8), "bytes, and sections of"),
     ],
 )
-def test_a_broken_frame_is_named(change: Callable[[bytes], bytes], why: str) -> None:
+def test_says_how_the_sections_are_broken(change: Callable[[bytes], bytes], why: str) -> None:
     with pytest.raises(MalformedAnswer, match=why):
         decode(change(answer(*whole())), at_rest=True)
 
 
-def test_a_name_is_in_the_names() -> None:
+def test_refuses_a_name_beyond_the_names() -> None:
     row = cgroup(1, 0, b"abc")
     longer = row._replace(body=row.body[:4] + struct.pack("=I", 4) + row.body[8:])
     with pytest.raises(MalformedAnswer, match="ends at 4 of 3 bytes"):
         decoded(longer)
 
 
-def test_the_largest_files_come_first() -> None:
+def test_returns_the_largest_files_first() -> None:
     rows = [*whole(), node(5, 104, 100, b"small"), node(6, 105, 100, b"large")]
     rows += [region(5, 0, 1, 40), region(6, 0, 9, 40)]
     rows[0] = size(0, SMALL.bytes, 22, 22)
@@ -198,16 +199,16 @@ def test_the_largest_files_come_first() -> None:
     two = decoded(*rows, largest=2)
     assert [f.path for f in two.files] == ["/large", "/a/b \udcff/file"]
     assert two.own == decoded(*rows).own
-    # Pages without reservation count: the file of ten of them is before that of nine.
+    # Unreserved pages count: the file with ten is larger than the file with nine reserved pages.
     rows += [node(7, 106, 100, b"unreserved"), *[folio(0, 106, 40, 21 << 20 | 7)] * 10]
     rows[0] = size(0, SMALL.bytes, 32, 32)
     assert [f.path for f in decoded(*rows, largest=1).files] == ["/unreserved"]
-    # Of two with one inode number it can't be told whose they are.
+    # If two files have one inode number, the pages belong to neither.
     rows += [node(8, 106, 100, b"segment")]
     assert [f.path for f in decoded(*rows, largest=1).files] == ["/large"]
 
 
-def test_circles_end() -> None:
+def test_refuses_circles() -> None:
     with pytest.raises(MalformedAnswer, match="circle"):
         decoded(cgroup(1, 2, b"a"), cgroup(2, 1, b"b"))
     with pytest.raises(MalformedAnswer, match="circle"):
@@ -221,7 +222,7 @@ def test_circles_end() -> None:
 
 
 @given(st.binary(max_size=2000), st.booleans())
-def test_garbage_is_refused_or_empty(payload: bytes, framed: bool) -> None:
+def test_random_bytes_are_refused_or_empty(payload: bytes, framed: bool) -> None:
     if framed:
         parts = [len(payload) // 9] * 8
         payload = struct.pack("=9Q", *parts, len(payload) - sum(parts)) + payload
@@ -233,7 +234,7 @@ def test_garbage_is_refused_or_empty(payload: bytes, framed: bool) -> None:
 
 
 @given(st.data())
-def test_a_list_with_bytes_changed_is_refused_or_adds_up(data: st.DataObject) -> None:
+def test_a_list_with_changed_bytes_is_refused_or_adds_up(data: st.DataObject) -> None:
     payload = bytearray(answer(*whole()))
     for _ in range(data.draw(st.integers(1, 8))):
         payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
@@ -253,7 +254,7 @@ def test_a_list_with_bytes_changed_is_refused_or_adds_up(data: st.DataObject) ->
         max_size=30,
     )
 )
-def test_regions_come_out_as_they_went_in(pieces: list[tuple[int, int, int]]) -> None:
+def test_decodes_any_regions(pieces: list[tuple[int, int, int]]) -> None:
     at, rows, expected = 0, [], []
     for gap, length, owner in pieces:
         start = at + gap
