@@ -110,7 +110,7 @@ def test_it_knows_one_request(kernel: None, reader_program: Path, request_: byte
         status, sentence = ask(process, request_)
         assert (status, sentence) == (
             ERROR,
-            f"The reader knows no request 0x{request_[0]:02x}.".encode(),
+            f"The reader does not understand request 0x{request_[0]:02x}.".encode(),
         )
         assert ask(process, b"r")[0] in (REST, MOVED)
         # A burst is answered one by one.
@@ -156,7 +156,7 @@ async def test_a_killed_reader_is_started_again(kernel: None, reader_program: Pa
     first = reader.pid
     assert first
     os.kill(first, signal.SIGKILL)
-    with pytest.raises(ChargeListUnreadable, match="ended in the midst"):
+    with pytest.raises(ChargeListUnreadable, match="ended before its answer"):
         await reader.read()
     assert reader.pid is None
     # It has its pause, and then comes back.

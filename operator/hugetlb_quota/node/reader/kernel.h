@@ -1,8 +1,8 @@
-/* The kernel's types as far as the reader looks into them.
+/* The kernel's types, with only the members that the reader needs.
  *
- * Members are found by name in the running kernel's BTF (CO-RE), so neither their order nor
- * what is left out matters, and a build needs no kernel's BTF. A type with ___ in its name is
- * the same type as another kernel version has it.
+ * libbpf finds each member by name in the running kernel's BTF (CO-RE). So the order of the members
+ * does not matter, missing members do not matter, and the build needs no BTF of a kernel. A type
+ * with ___ in its name is the same type in another kernel version.
  */
 #ifndef HUGETLB_QUOTA_KERNEL_H
 #define HUGETLB_QUOTA_KERNEL_H
@@ -65,7 +65,9 @@ struct css_set {
 	struct cgroup_subsys_state *subsys[1];
 };
 
-/* One of each page size; only where they begin is asked for. */
+/* The kernel has one counter of each kind for each page size. The reader takes only the offset of
+ * the first, and adds the index.
+ */
 struct hugetlb_cgroup {
 	struct cgroup_subsys_state css;
 	struct page_counter hugepage[1];
@@ -109,7 +111,7 @@ struct dentry {
 	} d_u;
 };
 
-/* The alias on its own, should it ever leave the union. */
+/* For kernels in which d_alias is not in the union. */
 struct dentry___alias {
 	struct hlist_node d_alias;
 };

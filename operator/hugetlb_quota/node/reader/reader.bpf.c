@@ -1,16 +1,17 @@
-/* The kernel's own list of who is charged for which huge pages, on every hugetlbfs of the host.
+/* Reads the kernel's charge list: the cgroup that each huge page of the host is charged to.
  *
- * From one descriptor of a hugetlb memfd: its superblock's type lists every hugetlbfs superblock,
- * a superblock its inodes, an inode the regions of its reserve map and the VMAs that map it. Pages
- * without a reservation are on the active list of their page size.
+ * The walk starts at the descriptor of a hugetlb memfd. The file system type of its superblock lists
+ * every hugetlbfs superblock. A superblock lists its inodes. An inode leads to the regions of its
+ * reserve map and to the VMAs that map it. Pages without a reservation are on the active list of
+ * their page size.
  *
- * Nothing is locked meanwhile. So nothing that was read is believed before it is checked: a list
- * must lead back from where it led to, an inode must be of its superblock, regions must be in
- * order, a css must be the hugetlb controller's. A list that grows or shrinks meanwhile makes the
- * read torn, and the loader reads again. The counters of the root cgroup before and after say
- * whether a charge came or went.
+ * The program takes no locks, and the lists may change during the walk. So the program checks every
+ * step: each link must lead back, an inode must belong to its superblock, regions must be in order,
+ * and a css must belong to the hugetlb controller. If a check fails, the read is torn, and the
+ * loader reads again. The root cgroup's counters before and after the walk show if a charge came or
+ * went.
  *
- * State is global: one process runs this, one run at a time.
+ * All state is global: one process runs this program, and the runs do not overlap.
  */
 #include <linux/bpf.h>
 #include "kernel.h"
@@ -21,14 +22,16 @@
 #define HUGETLBFS_MAGIC 0x958458f6
 #define SB_KERNMOUNT (1 << 22)
 #define VM_MAYSHARE 0x80
-/* Of vm_private_data of a private mapping (mm/hugetlb.c). */
+/* Flags in vm_private_data of a private mapping (mm/hugetlb.c). */
 #define HPAGE_RESV_OWNER 1UL
 #define HPAGE_RESV_MASK 3UL
-/* Of page->mapping: anonymous, movable. */
+/* Flags in page->mapping: anonymous, movable. */
 #define MAPPING_FLAGS 3UL
-/* Of pages whose folio has no field for it yet (6.1): in `private` of this tail page. */
+/* In Linux 6.1 a folio has no field for the cgroup of its reservation. The cgroup is in `private` of
+ * this tail page.
+ */
 #define TAIL_OF_RSVD_CGROUP 3
-/* bpf_loop takes no more. */
+/* The most steps that bpf_loop allows. */
 #define MOST_STEPS (1 << 23)
 #define MOST_SUPERS (1 << 16)
 #define MOST_LEVELS 512
@@ -39,10 +42,10 @@ char LICENSE[] SEC("license") = "GPL";
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 22); /* the loader makes it larger when it is too small */
+	__uint(max_entries, 1 << 22); /* the loader makes the buffer larger if it is too small */
 } rows SEC(".maps");
 
-/* Cgroups that have a row already; the value is the run. */
+/* Cgroups that have a row already. The key is the ID, the value the number of the run. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1 << 16);
@@ -50,7 +53,9 @@ struct {
 	__type(value, __u64);
 } named SEC(".maps");
 
-/* Not static: what the compiler makes narrower than its BTF says, the kernel does not take. */
+/* Not static: the compiler may make a static variable narrower than its BTF says, and the kernel
+ * then refuses the program.
+ */
 struct run run;
 
 __u64 deadline, number;
@@ -98,14 +103,14 @@ static __always_inline long emit(void *row, __u64 length)
 	return 0;
 }
 
-/* Bytes of a row with its name; the mask lets the verifier see that they are few. */
+/* Returns the length of a row with its name. The mask shows the verifier an upper bound. */
 static __always_inline __u64 padded(__u64 before, __u64 name)
 {
 	return (before + name + 7) & ~7ULL & 511;
 }
 
-/* The neighbour of `position`, or NULL when the list does not lead back from it, or nowhere: what
- * was taken off a list may have been left a list of its own.
+/* Returns the element after `position`, or NULL if the element does not link back. An element that
+ * was removed from its list may link to itself: this is NULL too, except for the head.
  */
 static __always_inline struct list_head *next_of(struct list_head *position, struct list_head *head)
 {
@@ -158,18 +163,20 @@ static long one_counter(__u64 index, void *unused)
 	return emit(&row, sizeof row);
 }
 
-/* The cgroup at `level`, then the one above it, until one is known. */
+/* Writes the rows of the cgroup at `level`, and moves `level` to the parent. Ends at a cgroup that
+ * has a row already.
+ */
 static long one_level(__u64 depth, void *unused)
 {
 	struct cgroup_subsys_state *parent;
-	__u64 id, whole, *known;
+	__u64 id, whole, *last_run;
 	long length;
 
 	if (!level || BPF_CORE_READ(level, ss) != controller)
 		return torn(FOREIGN);
 	id = id_of(level);
-	known = bpf_map_lookup_elem(&named, &id);
-	if (known && *known == number)
+	last_run = bpf_map_lookup_elem(&named, &id);
+	if (last_run && *last_run == number)
 		return 1;
 	bpf_map_update_elem(&named, &id, &number, BPF_ANY);
 	parent = BPF_CORE_READ(level, parent);
@@ -192,7 +199,9 @@ static long one_level(__u64 depth, void *unused)
 	return !parent;
 }
 
-/* The ID of the charged cgroup, which has a row now, and so has each above it; 0: torn. */
+/* Writes the rows of a charged cgroup and its ancestors if they are missing. Returns the cgroup's
+ * ID, or 0 if the read is torn.
+ */
 static __noinline __u64 charged(struct cgroup_subsys_state *css)
 {
 	level = css;
@@ -293,8 +302,8 @@ static long one_region(__u64 step, void *unused)
 	return !(step & 255) && late() ? torn(TOO_LONG) : 0;
 }
 
-/* A private mapping keeps its reservation to itself, in the VMA that made it (mm/hugetlb.c,
- * HPAGE_RESV_OWNER), and is charged for all of its length until it is unmapped.
+/* A private mapping has its reservation in the VMA that made it (mm/hugetlb.c, HPAGE_RESV_OWNER),
+ * not in the inode. The whole length is charged until the mapping ends.
  */
 static __always_inline long private_mapping(struct rb_node *node)
 {
@@ -328,7 +337,7 @@ static __always_inline long private_mapping(struct rb_node *node)
 	return 0;
 }
 
-/* One step through the tree of VMAs that map the inode: down to the left, to the right, or up. */
+/* Makes one step through the tree of VMAs that map the inode: down left, down right, or up. */
 static long one_area(__u64 step, void *unused)
 {
 	struct rb_node *node = area_position, *left, *right, *parent;
@@ -371,7 +380,7 @@ static __always_inline long one_file(void)
 	if (area_position && run.areas <= MOST_AREAS &&
 	    bpf_loop(3 * MOST_AREAS, one_area, 0, 0) >= 3 * MOST_AREAS)
 		return torn(TOO_LONG);
-	/* Pages without reservation, which the folios tell, are in some file. */
+	/* The file may have unreserved pages. The rows of folios name only the inode. */
 	if (!run.torn && BPF_CORE_READ(inode, i_data.nrpages))
 		name_inode();
 	return run.torn;
@@ -397,7 +406,7 @@ static long one_inode(__u64 step, void *unused)
 	return !(step & 255) && late() ? torn(TOO_LONG) : 0;
 }
 
-/* --- pages without reservation --- */
+/* --- pages without a reservation --- */
 
 static __always_inline struct cgroup_subsys_state *rsvd_cgroup(struct folio *folio)
 {
@@ -419,7 +428,7 @@ static long one_folio(__u64 step, void *unused)
 	if (folio_position == folio_head)
 		return 1;
 	folio = container_of(folio_position, struct folio, lru);
-	/* struct hugetlb_cgroup begins with its css. */
+	/* The css is the first member of struct hugetlb_cgroup. */
 	css = rsvd_cgroup(folio);
 	if (css) {
 		row.header.kind = ROW_FOLIO;
@@ -466,7 +475,9 @@ static __always_inline struct hstate *size_of_super(struct super_block *of)
 	return BPF_CORE_READ(info, hstate);
 }
 
-/* The kernel has one mount of its own for each page size, which begin one array. */
+/* Finds the array of page sizes: the kernel has one internal mount for each page size, and the
+ * smallest address of their hstates is the start of the array.
+ */
 static long find_sizes(__u64 step, void *unused)
 {
 	struct super_block *of;

@@ -1,8 +1,8 @@
-/* The reader's process: loads the BPF program, and answers one request on its pipe at a time.
+/* The reader's process: loads the BPF program, and answers the requests on its standard input.
  *
- * It is started with CAP_BPF and CAP_PERFMON, gives up everything else before it does anything,
- * opens nothing but the kernel's BTF and a memfd, and takes one byte as input. It ends when its
- * input does, and with its parent.
+ * The process needs CAP_BPF and CAP_PERFMON, and first gives up all other rights. It opens only the
+ * kernel's BTF and a memfd. Each request is one byte. The process ends when its input ends, or when
+ * its parent ends.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -29,13 +29,15 @@
 
 #define NOBODY 65534
 #define KEPT (1ULL << CAP_BPF | 1ULL << CAP_PERFMON)
-#define VERDICT (1 << 20)
+#define VERIFIER_LOG (1 << 20)
 #define BTF "/sys/kernel/btf/vmlinux"
 
-/* Of the buffer for rows; a list of a million ranges takes 48 MiB. */
+/* The size of the buffer for rows in bytes. A list of a million regions takes 48 MiB. */
 #define LEAST_BUFFER (1U << 22)
 #define MOST_BUFFER (1U << 29)
-/* A torn read is repeated at once, one that moved too. */
+/* The most walks, and seconds, for one answer. A walk is repeated if it was torn, or if counters
+ * changed.
+ */
 #define MOST_READS 8
 #define MOST_SECONDS 2.0
 
@@ -45,7 +47,8 @@ static unsigned int buffer = LEAST_BUFFER;
 static int anchor = -1;
 static char sentence[1024];
 
-static int say(const char *format, ...)
+/* Sets the sentence of an error; returns -1. */
+static int fail(const char *format, ...)
 {
 	va_list arguments;
 
@@ -65,7 +68,7 @@ static void put(const void *bytes, size_t length)
 		if (written < 0 && errno == EINTR)
 			continue;
 		if (written <= 0)
-			exit(0); /* nobody reads any more */
+			exit(0); /* the parent no longer reads */
 		bytes = (const char *)bytes + written;
 		length -= written;
 	}
@@ -78,7 +81,7 @@ struct section {
 	size_t length, room;
 };
 
-/* By kind, less one; the last are the names. */
+/* Section n has the rows of kind n + 1; the last section has the names. */
 static struct section sections[SECTIONS];
 static int discarding;
 
@@ -88,7 +91,7 @@ static void append(struct section *to, const void *bytes, size_t length)
 		to->room = to->room ? to->room * 2 : 1 << 16;
 		to->bytes = realloc(to->bytes, to->room);
 		if (!to->bytes)
-			abort(); /* who asked starts another, later */
+			abort(); /* the parent starts another reader later */
 	}
 	memcpy(to->bytes + to->length, bytes, length);
 	to->length += length;
@@ -111,7 +114,7 @@ static int on_row(void *unused, void *data, size_t length)
 
 	if (discarding)
 		return 0;
-	/* The ring is not to be written. */
+	/* The ring buffer is read-only, so copy the row before name_at is set. */
 	if (header->kind == ROW_NODE) {
 		struct node_row row;
 
@@ -196,12 +199,12 @@ static int hold_capabilities(unsigned long long kept)
 	return syscall(SYS_capset, &header, data);
 }
 
-/* Leaves the process with CAP_BPF and CAP_PERFMON, no root, and no way back to either. */
-static int drop(void)
+/* Gives up root and all capabilities except CAP_BPF and CAP_PERFMON, for good. */
+static int drop_rights(void)
 {
 	pid_t parent = getppid();
 
-	/* Where CAP_SETPCAP is lacking the bounding set stays; no_new_privs makes it idle. */
+	/* Without CAP_SETPCAP the bounding set stays. no_new_privs makes the set useless. */
 	for (int each = 0; each <= CAP_LAST_CAP; each++)
 		if (!(KEPT >> each & 1))
 			prctl(PR_CAPBSET_DROP, each, 0, 0, 0);
@@ -210,42 +213,44 @@ static int drop(void)
 		prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0);
 		if (setgroups(0, NULL) || setresgid(NOBODY, NOBODY, NOBODY) ||
 		    setresuid(NOBODY, NOBODY, NOBODY))
-			return say("The reader can't become user %d (%s): start it as another user than"
-				   " root, or with CAP_SETUID and CAP_SETGID.",
-				   NOBODY, strerror(errno));
+			return fail("The reader can't become user %d (%s): start it as a user other than"
+				    " root, or with CAP_SETUID and CAP_SETGID.",
+				    NOBODY, strerror(errno));
 		prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0);
 	}
 	if (hold_capabilities(KEPT))
-		return say("The reader has not both CAP_BPF and CAP_PERFMON (%s): add them to the"
-			   " container's capabilities.",
-			   strerror(errno));
+		return fail("The reader needs both CAP_BPF and CAP_PERFMON (%s): add them to the"
+			    " container's capabilities.",
+			    strerror(errno));
 	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-	/* After the change of user, which clears it; the parent may be gone already. */
+	/* Set this after the change of user, which clears it. The parent may have ended before. */
 	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 	if (getppid() != parent)
 		exit(0);
 	return 0;
 }
 
-/* --- the program --- */
+/* --- the BPF program --- */
 
-static char told[512];
+/* The last warning of libbpf. */
+static char warning[512];
 
-/* Of all that libbpf tells, the last warning. */
 static int on_print(enum libbpf_print_level priority, const char *format, va_list arguments)
 {
 	if (priority == LIBBPF_WARN) {
-		vsnprintf(told, sizeof told, format, arguments);
-		told[strcspn(told, "\n")] = 0;
+		vsnprintf(warning, sizeof warning, format, arguments);
+		warning[strcspn(warning, "\n")] = 0;
 	}
 	return 0;
 }
 
-/* What the verifier says of a load that failed, told again: it is some hundred kilobytes. */
-static char *verdict(void)
+/* Loads the program again, and returns the verifier's log of some hundred kilobytes. Only a failed
+ * load needs the log.
+ */
+static char *verifier_log(void)
 {
-	LIBBPF_OPTS(bpf_object_open_opts, options, .kernel_log_size = VERDICT);
-	char *log = options.kernel_log_buf = calloc(1, VERDICT);
+	LIBBPF_OPTS(bpf_object_open_opts, options, .kernel_log_size = VERIFIER_LOG);
+	char *log = options.kernel_log_buf = calloc(1, VERIFIER_LOG);
 	struct reader_bpf *again = log ? reader_bpf__open_opts(&options) : NULL;
 
 	if (again)
@@ -254,7 +259,9 @@ static char *verdict(void)
 	return log;
 }
 
-/* Whether the verifier knows no such function here: in the words of older kernels, or of newer. */
+/* Returns 1 if the verifier's log says that the kernel lacks this helper, in the words of older or
+ * of newer kernels.
+ */
 static int lacks(const char *log, const char *helper)
 {
 	char phrase[64];
@@ -271,19 +278,20 @@ static int why_not_loaded(int error)
 	char *log;
 
 	if (error == -EPERM || error == -EACCES)
-		return say("The kernel refuses to load the reader (%s): it needs CAP_BPF and CAP_PERFMON,"
-			   " and a seccomp profile that lets bpf(2) pass with them.", strerror(-error));
-	log = verdict();
+		return fail("The kernel refuses to load the reader (%s): the reader needs CAP_BPF and"
+			    " CAP_PERFMON, and a seccomp profile that allows bpf(2) with these.",
+			    strerror(-error));
+	log = verifier_log();
 	if (log && (lacks(log, "bpf_loop") || strstr(log, "invalid func unknown#181")))
-		say("This kernel has no bpf_loop, which came with Linux 5.17.");
+		fail("This kernel has no bpf_loop, which came with Linux 5.17.");
 	else if (log && lacks(log, "bpf_probe_read"))
-		/* libbpf puts the older bpf_probe_read where there is no bpf_probe_read_kernel. Of
-		 * /sys/kernel/security containers see nothing.
+		/* libbpf uses the older bpf_probe_read if the kernel has no bpf_probe_read_kernel. The
+		 * log is the only evidence: a container does not see /sys/kernel/security.
 		 */
-		say("This kernel lets no program read its memory: it is locked down for confidentiality"
-		    " (see /sys/kernel/security/lockdown).");
+		fail("This kernel lets no program read its memory: it is locked down for confidentiality"
+		     " (see /sys/kernel/security/lockdown).");
 	else
-		say("The kernel does not take the reader (%s): %s", strerror(-error), told);
+		fail("The kernel does not accept the reader (%s): %s", strerror(-error), warning);
 	free(log);
 	return -1;
 }
@@ -301,12 +309,13 @@ static int load(void)
 	int error;
 
 	if (access(BTF, R_OK))
-		return say("This kernel has no BTF at %s (%s); run one with CONFIG_DEBUG_INFO_BTF=y.", BTF,
-			   strerror(errno));
-	told[0] = 0;
+		return fail("This kernel has no BTF at %s (%s); run a kernel with"
+			    " CONFIG_DEBUG_INFO_BTF=y.",
+			    BTF, strerror(errno));
+	warning[0] = 0;
 	program = reader_bpf__open();
 	if (!program)
-		return say("The reader's own program can't be opened (%s): %s", strerror(errno), told);
+		return fail("The reader's BPF program can't be opened (%s): %s", strerror(errno), warning);
 	bpf_map__set_max_entries(program->maps.rows, buffer);
 	error = reader_bpf__load(program);
 	if (error) {
@@ -317,8 +326,8 @@ static int load(void)
 	ring = ring_buffer__new(bpf_map__fd(program->maps.rows), on_row, NULL, NULL);
 	if (!ring) {
 		unload();
-		return say("The buffer of %u MiB for rows can't be mapped (%s).", buffer >> 20,
-			   strerror(errno));
+		return fail("The buffer of %u MiB for rows can't be mapped (%s).", buffer >> 20,
+			    strerror(errno));
 	}
 	program->bss->run.anchor = anchor;
 	return 0;
@@ -330,16 +339,16 @@ static int why_missing(enum missing missing)
 		[NO_CONTROLLER] = "This kernel has no hugetlb cgroup controller (CONFIG_CGROUP_HUGETLB).",
 		[NO_RESERVATIONS] = "This kernel does not count reservations of huge pages by cgroup, which"
 				    " came with Linux 5.7.",
-		[NO_REGION_OWNER] = "This kernel's file_region or resv_map has no css, which names who is"
-				    " charged.",
+		[NO_REGION_OWNER] = "This kernel's file_region or resv_map has no css, which names the"
+				    " charged cgroup.",
 		[NO_RESERVE_MAP] = "This kernel's address_space has neither i_private_data nor private_data,"
 				   " which holds the reserve map.",
 		[NO_ALIASES] = "This kernel's dentry has no d_alias, which leads from a file to its name.",
-		[NO_ANCHOR] = "The reader's own memfd is on no hugetlbfs that this kernel shows.",
-		[TOO_MANY_SIZES] = "This kernel has no hugetlbfs of its own, or more than 16 page sizes.",
+		[NO_ANCHOR] = "The reader's own memfd is not on a hugetlbfs that the reader can find.",
+		[TOO_MANY_SIZES] = "This kernel has no internal hugetlbfs, or more than 16 page sizes.",
 	};
 
-	return say("%s", sentences[missing]);
+	return fail("%s", sentences[missing]);
 }
 
 /* --- a request --- */
@@ -358,30 +367,31 @@ static void discard(void)
 	ring_buffer__consume(ring);
 }
 
-static int larger(void)
+/* Loads the program again with a buffer of twice the size. */
+static int enlarge_buffer(void)
 {
 	if (buffer >= MOST_BUFFER)
-		return say("The charge list takes more than %u MiB.", MOST_BUFFER >> 20);
+		return fail("The charge list takes more than %u MiB.", MOST_BUFFER >> 20);
 	buffer *= 2;
 	unload();
 	return load();
 }
 
-static const char *torn_by(enum torn torn)
+static const char *why_torn(enum torn torn)
 {
 	switch (torn) {
 	case BROKEN_LINK:
-		return "a list led elsewhere";
+		return "a link of a list did not lead back";
 	case FOREIGN:
-		return "an object belonged to another than it must";
+		return "an object belonged to another object than expected";
 	case OUT_OF_ORDER:
 		return "regions were out of order";
 	case OUT_OF_BOUNDS:
 		return "a number was out of bounds";
 	case TOO_LONG:
-		return "it took longer than a second";
+		return "the walk took longer than a second";
 	default:
-		return "it did not fit its buffer";
+		return "the rows did not fit the buffer";
 	}
 }
 
@@ -399,30 +409,32 @@ static void read_charges(void)
 		reads++;
 		if (error || run->missing) {
 			if (error)
-				say("The kernel does not run the reader: %s.", strerror(-error));
+				fail("The kernel does not run the reader: %s.", strerror(-error));
 			else
 				why_missing(run->missing);
 			break;
 		}
-		/* A walk that went astray may fill any buffer: only one that is full again is too small. */
+		/* A walk that follows a wrong link may fill any buffer. So only a buffer that is full
+		 * twice is too small.
+		 */
 		if (run->torn == FULL && full++) {
 			full = 0;
-			/* A new program begins with an empty buffer. */
-			if (larger())
+			/* The new program starts with an empty buffer. */
+			if (enlarge_buffer())
 				break;
 			continue;
 		}
 		int last = reads >= MOST_READS || now() - begun > MOST_SECONDS;
 
-		/* Where mappings are left out, the sums will be no better the next time. */
+		/* If mappings are left out, another walk gives no better sums. */
 		if (!run->torn && (last || at_rest(run) || run->areas > MOST_AREAS)) {
 			answer_rows(run, reads, now() - begun);
 			return;
 		}
 		discard();
 		if (last) {
-			say("The charge list changed during each of %u reads; the last was torn: %s.", reads,
-			    torn_by(run->torn));
+			fail("The charge list changed during each of %u reads; the last read was torn: %s.",
+			     reads, why_torn(run->torn));
 			break;
 		}
 	}
@@ -435,12 +447,13 @@ int main(void)
 	ssize_t got;
 
 	libbpf_set_print(on_print);
-	if (drop())
+	if (drop_rights())
 		goto failed;
-	/* Of the default page size, and empty: it takes no page. */
+	/* The memfd is empty, so it takes no page. */
 	anchor = memfd_create("hugetlb-quota-reader", MFD_CLOEXEC | MFD_HUGETLB);
 	if (anchor < 0) {
-		say("This kernel makes no hugetlb memfd (%s): it lacks CONFIG_HUGETLBFS.", strerror(errno));
+		fail("This kernel can't create a hugetlb memfd (%s): it lacks CONFIG_HUGETLBFS.",
+		     strerror(errno));
 		goto failed;
 	}
 	if (load())
@@ -457,7 +470,7 @@ int main(void)
 			else
 				read_charges();
 		} else {
-			say("The reader knows no request 0x%02x.", (unsigned char)request);
+			fail("The reader does not understand request 0x%02x.", (unsigned char)request);
 			answer(ERROR, 0, 0);
 		}
 	}
