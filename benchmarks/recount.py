@@ -21,7 +21,6 @@ from typing import Any, cast
 from hugetlb_quota.api.quota import FINALIZER
 from hugetlb_quota.controller.recounter import Recounter
 from hugetlb_quota.kube.connection import Connection
-from hugetlb_quota.kube.informer import Informer
 from hugetlb_quota.kube.resources import (
     HUGETLB_NODES,
     HUGETLB_QUOTAS,
@@ -178,7 +177,7 @@ class Bench:
 
     async def begin(self, group: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         """Start the informers, and wait until all have listed."""
-        informers = [each for each in vars(self.recounter).values() if isinstance(each, Informer)]
+        informers = self.recounter._informers.all
         tasks = [group.create_task(each.run()) for each in informers]
         for each in informers:
             await each.synced.wait()

@@ -866,7 +866,7 @@ inline take_picture() {
 #ifdef NO_TERM
 #define SUPERSEDED(q, c) false
 #else
-/* code: controller.recounter:Recounter._change, kube.lease:term */
+/* code: controller.status_writer:StatusWriter._change, kube.lease:term */
 #define SUPERSEDED(q, c) (quota[q].term > c + 1)
 #endif
 

@@ -11,7 +11,7 @@ import pytest
 
 from hugetlb_quota.api.quota import FINALIZER
 from hugetlb_quota.controller import recounter as recounter_module
-from hugetlb_quota.controller import term
+from hugetlb_quota.controller import term, write_plan
 from hugetlb_quota.controller.count import Count
 from hugetlb_quota.controller.metrics import ControllerMetrics
 from hugetlb_quota.controller.recounter import Recounter
@@ -401,7 +401,7 @@ async def test_a_quota_that_had_to_wait_is_counted_when_it_may_though_nothing_ch
 async def test_the_count_from_scratch_wins_and_says_that_it_differed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(recounter_module, "CHECK_PERIOD", 0.5)
+    monkeypatch.setattr(write_plan, "CHECK_PERIOD", 0.5)
     monkeypatch.setattr(recounter_module, "PERIOD", 0.05)
     api = Watched(running("a"))
     api.put(quota("db/leaf", {"hugepages-2Mi": "1Gi"}))
@@ -438,7 +438,8 @@ async def test_a_quota_that_comes_is_told_of_and_a_charge_is_not() -> None:
     api, told, seen = Telling(), list[str](), asyncio.Queue[str]()
     counted_under(api, 1, "0")
     recounter = recounter_of(api)
-    recounter._quotas.on_change(lambda old, new, _: seen.put_nowait((new or old).key.name))  # type: ignore[union-attr]
+    quotas = recounter._informers.quotas
+    quotas.on_change(lambda old, new, _: seen.put_nowait((new or old).key.name))  # type: ignore[union-attr]
     recounter.on_quotas(lambda: told.append("look"))
     running = asyncio.create_task(recounter.run())
     try:
@@ -446,7 +447,7 @@ async def test_a_quota_that_comes_is_told_of_and_a_charge_is_not() -> None:
         charged = await api.get(HUGETLB_QUOTAS, "leaf", "db")
         charged["status"]["pods"] = {"hugepages-2Mi": "2Mi"}
         charged["metadata"]["resourceVersion"] = "1000"
-        await asyncio.wait_for(recounter._quotas.synced.wait(), 10)
+        await asyncio.wait_for(quotas.synced.wait(), 10)
         listed = len(told)
         api.to_tell.put_nowait({"type": "MODIFIED", "object": charged})
         assert await seen.get() == "leaf"
