@@ -137,7 +137,7 @@ class CountInput:
         changes.node_specs |= {
             name
             for name, report in reports.items()
-            if report.all_wishes.heirs or any(not pod.live for pod in report.pods)
+            if report.full_spec.heirs or any(not pod.live for pod in report.pods)
         }
 
     def _add_affected_by_nodes(self, changes: Changes) -> None:

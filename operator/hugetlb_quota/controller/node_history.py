@@ -1,4 +1,4 @@
-"""What was seen of the nodes before: boots, arrivals, and reports whose objects were deleted."""
+"""Remembers facts about nodes that the API no longer shows: boots, arrivals, deleted reports."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Final
 
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.release import NodeEvidence
-from hugetlb_quota.controller.nodes import NodeFacts, NodeReport, NodeWishes
+from hugetlb_quota.controller.nodes import NodeFacts, NodeReport, NodeSpec
 
-#: For how many seconds a Node without a report may yet get an agent. Within that time its
-#: image is pulled and it answers its first probe, for which the chart gives it 300 s; and as long
-#: again, since the pod that pulls the image waits for others on a new node.
+#: The seconds within which a new Node may still get its agent. Pulling the image and answering
+#: the first probe take up to 300 s, the limit in the chart. The same time again covers the wait
+#: for other pods on a new node.
 AWAITED_FOR: Final = 600.0
-#: How many of a node's boots before the present one are remembered.
+#: The number of earlier boots that are remembered for each node.
 _BOOTS_KEPT: Final = 8
 
 logger = logging.getLogger(__name__)
@@ -24,32 +24,38 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Seen:
-    """A node: ``is_there`` while its Node object is; ``former``: its boots before ``boot_id``."""
+    """A node as this controller has seen it.
+
+    ``since``: when the Node came, on the clock. ``exists``: whether the Node object exists.
+    ``former``: the boot IDs before ``boot_id``, oldest first. ``booted_at``: as
+    :meth:`NodeHistory.booted_at` says.
+    """
 
     since: float
     boot_id: str
-    is_there: bool = True
+    exists: bool = True
     former: tuple[str, ...] = ()
     booted_at: int | None = None
 
 
 @dataclass(slots=True)
 class NodeHistory:
-    """Remembers what a Node and a report no longer tell, as far as this controller saw it.
+    """The past of each node, as far as this controller has seen it.
 
-    :param clock: seconds, of any beginning.
+    :param clock: returns seconds since any fixed moment.
     """
 
     clock: Callable[[], float] = time.monotonic
     _seen: dict[str, _Seen] = field(default_factory=dict)
     _reporting: set[str] = field(default_factory=set)
     _deleted: dict[str, NodeReport] = field(default_factory=dict)
-    _lost: dict[str, NodeWishes] = field(default_factory=dict)
+    _lost_specs: dict[str, NodeSpec] = field(default_factory=dict)
 
     def node_changed(self, old: NodeFacts | None, new: NodeFacts | None, version: int) -> None:
         """Take in one change of a Node.
 
-        :param version: at which it changed, by the watch; 0 when it changed some time before.
+        :param version: the resourceVersion of the change; 0 if the change was found by a list and
+            happened some time before.
         """
         if new is None:
             if old is not None:
@@ -59,8 +65,8 @@ class NodeHistory:
         if seen is None:
             self._seen[new.name] = _Seen(self.clock(), new.boot_id)
             return
-        if not seen.is_there:
-            seen.is_there, seen.since = True, self.clock()
+        if not seen.exists:
+            seen.exists, seen.since = True, self.clock()
         if new.boot_id and new.boot_id != seen.boot_id:
             if seen.boot_id:
                 former = (*(each for each in seen.former if each != new.boot_id), seen.boot_id)
@@ -69,23 +75,24 @@ class NodeHistory:
             seen.boot_id = new.boot_id
 
     def report_changed(self, old: NodeReport | None, new: NodeReport | None) -> None:
-        """Take in one change of a report; None: there is none, or its object was deleted."""
+        """Take in one change of a report; None: there is no report, or the object was deleted."""
         if new is not None:
             self._reporting.add(new.node)
             if (before := self._deleted.pop(new.node, None)) is not None:
-                self._lost[new.node] = before.all_wishes
+                self._lost_specs[new.node] = before.full_spec
         elif old is not None:
             self._reporting.discard(old.node)
             seen = self._seen.get(old.node)
-            if seen is None or not seen.is_there:
+            if seen is None or not seen.exists:
                 self._forget(old.node)
                 return
-            lost = self._lost.pop(old.node, NodeWishes())
-            self._deleted[old.node] = replace(old, lost=lost)
+            lost = self._lost_specs.pop(old.node, NodeSpec())
+            self._deleted[old.node] = replace(old, lost_spec=lost)
             logger.warning(
-                "HugeTLBNode %s was deleted, and its Node is there: what it told of stays charged"
-                " until the agent of the node has made it anew. If the node has no agent any more,"
-                " delete its Node, or taint it node.kubernetes.io/out-of-service.",
+                "HugeTLBNode %s was deleted, and its Node exists. The charges in its last report"
+                " stay until the node's agent has created the object again. If the node has no"
+                " agent any more, delete the Node, or taint it"
+                " node.kubernetes.io/out-of-service.",
                 old.node,
             )
 
@@ -93,38 +100,42 @@ class NodeHistory:
         self._deleted.pop(name, None)
         seen = self._seen.get(name)
         if seen is not None and name in self._reporting:
-            # The report is deleted after its Node, and tells of the same boot until then.
-            seen.is_there = False
+            # The report is deleted after its Node. Until then the report is of the same boot.
+            seen.exists = False
         else:
             self._forget(name)
 
     def _forget(self, name: str) -> None:
         self._seen.pop(name, None)
-        self._lost.pop(name, None)
+        self._lost_specs.pop(name, None)
 
-    def reports(self, current: Mapping[str, NodeReport]) -> dict[str, NodeReport]:
-        """``current`` by node, and the last ones of those whose objects were deleted.
+    def reports(self, stored: Mapping[str, NodeReport]) -> dict[str, NodeReport]:
+        """The reports in force, by node: ``stored``, and the last reports of deleted objects.
 
-        One that was made anew since has what its predecessor's spec said of heirs as ``lost``.
+        A report in an object that was created again has the heirs of the deleted object's spec in
+        ``lost_spec``.
         """
-        known = {**self._deleted, **current}
-        for name, lost in self._lost.items():
-            if name in current:
-                known[name] = replace(current[name], lost=lost)
-        return known
+        reports = {**self._deleted, **stored}
+        for name, lost in self._lost_specs.items():
+            if name in stored:
+                reports[name] = replace(stored[name], lost_spec=lost)
+        return reports
 
     def booted_at(self, name: str) -> int | None:
-        """The resourceVersion at which the node told of its boot first, or an earlier one."""
+        """The resourceVersion at which the Node first had its present boot ID, or an earlier one.
+
+        None if this controller did not see the change of the boot ID.
+        """
         seen = self._seen.get(name)
         return None if seen is None else seen.booted_at
 
     def former_boots(self, name: str) -> frozenset[str]:
-        """The boot IDs that the node told of before its present one."""
+        """The boot IDs that the Node had before its present one."""
         seen = self._seen.get(name)
         return frozenset() if seen is None else frozenset(seen.former)
 
     def is_awaited(self, name: str) -> bool:
-        """Whether the node came so recently that its agent may not have begun."""
+        """Whether the Node is so new that its agent may not run yet."""
         seen = self._seen.get(name)
         return seen is not None and self.clock() - seen.since < AWAITED_FOR
 
@@ -134,12 +145,12 @@ def evidence(
     reports: Iterable[NodeReport],
     history: NodeHistory | None = None,
 ) -> Mapping[str, NodeEvidence]:
-    """What is known of each node, by name.
+    """The evidence of each node that has a Node object or a report, by node name.
 
-    :param nodes: every Node object there is.
+    :param nodes: all Node objects, by name.
     """
     history = history or NodeHistory()
-    known = {
+    found = {
         name: NodeEvidence(
             exists=True,
             out_of_service=node.out_of_service,
@@ -150,20 +161,20 @@ def evidence(
         for name, node in nodes.items()
     }
     for report in reports:
-        known[report.node] = replace(
-            known.get(report.node, NodeEvidence(exists=False)),
+        found[report.node] = replace(
+            found.get(report.node, NodeEvidence(exists=False)),
             reported_boot_id=report.boot_id,
             pods_resource_version=report.pods_resource_version,
             live=frozenset(pod.uid for pod in report.pods if pod.live),
             awaited=False,
         )
-    return known
+    return found
 
 
 def heirs(reports: Iterable[NodeReport]) -> Mapping[tuple[str, str], frozenset[QuotaKey]]:
-    """Who pays for pods that are gone and whose quota was deleted, by node and UID."""
+    """The quotas that pay for gone pods whose own quota was deleted, by node name and UID."""
     return {
-        (report.node, uid): who
+        (report.node, uid): quotas
         for report in reports
-        for uid, who in report.all_wishes.heirs.items()
+        for uid, quotas in report.full_spec.heirs.items()
     }

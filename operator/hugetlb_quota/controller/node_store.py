@@ -104,8 +104,8 @@ class NodeStore:
         self._changes.uids |= {file.uid for file in before ^ now}
 
     def _note_spec(self, name: str, old: NodeReport | None, new: NodeReport | None) -> None:
-        before, now = (None if it is None else it.all_wishes for it in (old, new))
-        if before != now or (old and old.wishes) != (new and new.wishes):
+        before, now = (None if it is None else it.full_spec for it in (old, new))
+        if before != now or (old and old.spec) != (new and new.spec):
             self._changes.node_specs.add(name)
             heirs_before, heirs_now = ({} if it is None else it.heirs for it in (before, now))
             if heirs_before != heirs_now:

@@ -1,4 +1,4 @@
-"""What is known of the nodes: their Node objects and their agents' reports, slimmed down."""
+"""Nodes and the reports of their agents, with only the fields that the controller needs."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from hugetlb_quota.api.node import (
 from hugetlb_quota.kube.pods import share_labels
 from hugetlb_quota.page_size import PageSize
 
-#: By this taint an administrator vouches that a node is off (KEP-2268).
+#: With this taint an administrator states that a node is off (KEP-2268).
 OUT_OF_SERVICE: Final = "node.kubernetes.io/out-of-service"
-#: What is read of a report; the rest is for people.
+#: The fields of a report that are read beside pods and files; the other fields are for people.
 _READ: Final = ("bootID", "podsResourceVersion", "reportedAt", "leftOut")
 
 logger = logging.getLogger(__name__)
@@ -33,11 +33,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ReportedPod:
-    """A pod, living or gone, of which a report tells.
+    """One entry of a report: a pod that is live, or a gone pod that is still charged.
 
-    ``namespace`` and ``name`` are "" where no agent ever saw it in the API. ``demand``: what
-    it asks for; ``charged``: what the kernel charges to its cgroup. ``partial``: it has more
-    labels, for which the report had no room.
+    ``namespace`` and ``name``: "" if no agent ever saw the pod in the API. ``demand``: the huge
+    pages that the pod asks for. ``charged``: the kernel's charge of the pod's cgroup.
+    ``partial``: whether the pod has more labels than ``labels``, because the report had no room.
     """
 
     uid: str
@@ -51,18 +51,18 @@ class ReportedPod:
 
     @property
     def is_named(self) -> bool:
-        """Whether its node's agent knows who it is."""
+        """Whether the agent knows the pod's namespace and name."""
         return bool(self.namespace)
 
     @property
     def full_name(self) -> str:
-        """Its ``namespace/name``; "" where its node's agent does not know it."""
+        """The pod's ``namespace/name``; "" if the agent does not know them."""
         return f"{self.namespace}/{self.name}" if self.namespace else ""
 
 
 @dataclass(frozen=True, slots=True)
 class ReportedFile:
-    """A file of which a report tells; ``charged``: bytes of ``size`` charged to ``uid``."""
+    """A file in a report; ``charged``: the bytes of ``size`` that are charged to ``uid``."""
 
     uid: str
     path: str
@@ -71,10 +71,11 @@ class ReportedFile:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeWishes:
-    """A HugeTLBNode's spec: what the controller has written there.
+class NodeSpec:
+    """The spec of a HugeTLBNode: what the controller asks of the node.
 
-    ``reclaim``: how long after its end a pod's files go, by UID. ``heirs``: who pays, by UID.
+    ``reclaim``: by UID, how long after the pod's end the agent may remove the pod's files.
+    ``heirs``: by UID, the quotas that pay for a gone pod whose own quota was deleted.
     """
 
     reclaim: Mapping[str, timedelta] = field(default_factory=dict)
@@ -83,12 +84,13 @@ class NodeWishes:
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """An agent's last report on ``node`` that could be read, and the controller's wishes.
+    """The last readable report of the agent on ``node``, and the spec in the same object.
 
-    ``boot_id``: None when no report could ever be read; then it releases nothing.
-    ``reported_at``: by the node's clock; here it only tells one heartbeat from another.
-    ``lost``: wishes of an object that was deleted, which this one's spec may lack. ``is_cut``: it
-    has no room for all of the node's pods, and proves no end since the last that had them all.
+    ``boot_id``: None if no report was readable yet; then the report releases nothing.
+    ``reported_at``: a time of the node's clock, used only to tell heartbeats apart.
+    ``lost_spec``: the spec of an earlier object that was deleted; ``spec`` may lack parts of it.
+    ``is_cut``: whether the report has no room for all pods of the node. Then
+    ``pods_resource_version`` is that of the last report with room for all.
     """
 
     node: str
@@ -97,25 +99,29 @@ class NodeReport:
     pods_resource_version: int
     pods: tuple[ReportedPod, ...] = ()
     files: tuple[ReportedFile, ...] = ()
-    wishes: NodeWishes = NodeWishes()
-    lost: NodeWishes = NodeWishes()
+    spec: NodeSpec = NodeSpec()
+    lost_spec: NodeSpec = NodeSpec()
     is_cut: bool = False
 
     @property
-    def all_wishes(self) -> NodeWishes:
-        """What holds of those that were lost, and of those that are stored."""
-        if self.lost == NodeWishes():
-            return self.wishes
-        told = {pod.uid for pod in self.pods}
-        heirs = {uid: who for uid, who in self.lost.heirs.items() if uid in told}
-        # What a quota asked for holds on once that is deleted, and so there is an heir.
-        reclaim = {uid: it for uid, it in self.lost.reclaim.items() if uid in heirs}
-        return NodeWishes(reclaim | dict(self.wishes.reclaim), heirs | dict(self.wishes.heirs))
+    def full_spec(self) -> NodeSpec:
+        """``spec``, completed with the heirs of ``lost_spec`` for pods in the report."""
+        if self.lost_spec == NodeSpec():
+            return self.spec
+        reported = {pod.uid for pod in self.pods}
+        heirs = {uid: keys for uid, keys in self.lost_spec.heirs.items() if uid in reported}
+        # An heir means that the quota was deleted. Then only the spec says that the quota asked
+        # for the reclaim.
+        reclaim = {uid: after for uid, after in self.lost_spec.reclaim.items() if uid in heirs}
+        return NodeSpec(reclaim | dict(self.spec.reclaim), heirs | dict(self.spec.heirs))
 
 
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
-    """What the Node object ``name`` tells; ``boot_id`` is "" before kubelet has told one."""
+    """The fields of a Node object that the controller keeps.
+
+    ``boot_id``: "" before kubelet has written one. ``version``: the resourceVersion.
+    """
 
     name: str
     boot_id: str
@@ -123,65 +129,67 @@ class NodeFacts:
     version: int = field(default=0, compare=False)
 
 
-def project_report(raw: Mapping[str, Any], known: NodeReport | None = None) -> NodeReport | None:
-    """A HugeTLBNode as a report; None where its agent has not reported yet.
+def project_report(raw: Mapping[str, Any], before: NodeReport | None = None) -> NodeReport | None:
+    """A HugeTLBNode as a report; None if the agent has not reported yet.
 
-    A field of a newer release is passed over.
+    Unknown fields of a newer release are ignored.
 
-    :param known: the last that could be read: it holds as long as a newer one can't be.
+    :param before: the last readable report; it stays in force if ``raw`` is not readable.
     """
     name = raw["metadata"]["name"]
-    wishes = read_wishes(raw.get("spec"))
+    spec = read_spec(raw.get("spec"))
     try:
         status = raw.get("status") or {}
-        told = read_leniently(
+        read = read_leniently(
             HugeTLBNodeStatus, {key: status[key] for key in status.keys() & _READ}
         )
-        if not told.boot_id:
+        if not read.boot_id:
             return None
         return NodeReport(
             node=name,
-            reported_at=told.reported_at,
-            boot_id=told.boot_id,
-            pods_resource_version=int(told.pods_resource_version or 0),
-            # One that is left out would be one that is gone.
-            pods=tuple(_read_pod(each) for each in _listed(status, "pods")),
-            files=tuple(_read_files(_listed(status, "files"))),
-            wishes=wishes,
-            is_cut=told.left_out is not None and told.left_out.pods > 0,
+            reported_at=read.reported_at,
+            boot_id=read.boot_id,
+            pods_resource_version=int(read.pods_resource_version or 0),
+            # An unreadable entry makes the report unreadable: without the entry the pod would
+            # count as gone.
+            pods=tuple(_read_pod(each) for each in _list_in(status, "pods")),
+            files=tuple(_read_files(_list_in(status, "files"))),
+            spec=spec,
+            is_cut=read.left_out is not None and read.left_out.pods > 0,
         )
     except (ValueError, TypeError, AttributeError) as error:
         logger.error(
-            "The report of HugeTLBNode %s can't be understood, so it changes nothing: %s",
+            "The report of HugeTLBNode %s can't be understood; the last readable report stays in"
+            " force: %s",
             *(name, error),
         )
-        if known is not None:
-            return replace(known, wishes=wishes)
-        return NodeReport(name, None, None, 0, wishes=wishes)
+        if before is not None:
+            return replace(before, spec=spec)
+        return NodeReport(name, None, None, 0, spec=spec)
 
 
-def read_wishes(spec: Any) -> NodeWishes:
-    """What of a HugeTLBNode's spec can be read: the controller writes it anew."""
-    wishes = spec if isinstance(spec, dict) else {}
+def read_spec(raw: Any) -> NodeSpec:
+    """The readable rows of a HugeTLBNode's spec; the controller will write the others again."""
+    spec = raw if isinstance(raw, dict) else {}
     reclaim: dict[str, timedelta] = {}
     heirs: dict[str, frozenset[QuotaKey]] = {}
-    for raw in wishes.get("reclaim") or ():
+    for row in spec.get("reclaim") or ():
         try:
-            entry = read_leniently(ReclaimSpec, raw)
+            entry = read_leniently(ReclaimSpec, row)
             reclaim[entry.uid] = duration.parse(entry.after)
         except ValueError:
             continue
-    for raw in wishes.get("heirs") or ():
+    for row in spec.get("heirs") or ():
         try:
-            heir = read_leniently(HeirSpec, raw)
+            heir = read_leniently(HeirSpec, row)
         except ValueError:
             continue
         heirs[heir.uid] = frozenset(map(QuotaKey.parse, heir.quotas))
-    return NodeWishes(reclaim, heirs)
+    return NodeSpec(reclaim, heirs)
 
 
 def project_node(raw: Mapping[str, Any]) -> NodeFacts:
-    """What a Node object tells."""
+    """Project a Node object."""
     info = (raw.get("status") or {}).get("nodeInfo") or {}
     taints = (raw.get("spec") or {}).get("taints") or ()
     return NodeFacts(
@@ -192,10 +200,10 @@ def project_node(raw: Mapping[str, Any]) -> NodeFacts:
     )
 
 
-def _listed(status: Mapping[str, Any], name: str) -> list[Any]:
+def _list_in(status: Mapping[str, Any], name: str) -> list[Any]:
     items = status.get(name) or []
     if not isinstance(items, list):
-        raise ValueError(f"status.{name} is no list.")
+        raise ValueError(f"status.{name} is not a list.")
     return items
 
 
@@ -214,7 +222,7 @@ def _read_pod(raw: Any) -> ReportedPod:
 
 
 def _read_files(items: Iterable[Any]) -> Iterator[ReportedFile]:
-    """Those that can be read: they are told to people, and count nowhere."""
+    """The readable files; files are shown to people, and no charge depends on them."""
     for raw in items:
         try:
             file = read_leniently(FileStatus, raw)
@@ -222,8 +230,8 @@ def _read_files(items: Iterable[Any]) -> Iterator[ReportedFile]:
             charged = quantity.parse_sum(file.charged)
         except ValueError:
             continue
-        yield ReportedFile(file.uid, _joined(file.mount, file.path), size, charged)
+        yield ReportedFile(file.uid, _join(file.mount, file.path), size, charged)
 
 
-def _joined(mount: str, path: str) -> str:
+def _join(mount: str, path: str) -> str:
     return f"{mount.rstrip('/')}/{path.lstrip('/')}" if mount else path

@@ -15,13 +15,13 @@ from hugetlb_quota.controller.expiry import Expiry
 from hugetlb_quota.controller.guard import Guard, is_guarded
 from hugetlb_quota.controller.informers import Informers
 from hugetlb_quota.controller.lag import Lag
-from hugetlb_quota.controller.node_wishes import write_wishes
-from hugetlb_quota.controller.nodes import NodeReport, NodeWishes
+from hugetlb_quota.controller.node_spec import write_spec
+from hugetlb_quota.controller.nodes import NodeReport, NodeSpec
 from hugetlb_quota.controller.orphans import Orphans
 from hugetlb_quota.controller.quota_events import QuotaEvents
 from hugetlb_quota.controller.status_writer import StatusWriter
 from hugetlb_quota.controller.term import Term
-from hugetlb_quota.controller.unread import Unread
+from hugetlb_quota.controller.unread import UnreadCharges
 from hugetlb_quota.controller.write_plan import WritePlan, WritePlanner
 from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.quotas import QuotaObject
@@ -71,7 +71,7 @@ class Recounter:
         self._informers = Informers(connection, self.books, events.warn)
         self._expiry = Expiry(connection, self.books.census, self._informers.pods, lifetime)
         self._guard = Guard(connection, self._informers.quotas.store)
-        unread = Unread()
+        unread = UnreadCharges()
         self._planner = WritePlanner(self.books, self._informers, unread)
         self._writer = StatusWriter(
             connection, self.books, unread, self._expiry, self._term, events
@@ -176,8 +176,8 @@ class Recounter:
             self._planner.retry_quotas.add(quota.key)
             self._try_again()
 
-    async def _write_spec(self, report: NodeReport, wanted: NodeWishes) -> None:
-        if not await write_wishes(self._connection, report, wanted):
+    async def _write_spec(self, report: NodeReport, wanted: NodeSpec) -> None:
+        if not await write_spec(self._connection, report, wanted):
             self._planner.retry_nodes.add(report.node)
             self._try_again()
 

@@ -15,7 +15,7 @@ from hugetlb_quota.controller.books import Books
 from hugetlb_quota.controller.expiry import Expiry
 from hugetlb_quota.controller.quota_events import QuotaEvents
 from hugetlb_quota.controller.term import Superseded, Term
-from hugetlb_quota.controller.unread import Unread
+from hugetlb_quota.controller.unread import UnreadCharges
 from hugetlb_quota.controller.write_plan import WritePlan
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.api import ObjectApi
@@ -33,7 +33,7 @@ class StatusWriter:
         self,
         connection: ObjectApi,
         books: Books,
-        unread: Unread,
+        unread: UnreadCharges,
         expiry: Expiry,
         term: Term,
         events: QuotaEvents,
@@ -53,7 +53,7 @@ class StatusWriter:
         :raises LeadershipLost: if another controller leads.
         """
         key = quota.key
-        tally = self._unread.withhold(key, self._books.ledger.tally(key))
+        tally = self._unread.complete(key, self._books.ledger.tally(key))
         try:
             gone = await self._expiry.gone(quota.counter)
             change = self._change(quota, tally, gone, plan)

@@ -1,4 +1,4 @@
-"""What was charged for nodes of which no report could be read since this controller began."""
+"""Keeps the charges of nodes whose reports were never readable since this controller started."""
 
 from __future__ import annotations
 
@@ -12,49 +12,53 @@ from hugetlb_quota.accounting.recount import Tally
 from hugetlb_quota.controller.nodes import NodeReport
 
 
-class Unread:
-    """Keeps what the quotas' statuses say beyond the first count, as long as it can be true.
+class UnreadCharges:
+    """The charges that the quotas' statuses have beyond the first count of this controller.
 
-    Where a report was read before, its last reading is counted. At the first count there is
-    none: what an earlier controller counted, and this one can't, is charged on until every
-    report can be read.
+    An earlier controller counted these charges from reports that this controller can't read. They
+    stay until all reports are readable. If this controller read a report before, it counts that
+    report instead.
     """
 
     def __init__(self) -> None:
-        self._beyond: Mapping[QuotaKey, Charge] | None = None
+        #: By quota; None before the first count.
+        self._charges: Mapping[QuotaKey, Charge] | None = None
 
-    def look(
+    def update(
         self,
         tally: Callable[[QuotaKey], Tally],
         counters: Iterable[Counter],
         reports: Iterable[NodeReport],
     ) -> set[QuotaKey]:
-        """Take in which reports can be read; the quotas for which :meth:`withhold` is another.
+        """Take in which reports are readable.
 
-        :param tally: of each quota, by this count; asked for at the first alone.
+        :param tally: gives the tally of a quota; called only at the first count.
+        :param counters: the counters in the quotas' statuses.
+        :returns: the quotas whose unread charge begins or ends.
         """
-        unread = any(report.boot_id is None for report in reports)
-        if self._beyond is None:
-            self._beyond = _beyond(tally, counters) if unread else {}
-            return set(self._beyond)
-        if unread or not self._beyond:
+        any_unreadable = any(report.boot_id is None for report in reports)
+        if self._charges is None:
+            self._charges = _beyond(tally, counters) if any_unreadable else {}
+            return set(self._charges)
+        if any_unreadable or not self._charges:
             return set()
-        released, self._beyond = set(self._beyond), {}
-        return released
+        ended, self._charges = set(self._charges), {}
+        return ended
 
-    def withhold(self, key: QuotaKey, total: Tally) -> Tally:
-        """``total`` with what only an unreadable report can tell of, as retained."""
-        beyond = None if self._beyond is None else self._beyond.get(key)
-        return replace(total, retained=total.retained + beyond) if beyond else total
+    def complete(self, key: QuotaKey, tally: Tally) -> Tally:
+        """``tally`` of the quota ``key``, with the quota's unread charge added to ``retained``."""
+        charge = None if self._charges is None else self._charges.get(key)
+        return replace(tally, retained=tally.retained + charge) if charge else tally
 
 
 def _beyond(
     tally: Callable[[QuotaKey], Tally], counters: Iterable[Counter]
 ) -> Mapping[QuotaKey, Charge]:
-    beyond: dict[QuotaKey, Charge] = {}
+    """By quota, what the counter has beyond the quota's tally."""
+    charges: dict[QuotaKey, Charge] = {}
     for counter in counters:
-        total = tally(counter.quota)
-        more = (counter.pods + counter.retained).beyond(total.pods + total.retained)
+        counted = tally(counter.quota)
+        more = (counter.pods + counter.retained).beyond(counted.pods + counted.retained)
         if more := more.without_zeros():
-            beyond[counter.quota] = more
-    return beyond
+            charges[counter.quota] = more
+    return charges

@@ -11,9 +11,9 @@ from typing import Final
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
 from hugetlb_quota.controller.books import Books
 from hugetlb_quota.controller.informers import Informers
-from hugetlb_quota.controller.node_wishes import Succession, wishes
-from hugetlb_quota.controller.nodes import NodeReport, NodeWishes
-from hugetlb_quota.controller.unread import Unread
+from hugetlb_quota.controller.node_spec import Succession, wanted_spec
+from hugetlb_quota.controller.nodes import NodeReport, NodeSpec
+from hugetlb_quota.controller.unread import UnreadCharges
 from hugetlb_quota.kube.quotas import QuotaObject
 
 #: Seconds between two looks at all quotas with reservations, which may expire. Less than the time
@@ -39,7 +39,7 @@ class WritePlan:
     quotas: tuple[QuotaObject, ...]
     silent: frozenset[str]
     cut: frozenset[str]
-    node_specs: tuple[tuple[NodeReport, NodeWishes], ...]
+    node_specs: tuple[tuple[NodeReport, NodeSpec], ...]
 
 
 class WritePlanner:
@@ -48,7 +48,7 @@ class WritePlanner:
     ``retry_quotas``, ``retry_nodes``: what the next plan must have because a write failed.
     """
 
-    def __init__(self, books: Books, informers: Informers, unread: Unread) -> None:
+    def __init__(self, books: Books, informers: Informers, unread: UnreadCharges) -> None:
         self._books = books
         self._informers = informers
         self._unread = unread
@@ -71,7 +71,7 @@ class WritePlanner:
         self.retry_quotas, self.retry_nodes = set(), set()
         if self._is_check_due(idle=not keys) and not self._books.check(seen_up_to):
             keys, nodes = set(store.quotas), set(store.nodes.reports)
-        keys |= self._unread.look(
+        keys |= self._unread.update(
             self._books.ledger.tally,
             (quota.counter for quota in store.quotas.values()),
             store.nodes.reports.values(),
@@ -107,7 +107,7 @@ class WritePlanner:
             keys |= self._books.ledger.holding()
         return keys
 
-    def _new_specs(self, names: Iterable[str]) -> Iterator[tuple[NodeReport, NodeWishes]]:
+    def _new_specs(self, names: Iterable[str]) -> Iterator[tuple[NodeReport, NodeSpec]]:
         """The specs of the nodes ``names`` that differ from the stored specs."""
         store, ledger = self._books.store, self._books.ledger
         leaving = {name for name, each in store.namespaces.items() if each.leaving}
@@ -116,5 +116,5 @@ class WritePlanner:
             report = store.nodes.reports.get(name)
             if report is not None and store.nodes.is_report_valid(name):
                 retained = [each for pod in report.pods for each in ledger.retained(pod.uid)]
-                if (wanted := wishes(report, retained, succession)) != report.wishes:
+                if (wanted := wanted_spec(report, retained, succession)) != report.spec:
                     yield report, wanted

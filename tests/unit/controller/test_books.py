@@ -29,7 +29,7 @@ from hugetlb_quota.controller.node_history import NodeHistory, evidence, heirs
 from hugetlb_quota.controller.nodes import (
     NodeFacts,
     NodeReport,
-    NodeWishes,
+    NodeSpec,
     ReportedFile,
     ReportedPod,
 )
@@ -268,10 +268,10 @@ class Informed(RuleBasedStateMachine):
     @rule(name=NODES, uid=UIDS, quotas=st.none() | st.frozensets(KEYS, max_size=2))
     def heirs_are_read_back(self, name: str, uid: str, quotas: frozenset[QuotaKey] | None) -> None:
         if (before := self.reports.get(name)) is not None:
-            named = {who: it for who, it in before.wishes.heirs.items() if who != uid}
+            named = {who: it for who, it in before.spec.heirs.items() if who != uid}
             if quotas is not None:
                 named[uid] = quotas
-            self.report_becomes(name, replace(before, wishes=NodeWishes({}, named)))
+            self.report_becomes(name, replace(before, spec=NodeSpec({}, named)))
 
     @rule(name=NODES)
     def a_report_goes(self, name: str) -> None:

@@ -25,7 +25,7 @@ from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.controller.census import Census
 from hugetlb_quota.controller.count import Count
 from hugetlb_quota.controller.node_history import NodeHistory, evidence, heirs
-from hugetlb_quota.controller.node_wishes import Succession, wishes
+from hugetlb_quota.controller.node_spec import Succession, wanted_spec
 from hugetlb_quota.controller.nodes import NodeFacts, NodeReport, ReportedPod
 from hugetlb_quota.controller.snapshot import Snapshot
 from hugetlb_quota.kube.pods import Pod
@@ -353,8 +353,8 @@ class Cluster(RuleBasedStateMachine):
             for line in counter.pending:
                 self.first_seen.setdefault(line.uid, self.version)
 
-    @rule(first=st.integers(1, 3), wishes_too=st.booleans())
-    def recounts(self, first: int, wishes_too: bool) -> None:
+    @rule(first=st.integers(1, 3), writes_specs=st.booleans())
+    def recounts(self, first: int, writes_specs: bool) -> None:
         """And is cut off after the ``first`` quotas."""
         forest = Forest(self.known_quotas.values(), {})
         lines = read_lines(self.known_counters, forest)
@@ -370,12 +370,12 @@ class Cluster(RuleBasedStateMachine):
         self.writes(count, forest, first)
         if first == 3:
             self.heard |= self.reports.keys()
-        if wishes_too:
+        if writes_specs:
             for report in snapshot.valid_reports():
-                wanted = wishes(report, count.retained, Succession(forest, ()))
+                wanted = wanted_spec(report, count.retained, Succession(forest, ()))
                 stored = self.objects.get(report.node)
-                if stored is not None and stored.wishes == report.wishes:
-                    self.objects[report.node] = replace(stored, wishes=wanted)
+                if stored is not None and stored.spec == report.spec:
+                    self.objects[report.node] = replace(stored, spec=wanted)
         self.finalizer_goes()
 
     @rule()
@@ -384,7 +384,7 @@ class Cluster(RuleBasedStateMachine):
         self.sees_nodes(listed=False)
         self.sees_reports()
         self.sees_quotas()
-        self.recounts(first=3, wishes_too=True)
+        self.recounts(first=3, writes_specs=True)
 
     @rule()
     def a_pod_runs_and_is_counted(self) -> None:

@@ -1,4 +1,4 @@
-"""What is remembered of nodes: which boots they had, and reports whose objects were deleted."""
+"""The controller remembers the boots of nodes, and the reports of deleted objects."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.controller.census import Census
 from hugetlb_quota.controller.node_history import AWAITED_FOR, NodeHistory, evidence, heirs
-from hugetlb_quota.controller.node_wishes import Succession, wishes
-from hugetlb_quota.controller.nodes import NodeFacts, NodeReport, NodeWishes
+from hugetlb_quota.controller.node_spec import Succession, wanted_spec
+from hugetlb_quota.controller.nodes import NodeFacts, NodeReport, NodeSpec
 from tests.unit.controller.test_census import (
     FOREST,
     GONE,
@@ -26,7 +26,7 @@ from tests.unit.controller.test_census import (
 
 NODE = NodeFacts("worker", "boot", out_of_service=False, version=3)
 TENANT = frozenset({QuotaKey("ns", "tenant")})
-TOLD = replace(report(11, GONE), wishes=NodeWishes({"uid": timedelta(minutes=1)}, {"uid": TENANT}))
+REPORT = replace(report(11, GONE), spec=NodeSpec({"uid": timedelta(minutes=1)}, {"uid": TENANT}))
 
 
 class Clock:
@@ -37,11 +37,11 @@ class Clock:
         return self.now
 
 
-def seen(*, clock: Clock | None = None, told: NodeReport | None = None) -> NodeHistory:
+def seen(*, clock: Clock | None = None, reported: NodeReport | None = None) -> NodeHistory:
     history = NodeHistory(clock or Clock())
     history.node_changed(None, NODE, 3)
-    if told is not None:
-        history.report_changed(None, told)
+    if reported is not None:
+        history.report_changed(None, reported)
     return history
 
 
@@ -52,7 +52,7 @@ def boots(history: NodeHistory) -> tuple[int | None, list[str]]:
     return history.booted_at("worker"), sorted(history.former_boots("worker"))
 
 
-def test_a_boot_is_known_when_the_node_was_seen_with_another() -> None:
+def test_a_boot_is_noticed_when_the_boot_id_changes() -> None:
     history = seen()
     assert boots(history) == (None, [])
     history.node_changed(NODE, replace(NODE, boot_id="new"), 8)
@@ -63,89 +63,90 @@ def test_a_boot_is_known_when_the_node_was_seen_with_another() -> None:
     assert boots(history) == (10, ["boot", "new"])
 
 
-def test_when_a_boot_was_missed_the_last_look_before_it_counts() -> None:
+def test_a_missed_boot_is_dated_at_the_last_version_seen_before_it() -> None:
     history = seen()
     history.node_changed(NODE, replace(NODE, boot_id="new", version=8), 0)
     assert history.booted_at("worker") == 3
 
 
-def test_a_node_made_anew_under_its_name_has_booted_if_it_runs_another_kernel() -> None:
-    history = seen(told=TOLD)
+def test_a_node_created_again_has_booted_if_its_boot_id_is_new() -> None:
+    history = seen(reported=REPORT)
     history.node_changed(NODE, None, 5)
     history.node_changed(None, replace(NODE, boot_id="new", version=8), 8)
     assert boots(history) == (8, ["boot"])
 
 
-def test_of_a_node_that_went_with_its_report_nothing_is_remembered() -> None:
-    history = seen(told=TOLD)
+def test_a_node_that_is_gone_with_its_report_is_forgotten() -> None:
+    history = seen(reported=REPORT)
     history.node_changed(NODE, None, 5)
-    history.report_changed(TOLD, None)
+    history.report_changed(REPORT, None)
     assert history == NodeHistory(history.clock)
     alone = seen()
     alone.node_changed(NODE, None, 5)
     assert alone == NodeHistory(alone.clock)
 
 
-# A report that was deleted
+# Deleted reports
 
 
-def test_what_a_deleted_report_told_holds_while_its_node_is_there(
+def test_a_deleted_report_stays_in_force_while_its_node_exists(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    history = seen(told=TOLD)
-    history.report_changed(TOLD, None)
-    assert "HugeTLBNode worker was deleted, and its Node is there" in caplog.text
+    history = seen(reported=REPORT)
+    history.report_changed(REPORT, None)
+    assert "HugeTLBNode worker was deleted, and its Node exists" in caplog.text
     reports = history.reports({})
-    assert reports == {"worker": TOLD}
+    assert reports == {"worker": REPORT}
     held = deleted()
     assert uids(held.count(snapshot(*reports.values(), history=history))) == {"uid"}
-    # Until its Node goes too.
+    # It is no longer in force when the Node is deleted too.
     history.node_changed(NODE, None, 5)
     assert history.reports({}) == {}
 
 
-def test_heirs_of_a_deleted_object_are_written_into_the_one_that_follows() -> None:
-    history = seen(told=TOLD)
-    for _ in range(2):  # it is deleted once more before they are
-        history.report_changed(TOLD, None)
+def test_the_heirs_of_a_deleted_object_are_written_into_the_object_created_again() -> None:
+    history = seen(reported=REPORT)
+    for _ in range(2):  # the second time the object is deleted before the heirs are written
+        history.report_changed(REPORT, None)
         assert heirs(history.reports({}).values()) == {("worker", "uid"): TENANT}
-        anew = replace(TOLD, wishes=NodeWishes())
-        history.report_changed(None, anew)
-        now = history.reports({"worker": anew})["worker"]
+        again = replace(REPORT, spec=NodeSpec())
+        history.report_changed(None, again)
+        now = history.reports({"worker": again})["worker"]
         assert heirs([now]) == {("worker", "uid"): TENANT}
-        assert now.wishes == NodeWishes()
-        assert wishes(now, (), Succession(FOREST, ())) == TOLD.wishes
-        history.report_changed(anew, None)
-        history.report_changed(None, TOLD)
-    # What is stored since holds before it; and of pods that the report does not name, nothing is.
-    other = replace(TOLD, wishes=NodeWishes({}, {"uid": frozenset()}))
-    history.report_changed(TOLD, None)
+        assert now.spec == NodeSpec()
+        assert wanted_spec(now, (), Succession(FOREST, ())) == REPORT.spec
+        history.report_changed(again, None)
+        history.report_changed(None, REPORT)
+    # A stored heir takes precedence, and a pod that is not in the report has no heir.
+    other = replace(REPORT, spec=NodeSpec({}, {"uid": frozenset()}))
+    history.report_changed(REPORT, None)
     history.report_changed(None, other)
     assert heirs(history.reports({"worker": other}).values()) == {("worker", "uid"): frozenset()}
-    empty = replace(anew, pods=())
+    empty = replace(again, pods=())
     assert heirs(history.reports({"worker": empty}).values()) == {}
 
 
-# A node whose agent may not have begun
+# Nodes whose agents may not run yet
 
 
-def test_who_a_pod_was_is_kept_until_the_first_report_of_its_node_may_have_come() -> None:
+def test_an_identity_is_kept_while_the_first_report_of_the_node_may_still_come() -> None:
     clock, census = Clock(), Census()
     history = seen(clock=clock)
     running = census.count(snapshot(pods=(POD,), history=history))
     assert kept(running)["uid"].counted == "worker"
     census.pod_changed(None, POD, 10)
     census.pod_changed(POD, None, 12)
-    # It is charged no more, as nobody may ever tell of it; its line stays, read late or not.
+    # The pod is uncharged, because no agent may ever report it. Its line stays, whether the count
+    # has read the line already or not.
     for lines in ((LINE,), (LINE,), (LINE.as_identity("worker"),)):
         ended = census.count(snapshot(lines=lines, history=history))
         assert (ended.pods, ended.retained) == ((), ())
         assert kept(ended)["uid"].counted == "worker"
     line = LINE.as_identity("worker")
-    # Another controller knows nothing but the line.
+    # Another controller has only the line.
     assert kept(Census().count(snapshot(lines=(line,), history=history)))["uid"].counted == "worker"
-    told = replace(GONE, namespace="", name="")
-    (left,) = census.count(snapshot(report(12, told), lines=(line,), history=history)).retained
+    nameless = replace(GONE, namespace="", name="")
+    (left,) = census.count(snapshot(report(12, nameless), lines=(line,), history=history)).retained
     assert left.quotas
     clock.now += AWAITED_FOR
     late = census.count(snapshot(lines=(line,), history=history))
@@ -153,10 +154,10 @@ def test_who_a_pod_was_is_kept_until_the_first_report_of_its_node_may_have_come(
     assert late.identities.settled == {"uid"}
 
 
-def test_a_node_is_awaited_anew_when_it_comes_anew_and_not_once_it_has_reported() -> None:
+def test_a_node_is_awaited_from_its_creation_until_its_first_report() -> None:
     clock = Clock()
-    history = seen(clock=clock, told=TOLD)
-    assert not evidence({"worker": NODE}, [TOLD], history)["worker"].awaited
+    history = seen(clock=clock, reported=REPORT)
+    assert not evidence({"worker": NODE}, [REPORT], history)["worker"].awaited
     clock.now += AWAITED_FOR
     assert not evidence({"worker": NODE}, [], history)["worker"].awaited
     history.node_changed(NODE, None, 5)

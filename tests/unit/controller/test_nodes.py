@@ -1,4 +1,4 @@
-"""Reports and Nodes as they are read: what can't be understood changes nothing."""
+"""Reading reports and Nodes: the last readable report stays in force."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
-from hugetlb_quota.accounting.charge import NOTHING, Charge
-from hugetlb_quota.accounting.counter import Counter
+from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.forest import QuotaKey
-from hugetlb_quota.accounting.recount import Tally
 from hugetlb_quota.controller.nodes import (
     NodeReport,
     ReportedFile,
@@ -19,7 +17,6 @@ from hugetlb_quota.controller.nodes import (
     project_node,
     project_report,
 )
-from hugetlb_quota.controller.unread import Unread
 from hugetlb_quota.page_size import PageSize
 
 LEFT = Charge.from_resources({"hugepages-2Mi": "6Mi"})
@@ -68,15 +65,15 @@ def test_a_report_is_read() -> None:
     assert (report.node, report.boot_id, report.pods_resource_version) == ("worker", "boot", 7)
     assert report.pods == (ReportedPod("a", "ns", "pod", {"app": "db"}, live=False, charged=LEFT),)
     assert report.files == (ReportedFile("a", "/huge/f", SMALL, 6 << 20),)
-    assert report.wishes.reclaim == {"a": timedelta(seconds=90)}
-    assert report.wishes.heirs == {"a": frozenset({QuotaKey("ns", "q")})}
+    assert report.spec.reclaim == {"a": timedelta(seconds=90)}
+    assert report.spec.heirs == {"a": frozenset({QuotaKey("ns", "q")})}
     assert project_report({**RAW, "status": {}}) is None
     raw = deepcopy(RAW)
     raw["status"]["pods"][0]["labelsLeftOut"] = 2
     assert [pod.partial for pod in (*report.pods, *read(raw).pods)] == [False, True]
 
 
-def test_fields_of_a_newer_release_and_files_that_can_not_be_read_change_nothing() -> None:
+def test_unbefore_fields_and_unreadable_files_and_rows_are_ignored() -> None:
     raw = deepcopy(RAW)
     raw["status"] |= {"caps": [], "reportedBy": "new", "pools": "many"}
     raw["status"]["pods"][0]["swapped"] = "2Mi"
@@ -100,17 +97,17 @@ def test_fields_of_a_newer_release_and_files_that_can_not_be_read_change_nothing
         {"bootID": 7},
     ],
 )
-def test_of_a_report_that_can_not_be_read_the_one_before_holds(status: dict[str, Any]) -> None:
+def test_the_report_before_an_unreadable_report_stays_in_force(status: dict[str, Any]) -> None:
     raw = {**RAW, "spec": {}, "status": {**RAW["status"], **status}}
-    known = read(RAW)
-    held = project_report(raw, known)
+    before = read(RAW)
+    held = project_report(raw, before)
     assert held is not None
-    assert (held.pods, held.pods_resource_version, held.wishes) == (known.pods, 7, read(raw).wishes)
+    assert (held.pods, held.pods_resource_version, held.spec) == (before.pods, 7, read(raw).spec)
     never = read(raw)
     assert (never.boot_id, never.pods_resource_version, never.pods) == (None, 0, ())
 
 
-def test_a_node_is_out_of_service_by_its_taint() -> None:
+def test_the_taint_says_that_a_node_is_out_of_service() -> None:
     raw: dict[str, Any] = {"metadata": {"name": "n", "resourceVersion": "5"}}
     node = project_node(raw)
     assert (node.name, node.boot_id, node.out_of_service, node.version) == ("n", "", False, 5)
@@ -120,36 +117,7 @@ def test_a_node_is_out_of_service_by_its_taint() -> None:
     assert project_node(raw).boot_id == "boot"
 
 
-KEY = QuotaKey("ns", "q")
-UNREAD = NodeReport("worker", None, None, 0)
-
-
-def withheld(unread: Unread, total: Tally, *reports: NodeReport) -> Charge:
-    counter = Counter(KEY, NOTHING, pods=LEFT, retained=LEFT)
-    unread.look(lambda _: total, [counter], reports)
-    return unread.withhold(KEY, total).retained
-
-
-def test_what_only_an_unreadable_report_knows_of_stays_charged_as_it_was() -> None:
-    unread = Unread()
-    assert withheld(unread, Tally(pods=LEFT), UNREAD) == LEFT
-    # A pod that came since counts beside it.
-    assert withheld(unread, Tally(pods=LEFT + LEFT), UNREAD) == LEFT
-    assert withheld(unread, Tally(), read(RAW)) == NOTHING
-    # By now all was counted that is charged.
-    assert withheld(unread, Tally(), UNREAD) == NOTHING
-    assert withheld(Unread(), Tally(), read(RAW)) == NOTHING
-
-
-def test_a_quota_is_looked_at_when_what_is_withheld_from_it_ends() -> None:
-    unread, counter = Unread(), Counter(KEY, NOTHING, pods=LEFT)
-    assert unread.look(lambda _: Tally(), [counter], [UNREAD]) == {KEY}
-    assert unread.look(lambda _: Tally(), [counter], [UNREAD]) == set()
-    assert unread.look(lambda _: Tally(), [counter], [read(RAW)]) == {KEY}
-    assert unread.look(lambda _: Tally(), [counter], [read(RAW)]) == set()
-
-
-def test_a_report_is_cut_where_pods_are_left_out_of_it() -> None:
+def test_a_report_is_cut_if_it_leaves_out_pods() -> None:
     for left_out, cut in (({"files": 3, "labels": 1, "pods": 0}, False), ({"pods": 1}, True)):
         raw = deepcopy(RAW)
         raw["status"]["leftOut"] = left_out

@@ -1,4 +1,4 @@
-"""What the controller wants of each node, in HugeTLBNode.spec: reclaim, and who inherits."""
+"""Computes and writes HugeTLBNode.spec: which files to remove, and which quotas are heirs."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from hugetlb_quota import duration
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
 from hugetlb_quota.accounting.recount import Retained
 from hugetlb_quota.api.node import HeirSpec, HugeTLBNodeSpec, ReclaimSpec
-from hugetlb_quota.controller.nodes import NodeReport, NodeWishes, read_wishes
+from hugetlb_quota.controller.nodes import NodeReport, NodeSpec, read_spec
 from hugetlb_quota.kube import errors
-from hugetlb_quota.kube.connection import Connection
+from hugetlb_quota.kube.api import ObjectApi
 from hugetlb_quota.kube.resources import HUGETLB_NODES
 
-#: Bytes of rows in a spec as JSON, at most: etcd takes no object above 1.5 MiB, and the agent's
-#: report is up to 0.9 MiB of it.
-MOST: Final = 512 << 10
+#: The largest size of the rows in one spec, as bytes of JSON: etcd refuses an object above
+#: 1.5 MiB, and the agent's report in the same object takes up to 0.9 MiB.
+LARGEST_SPEC: Final = 512 << 10
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Succession:
-    """Who follows a quota that is being deleted.
+    """The rule that names the heir of a quota that is being deleted.
 
-    ``leaving``: namespaces that are being deleted: they take their quotas along.
+    ``leaving``: the namespaces that are being deleted, and their quotas with them.
     """
 
     forest: Forest
     leaving: Collection[str]
 
-    def moves(self, quota: Quota) -> bool:
-        """Whether what is retained under ``quota`` goes to another, or to nobody."""
+    def hands_over(self, quota: Quota) -> bool:
+        """Whether the retained charges of ``quota`` go to an heir, or to nobody."""
         if not quota.terminating:
             return False
         if quota.key.namespace in self.leaving:
@@ -44,46 +44,49 @@ class Succession:
         return quota.reparents and self.heir(quota) is not None
 
     def heir(self, quota: Quota) -> QuotaKey | None:
-        """The nearest quota above that stays."""
+        """The nearest quota above ``quota`` that stays; None if there is none."""
         for above in self.forest.attached(quota.key)[1:]:
-            if not self.moves(above):
+            if not self.hands_over(above):
                 return above.key
         return None
 
 
-def wishes(report: NodeReport, retained: Iterable[Retained], succession: Succession) -> NodeWishes:
-    """What the spec of the node's object must say.
+def wanted_spec(
+    report: NodeReport, retained: Iterable[Retained], succession: Succession
+) -> NodeSpec:
+    """The spec that the node's object must get.
 
-    :param report: the node's last, which holds still.
-    :param retained: what is charged to pods that are gone.
+    :param report: the last report of the node, which must be valid still.
+    :param retained: the charges of gone pods.
     """
-    before, forest = report.all_wishes, succession.forest
+    before, forest = report.full_spec, succession.forest
     gone = {pod.uid for pod in report.pods if not pod.live}
     heirs = {uid: quotas for uid, quotas in before.heirs.items() if uid in gone}
-    # What a quota asked for that was deleted since holds on.
+    # The reclaim that a deleted quota asked for stays in force.
     reclaim = {uid: after for uid, after in before.reclaim.items() if uid in heirs}
     for each in retained:
         if each.uid not in gone or each.node != report.node:
             continue
-        paying = [forest[key] for key in each.quotas if key in forest]
-        if (after := _reclaim_after(paying)) is not None:
+        payers = [forest[key] for key in each.quotas if key in forest]
+        if (after := _reclaim_after(payers)) is not None:
             reclaim[each.uid] = after
-        if any(succession.moves(quota) for quota in paying):
-            heirs[each.uid] = _heirs(paying, heirs.get(each.uid, frozenset()), succession)
-    return fit(NodeWishes(reclaim, heirs), before)
+        if any(succession.hands_over(quota) for quota in payers):
+            heirs[each.uid] = _heirs(payers, heirs.get(each.uid, frozenset()), succession)
+    return fit(NodeSpec(reclaim, heirs), before)
 
 
-def fit(wanted: NodeWishes, before: NodeWishes, most: int = MOST) -> NodeWishes:
-    """What of ``wanted`` has room in ``most`` bytes of rows.
+def fit(wanted: NodeSpec, before: NodeSpec, most: int = LARGEST_SPEC) -> NodeSpec:
+    """The part of ``wanted`` that has room in ``most`` bytes of rows.
 
-    The rest waits until others are gone, and nothing is charged to another meanwhile: a quota
-    without an heir for what it holds stays and pays, and files without a row are kept.
+    The rest waits until other pods are gone. Meanwhile no charge moves: a quota without a stored
+    heir stays and pays, and the agent keeps files without a row.
 
-    :param before: what was wanted until now: of that an heir is always kept.
+    :param before: the spec until now. An heir that it names always keeps its row.
     """
     room, heirs = most, dict[str, frozenset[QuotaKey]]()
     for uid in sorted(wanted.heirs, key=lambda uid: (uid not in before.heirs, uid)):
-        # Once its quota is gone nobody else knows that it asked for the files to be removed.
+        # An heir is stored together with the reclaim of the same pod: after the quota is deleted,
+        # only the spec says that the quota asked for the reclaim.
         after = wanted.reclaim.get(uid)
         size = _size(_heir(uid, wanted.heirs[uid]))
         size += 0 if after is None else _size(_reclaim(uid, after))
@@ -97,24 +100,26 @@ def fit(wanted: NodeWishes, before: NodeWishes, most: int = MOST) -> NodeWishes:
         if room < 0:
             break
         reclaim[uid] = wanted.reclaim[uid]
-    return NodeWishes(reclaim, heirs)
+    return NodeSpec(reclaim, heirs)
 
 
-async def write_wishes(connection: Connection, report: NodeReport, wanted: NodeWishes) -> bool:
-    """Write ``wanted`` over the wishes that were read with ``report``, unless others did since.
+async def write_spec(connection: ObjectApi, report: NodeReport, wanted: NodeSpec) -> bool:
+    """Replace the spec that was read with ``report`` by ``wanted``.
 
-    :returns: whether nothing is to be tried again: what another has written meanwhile comes
-        by the watch, and is looked at then.
+    A spec that another controller changed since is not replaced: the informer will show the
+    change, and the next count looks at it.
+
+    :returns: False if the write must be tried again.
     """
     try:
         raw = await connection.get(HUGETLB_NODES, report.node)
         spec = raw.get("spec") or {}
-        if read_wishes(spec) == report.wishes:
+        if read_spec(spec) == report.spec:
             body = {**raw, "spec": {**spec, **_to_json(wanted)}}
             await connection.replace(HUGETLB_NODES, report.node, body)
     except errors.NotFound:
-        logger.info("HugeTLBNode %s went while its spec was written.", report.node)
-    except errors.ApiError as error:  # a Conflict with the agent's report among them
+        logger.info("HugeTLBNode %s was deleted before its spec was written.", report.node)
+    except errors.ApiError as error:  # also a Conflict with the agent's report
         logger.warning(
             "The spec of HugeTLBNode %s was not written; trying again: %s", report.node, error
         )
@@ -122,29 +127,33 @@ async def write_wishes(connection: Connection, report: NodeReport, wanted: NodeW
     return True
 
 
-def _reclaim_after(paying: Collection[Quota]) -> timedelta | None:
-    """How long after its end a pod's files go: when all that pay ask for it, the longest."""
-    times = [quota.reclaim_after for quota in paying]
+def _reclaim_after(payers: Collection[Quota]) -> timedelta | None:
+    """The time from a pod's end until its files are removed; None to keep the files.
+
+    The files are removed only if all payers ask for it, after the longest of their times.
+    """
+    times = [quota.reclaim_after for quota in payers]
     asked = [after for after in times if after is not None]
     return max(asked) if asked and len(asked) == len(times) else None
 
 
 def _heirs(
-    paying: Iterable[Quota], before: frozenset[QuotaKey], succession: Succession
+    payers: Iterable[Quota], before: frozenset[QuotaKey], succession: Succession
 ) -> frozenset[QuotaKey]:
     heirs = {key for key in before if key in succession.forest}
-    for quota in paying:
-        if succession.moves(quota):
+    for quota in payers:
+        if succession.hands_over(quota):
             heirs.discard(quota.key)
             if (heir := succession.heir(quota)) is not None:
                 heirs.add(heir)
         elif quota.terminating:
-            # It governs no pod any more that has an heir, and pays on.
+            # Once heirs are named, a terminating quota no longer pays as a governing quota. So
+            # it must be an heir to go on paying.
             heirs.add(quota.key)
     return frozenset(heirs)
 
 
-def _to_json(wanted: NodeWishes) -> Mapping[str, Any]:
+def _to_json(wanted: NodeSpec) -> Mapping[str, Any]:
     return HugeTLBNodeSpec(
         reclaim=[_reclaim(uid, after) for uid, after in sorted(wanted.reclaim.items())],
         heirs=[_heir(uid, quotas) for uid, quotas in sorted(wanted.heirs.items())],
@@ -160,5 +169,5 @@ def _heir(uid: str, quotas: Iterable[QuotaKey]) -> HeirSpec:
 
 
 def _size(row: ReclaimSpec | HeirSpec) -> int:
-    """Bytes that it takes with the comma after it."""
+    """The bytes of the row as JSON, with the comma and space behind it."""
     return len(json.dumps(row.to_json())) + len(", ")

@@ -1,4 +1,4 @@
-"""What the controller writes into a HugeTLBNode's spec, and how."""
+"""The spec of a HugeTLBNode: its content, its size, and the write."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
 from hugetlb_quota.accounting.recount import Retained
 from hugetlb_quota.accounting.selector import Selector
-from hugetlb_quota.controller import node_wishes
-from hugetlb_quota.controller.node_wishes import MOST, Succession, fit, wishes, write_wishes
-from hugetlb_quota.controller.nodes import NodeReport, NodeWishes, ReportedPod
+from hugetlb_quota.controller import node_spec
+from hugetlb_quota.controller.node_spec import (
+    LARGEST_SPEC,
+    Succession,
+    fit,
+    wanted_spec,
+    write_spec,
+)
+from hugetlb_quota.controller.nodes import NodeReport, NodeSpec, ReportedPod
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection
 
@@ -33,9 +39,9 @@ def wanted(
     paying: tuple[QuotaKey, ...] = (TEAM,),
     report: NodeReport = REPORT,
     leaving: tuple[str, ...] = (),
-) -> NodeWishes:
+) -> NodeSpec:
     retained = [Retained("uid", LEFT, frozenset(paying), "worker")]
-    return wishes(report, retained, Succession(Forest(quotas, {"b": {}}), leaving))
+    return wanted_spec(report, retained, Succession(Forest(quotas, {"b": {}}), leaving))
 
 
 def tree(**team: Any) -> tuple[Quota, ...]:
@@ -47,25 +53,25 @@ def tree(**team: Any) -> tuple[Quota, ...]:
 
 
 def stored(**what: Any) -> NodeReport:
-    return replace(REPORT, wishes=NodeWishes(**what))
+    return replace(REPORT, spec=NodeSpec(**what))
 
 
-def test_files_go_where_all_that_pay_ask_for_it_after_the_longest_time() -> None:
+def test_files_are_reclaimed_after_the_longest_time_if_all_payers_ask_for_it() -> None:
     team, other = Quota(TEAM, reclaim_after=SHORT), Quota(OTHER, reclaim_after=LONG)
     assert wanted(team, other).reclaim == {"uid": SHORT}
     assert wanted(team, other, paying=(TEAM, OTHER)).reclaim == {"uid": LONG}
     assert wanted(team, Quota(OTHER), paying=(TEAM, OTHER)).reclaim == {}
     assert wanted(Quota(TEAM)).reclaim == {}
     assert wanted(team, paying=()).reclaim == {}
-    # A quota that changes its mind while it pays is heard.
+    # A quota can take its request back while it pays.
     assert wanted(Quota(TEAM), report=stored(reclaim={"uid": SHORT})).reclaim == {}
 
 
-def test_nothing_is_wanted_of_pods_that_are_live_or_not_there_any_more() -> None:
+def test_live_pods_and_pods_without_an_entry_have_no_rows() -> None:
     before = {"reclaim": {"uid": SHORT}, "heirs": {"uid": frozenset({TENANT})}}
     team = Quota(TEAM, reclaim_after=SHORT, reparents=True, terminating=True)
     for pods in ((), (replace(GONE, live=True),)):
-        assert wanted(team, report=replace(stored(**before), pods=pods)) == NodeWishes()
+        assert wanted(team, report=replace(stored(**before), pods=pods)) == NodeSpec()
 
 
 def test_the_nearest_quota_above_that_stays_is_the_heir() -> None:
@@ -74,25 +80,25 @@ def test_the_nearest_quota_above_that_stays_is_the_heir() -> None:
     assert wanted(*going).heirs == {"uid": frozenset({TENANT})}
     tenant = replace(going[1], reparents=True, terminating=True)
     assert wanted(going[0], tenant, going[2]).heirs == {"uid": frozenset({ROOT})}
-    # One that inherited and is deleted in its turn hands on.
+    # An heir that is deleted too hands over to the next quota above.
     inherited = stored(heirs={"uid": frozenset({TENANT})})
     passed_on = wanted(going[0], tenant, paying=(TENANT,), report=inherited)
     assert passed_on.heirs == {"uid": frozenset({ROOT})}
 
 
-def test_a_quota_that_refuses_or_has_nothing_above_keeps_what_it_has() -> None:
+def test_a_quota_without_reparenting_or_without_a_parent_has_no_heir() -> None:
     assert wanted(*tree(terminating=True)).heirs == {}
     assert wanted(Quota(TEAM, reparents=True, terminating=True)).heirs == {}
 
 
-def test_a_namespace_that_goes_leaves_it_to_the_quota_above_or_to_nobody() -> None:
+def test_the_heir_of_a_deleted_namespace_is_the_quota_above_or_nobody() -> None:
     going = tree(terminating=True)
     assert wanted(*going, leaving=("b",)).heirs == {"uid": frozenset({TENANT})}
     alone = wanted(Quota(TEAM, terminating=True), leaving=("b",))
     assert alone.heirs == {"uid": frozenset()}
 
 
-def test_another_quota_that_pays_pays_on() -> None:
+def test_the_other_payers_continue_to_pay() -> None:
     waiting = Quota(OTHER, terminating=True)
     both = wanted(*tree(reparents=True, terminating=True), waiting, paying=(TEAM, OTHER))
     assert both.heirs == {"uid": frozenset({TENANT, OTHER})}
@@ -100,13 +106,13 @@ def test_another_quota_that_pays_pays_on() -> None:
     assert staying.heirs == {"uid": frozenset({TENANT})}
 
 
-def test_what_a_quota_asked_for_that_was_deleted_goes_on() -> None:
+def test_the_reclaim_that_a_deleted_quota_asked_for_stays_in_force() -> None:
     before = stored(reclaim={"uid": SHORT}, heirs={"uid": frozenset({TENANT})})
     going = tree(reparents=True, terminating=True, reclaim_after=SHORT)
-    # Both are written at once.
-    assert wanted(*going) == before.wishes
+    # Heir and reclaim are written together.
+    assert wanted(*going) == before.spec
     after = wanted(*going[:2], paying=(TENANT,), report=before)
-    assert after == before.wishes
+    assert after == before.spec
 
 
 RAW = {
@@ -133,12 +139,12 @@ class Api:
         return body
 
 
-NEW = NodeWishes({"uid": LONG}, {"uid": frozenset({TEAM, TENANT})})
+NEW = NodeSpec({"uid": LONG}, {"uid": frozenset({TEAM, TENANT})})
 
 
-async def test_it_is_written_over_what_was_read_and_nothing_else_changes() -> None:
+async def test_the_write_replaces_the_read_spec_and_keeps_unknown_fields() -> None:
     api = Api()
-    assert await write_wishes(cast(Connection, api), REPORT, NEW)
+    assert await write_spec(cast(Connection, api), REPORT, NEW)
     assert api.stored == {
         **RAW,
         "spec": {
@@ -149,14 +155,14 @@ async def test_it_is_written_over_what_was_read_and_nothing_else_changes() -> No
     }
 
 
-async def test_over_what_another_has_written_nothing_is() -> None:
+async def test_a_spec_that_changed_since_is_not_replaced() -> None:
     api = Api()
-    assert await write_wishes(cast(Connection, api), stored(reclaim={"uid": SHORT}), NEW)
+    assert await write_spec(cast(Connection, api), stored(reclaim={"uid": SHORT}), NEW)
     assert api.writes == 0
 
 
 @pytest.mark.parametrize(
-    ("error", "is_over"),
+    ("error", "is_done"),
     [
         (errors.Conflict(409, "Conflict", "changed"), False),
         (errors.Forbidden(403, "Forbidden", "no"), False),
@@ -164,52 +170,54 @@ async def test_over_what_another_has_written_nothing_is() -> None:
         (errors.NotFound(404, "NotFound", "gone"), True),
     ],
 )
-async def test_what_was_not_written_is_tried_again(error: Exception, is_over: bool) -> None:
+async def test_a_failed_write_must_be_tried_again_unless_the_object_is_gone(
+    error: Exception, is_done: bool
+) -> None:
     api = Api(error)
-    assert await write_wishes(cast(Connection, api), REPORT, NEW) is is_over
+    assert await write_spec(cast(Connection, api), REPORT, NEW) is is_done
     assert api.writes == 1
 
 
-# An object's size has a limit
+# The size of the spec
 
 
-def stored_size(wanted: NodeWishes) -> int:
-    rows = dict(node_wishes._to_json(wanted)).values()
+def stored_size(wanted: NodeSpec) -> int:
+    rows = dict(node_spec._to_json(wanted)).values()
     return sum(len(json.dumps(row)) - len("[]") for row in rows)
 
 
-def test_what_has_no_room_waits_and_what_was_stored_stays() -> None:
+def test_new_rows_wait_for_room_and_stored_rows_stay() -> None:
     uids = [f"{number:036}" for number in range(40)]
     heirs, reclaim = dict.fromkeys(uids[:20], frozenset({TENANT})), dict.fromkeys(uids[10:], SHORT)
-    everything = NodeWishes(reclaim, heirs)
-    assert fit(everything, NodeWishes()) == everything
-    before = NodeWishes()
+    everything = NodeSpec(reclaim, heirs)
+    assert fit(everything, NodeSpec()) == everything
+    before = NodeSpec()
     for most in (800, 1600, 2500):
         stored = fit(everything, before, most)
         assert most - 300 < stored_size(stored) <= most
         assert before.heirs.keys() <= stored.heirs.keys()
-        # A quota that goes takes nothing with it that it asked for.
+        # An heir is never stored without the reclaim of the same pod.
         assert stored.heirs.keys() & reclaim.keys() <= stored.reclaim.keys()
         assert fit(everything, stored, most) == stored
         before = stored
-    # What was stored takes its room before what is new.
-    late = NodeWishes({uids[-1]: SHORT}, dict.fromkeys(uids[15:20], frozenset({TENANT})))
+    # Stored rows get room before new rows.
+    late = NodeSpec({uids[-1]: SHORT}, dict.fromkeys(uids[15:20], frozenset({TENANT})))
     stored = fit(everything, late, 1000)
     assert late.heirs.keys() <= stored.heirs.keys()
     assert stored_size(stored) <= 1000
-    assert uids[-1] in fit(NodeWishes(reclaim, {}), late, 200).reclaim
-    # An heir that was stored is the only one who knows.
+    assert uids[-1] in fit(NodeSpec(reclaim, {}), late, 200).reclaim
+    # A stored heir stays even without room.
     assert fit(everything, everything, 0).heirs == heirs
-    # As pods go there is room for others.
-    first = fit(everything, NodeWishes(), 800)
+    # When pods go, the rows of other pods get room.
+    first = fit(everything, NodeSpec(), 800)
     less = {uid: who for uid, who in heirs.items() if uid not in first.heirs}
-    assert fit(NodeWishes({}, less), first, 800).heirs
+    assert fit(NodeSpec({}, less), first, 800).heirs
 
 
-def test_the_spec_of_a_node_with_very_many_pods_that_are_gone_fits() -> None:
+def test_the_spec_of_a_node_with_12_000_gone_pods_fits() -> None:
     pods = tuple(replace(GONE, uid=f"{number:036}") for number in range(12_000))
     retained = [Retained(pod.uid, LEFT, frozenset({TEAM}), "worker") for pod in pods]
     forest = Forest(tree(reclaim_after=SHORT, reparents=True, terminating=True), {"b": {}})
-    wanted = wishes(replace(REPORT, pods=pods), retained, Succession(forest, ()))
+    wanted = wanted_spec(replace(REPORT, pods=pods), retained, Succession(forest, ()))
     assert 0 < len(wanted.heirs) < len(pods)
-    assert stored_size(wanted) <= MOST
+    assert stored_size(wanted) <= LARGEST_SPEC
