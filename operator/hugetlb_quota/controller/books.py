@@ -52,10 +52,10 @@ class Books:
         self.counts += 1
         scope = self.input.scope(self.census, self.ledger, listed_at)
         if scope.new_forest:
-            self.ledger.replant(self.input.forest)
+            self.ledger.use_forest(self.input.forest)
         count = self.census.count(self.input.snapshot(seen_up_to, scope.uids))
-        self.ledger.take(scope.uids, count)
-        scope.quotas |= self.ledger.changed()
+        self.ledger.update(scope.uids, count)
+        scope.quotas |= self.ledger.pop_changed()
         return scope
 
     def check(self, seen_up_to: int) -> bool:
@@ -68,8 +68,8 @@ class Books:
         self.checks += 1
         scratch = Ledger()
         self.input.rebuild()
-        scratch.replant(self.input.forest)
-        scratch.take(None, self.census.count(self.input.snapshot(seen_up_to, None)))
+        scratch.use_forest(self.input.forest)
+        scratch.update(None, self.census.count(self.input.snapshot(seen_up_to, None)))
         found = self.ledger.differences(scratch)
         if not found:
             return True

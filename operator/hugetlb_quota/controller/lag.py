@@ -1,4 +1,4 @@
-"""How far the count is behind what has happened."""
+"""Measures how long changes wait until the quotas show them."""
 
 from __future__ import annotations
 
@@ -7,46 +7,49 @@ from collections.abc import Callable
 
 
 class Lag:
-    """Follows the oldest change that no count has taken in yet.
+    """The age of the oldest change that the quotas do not show yet.
 
-    :param clock: gives seconds.
+    ``counts``: the number of counts; ``took``: the seconds that they took together.
+
+    :param clock: returns seconds since any fixed moment.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._changed: float | None = None
-        self._counting: float | None = None
-        self._began = 0.0
-        self._failed = False
-        #: How many counts there were, and how many seconds they took together.
+        #: When the oldest change came that no count has begun to take in.
+        self._changed_at: float | None = None
+        #: When the oldest change came that the counts up to now took in but did not show.
+        self._counting_since: float | None = None
+        self._began_at = 0.0
+        self._has_failed = False
         self.counts = 0
         self.took = 0.0
 
     def changed(self) -> None:
-        """Something happened that the next count takes in."""
-        if self._changed is None:
-            self._changed = self._clock()
+        """Note a change that the next count takes in."""
+        if self._changed_at is None:
+            self._changed_at = self._clock()
 
     def begin(self) -> None:
-        """A count begins: it takes in all that has happened until now."""
-        self._began = self._clock()
-        self._failed = False
-        if self._counting is None:
-            self._counting = self._changed
-        self._changed = None
+        """Note that a count begins. It takes in all changes until now."""
+        self._began_at = self._clock()
+        self._has_failed = False
+        if self._counting_since is None:
+            self._counting_since = self._changed_at
+        self._changed_at = None
 
     def failed(self) -> None:
-        """A part of the count that is under way could not be read or written."""
-        self._failed = True
+        """Note that a read or a write of the present count failed."""
+        self._has_failed = True
 
     def end(self) -> None:
-        """The count is over; what it took in is shown by the quotas, unless a part failed."""
+        """Note that the count ends. Unless a part failed, the quotas show what it took in."""
         self.counts += 1
-        self.took += self._clock() - self._began
-        if not self._failed:
-            self._counting = None
+        self.took += self._clock() - self._began_at
+        if not self._has_failed:
+            self._counting_since = None
 
     def seconds(self) -> float:
-        """How long ago the oldest change was that the quotas do not show; 0.0 without any."""
-        since = self._changed if self._counting is None else self._counting
+        """The age of the oldest change that the quotas do not show; 0.0 if they show all."""
+        since = self._changed_at if self._counting_since is None else self._counting_since
         return 0.0 if since is None else self._clock() - since

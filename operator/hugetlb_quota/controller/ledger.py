@@ -1,7 +1,7 @@
-"""The ledger: what the counts said of each pod, and what that makes in every quota.
+"""The ledger: the charges of each pod, and their sums in each quota.
 
-A count may be of a few pods: what it says takes the place of what was said of these before, and
-the sums change by the difference. No requests are made here.
+A count may include only some pods. Its results replace the earlier results of these pods, and the
+sums change by the difference. The ledger makes no requests.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from hugetlb_quota.controller.count import Count, Held, Orphan
 from hugetlb_quota.page_size import PageSize
 
 _T = TypeVar("_T")
-_NOWHERE: frozenset[str] = frozenset()
+_NO_NODES: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
 class _Entry:
-    """All that a count says of one UID."""
+    """The charges of one UID."""
 
     pods: tuple[ChargedPod, ...] = ()
     held: tuple[Held, ...] = ()
@@ -42,7 +42,7 @@ class _Entry:
 
 @dataclass(slots=True)
 class _Sum:
-    """What is charged to one quota, descendants included; ``held`` and ``files`` by UID."""
+    """The charges of one quota, with all quotas below; ``held`` and ``files`` by UID."""
 
     pods: dict[PageSize, int] = field(default_factory=dict)
     retained: dict[PageSize, int] = field(default_factory=dict)
@@ -57,66 +57,72 @@ class _Sum:
 
 
 class Ledger:
-    """What is charged to the quotas of a forest, kept by difference."""
+    """The charges of the pods, and their sums in the quotas of a forest."""
 
     def __init__(self) -> None:
         self._forest = Forest((), {})
         self._entries: dict[str, _Entry] = {}
         self._sums: dict[QuotaKey, _Sum] = {}
-        self._above: dict[frozenset[QuotaKey], frozenset[QuotaKey]] = {}
+        #: By a pod's quotas, all quotas that the pod is charged to; computed on first use.
+        self._charged: dict[frozenset[QuotaKey], frozenset[QuotaKey]] = {}
         self._quota_uids: dict[str, QuotaKey] = {}
         self._kept: dict[str, Identity] = {}
         self._settled: set[str] = set()
-        self._waits: dict[str, frozenset[str]] = {}
-        self._waiting: dict[str, set[str]] = {}
         self._orphans: dict[str, set[Orphan]] = {}
+        #: The nodes that a pod waits for, by UID; and the UIDs that wait for a node.
+        self._awaited_nodes: dict[str, frozenset[str]] = {}
+        self._waiting: dict[str, set[str]] = {}
         self._changed: set[QuotaKey] = set()
 
-    def replant(self, forest: Forest) -> None:
-        """Charge what is known to the quotas of ``forest`` from now on."""
+    def use_forest(self, forest: Forest) -> None:
+        """Compute the sums of the quotas of ``forest`` from now on."""
         before = self._sums
         self._forest = forest
         self._sums = {quota.key: _Sum() for quota in forest}
-        self._above = {}
+        self._charged = {}
         self._quota_uids = {quota.uid: quota.key for quota in forest}
         changed, self._changed = self._changed, set()
         for uid, entry in self._entries.items():
             self._add(uid, entry, 1)
         self._changed = changed | {key for key, now in self._sums.items() if before.get(key) != now}
 
-    def take(self, uids: Collection[str] | None, count: Count) -> None:
-        """Put what ``count`` says of ``uids`` in the place of what was said of them before.
+    def update(self, uids: Collection[str] | None, count: Count) -> None:
+        """Replace the earlier results for ``uids`` by those in ``count``.
 
-        :param uids: all that it can tell of; None: of everybody.
+        :param uids: the UIDs that ``count`` includes; None for all.
         """
-        told = _by_uid(count)
-        for uid in (self._entries.keys() | told.keys()) if uids is None else uids:
-            self._put(uid, told.get(uid))
+        entries = _by_uid(count)
+        for uid in (self._entries.keys() | entries.keys()) if uids is None else uids:
+            self._put(uid, entries.get(uid))
         if uids is None:
-            uids = self._kept.keys() | self._settled | self._waits.keys() | self._orphans.keys()
-        identities = count.identities
+            uids = (
+                self._kept.keys()
+                | self._settled
+                | self._awaited_nodes.keys()
+                | self._orphans.keys()
+            )
         for uid in uids:
             self._kept.pop(uid, None)
             self._settled.discard(uid)
             self._orphans.pop(uid, None)
-            for node in self._waits.pop(uid, _NOWHERE):
+            for node in self._awaited_nodes.pop(uid, _NO_NODES):
                 self._waiting[node].discard(uid)
-        self._kept.update(identities.kept)
-        self._settled |= identities.settled
+        self._kept.update(count.identities.kept)
+        self._settled |= count.identities.settled
         for orphan in count.orphans:
             self._orphans.setdefault(orphan.uid, set()).add(orphan)
         for uid, nodes in count.waiting.items():
-            self._waits[uid] = nodes
+            self._awaited_nodes[uid] = nodes
             for node in nodes:
                 self._waiting.setdefault(node, set()).add(uid)
 
-    def changed(self) -> set[QuotaKey]:
-        """The quotas of which something is another than when this was asked last."""
+    def pop_changed(self) -> set[QuotaKey]:
+        """The quotas whose charges changed since the last call."""
         changed, self._changed = self._changed, set()
         return changed & self._sums.keys()
 
     def tally(self, key: QuotaKey) -> Tally:
-        """What is charged to the quota ``key``; true until the next :meth:`take`."""
+        """The charges of the quota ``key``; valid until the next :meth:`update`."""
         it = self._sums[key]
         files = (file for each in it.files.values() for file in each)
         return Tally(
@@ -127,64 +133,63 @@ class Ledger:
         )
 
     def held(self, key: QuotaKey) -> tuple[Held, ...]:
-        """The ended pods that are charged to the quota ``key`` still."""
+        """The ended pods that are still charged to the quota ``key``."""
         return tuple(each for held in self._sums[key].held.values() for each in held)
 
-    def holding(self) -> set[QuotaKey]:
-        """The quotas to which some ended pod is charged."""
+    def quotas_with_held(self) -> set[QuotaKey]:
+        """The quotas to which ended pods are still charged."""
         return {key for key, it in self._sums.items() if it.held}
 
     def retained(self, uid: str) -> tuple[Retained, ...]:
-        """What the pod ``uid``, which is gone, is charged still."""
+        """The retained charges of the gone pod ``uid``."""
         entry = self._entries.get(uid)
         return () if entry is None else entry.retained
 
     def waiting_for(self, node: str) -> Set[str]:
-        """The UIDs on which the next report of ``node`` may decide."""
-        return self._waiting.get(node, _NOWHERE)
+        """The UIDs of the pods that the next report of ``node`` may release."""
+        return self._waiting.get(node, _NO_NODES)
 
     @property
     def identities(self) -> Identities:
-        """The pods of which the quotas must keep who they are; a live view."""
+        """The pods whose identities the quotas must keep; a live view."""
         return Identities(self._kept, self._settled)
 
     @property
     def orphans(self) -> frozenset[Orphan]:
-        """Those for whom no quota is charged."""
+        """The pods with charges that no quota pays for."""
         return frozenset[Orphan]().union(*self._orphans.values())
 
     def differences(self, other: Ledger) -> list[str]:
-        """What ``other``, which is of the same forest, says otherwise; a sentence each."""
+        """The differences from ``other``, a count from scratch of the same forest, as sentences."""
         found = [
-            f"HugeTLBQuota {key} is charged {mine}, and by the count from scratch {theirs}."
+            f"HugeTLBQuota {key} is charged {mine}; the count from scratch found {theirs}."
             for key in sorted(self._sums.keys() & other._sums.keys())
             if (mine := self._sums[key]) != (theirs := other._sums[key])
         ]
         if self._sums.keys() != other._sums.keys():
-            found.append("The quotas are not the same.")
-        ids, theirs_ids = self.identities, other.identities
-        if (ids.kept, ids.settled) != (theirs_ids.kept, theirs_ids.settled):
-            found.append("The identities are not the same.")
-        if (self._waits, self.orphans) != (other._waits, other.orphans):
-            found.append("What waits for nodes, or is charged to nobody, is not the same.")
+            found.append("The quotas differ.")
+        if (self._kept, self._settled) != (other._kept, other._settled):
+            found.append("The identities differ.")
+        if (self._awaited_nodes, self.orphans) != (other._awaited_nodes, other.orphans):
+            found.append("The pods that wait for nodes, or that no quota pays for, differ.")
         return found
 
     def seen_at(self, uid: str, key: QuotaKey) -> int | None:
-        """At which version the pod ``uid`` was seen that the quota ``key`` is charged for.
+        """The resourceVersion of the pod ``uid``, if the pod is charged to the quota ``key``.
 
-        Or at which generation the quota ``uid``, which is below; None when it is neither.
+        If ``uid`` is a quota below ``key``, the generation of that quota. Otherwise None.
         """
         if (entry := self._entries.get(uid)) is not None:
             for pod in entry.pods:
-                if key in self._union(pod.quotas):
+                if key in self._charged_quotas(pod.quotas):
                     return pod.version
         below = self._quota_uids.get(uid)
-        if below is not None and below != key and key in self._union(frozenset({below})):
+        if below is not None and below != key and key in self._charged_quotas(frozenset({below})):
             return self._forest[below].generation
         return None
 
-    def uids_under(self, key: QuotaKey) -> Iterator[str]:
-        """Every UID that :meth:`seen_at` knows for the quota ``key``."""
+    def uids_seen_by(self, key: QuotaKey) -> Iterator[str]:
+        """The UIDs for which :meth:`seen_at` has a version for the quota ``key``."""
         uids = [*self._entries, *self._quota_uids]
         return (uid for uid in uids if self.seen_at(uid, key) is not None)
 
@@ -199,40 +204,41 @@ class Ledger:
                 self._add(uid, entry, 1)
 
     def _add(self, uid: str, entry: _Entry, sign: int) -> None:
-        charged: set[QuotaKey] = set()
+        """Add ``entry`` to the sums of all charged quotas, or subtract it if ``sign`` is -1."""
+        done: set[QuotaKey] = set()
         for pod in entry.pods:
-            for key in self._union(pod.quotas) - charged:
-                charged.add(key)
+            for key in self._charged_quotas(pod.quotas) - done:
+                done.add(key)
                 _add(self._sums[key].pods, pod.charge, sign)
-        self._changed |= charged
-        for left in entry.retained:
-            for key in self._union(left.quotas):
+        self._changed |= done
+        for retained in entry.retained:
+            for key in self._charged_quotas(retained.quotas):
                 self._changed.add(key)
-                _add(self._sums[key].retained, left.charge, sign)
+                _add(self._sums[key].retained, retained.charge, sign)
         for held in entry.held:
-            for key in self._union(held.pod.quotas):
+            for key in self._charged_quotas(held.pod.quotas):
                 self._changed.add(key)
                 _list(self._sums[key].held, uid, held, sign)
         for file in entry.files:
-            for key in self._union(file.quotas):
+            for key in self._charged_quotas(file.quotas):
                 self._changed.add(key)
                 _list(self._sums[key].files, uid, file, sign)
 
-    def _union(self, keys: frozenset[QuotaKey]) -> frozenset[QuotaKey]:
-        """``keys`` and all above them to which charges go."""
-        known = self._above.get(keys)
-        if known is None:
-            known = self._above[keys] = frozenset(
+    def _charged_quotas(self, keys: frozenset[QuotaKey]) -> frozenset[QuotaKey]:
+        """The quotas ``keys``, and all quotas above to which their charges go."""
+        charged = self._charged.get(keys)
+        if charged is None:
+            charged = self._charged[keys] = frozenset(
                 link.key
                 for key in keys
                 if key in self._forest
                 for link in self._forest.attached(key)
             )
-        return known
+        return charged
 
 
 class _Seen(Mapping[str, int]):
-    """:attr:`Tally.seen` of one quota, looked up when it is asked for."""
+    """:attr:`Tally.seen` of one quota; each value is looked up when it is read."""
 
     def __init__(self, ledger: Ledger, key: QuotaKey) -> None:
         self._ledger = ledger
@@ -245,7 +251,7 @@ class _Seen(Mapping[str, int]):
         return version
 
     def __iter__(self) -> Iterator[str]:
-        return self._ledger.uids_under(self._key)
+        return self._ledger.uids_seen_by(self._key)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -254,17 +260,17 @@ class _Seen(Mapping[str, int]):
 def _by_uid(count: Count) -> dict[str, _Entry]:
     entries: dict[str, _Entry] = {}
 
-    def of(uid: str) -> _Entry:
+    def entry(uid: str) -> _Entry:
         return entries.setdefault(uid, _Entry())
 
     for pod in count.pods:
-        of(pod.uid).pods += (pod,)
+        entry(pod.uid).pods += (pod,)
     for held in count.held:
-        of(held.pod.uid).held += (held,)
-    for left in count.retained:
-        of(left.uid).retained += (left,)
+        entry(held.pod.uid).held += (held,)
+    for retained in count.retained:
+        entry(retained.uid).retained += (retained,)
     for file in count.files:
-        of(file.uid).files += (file,)
+        entry(file.uid).files += (file,)
     return entries
 
 
@@ -277,6 +283,7 @@ def _add(amounts: dict[PageSize, int], charge: Charge, sign: int) -> None:
 
 
 def _list(lists: dict[str, list[_T]], uid: str, item: _T, sign: int) -> None:
+    """Append ``item`` to the list of ``uid``, or remove it if ``sign`` is -1."""
     if sign > 0:
         lists.setdefault(uid, []).append(item)
     elif (items := lists.get(uid)) is not None:

@@ -1,4 +1,4 @@
-"""What is charged on nodes and to no quota: it is said once, in the log and by an Event."""
+"""Reports charges that no quota pays for: once each, in the log and by an Event on the node."""
 
 from __future__ import annotations
 
@@ -12,35 +12,38 @@ from hugetlb_quota.api.node import KIND
 from hugetlb_quota.controller.count import Orphan
 from hugetlb_quota.kube import events
 
-#: Pods that an Event names before it says how many more there are.
-_NAMED: Final = 5
+#: The most pods that one Event names.
+_MOST_NAMED: Final = 5
 
 logger = logging.getLogger(__name__)
 
 
-class Orphans:
-    """Says of each orphan, when it is first found, that no quota pays for it.
+class OrphanReporter:
+    """Reports each orphan when a count first finds it.
 
-    :param instance: of this controller, for its Events.
+    :param instance: the name of this controller, for Events.
     """
 
     def __init__(self, connection: events.EventApi, instance: str) -> None:
         self._connection = connection
         self._instance = instance
-        self._told = frozenset[Orphan]()
-        self._saying: set[asyncio.Task[None]] = set()
+        self._reported = frozenset[Orphan]()
+        self._publishing: set[asyncio.Task[None]] = set()
 
-    def tell(self, found: frozenset[Orphan]) -> None:
-        """Tell of those among ``found``, all that there are now, that were not there before."""
+    def report(self, orphans: frozenset[Orphan]) -> None:
+        """Report those of ``orphans`` that the last call did not have.
+
+        :param orphans: all orphans at present.
+        """
         new: dict[str, list[Orphan]] = {}
-        for each in sorted(found - self._told):
+        for each in sorted(orphans - self._reported):
             new.setdefault(each.node, []).append(each)
-        self._told = found
-        for node, orphans in new.items():
-            logger.warning("Node %s: %s", node, sentence(node, orphans))
-            task = asyncio.get_running_loop().create_task(self._publish(node, orphans))
-            self._saying.add(task)
-            task.add_done_callback(self._saying.discard)
+        self._reported = orphans
+        for node, on_node in new.items():
+            logger.warning("Node %s: %s", node, sentence(node, on_node))
+            task = asyncio.get_running_loop().create_task(self._publish(node, on_node))
+            self._publishing.add(task)
+            task.add_done_callback(self._publishing.discard)
 
     async def _publish(self, node: str, orphans: list[Orphan]) -> None:
         await events.publish(
@@ -55,14 +58,15 @@ class Orphans:
 
 
 def sentence(node: str, orphans: Iterable[Orphan]) -> str:
-    """What is to be known of the orphans on ``node``, and what to do."""
+    """What the orphans on ``node`` are, and what to do."""
     all_of_them = list(orphans)
-    named = ", ".join(str(each) for each in all_of_them[:_NAMED])
-    more = len(all_of_them) - _NAMED
+    named = ", ".join(str(each) for each in all_of_them[:_MOST_NAMED])
+    more = len(all_of_them) - _MOST_NAMED
     pods = "pod" if len(all_of_them) == 1 else f"{len(all_of_them)} pods:"
     return (
         f"Huge pages are charged to {pods} {named}{f' and {more} more' if more > 0 else ''}, and no"
-        " quota is charged for them: a pod that is not named is known to nobody; one that is named"
-        " is gone, and no quota selects it or inherits from one that did. HugeTLBNode"
-        f" {node} tells how much it is; remove their files, or make a quota that selects them."
+        " quota pays for them. A pod with a name is gone, and no quota selects the pod or is its"
+        " heir. A pod with only a UID is unknown: no report has its name. HugeTLBNode"
+        f" {node} shows the amounts. Remove the pods' files, or create a quota that selects the"
+        " pods."
     )

@@ -1,4 +1,4 @@
-"""The controller's Events on quotas: what a person reads in ``kubectl describe``."""
+"""The controller's Events on quotas, which people read in ``kubectl describe``."""
 
 from __future__ import annotations
 
@@ -15,73 +15,80 @@ from hugetlb_quota.api.quota import KIND
 from hugetlb_quota.kube import events
 from hugetlb_quota.kube.quotas import QuotaObject
 
-#: Seconds from the first file to its Event, and from there to the next: many are told together.
+#: Seconds from a quota's first new file to the Event, so that one Event has many files.
 GATHER: Final = 2.0
+#: Seconds between two such Events on one quota.
 REST: Final = 60.0
-#: Files named in one Event.
-NAMED: Final = 4
-#: So many files are remembered as told of.
-TOLD_KEPT: Final = 4096
+#: The most files that one Event names.
+MOST_NAMED: Final = 4
+#: The number of published files that are remembered.
+PUBLISHED_KEPT: Final = 4096
 
 
 class QuotaEvents:
-    """Publishes Events on quotas; a failure is logged, and nothing waits for one that it says.
+    """Publishes Events on quotas. A failure is logged, and raises nothing.
 
-    :param identity: of this controller.
+    :param identity: the name of this controller.
     """
 
     def __init__(self, connection: events.EventApi, identity: str) -> None:
         self._connection = connection
         self._identity = identity
-        self._saying: set[asyncio.Task[None]] = set()
-        self._told: dict[tuple[str, ...], None] = {}
-        self._untold: dict[QuotaKey, list[RetainedFile]] = {}
-        self._telling: set[QuotaKey] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        #: The files that have or will get an Event, oldest first.
+        self._published: dict[tuple[str, ...], None] = {}
+        #: The files for the next Event of each quota.
+        self._waiting: dict[QuotaKey, list[RetainedFile]] = {}
+        #: The quotas that have a task for their files.
+        self._active: set[QuotaKey] = set()
 
     def warn(self, quota: QuotaObject, reason: str, sentence: str) -> None:
-        """Publish a warning about ``quota``, in a task of its own."""
+        """Publish a warning about ``quota``, in a task."""
         self._start(self._publish(quota, "Warning", reason, sentence))
 
-    async def turned(self, quota: QuotaObject, turned: Iterable[Condition]) -> None:
-        """Tell of the conditions of ``quota`` that are others now."""
-        for condition in turned:
+    async def conditions_changed(self, quota: QuotaObject, conditions: Iterable[Condition]) -> None:
+        """Publish an Event for each of ``conditions``, which have changed."""
+        for condition in conditions:
             good = condition.status == "True"
             kind: Literal["Normal", "Warning"] = "Normal" if good else "Warning"
             await self._publish(quota, kind, condition.reason, condition.message)
 
     def retained(self, before: QuotaObject, files: Iterable[RetainedFile]) -> None:
-        """Tell which of ``files`` are new to ``before``: pods that are gone left pages in them.
+        """Publish those of ``files`` that are new, in a task: gone pods left pages in them.
 
-        Only where the quota itself pays, not each one above; together, and not too often.
+        An Event is only on a quota that is charged directly, not on the quotas above.
+
+        :param before: the quota, with the files in its status before.
         """
         key = before.key
-        known = {_same(each) for each in before.retained_files}
-        new = {_same(file): file for file in files if key in file.quotas} if files else {}
-        for same, file in new.items():
-            told = (before.uid, *same)
-            if same in known or told in self._told:
+        stored = {_identity(each) for each in before.retained_files}
+        direct = {_identity(file): file for file in files if key in file.quotas} if files else {}
+        for identity, file in direct.items():
+            published = (before.uid, *identity)
+            if identity in stored or published in self._published:
                 continue
-            self._told[told] = None
-            while len(self._told) > TOLD_KEPT:
-                del self._told[next(iter(self._told))]
-            self._untold.setdefault(key, []).append(file)
-        if key in self._untold and key not in self._telling:
-            self._telling.add(key)
-            self._start(self._tell_retained(before))
+            self._published[published] = None
+            while len(self._published) > PUBLISHED_KEPT:
+                del self._published[next(iter(self._published))]
+            self._waiting.setdefault(key, []).append(file)
+        if key in self._waiting and key not in self._active:
+            self._active.add(key)
+            self._start(self._publish_retained(before))
 
-    async def _tell_retained(self, quota: QuotaObject) -> None:
+    async def _publish_retained(self, quota: QuotaObject) -> None:
         try:
             await asyncio.sleep(GATHER)
-            while files := self._untold.pop(quota.key, []):
-                await self._publish(quota, "Normal", "Retained", _retained(quota, files))
+            while files := self._waiting.pop(quota.key, []):
+                sentence = _retained_sentence(quota, files)
+                await self._publish(quota, "Normal", "Retained", sentence)
                 await asyncio.sleep(REST)
         finally:
-            self._telling.discard(quota.key)
+            self._active.discard(quota.key)
 
-    def _start(self, saying: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(saying)
-        self._saying.add(task)
-        task.add_done_callback(self._saying.discard)
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _publish(
         self, quota: QuotaObject, kind: Literal["Normal", "Warning"], reason: str, sentence: str
@@ -97,18 +104,18 @@ class QuotaEvents:
         )
 
 
-def _same(file: RetainedFile) -> tuple[str, str, str]:
+def _identity(file: RetainedFile) -> tuple[str, str, str]:
     return file.node, file.path, file.pod
 
 
-def _retained(quota: QuotaObject, files: list[RetainedFile]) -> str:
-    told = ", ".join(
+def _retained_sentence(quota: QuotaObject, files: list[RetainedFile]) -> str:
+    named = ", ".join(
         f"pod {file.pod} left {quantity.render(file.charged)} of {file.size.resource} in"
         f" {file.path} on node {file.node}"
-        for file in files[:NAMED]
+        for file in files[:MOST_NAMED]
     )
-    more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
+    more = f" and {len(files) - MOST_NAMED} more" if len(files) > MOST_NAMED else ""
     return (
-        f"Retained: {told}{more}. This stays charged to HugeTLBQuota {quota.key} until the files"
+        f"Retained: {named}{more}. This stays charged to HugeTLBQuota {quota.key} until the files"
         " are truncated or removed."
     )

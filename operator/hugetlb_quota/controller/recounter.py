@@ -17,7 +17,7 @@ from hugetlb_quota.controller.informers import Informers
 from hugetlb_quota.controller.lag import Lag
 from hugetlb_quota.controller.node_spec import write_spec
 from hugetlb_quota.controller.nodes import NodeReport, NodeSpec
-from hugetlb_quota.controller.orphans import Orphans
+from hugetlb_quota.controller.orphans import OrphanReporter
 from hugetlb_quota.controller.quota_events import QuotaEvents
 from hugetlb_quota.controller.status_writer import StatusWriter
 from hugetlb_quota.controller.term import Term
@@ -67,7 +67,7 @@ class Recounter:
         self._wake = asyncio.Event()
         self._term = Term(ask_term)
         events = QuotaEvents(connection, identity)
-        self._orphans = Orphans(connection, identity)
+        self._orphans = OrphanReporter(connection, identity)
         self._informers = Informers(connection, self.books, events.warn)
         self._expiry = Expiry(connection, self.books.census, self._informers.pods, lifetime)
         self._guard = Guard(connection, self._informers.quotas.store)
@@ -152,7 +152,7 @@ class Recounter:
         """Count, and write what differs."""
         self.lag.begin()
         plan = self._planner.plan()
-        self._orphans.tell(self.books.ledger.orphans)
+        self._orphans.report(self.books.ledger.orphans)
         store = self.books.store
         self._expiry.note(store.quotas[key].counter for key in store.pending)
         # From the leaves up: a reservation must not end on a quota before the pod's identity is

@@ -61,7 +61,7 @@ class StatusWriter:
                 written = await compare_and_swap(self._connection, key, change, known=quota)
                 self._events.retained(quota, tally.files)
                 turned = conditions.turned(quota.conditions, written.conditions)
-                await self._events.turned(written, turned)
+                await self._events.conditions_changed(written, turned)
         except Superseded as newer:
             await self._term.meet(newer)
             return False

@@ -104,7 +104,7 @@ class WritePlanner:
         cut = frozenset(name for name, report in reports.items() if report.is_cut)
         if (silent, cut) != (self._silent, self._cut):
             self._silent, self._cut = silent, cut
-            keys |= self._books.ledger.holding()
+            keys |= self._books.ledger.quotas_with_held()
         return keys
 
     def _new_specs(self, names: Iterable[str]) -> Iterator[tuple[NodeReport, NodeSpec]]:

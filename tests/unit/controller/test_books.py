@@ -297,8 +297,8 @@ class Informed(RuleBasedStateMachine):
         )
         count = self.census.count(snapshot)
         scratch = Ledger()
-        scratch.replant(forest)
-        scratch.take(None, count)
+        scratch.use_forest(forest)
+        scratch.update(None, count)
         assert self.books.ledger.differences(scratch) == []
         totals = tally(forest, count.pods, count.retained, count.files)
         now: dict[QuotaKey, object] = {}

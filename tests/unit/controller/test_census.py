@@ -79,8 +79,8 @@ def uids(counted: Count) -> set[str]:
 
 def held_under(key: QuotaKey, counted: Count) -> tuple[Held, ...]:
     ledger = Ledger()
-    ledger.replant(FOREST)
-    ledger.take(None, counted)
+    ledger.use_forest(FOREST)
+    ledger.update(None, counted)
     return ledger.held(key)
 
 

@@ -1,4 +1,4 @@
-"""What no quota pays for is said once, in the log and by one Event a node."""
+"""Each orphan is reported once, in the log and by one Event for each node."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from typing import Any, cast
 import pytest
 
 from hugetlb_quota.controller.count import Orphan
-from hugetlb_quota.controller.orphans import Orphans
+from hugetlb_quota.controller.orphans import OrphanReporter
 from hugetlb_quota.kube.connection import Connection
 
 
 class Api:
     def __init__(self) -> None:
-        self.told: list[tuple[str, str]] = []
+        self.notes: list[tuple[str, str]] = []
 
     async def create(self, _: Any, body: dict[str, Any], *__: Any, **___: Any) -> dict[str, Any]:
         assert (body["reason"], body["type"]) == ("NobodyPays", "Warning")
         assert body["metadata"]["namespace"] == "default"
-        self.told.append((body["regarding"]["name"], body["note"]))
+        self.notes.append((body["regarding"]["name"], body["note"]))
         return body
 
 
-async def test_each_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_each_orphan_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     api = Api()
-    orphans = Orphans(cast(Connection, api), "me")
+    orphans = OrphanReporter(cast(Connection, api), "me")
     nobody, named = Orphan("a", "uid", ""), Orphan("b", "other", "ns/pod")
     for found in ({nobody}, {nobody}, {nobody, named}, {named}):
-        orphans.tell(frozenset(found))
+        orphans.report(frozenset(found))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-    assert [node for node, _ in api.told] == ["a", "b"]
-    assert "charged to pod of UID uid, and no quota" in api.told[0][1]
-    assert "charged to pod ns/pod, and no quota" in api.told[1][1]
+    assert [node for node, _ in api.notes] == ["a", "b"]
+    assert "charged to pod of UID uid, and no quota" in api.notes[0][1]
+    assert "charged to pod ns/pod, and no quota" in api.notes[1][1]
     assert len(caplog.records) == 2
 
 
-async def test_many_of_one_node_are_one_event() -> None:
+async def test_many_orphans_on_one_node_make_one_event() -> None:
     api = Api()
-    orphans = Orphans(cast(Connection, api), "me")
-    orphans.tell(frozenset(Orphan("a", str(number), f"ns/{number}") for number in range(7)))
+    orphans = OrphanReporter(cast(Connection, api), "me")
+    orphans.report(frozenset(Orphan("a", str(number), f"ns/{number}") for number in range(7)))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    ((node, note),) = api.told
+    ((node, note),) = api.notes
     assert node == "a"
     assert "charged to 7 pods: ns/0, ns/1, ns/2, ns/3, ns/4 and 2 more, and no quota" in note
     assert len(note) < 1024

@@ -1,4 +1,4 @@
-"""What pods that are gone leave is told of on the quota that pays, together and once."""
+"""Files of gone pods get one Event together on the paying quota, and only once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.recount import RetainedFile
 from hugetlb_quota.controller import quota_events as module
-from hugetlb_quota.controller.quota_events import NAMED, QuotaEvents
+from hugetlb_quota.controller.quota_events import MOST_NAMED, QuotaEvents
 from hugetlb_quota.kube.quotas import QuotaObject
 from hugetlb_quota.kube.resources import Resource
 from hugetlb_quota.page_size import PageSize
@@ -43,8 +43,8 @@ def left(*names: str, by: str = "ns/q") -> tuple[RetainedFile, ...]:
     )
 
 
-async def settle(events: QuotaEvents) -> None:
-    await asyncio.gather(*events._saying)
+async def finish(events: QuotaEvents) -> None:
+    await asyncio.gather(*events._tasks)
 
 
 @pytest.fixture(autouse=True)
@@ -53,41 +53,41 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REST", 0.0)
 
 
-async def told(events: QuotaEvents, quota: QuotaObject, files: Iterable[RetainedFile]) -> None:
+async def publish(events: QuotaEvents, quota: QuotaObject, files: Iterable[RetainedFile]) -> None:
     events.retained(quota, files)
-    await settle(events)
+    await finish(events)
 
 
-async def test_new_files_are_told_of_together_and_once() -> None:
+async def test_new_files_get_one_event_together_and_only_once() -> None:
     api = Api()
     events = QuotaEvents(api, "me")
-    await told(events, QUOTA, left("a", "b"))
-    await told(events, QUOTA, left("a", "b"))
+    await publish(events, QUOTA, left("a", "b"))
+    await publish(events, QUOTA, left("a", "b"))
     assert api.notes == [
         "Retained: pod ns/a left 4Mi of hugepages-2Mi in /huge/a on node n1, pod ns/b left 4Mi of"
         " hugepages-2Mi in /huge/b on node n1. This stays charged to HugeTLBQuota ns/q until the"
         " files are truncated or removed."
     ]
-    await told(events, QUOTA, left("a", "b", "c"))
+    await publish(events, QUOTA, left("a", "b", "c"))
     assert [note.count(" left ") for note in api.notes] == [2, 1]
 
 
-async def test_what_the_status_tells_already_and_what_others_pay_is_not_told() -> None:
+async def test_files_in_the_status_and_files_that_other_quotas_pay_for_get_no_event() -> None:
     api = Api()
     events = QuotaEvents(api, "me")
-    await told(events, replace(QUOTA, retained_files=left("a")), left("a"))
-    await told(events, QUOTA, left("b", by="ns/below"))
+    await publish(events, replace(QUOTA, retained_files=left("a")), left("a"))
+    await publish(events, QUOTA, left("b", by="ns/below"))
     assert api.notes == []
 
 
-async def test_many_are_counted_and_what_comes_meanwhile_waits() -> None:
+async def test_an_event_names_some_files_and_counts_the_rest() -> None:
     api = Api()
     events = QuotaEvents(api, "me")
-    names = [str(number) for number in range(NAMED + 3)]
+    names = [str(number) for number in range(MOST_NAMED + 3)]
     events.retained(QUOTA, left(*names[:3]))
     events.retained(QUOTA, left(*names))
-    await settle(events)
+    await finish(events)
     (note,) = api.notes
     assert " and 3 more. " in note
-    assert not events._telling
-    assert not events._untold
+    assert not events._active
+    assert not events._waiting
