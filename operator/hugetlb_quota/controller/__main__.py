@@ -158,15 +158,19 @@ def _policy(arguments: argparse.Namespace) -> Policy:
 
 
 def command_line() -> argparse.ArgumentParser:
-    """All that the command line takes."""
-    parser = argparse.ArgumentParser(prog="hugetlb-quota-controller", description=__doc__)
-    parser.add_argument("--lease-namespace", required=True, help="where the Lease is")
+    """The parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="hugetlb-quota-controller",
+        description="Counts what is charged to each HugeTLBQuota, and keeps the certificates and"
+        " the rules of the webhooks.",
+    )
+    parser.add_argument("--lease-namespace", required=True, help="the namespace of the Lease")
     parser.add_argument(
         "--identity",
-        # Two on one host must not take each other for themselves; in a container the
-        # number is always the same, so one that is started anew leads on at once.
+        # Two controllers on one host need different names. In a container the process ID is
+        # always the same, so a restarted controller still holds its Lease.
         default=os.environ.get("POD_NAME") or f"{socket.gethostname()}-{os.getpid()}",
-        help="what this controller calls itself in the Lease, unlike all others"
+        help="the unique name of this controller in the Lease"
         " (default: $POD_NAME, or host name and process ID)",
     )
     parser.add_argument(
@@ -186,36 +190,51 @@ def _add_certificates(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--webhooks",
         default="",
-        help="the ValidatingWebhookConfiguration to look after; without, quotas are counted"
-        " whether or not anybody is asked about pods",
+        help="the ValidatingWebhookConfiguration to manage; without it, quotas are counted whether"
+        " or not the API server calls admission",
     )
     group.add_argument(
         "--serving-secret",
         default="",
-        help="the Secret that admission serves with, in the Lease's namespace",
+        help="the Secret of admission's certificate and paths, in the namespace of the Lease",
     )
     group.add_argument(
         "--authority-secret",
         default="",
-        help="the Secret of the CA, there too; without, somebody else makes certificates",
+        help="the Secret of the CA, in the same namespace; without it, another tool makes the"
+        " certificates",
     )
     group.add_argument(
         "--require-quota",
         action="store_true",
-        help="have pods asked about though there is no quota: admission refuses them",
+        help="give the webhooks their rules even if there is no quota; admission then refuses pods"
+        " without a quota",
     )
     usual = Policy("", ())
     for flag, default, what in (
-        ("--ca-lifetime", usual.authority_lifetime, "a CA is good; it is replaced before"),
-        ("--certificate-lifetime", usual.serving_lifetime, "a serving certificate is good"),
-        ("--certificate-overlap", usual.overlap, "two CAs are trusted in a rotation, twice"),
+        (
+            "--ca-lifetime",
+            usual.authority_lifetime,
+            "how long a CA is valid; the next CA replaces it earlier",
+        ),
+        (
+            "--certificate-lifetime",
+            usual.serving_lifetime,
+            "how long a serving certificate is valid",
+        ),
+        (
+            "--certificate-overlap",
+            usual.overlap,
+            "how long a new CA is trusted before it signs, and an old CA after the last"
+            " certificate that it signed was replaced",
+        ),
     ):
         group.add_argument(
             flag,
             type=float,
             default=default.total_seconds(),
             metavar="SECONDS",
-            help=f"how long {what} (default: %(default)s)",
+            help=f"{what} (default: %(default)s)",
         )
 
 

@@ -1,8 +1,8 @@
-"""``python -m hugetlb_quota.controller.uninstall``: before the operator goes, its finalizers do.
+"""``python -m hugetlb_quota.controller.uninstall``: remove our finalizer from all quotas.
 
-A quota whose finalizer nobody takes away could never be deleted, nor its namespace. So this takes
-the Lease, whoever holds it, and with it the right to put finalizers on; waits until the
-controller that led has stopped; and takes the finalizer off every quota. The quotas stay.
+Without the operator, a quota with the finalizer can never be deleted, nor can its namespace. This
+program takes the Lease, so no controller leads any more. Then it removes the finalizer from every
+quota, until the controller that led has stopped and no quota has the finalizer. The quotas stay.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ from typing import Final
 
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection, NotConfigured
-from hugetlb_quota.kube.finalizers import is_guarded, let_go
+from hugetlb_quota.kube.finalizers import has_finalizer, remove_finalizer
 from hugetlb_quota.kube.lease import LEASE_DURATION, take
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS
 from hugetlb_quota.program import add_options, start_log
 
-#: Seconds between looks, each of which renews the Lease.
+#: The time between two passes over all quotas, in seconds; each pass renews the Lease.
 _PERIOD: Final = 3.0
+#: Quotas in one page of a list.
 _PAGE: Final = 500
+#: The holder that this program writes into the Lease.
 _HOLDER: Final = "uninstall"
 
 logger = logging.getLogger("hugetlb_quota.uninstall")
 
 
 def main() -> None:
-    """Do it; exit code 1 with a sentence where that can't be done."""
+    """Remove the finalizers; exit code 1 with a sentence if an API request fails."""
     arguments = command_line().parse_args()
     start_log(arguments)
     try:
@@ -41,40 +43,46 @@ def main() -> None:
 async def _main(arguments: argparse.Namespace) -> None:
     async with Connection.open("hugetlb-quota-uninstall") as connection:
         lease = (connection, arguments.lease_namespace, arguments.lease, _HOLDER)
-        led = await take(*lease)
-        # Whoever led has stopped by then, kopf's handlers with it.
-        sure_at = asyncio.get_running_loop().time() + (LEASE_DURATION if led else 0)
-        while True:
-            freed = await _free(connection)
-            if not freed and asyncio.get_running_loop().time() >= sure_at:
-                break
+        was_held = await take(*lease)
+        loop = asyncio.get_running_loop()
+        # By then the controller that held the Lease has stopped, with its kopf handlers.
+        stopped_at = loop.time() + (LEASE_DURATION if was_held else 0)
+        while await _remove_finalizers(connection) or loop.time() < stopped_at:
             await asyncio.sleep(_PERIOD)
-            # A controller that waits for the Lease takes one that is not renewed for so long.
+            # A waiting controller would take the Lease if nobody renewed it.
             await take(*lease)
-    logger.info("No quota has a finalizer of ours. Quotas and CRDs stay; see docs/install.md.")
+    logger.info(
+        "No quota has the operator's finalizer any more. Quotas and CRDs stay; see docs/install.md."
+    )
 
 
-async def _free(connection: Connection) -> int:
-    """Take the finalizer off every quota that has it; how many had."""
-    had = 0
+async def _remove_finalizers(connection: Connection) -> int:
+    """Remove the finalizer from every quota; the number of quotas that had it."""
+    found = 0
     continuation: str | None = None
     while True:
         page = await connection.list_page(HUGETLB_QUOTAS, limit=_PAGE, continuation=continuation)
-        for raw in filter(is_guarded, page.get("items") or ()):
-            had += 1
-            if await let_go(connection, raw):
+        for raw in filter(has_finalizer, page.get("items") or ()):
+            found += 1
+            if await remove_finalizer(connection, raw):
                 name = "{namespace}/{name}".format_map(raw["metadata"])
-                logger.info("HugeTLBQuota %s has no finalizer of ours any more.", name)
+                logger.info("Removed the operator's finalizer from HugeTLBQuota %s.", name)
         continuation = page["metadata"].get("continue")
         if not continuation:
-            return had
+            return found
 
 
 def command_line() -> argparse.ArgumentParser:
-    """All that the command line takes."""
-    parser = argparse.ArgumentParser(prog="hugetlb-quota-uninstall", description=__doc__)
-    parser.add_argument("--lease-namespace", required=True, help="where the controllers' Lease is")
-    parser.add_argument("--lease", default="hugetlb-quota-controller", help="its name")
+    """The parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="hugetlb-quota-uninstall",
+        description="Removes the operator's finalizer from all quotas, so that quotas can be"
+        " deleted when the operator is gone.",
+    )
+    parser.add_argument(
+        "--lease-namespace", required=True, help="the namespace of the controllers' Lease"
+    )
+    parser.add_argument("--lease", default="hugetlb-quota-controller", help="the name of the Lease")
     add_options(parser)
     return parser
 

@@ -1,6 +1,6 @@
-"""The operator's finalizer on quotas, and how it comes off when the operator goes.
+"""The operator's finalizer on quotas, and how the uninstall removes it.
 
-A quota whose finalizer nobody takes away could never be deleted, nor its namespace.
+Without the operator, a quota with the finalizer can never be deleted, nor can its namespace.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from hugetlb_quota.kube.api import ObjectApi
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS
 
 
-def is_guarded(raw: dict[str, Any]) -> bool:
-    """Whether the quota has our finalizer."""
+def has_finalizer(raw: dict[str, Any]) -> bool:
+    """Whether the quota has the operator's finalizer."""
     return FINALIZER in (raw["metadata"].get("finalizers") or ())
 
 
-async def let_go(api: ObjectApi, raw: dict[str, Any]) -> bool:
-    """Take our finalizer off the quota ``raw``, and leave those of others.
+async def remove_finalizer(api: ObjectApi, raw: dict[str, Any]) -> bool:
+    """Remove the operator's finalizer from the quota ``raw``; other finalizers stay.
 
-    False where the quota has changed since it was read, or is gone: look at it again.
-
-    :raises ApiError: when it can't be written; it may have been.
+    :returns: False if the quota has changed since the read, or is gone; then read it again.
+    :raises ApiError: if the write failed; the server may have done the write.
     """
     metadata = raw["metadata"]
     others = [each for each in metadata["finalizers"] if each != FINALIZER]

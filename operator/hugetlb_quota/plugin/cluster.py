@@ -167,7 +167,7 @@ class Cluster:
 
         :raises ApiError: Forbidden among them.
         """
-        return await finalizers.let_go(self._connection, quota)
+        return await finalizers.remove_finalizer(self._connection, quota)
 
     async def watch(self) -> AsyncGenerator[World, None]:
         """Yield the quotas now and after every change, without end.

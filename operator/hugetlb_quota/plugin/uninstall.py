@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from hugetlb_quota.kube.finalizers import is_guarded
+from hugetlb_quota.kube.finalizers import has_finalizer
 from hugetlb_quota.plugin.table import Screen, count, listed, table
 
 Json = dict[str, Any]
@@ -36,7 +36,7 @@ class Left:
     @property
     def guarded(self) -> list[Json]:
         """The quotas that have the finalizer."""
-        return [each for each in self.quotas if is_guarded(each)]
+        return [each for each in self.quotas if has_finalizer(each)]
 
 
 def leader(before: Iterable[Json], after: Iterable[Json]) -> str:
@@ -77,7 +77,7 @@ def document(left: Left, freed: Iterable[str]) -> Json:
             {
                 "namespace": each["metadata"]["namespace"],
                 "name": each["metadata"]["name"],
-                "finalizer": is_guarded(each),
+                "finalizer": has_finalizer(each),
                 "deleting": _is_deleting(each),
             }
             for each in left.quotas
