@@ -1,6 +1,11 @@
-"""The controller: recounts what is charged, and says on every quota how it stands.
+"""The controller: count what is charged to each quota, and write the quotas' status.
 
-One is active, by Lease. It writes the status of HugeTLBQuotas, their finalizers, a label on those
-that are deleted and kopf's annotations, the spec of HugeTLBNodes, and Events; pods, Nodes and
-namespaces are only read.
+One controller leads, by a Lease. The leader writes:
+
+- the status of HugeTLBQuotas, their finalizer, kopf's annotations, and the label of deleted quotas;
+- the spec of HugeTLBNodes;
+- the Secrets of the webhooks' certificates, and the webhook configuration;
+- Events.
+
+The controller only reads pods, Nodes, namespaces and Services.
 """

@@ -1,10 +1,10 @@
-"""What keeps a quota until nothing is charged to it: a finalizer, and kopf, which takes it off.
+"""The kopf handler that keeps a deleted quota until nothing is charged to the quota.
 
-The webhook refuses to delete a charged quota; this closes the moment between its
-answer and the deletion. From then on admission refuses pods for the quota, so the use
-that is read here can only fall. What is retained moves to an heir: the recount names it in
-HugeTLBNode.spec, and counts it there once it has read that back. So a quota of which nothing
-is charged any more is no longer needed to say who pays.
+The webhook refuses to delete a charged quota. A pod may still be admitted between the webhook's
+answer and the deletion, and the finalizer covers this moment. From the deletion on admission admits
+no pod under the quota, so its use can only fall. The retained charge moves to an heir: the
+recounter names the heir in HugeTLBNode.spec, and charges the heir after the recounter has read the
+spec back. So when nothing is charged to the quota, nobody needs the quota to know who pays.
 """
 
 from __future__ import annotations
@@ -23,28 +23,29 @@ from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.quotas import InvalidQuota, summary
 from hugetlb_quota.program import about
 
-#: Seconds between looks at a quota that is to go and is charged still.
-AGAIN: Final = 2.0
-#: Of so many quotas that wait it is remembered what was told.
-WAITING_KEPT: Final = 1024
+#: The time between two calls of the handler for a quota that is still charged, in seconds.
+RETRY_PERIOD: Final = 2.0
+#: The largest number of waiting quotas whose last log line is remembered.
+REMEMBERED: Final = 1024
 
 logger = logging.getLogger(__name__)
 
 
 def registry(connection: Connection) -> kopf.OperatorRegistry:
-    """The handlers, for :func:`kopf.operator`."""
+    """The handlers for :func:`kopf.operator`."""
     handlers = kopf.OperatorRegistry()
-    waiting: dict[str, str] = {}
-    # It tells by its handlers' names of each try, as an error too where a quota only waits.
-    logging.getLogger("kopf.objects").addFilter(_is_no_try)
+    #: By UID: why the quota waits, as last logged.
+    logged: dict[str, str] = {}
+    # kopf logs each call of a handler, and logs an error for a quota that only waits.
+    logging.getLogger("kopf.objects").addFilter(_is_unexpected)
 
     @kopf.on.login(registry=handlers)
     def log_in(**kwargs: Any) -> kopf.ConnectionInfo | None:
-        # In the order in which Connection.open looks.
-        if (told := kopf.login_with_kubeconfig(**kwargs)) is not None:
-            return told
+        # In the same order as Connection.open.
+        if (kubeconfig := kopf.login_with_kubeconfig(**kwargs)) is not None:
+            return kubeconfig
         account = kopf.login_with_service_account(**kwargs)
-        # Not by the cluster's DNS, as kopf does: what else the controller does needs none.
+        # kopf would use the cluster's DNS, and the controller works without DNS.
         return account and replace(account, server=connection.server)
 
     @kopf.on.startup(registry=handlers)
@@ -59,7 +60,7 @@ def registry(connection: Connection) -> kopf.OperatorRegistry:
         settings.watching.label_selectors[GROUP, VERSION, PLURAL] = DELETED
         settings.watching.server_timeout = 300
         settings.watching.client_timeout = 360
-        # A quota that waits for its charges to go is no error to tell of each time.
+        # kopf would create an Event for each call of the handler.
         settings.posting.enabled = False
 
     @kopf.on.delete(GROUP, VERSION, PLURAL, registry=handlers)
@@ -68,49 +69,48 @@ def registry(connection: Connection) -> kopf.OperatorRegistry:
     ) -> None:
         key = QuotaKey(namespace or "", name or "")
         try:
-            await _see_that_it_is_uncharged(connection, key)
+            await _check_uncharged(connection, key)
         except kopf.TemporaryError as error:
             why = str(error)
-            if waiting.get(str(uid)) != why:
+            if logged.get(str(uid)) != why:
                 logger.info("%s", why, extra=about(quota=key, uid=uid))
-            while len(waiting) >= WAITING_KEPT:
-                del waiting[next(iter(waiting))]
-            waiting[str(uid)] = why
+            while len(logged) >= REMEMBERED:
+                del logged[next(iter(logged))]
+            logged[str(uid)] = why
             raise
-        waiting.pop(str(uid), None)
+        logged.pop(str(uid), None)
 
     return handlers
 
 
-async def _see_that_it_is_uncharged(connection: Connection, key: QuotaKey) -> None:
-    """See that nothing is charged to the quota any more, or that it is gone.
+async def _check_uncharged(connection: Connection, key: QuotaKey) -> None:
+    """Check that nothing is charged to the quota, and that no line is left in its reservations.
 
-    :raises kopf.TemporaryError: when something is, or that can't be told just now.
+    :raises kopf.TemporaryError: if a charge or a line is left, or the quota can't be read.
     """
     try:
         counter = (await status.read(connection, key)).counter
     except errors.NotFound:
         return
     except (errors.ApiError, InvalidQuota) as error:
-        raise kopf.TemporaryError(str(error), delay=AGAIN) from error
+        raise kopf.TemporaryError(str(error), delay=RETRY_PERIOD) from error
     if counter.used:
         raise kopf.TemporaryError(
-            f"HugeTLBQuota {key} is charged still ({summary(counter.used, counter.hard)});"
-            " it goes when its pods"
-            " have, and what they left is charged to its heir.",
-            delay=AGAIN,
+            f"HugeTLBQuota {key} is still charged ({summary(counter.used, counter.hard)}). The"
+            " quota stays until its pods are gone and an heir pays for the pages that they left.",
+            delay=RETRY_PERIOD,
         )
     if counter.reservations:
         pods = ", ".join(each.pod for each in counter.reservations[:5])
         raise kopf.TemporaryError(
-            f"HugeTLBQuota {key} alone knows whose the pages are that nodes may yet tell of"
-            f" (pods {pods}); it goes when their agents have reported.",
-            delay=AGAIN,
+            f"HugeTLBQuota {key} stays until the nodes of the pods {pods} have reported. Until then"
+            " only the quota's status.reservations says who pays for the pods' pages.",
+            delay=RETRY_PERIOD,
         )
 
 
 class _NoDiffs(kopf.DiffBaseStorage):
-    """Keeps no copy of a quota on the quota: only deletions are handled, and no changes."""
+    """Stores no last version of a quota: the only handler is for deletions, not for changes."""
 
     def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
         return None
@@ -119,7 +119,7 @@ class _NoDiffs(kopf.DiffBaseStorage):
         pass
 
 
-def _is_no_try(record: logging.LogRecord) -> bool:
-    """Whether a record of kopf's tells of an error that nobody foresaw, and not of a try."""
+def _is_unexpected(record: logging.LogRecord) -> bool:
+    """Whether a log record of kopf reports an error other than a quota that waits."""
     error = record.exc_info[1] if record.exc_info else None
     return error is not None and not isinstance(error, kopf.TemporaryError)

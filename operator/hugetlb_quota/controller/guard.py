@@ -1,12 +1,13 @@
-"""Puts the finalizer on each quota, and shows kopf those that are deleted.
+"""Add the finalizer to each quota, and label the deleted quotas for kopf.
 
-kopf takes the finalizer off when nothing is charged any more (:mod:`deletion`), and would put it
-on as well: on all new quotas at the same time, each in a task of its own, with a record of each
-for ever. So it is shown by a label the quotas alone that wait for their end.
+kopf removes the finalizer when nothing is charged to the quota any more (:mod:`deletion`). kopf
+could add the finalizer too, but kopf would write all new quotas at the same time, and would keep a
+task and a record for each quota. So kopf watches only quotas with a label, and this module sets
+the label on quotas that wait for their deletion.
 
-A quota is counted first when it has the finalizer, and nothing is admitted under one that was
-never counted: so nothing is ever charged to one that could go at once. Both writes follow from
-what is stored, so a controller that was killed between them is followed by one that goes on.
+A quota gets its finalizer before its first count, and admission admits nothing under a quota that
+was never counted. So a quota that could be deleted at once never has a charge. Both writes follow
+from the stored object, so the next leader continues after a kill between them.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from hugetlb_quota.kube.quotas import QuotaObject
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS
 from hugetlb_quota.program import about
 
-#: Quotas written at the same time.
+#: The largest number of concurrent writes.
 WRITERS: Final = 8
-#: Seconds from a write that failed to the next: doubled up to the last.
+#: The first and the longest wait after a failed write, in seconds.
 FIRST_BACKOFF: Final = 1.0
 LONGEST_BACKOFF: Final = 60.0
 
@@ -36,9 +37,9 @@ logger = logging.getLogger(__name__)
 
 
 class Guard:
-    """Writes what :func:`lacks` says, of a few quotas at a time.
+    """Writes the metadata that :func:`missing_metadata` finds, of a few quotas at a time.
 
-    :param quotas: all that are known; a live view.
+    :param quotas: the store of an informer, a live view; the informer must call :meth:`on_change`.
     """
 
     def __init__(self, connection: PatchApi, quotas: Mapping[ObjectKey, QuotaObject]) -> None:
@@ -48,39 +49,39 @@ class Guard:
         self._queued: set[ObjectKey] = set()
         self._failing: dict[ObjectKey, Backoff] = {}
 
-    def look(self, _: QuotaObject | None, quota: QuotaObject | None, __: int) -> None:
-        """Take in one change of a quota, as an informer tells it."""
-        if quota is not None and lacks(quota) is not None:
+    def on_change(self, _: QuotaObject | None, quota: QuotaObject | None, __: int) -> None:
+        """Handle one change of a quota; a listener of an informer."""
+        if quota is not None and missing_metadata(quota) is not None:
             self._enqueue(ObjectKey(*quota.key))
 
     async def run(self) -> None:
-        """Write for ever."""
+        """Write until cancelled."""
         async with asyncio.TaskGroup() as group:
             for _ in range(WRITERS):
-                group.create_task(self._write_each())
+                group.create_task(self._work())
 
     def _enqueue(self, key: ObjectKey) -> None:
         if key not in self._queued:
             self._queued.add(key)
             self._queue.put_nowait(key)
 
-    async def _write_each(self) -> None:
+    async def _work(self) -> None:
         while True:
             key = await self._queue.get()
             self._queued.discard(key)
             quota = self._quotas.get(key)
-            if quota is not None and (lacking := lacks(quota)) is not None:
-                await self._write(key, lacking)
+            if quota is not None and (metadata := missing_metadata(quota)) is not None:
+                await self._write(key, metadata)
             else:
                 self._failing.pop(key, None)
 
-    async def _write(self, key: ObjectKey, lacking: dict[str, Any]) -> None:
+    async def _write(self, key: ObjectKey, metadata: dict[str, Any]) -> None:
         try:
             await self._connection.patch(
-                HUGETLB_QUOTAS, key.name, {"metadata": lacking}, key.namespace
+                HUGETLB_QUOTAS, key.name, {"metadata": metadata}, key.namespace
             )
         except (errors.Conflict, errors.NotFound):
-            pass  # the informer tells what became of it
+            pass  # the informer reports the change, and on_change handles the newer version
         except errors.ApiError as error:
             logger.warning(
                 "HugeTLBQuota %s did not get its finalizer or label; trying again: %s",
@@ -94,16 +95,16 @@ class Guard:
 
 
 def is_guarded(quota: QuotaObject) -> bool:
-    """Whether it stays until nothing is charged to it, or is past getting a finalizer."""
+    """Whether the quota has the finalizer, or is being deleted and so can't get one any more."""
     return FINALIZER in quota.finalizers or quota.quota.terminating
 
 
-def lacks(quota: QuotaObject) -> dict[str, Any] | None:
-    """The metadata that ``quota`` lacks, for a merge patch; None where it lacks nothing."""
+def missing_metadata(quota: QuotaObject) -> dict[str, Any] | None:
+    """A merge patch for the missing finalizer or label; None if neither is missing."""
     if not is_guarded(quota):
         return {
             "uid": quota.uid,
-            # The list is replaced as a whole.
+            # The patch replaces the whole list, so the list must still be the one that was read.
             "resourceVersion": quota.resource_version,
             "finalizers": [*quota.finalizers, FINALIZER],
         }

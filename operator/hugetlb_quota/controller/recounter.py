@@ -76,7 +76,7 @@ class Recounter:
         self._writer = StatusWriter(
             connection, self.books, unread, self._expiry, self._term, events
         )
-        self._informers.quotas.on_change(self._guard.look)
+        self._informers.quotas.on_change(self._guard.on_change)
         for informer in self._informers.all:
             informer.on_change(lambda *_: self._changed())
 

@@ -1,4 +1,4 @@
-"""kopf against a server with quotas: it asks for those alone that are deleted, and frees them."""
+"""kopf against a server: it watches only deleted quotas, and removes their finalizer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _resources(*kinds: str) -> Json:
     }
 
 
-#: What kopf looks for: its own needs, and the kind that it handles.
+#: The discovery documents that kopf reads: the kinds that it needs, and the kind of quotas.
 DISCOVERY = {
     "/api": {"versions": ["v1"]},
     "/api/v1": _resources("Namespace", "Event"),
@@ -53,7 +53,7 @@ DISCOVERY = {
 
 
 class Server:
-    """Discovery, one quota that is deleted and charged, and what was asked about it."""
+    """Discovery, one deleted and charged quota, and a record of kopf's requests."""
 
     def __init__(self) -> None:
         self.quota = quota(
@@ -62,7 +62,7 @@ class Server:
         self.quota["metadata"] |= {"uid": "u", "resourceVersion": "7", "labels": {DELETED: ""}}
         self.selectors: set[str | None] = set()
         self.patches: list[Any] = []
-        self.told: asyncio.Queue[Json] = asyncio.Queue()
+        self.changes: asyncio.Queue[Json] = asyncio.Queue()
         self.over = asyncio.Event()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -74,20 +74,20 @@ class Server:
         return web.json_response(self._found(request))
 
     def _patch(self, patch: Any) -> None:
-        """Take in annotations, by which kopf knows that it has seen its own write."""
+        """Store the annotations; kopf recognizes its own write by them."""
         self.patches.append(patch)
         metadata = self.quota["metadata"]
         metadata["resourceVersion"] = str(int(metadata["resourceVersion"]) + 1)
         if isinstance(patch, dict):
-            told = metadata.get("annotations", {}) | patch["metadata"].get("annotations", {})
-            metadata["annotations"] = {name: each for name, each in told.items() if each}
-        self.told.put_nowait({"type": "MODIFIED", "object": self.quota})
+            merged = metadata.get("annotations", {}) | patch["metadata"].get("annotations", {})
+            metadata["annotations"] = {name: each for name, each in merged.items() if each}
+        self.changes.put_nowait({"type": "MODIFIED", "object": self.quota})
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         stream = web.StreamResponse()
         await stream.prepare(request)
         while request.path == f"{GROUP}/hugetlbquotas":
-            await stream.write(json.dumps(await self.told.get()).encode() + b"\n")
+            await stream.write(json.dumps(await self.changes.get()).encode() + b"\n")
         await self.over.wait()
         return stream
 
@@ -123,10 +123,10 @@ async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     await runner.cleanup()
 
 
-async def test_kopf_sees_what_is_deleted_and_frees_it_when_nothing_is_charged(
+async def test_kopf_keeps_a_deleted_quota_until_nothing_is_charged(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deletion, "AGAIN", 0.05)
+    monkeypatch.setattr(deletion, "RETRY_PERIOD", 0.05)
     stop = asyncio.Event()
     async with Connection.open() as connection, asyncio.timeout(60):
         running = asyncio.create_task(
@@ -137,11 +137,11 @@ async def test_kopf_sees_what_is_deleted_and_frees_it_when_nothing_is_charged(
                 stop_flag=stop,
             )
         )
-        while len(server.patches) < 2:  # it waits, and tries again
+        while len(server.patches) < 2:  # the handler is called again
             await asyncio.sleep(0.01)
-        assert not any(_frees(each) for each in server.patches)
+        assert not any(_removes_finalizer(each) for each in server.patches)
         server.quota["status"]["pods"] = {}
-        while not any(_frees(each) for each in server.patches):
+        while not any(_removes_finalizer(each) for each in server.patches):
             await asyncio.sleep(0.01)
         stop.set()
         server.over.set()
@@ -149,8 +149,8 @@ async def test_kopf_sees_what_is_deleted_and_frees_it_when_nothing_is_charged(
     assert server.selectors == {DELETED}
 
 
-def _frees(patch: Any) -> bool:
-    """Whether a patch, of either kind, takes a finalizer off."""
+def _removes_finalizer(patch: Any) -> bool:
+    """Whether a merge patch or a JSON patch removes a finalizer."""
     if isinstance(patch, dict):
         return FINALIZER not in patch.get("metadata", {}).get("finalizers", [FINALIZER])
     return any("finalizers" in each["path"] and each["op"] != "test" for each in patch)

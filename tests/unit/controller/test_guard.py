@@ -1,4 +1,4 @@
-"""Finalizers and labels of quotas: a few at a time, and before anything is charged."""
+"""The guard writes finalizers and labels: a few at a time, and before the first charge."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from hugetlb_quota.api.quota import DELETED, FINALIZER
 from hugetlb_quota.controller import guard
-from hugetlb_quota.controller.guard import WRITERS, Guard, lacks
+from hugetlb_quota.controller.guard import WRITERS, Guard, missing_metadata
 from hugetlb_quota.controller.recounter import Recounter
 from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.informer import Informer
@@ -21,7 +21,7 @@ LIMIT = {"hugepages-2Mi": "64Mi"}
 
 
 class Api(FakeApi):
-    """Keeps each PATCH waiting for a turn of the others; counts how many wait at most."""
+    """Delays each PATCH; counts the concurrent ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,23 +60,23 @@ class Api(FakeApi):
 
 def guarding(api: Api) -> tuple[Informer[QuotaObject], Guard]:
     informer = Informer(api, HUGETLB_QUOTAS, QuotaObject.to_count)
-    watching = Guard(api, informer.store)
-    informer.on_change(watching.look)
-    return informer, watching
+    quota_guard = Guard(api, informer.store)
+    informer.on_change(quota_guard.on_change)
+    return informer, quota_guard
 
 
 async def guard_until(api: Api, names: list[str]) -> None:
-    """One controller's life: until all of ``names`` have what they lack."""
-    informer, watching = guarding(api)
+    """Run one controller until no quota of ``names`` lacks metadata."""
+    informer, quota_guard = guarding(api)
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
-        tasks = [group.create_task(each.run()) for each in (informer, watching)]
-        while any(lacks(api.quota(f"db/{name}")) for name in names):
+        tasks = [group.create_task(each.run()) for each in (informer, quota_guard)]
+        while any(missing_metadata(api.quota(f"db/{name}")) for name in names):
             await asyncio.sleep(0.001)
         for task in tasks:
             task.cancel()
 
 
-async def test_of_many_new_quotas_a_few_are_written_at_a_time() -> None:
+async def test_many_new_quotas_are_written_a_few_at_a_time() -> None:
     api = Api()
     names = [f"q{number}" for number in range(200)]
     for name in names:
@@ -88,7 +88,7 @@ async def test_of_many_new_quotas_a_few_are_written_at_a_time() -> None:
     assert api.metadata("q7")["labels"] == {"team": "a"}
 
 
-async def test_kopf_is_shown_what_is_deleted_and_waits_for_our_finalizer() -> None:
+async def test_deleted_quotas_with_our_finalizer_get_the_label() -> None:
     api = Api()
     api.make("waits", FINALIZER, terminating=True)
     api.make("of-others", "other/s", terminating=True)
@@ -98,7 +98,7 @@ async def test_kopf_is_shown_what_is_deleted_and_waits_for_our_finalizer() -> No
     assert api.metadata("waits")["labels"] == {"team": "a", DELETED: ""}
 
 
-async def test_a_write_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_write_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "FIRST_BACKOFF", 0.001)
     api = Api()
     api.fates = ["lost", "lost", "answer lost"]
@@ -107,8 +107,8 @@ async def test_a_write_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatc
     assert len(api.patches) == 3
 
 
-async def test_what_changed_meanwhile_is_guarded_as_it_is_then() -> None:
-    """The list of finalizers is replaced: another's that came meanwhile must stay."""
+async def test_a_finalizer_that_was_added_meanwhile_stays() -> None:
+    """The patch replaces the list of finalizers, and another program may have changed the list."""
 
     class Racing(Api):
         async def turn(self, request: str) -> Fate:
@@ -122,17 +122,17 @@ async def test_what_changed_meanwhile_is_guarded_as_it_is_then() -> None:
     assert racing.metadata("q")["finalizers"] == ["other/s", FINALIZER]
 
 
-async def test_nothing_is_counted_that_could_go_at_once() -> None:
-    """What was never counted admits nothing: so no pod is charged to what has no finalizer."""
+async def test_a_quota_gets_its_finalizer_before_its_first_count() -> None:
+    """Admission admits nothing under an uncounted quota, so a charged quota has the finalizer."""
     api = Api()
     api.fates = ["lost"] * 2
     api.make("q")
     order: list[str] = []
 
-    async def ask() -> int:
+    async def read_term() -> int:
         return 1
 
-    counting = Recounter(cast(Connection, api), "me", ask)
+    counting = Recounter(cast(Connection, api), "me", read_term)
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
         run = group.create_task(counting.run())
         while not api.writes:

@@ -98,15 +98,15 @@ def test_every_program_prints_its_version(program: str) -> None:
 def test_the_log_has_no_line_about_a_librarys_handler() -> None:
     import kopf
 
-    from hugetlb_quota.controller.deletion import _is_no_try
+    from hugetlb_quota.controller.deletion import _is_unexpected
 
     def record(error: Exception | None) -> logging.LogRecord:
         info = None if error is None else (type(error), error, None)
         return logging.LogRecord("kopf.objects", logging.INFO, "", 0, "Handler", (), info)
 
-    assert not _is_no_try(record(None))
-    assert not _is_no_try(record(kopf.TemporaryError("waits")))
-    assert _is_no_try(record(KeyError("a bug")))
+    assert not _is_unexpected(record(None))
+    assert not _is_unexpected(record(kopf.TemporaryError("waits")))
+    assert _is_unexpected(record(KeyError("a bug")))
 
 
 def request_timeout(*words: str) -> timedelta:
