@@ -63,7 +63,7 @@ class StatusWriter:
                 turned = conditions.turned(quota.conditions, written.conditions)
                 await self._events.conditions_changed(written, turned)
         except Superseded as newer:
-            await self._term.meet(newer)
+            await self._term.check_lease(newer)
             return False
         except errors.NotFound:
             logger.info(

@@ -1,4 +1,7 @@
-"""The term of a controller that leads: what orders its counts among those of other leaders."""
+"""The term of a leader: a number that orders the counts of successive leaders.
+
+The term is the resourceVersion of the Lease. A later leader has a higher term.
+"""
 
 from __future__ import annotations
 
@@ -10,82 +13,90 @@ from typing import Final
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.quotas import QuotaObject
 
-#: Seconds for which it is taken for granted that this controller leads: less than another
-#: waits before it takes the Lease.
+#: How long a read of the Lease proves that this controller leads, in seconds: shorter than
+#: another controller waits before it takes the Lease.
 SURE_FOR: Final = 5.0
 
 logger = logging.getLogger(__name__)
 
 
 class Superseded(Exception):
-    """A quota whose count was written in a later term than this controller's."""
+    """The count of a quota has a later term than this controller; ``term`` is the later term."""
 
     def __init__(self, quota: QuotaObject) -> None:
         self.term = quota.counted_under
         super().__init__(
-            f"HugeTLBQuota {quota.key} was counted under the Lease's resourceVersion {self.term},"
-            " later than this controller came to lead."
+            f"The count of HugeTLBQuota {quota.key} has the term {self.term}, which is later than"
+            " the term of this controller."
         )
 
 
 class Term:
-    """Whether this controller leads still, and whose counts it may write over.
+    """Whether this controller still leads, and which counts it may overwrite.
 
-    :param ask: for a number above that of every leader before, and below that of every
-        later one; it raises LeadershipLost when another leads.
+    :param read_term: the present term of this controller, from the Lease; raises LeadershipLost if
+        another controller leads.
     """
 
-    def __init__(self, ask: Callable[[], Awaitable[int]]) -> None:
-        self._ask = ask
+    def __init__(self, read_term: Callable[[], Awaitable[int]]) -> None:
+        self._read_term = read_term
         self._sure_until = 0.0
-        self._overruled = 0
-        #: What this controller's counts say that they were written under.
+        #: After a restore of etcd, counts of later terms up to this one may be overwritten.
+        self._overwritable = 0
+        #: The term of this controller's counts; 0 before the first read of the Lease.
         self.number = 0
 
     async def is_held(self) -> bool:
-        """Whether this controller leads still; False where that can't be read just now.
+        """Whether this controller still leads; False if the Lease can't be read at present.
 
-        Who was paused, and leads no more, must not count what it sees now: it would drop
-        reservations of pods that its successor has not seen yet, and the successor would
-        write its own count over that.
+        A controller that was paused and does not lead any more must not count: it would end
+        reservations of pods that its successor has not seen yet. The successor would then
+        overwrite that count, and nobody would count the pods.
 
-        :raises LeadershipLost: when another leads.
+        :raises LeadershipLost: if another controller leads.
         """
         now = _now()
         if now < self._sure_until:
             return True
         try:
-            self.number = max(self.number, await self._ask())
+            self.number = max(self.number, await self._read_term())
         except errors.ApiError as error:
-            logger.warning("Who leads can't be read; trying again: %s", error)
+            logger.warning("The Lease can't be read; trying again: %s", error)
             return False
         self._sure_until = now + SURE_FOR
         return True
 
     def check(self, quota: QuotaObject) -> None:
-        """See that this controller may write over the count of ``quota``.
+        """Check that this controller may overwrite the count of ``quota``.
 
-        :raises Superseded: when that was written in a later term.
+        :raises Superseded: if the count has a later term.
         """
-        if quota.counted_under > max(self.number, self._overruled):
+        if quota.counted_under > max(self.number, self._overwritable):
             raise Superseded(quota)
 
-    async def meet(self, newer: Superseded) -> None:
-        """Find out whether another leads by now, or these are the words of one that led before.
+    async def check_lease(self, newer: Superseded) -> None:
+        """Read the Lease again after a later term was found.
 
-        :raises LeadershipLost: when another leads.
+        If this controller holds the Lease and its term is not later, etcd was restored from a
+        backup. From then on this controller may overwrite counts up to the later term.
+
+        :raises LeadershipLost: if another controller leads.
         """
         try:
-            self.number = await self._ask()
+            self.number = await self._read_term()
         except errors.ApiError as error:
-            logger.warning("%s Who leads can't be read; trying again: %s", newer, error)
+            logger.warning("%s The Lease can't be read; trying again: %s", newer, error)
             return
         if self.number <= newer.term:
-            # This one leads, so history went back: etcd was restored from a backup.
-            logger.error("%s The Lease is of %d: writing over it.", newer, self.number)
-            self._overruled = max(self._overruled, newer.term)
+            logger.error(
+                "%s This controller holds the Lease with the term %d, so etcd was restored from a"
+                " backup. The count will be overwritten.",
+                newer,
+                self.number,
+            )
+            self._overwritable = max(self._overwritable, newer.term)
 
 
 def _now() -> float:
-    """Seconds on a clock that goes on while the machine sleeps."""
+    """The time in seconds, on a clock that also runs while the machine is suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
