@@ -1,4 +1,4 @@
-"""The controller's metrics: every quota, every node's report, how late the count is, who leads."""
+"""The controller's metrics: quotas, ages of the nodes' reports, delay of the count, leadership."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _OF_QUOTA = ("quota_namespace", "quota")
 
 
 class Counting(Protocol):
-    """The part of a Recounter that this needs."""
+    """The part of a Recounter that the metrics need."""
 
     lag: Lag
     books: Books
 
     @property
     def quotas(self) -> Iterable[QuotaObject]:
-        """All that are known; none before this one leads."""
+        """All quotas; none before this controller leads."""
         ...
 
     @property
     def report_ages(self) -> Mapping[str, float]:
-        """By node, how many seconds ago its last report came."""
+        """By node, the time since its last report arrived, in seconds."""
         ...
 
 
 class ControllerMetrics(Collector):
-    """Reads the recounter at every scrape; a quota or a node that goes takes its rows along."""
+    """Collects from the recounter at every scrape, so the rows of a deleted quota or node end."""
 
     def __init__(self, counting: Counting) -> None:
         self._counting = counting
@@ -47,12 +47,12 @@ class ControllerMetrics(Collector):
         self.render = Metrics("controller", self).render
 
     def collect(self) -> Iterator[Metric]:
-        """What is read at a scrape."""
+        """The metrics of one scrape."""
         lag = self._counting.lag
         yield gauge("leader", "1 for the controller that leads, 0 for one that waits.", self.leads)
         yield gauge(
             "controller_count_lag_seconds",
-            "How old the oldest change is that the quotas do not show yet; 0: there is none.",
+            "How old the oldest change is that no quota's status shows yet; 0: there is none.",
             lag.seconds(),
         )
         yield SummaryMetricFamily(
@@ -63,18 +63,18 @@ class ControllerMetrics(Collector):
         )
         yield CounterMetricFamily(
             PREFIX + "controller_checks",
-            "Counts of everybody, from scratch; the others are of whom a change concerned.",
+            "Counts of all pods, from scratch. Other counts are of the pods that a change affects.",
             value=self._counting.books.checks,
         )
         yield CounterMetricFamily(
             PREFIX + "controller_check_differences",
-            "Counts from scratch that found anything else than those before: a fault of"
-            " hugetlb-quota, which the log tells of. What was found from scratch holds.",
+            "Counts from scratch that differed from the counts before: a bug of hugetlb-quota. The"
+            " log has the difference, and the count from scratch wins.",
             value=self._counting.books.differences,
         )
         yield from gauges(
             "node_report_age_seconds",
-            "How long ago the last report of a node's agent came.",
+            "How long ago the last report of a node's agent arrived.",
             "report_of",
             self._counting.report_ages,
         )
@@ -84,31 +84,33 @@ class ControllerMetrics(Collector):
 def _quotas(quotas: Iterable[QuotaObject]) -> Iterator[Metric]:
     hard = BytesBySize("hard_bytes", "The limit of a quota.", _OF_QUOTA)
     used = BytesBySize(
-        "used_bytes", "All that is charged to a quota, quotas below included.", _OF_QUOTA
+        "used_bytes", "The whole charge of a quota, with the quotas below.", _OF_QUOTA
     )
-    pods = BytesBySize("pods_bytes", "Of this, for pods that were seen.", _OF_QUOTA)
+    pods = BytesBySize(
+        "pods_bytes", "The part of used_bytes for pods that were counted.", _OF_QUOTA
+    )
     retained = BytesBySize(
-        "retained_bytes", "Of this, left in files by pods that are gone.", _OF_QUOTA
+        "retained_bytes", "The part of used_bytes that gone pods left in files.", _OF_QUOTA
     )
     reserved = BytesBySize(
-        "reserved_bytes", "Of this, for pods that were admitted and not yet seen.", _OF_QUOTA
+        "reserved_bytes", "The part of used_bytes for admitted pods, not yet counted.", _OF_QUOTA
     )
     states = GaugeMetricFamily(
         PREFIX + "condition",
-        "1 where a condition of a quota is True, which is well, 0 where it is not.",
+        "1 if a condition of a quota is True, which is good; else 0.",
         labels=[*_OF_QUOTA, "condition"],
     )
     for quota in quotas:
-        who = quota.key.namespace, quota.key.name
+        labels = quota.key.namespace, quota.key.name
         counter = quota.counter
         sizes = counter.used.keys()
-        hard.add(counter.hard, counter.hard.keys(), *who)
-        used.add(counter.used, sizes, *who)
-        pods.add(counter.pods, sizes, *who)
-        retained.add(counter.retained, sizes, *who)
-        reserved.add(counter.reserved, sizes, *who)
+        hard.add(counter.hard, counter.hard.keys(), *labels)
+        used.add(counter.used, sizes, *labels)
+        pods.add(counter.pods, sizes, *labels)
+        retained.add(counter.retained, sizes, *labels)
+        reserved.add(counter.reserved, sizes, *labels)
         for condition in quota.conditions:
-            states.add_metric([*who, condition.type], float(condition.status == "True"))
+            states.add_metric([*labels, condition.type], float(condition.status == "True"))
     for each in (hard, used, pods, retained, reserved):
         yield each.family
     yield states

@@ -1,4 +1,4 @@
-"""What Prometheus reads of the controller: quotas, reports, and how late the count is."""
+"""The controller's metrics: quotas, ages of reports, and the delay of the count."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def scraped(counting: Counting, *, leads: bool = False) -> dict[tuple[str, ...],
     }
 
 
-def test_one_that_waits_tells_of_no_quota() -> None:
+def test_a_controller_that_waits_shows_no_quota() -> None:
     values = scraped(Counting())
     assert values["leader",] == 0
     assert {key[0] for key in values} == {
@@ -48,7 +48,7 @@ def test_one_that_waits_tells_of_no_quota() -> None:
     }
 
 
-def test_each_quota_has_its_rows_and_takes_them_along() -> None:
+def test_each_quota_has_rows_that_end_with_the_quota() -> None:
     raw = {
         "metadata": {"namespace": "ns", "name": "q", "uid": "u", "resourceVersion": "7"},
         "spec": {"hard": {"hugepages-2Mi": "64Mi"}},
@@ -78,7 +78,7 @@ def test_each_quota_has_its_rows_and_takes_them_along() -> None:
         "retained_bytes": 4,
         "reserved_bytes": 8,
     }
-    # Not limited: no row of hard, so that nothing is divided by 0.
+    # A size without a limit has no row of hard, so no query divides by 0.
     assert values["retained_bytes", "hugepages-1Gi", "q", "ns"] == 1 << 30
     assert ("hard_bytes", "hugepages-1Gi", "q", "ns") not in values
     assert values["condition", "Ready", "q", "ns"] == 0
@@ -86,7 +86,7 @@ def test_each_quota_has_its_rows_and_takes_them_along() -> None:
     assert not [key for key in scraped(counting) if key[-2:] == ("q", "ns")]
 
 
-def test_the_lag_is_the_age_of_the_oldest_change_that_no_count_has_shown() -> None:
+def test_the_lag_is_the_age_of_the_oldest_change_that_no_status_shows() -> None:
     now = [100.0]
     lag = Lag(lambda: now[0])
     assert lag.seconds() == 0
@@ -105,7 +105,7 @@ def test_the_lag_is_the_age_of_the_oldest_change_that_no_count_has_shown() -> No
     lag.failed()
     lag.end()
     now[0] = 110.0
-    assert lag.seconds() == 6, "what could not be written is not shown"
+    assert lag.seconds() == 6, "a failed write shows no change"
     lag.begin()
     lag.end()
     assert (lag.seconds(), lag.counts, lag.took) == (0, 3, 1)
