@@ -15,7 +15,7 @@ import yaml
 
 from hugetlb_quota import quantity
 from hugetlb_quota.controller.certificates import authority, stored
-from hugetlb_quota.controller.certificates.rotation import Trust
+from hugetlb_quota.controller.certificates.state import Trust
 from hugetlb_quota.controller.webhook_rules import with_rules
 from tests.kube import chart as charts
 from tests.kube.api import Api, ApiError, Object

@@ -21,7 +21,7 @@ from typing import Any, Final
 import yaml
 
 from hugetlb_quota.controller.certificates import authority, stored
-from hugetlb_quota.controller.certificates.rotation import Authority, Serving, Trust
+from hugetlb_quota.controller.certificates.state import Authorities, Serving, Trust
 from hugetlb_quota.controller.webhook_rules import with_rules
 from tests.kube.api import ApiError, Object, Objects
 from tests.kube.build import kubernetes_version
@@ -203,7 +203,7 @@ def serving(control_plane: ControlPlane, chart: Chart) -> Serving:
 def _authority(control_plane: ControlPlane, chart: Chart) -> authority.Pair:
     name = f"{chart.fullname}-admission-ca"
     raw = control_plane.api.get(SECRETS, name, namespace=chart.namespace)
-    pair = stored.read_authority(raw).current
+    pair = stored.read_authorities(raw).current
     assert pair is not None
     return pair
 
@@ -232,8 +232,8 @@ def _make_certificates(control_plane: ControlPlane, chart: Chart) -> None:
     ca = authority.make_authority("tests", now, timedelta(days=365))
     host = f"{chart.fullname}-admission.{chart.namespace}.svc"
     pair = authority.issue(ca, [host], now, timedelta(days=90))
-    kept = Authority(current=ca, trusted_since=now)
-    api.replace(SECRETS, stored.write_authority(raw["ca"], kept))
+    kept = Authorities(current=ca, trusted_since=now)
+    api.replace(SECRETS, stored.write_authorities(raw["ca"], kept))
     serving = Serving(pair=pair, path=uuid.uuid4().hex)
     api.replace(SECRETS, stored.write_serving(raw["serving"], serving))
 

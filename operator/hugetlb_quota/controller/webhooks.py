@@ -101,7 +101,7 @@ class Webhooks:
             # version saves a read, and the keeper knows the CAs and the path that are missing too.
             for configuration in self._configurations.store.values():
                 await self._rules.restore(self._keeper.complete(configuration))
-            pause = await self._keeper.tend()
+            pause = await self._keeper.update()
             pause = min(pause, await self._rules.update(await self._keeper.read_webhooks()))
         except (errors.ApiError, Missing) as error:
             if str(error) != self._last_failure:

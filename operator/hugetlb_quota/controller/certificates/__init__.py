@@ -1,5 +1,8 @@
-"""The operator's own certificates: a CA, what admission serves with, and who is told of them.
+"""The webhooks' certificates: a CA, admission's certificate and paths, and the trust in them.
 
-``authority`` makes and reads certificates, ``rotation`` decides what is to be done next and is
-pure, ``stored`` puts it into Secrets and the webhook configuration, ``keeper`` does the steps.
+- ``authority`` makes and reads certificates.
+- ``state`` has the types of the stored state.
+- ``stored`` reads and writes that state in Secrets and in the webhook configuration.
+- ``rotation`` decides the next write, and is pure.
+- ``keeper`` makes the writes.
 """

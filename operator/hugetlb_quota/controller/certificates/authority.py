@@ -1,4 +1,4 @@
-"""Makes certificates, and reads those that are there; all of them as PEM."""
+"""Make and read X.509 certificates; all of them are PEM."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-#: A certificate is good from so long before it was made: clocks differ.
+#: A certificate is valid from this long before it was made, because clocks differ.
 BACKDATED: Final = timedelta(hours=1)
 _BEGIN: Final = "-----BEGIN CERTIFICATE-----"
 _END: Final = "-----END CERTIFICATE-----"
@@ -28,10 +28,10 @@ class Pair:
 
 
 def make_authority(name: str, now: datetime, lifetime: timedelta) -> Pair:
-    """A new CA that may sign nothing but serving certificates."""
+    """A new CA, which can't sign another CA."""
     key = ec.generate_private_key(ec.SECP256R1())
     serial = x509.random_serial_number()
-    # Two CAs are trusted during a rotation: by their names they can be told apart.
+    # During a rotation two CAs are trusted, so each needs a name of its own.
     subject = _name(f"{name}-{serial % 16**8:08x}")
     builder = (
         _builder(subject, subject, key, serial, now, now + lifetime)
@@ -43,7 +43,7 @@ def make_authority(name: str, now: datetime, lifetime: timedelta) -> Pair:
 
 
 def issue(authority: Pair, hosts: Sequence[str], now: datetime, lifetime: timedelta) -> Pair:
-    """A new serving certificate for ``hosts``; it never outlives its CA."""
+    """A new serving certificate for ``hosts``, valid no longer than its CA."""
     issuer = _read(authority.certificate)
     signer = serialization.load_pem_private_key(authority.key.encode(), password=None)
     assert isinstance(signer, ec.EllipticCurvePrivateKey)
@@ -69,8 +69,8 @@ def issue(authority: Pair, hosts: Sequence[str], now: datetime, lifetime: timede
     return _pair(builder.sign(signer, hashes.SHA256()), key)
 
 
-def is_whole(pair: Pair) -> bool:
-    """Whether both can be read, and the key is the certificate's."""
+def is_usable(pair: Pair) -> bool:
+    """Whether certificate and key can be read and belong together."""
     try:
         key = serialization.load_pem_private_key(pair.key.encode(), password=None)
         return key.public_key() == _read(pair.certificate).public_key()
@@ -88,7 +88,7 @@ def is_issued_by(certificate: str, authority: str) -> bool:
 
 
 def hosts_of(certificate: str) -> frozenset[str]:
-    """The host names that a certificate is for."""
+    """The host names that a certificate is valid for; empty if it can't be read."""
     try:
         names = _read(certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except (ValueError, x509.ExtensionNotFound):
@@ -96,19 +96,19 @@ def hosts_of(certificate: str) -> frozenset[str]:
     return frozenset(names.value.get_values_for_type(x509.DNSName))
 
 
-def ends(certificate: str) -> datetime:
-    """When a certificate ends."""
+def expires_at(certificate: str) -> datetime:
+    """The end of a certificate's validity."""
     return _read(certificate).not_valid_after_utc
 
 
 def is_valid(certificate: str, now: datetime) -> bool:
-    """Whether a certificate is good now."""
+    """Whether ``now`` is in a certificate's validity."""
     read = _read(certificate)
     return read.not_valid_before_utc <= now < read.not_valid_after_utc
 
 
 def split(bundle: str) -> tuple[str, ...]:
-    """The certificates of a PEM bundle, each written in one way; what is none is left out."""
+    """The certificates of a PEM bundle in a uniform text; other text is left out."""
     found: list[str] = []
     for part in bundle.split(_BEGIN)[1:]:
         body, end, _ = part.partition(_END)

@@ -1,4 +1,4 @@
-"""Does what :mod:`rotation` says is to be done, one compare-and-swap after the other."""
+"""Make the writes that :mod:`rotation` decides, one compare-and-swap after another."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from hugetlb_quota.controller.certificates import stored
 from hugetlb_quota.controller.certificates.rotation import (
     Policy,
     Rest,
-    State,
-    StoreAuthority,
+    StoreAuthorities,
     StoreServing,
-    Trust,
     next_step,
 )
+from hugetlb_quota.controller.certificates.state import State, Trust
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.api import ObjectApi
 from hugetlb_quota.kube.resources import SECRETS, WEBHOOK_CONFIGURATIONS, Resource
 
-#: A rotation takes seven; more in one go is a fault, and must not become a storm of writes.
+#: The largest number of steps without a pause. A rotation takes seven steps; after a bug the keeper
+#: must not write without end.
 MOST_STEPS: Final = 20
 
 Json = dict[str, Any]
@@ -31,14 +31,14 @@ logger = logging.getLogger(__name__)
 
 
 class Missing(Exception):
-    """An object that the chart makes is not there; the sentence says which."""
+    """An object of the chart is missing; the message names the object."""
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Where things are kept: Secrets in ``namespace``, and the webhook configuration.
+    """The names of the objects: Secrets in ``namespace``, and the webhook configuration.
 
-    ``authority``: the CA's Secret; "" where somebody else makes certificates.
+    ``authority``: the Secret of the CA; "" if another tool makes the certificates.
     """
 
     namespace: str
@@ -48,10 +48,12 @@ class Names:
 
 
 class Keeper:
-    """Keeps the certificates fresh, and the API server told of them.
+    """Renews the certificates, and keeps CAs and path in the webhook configuration.
 
-    :param policy: its hosts are taken from the webhook configuration.
-    :param confirm: raises LeadershipLost where this controller leads no more.
+    :param policy: its ``hosts`` and ``makes_certificates`` are replaced: they come from the webhook
+        configuration and from ``names``.
+    :param confirm: called before each write; raises LeadershipLost if this controller does not
+        lead any more.
     """
 
     def __init__(
@@ -64,39 +66,44 @@ class Keeper:
     ) -> None:
         self._api = api
         self._names = names
-        self._policy = replace(policy, own=bool(names.authority))
+        self._policy = replace(policy, makes_certificates=bool(names.authority))
         self._confirm = confirm
         self._now = now
-        self._told: Trust | None = None
+        #: The last CAs and path of the webhook configuration with nothing left to write.
+        self._last_trust: Trust | None = None
 
-    async def tend(self) -> float:
-        """Do what there is to do; seconds until there may be more.
+    async def update(self) -> float:
+        """Make all writes that are due.
 
-        :raises Missing: when an object is not there.
-        :raises ApiError: when one can't be read or written; it may have been.
+        :returns: the time until the next write may be due, in seconds.
+        :raises Missing: if an object does not exist.
+        :raises ApiError: if a read or a write failed; the server may have done the write.
         """
         for _ in range(MOST_STEPS):
             rest = await self._step()
             if rest is not None:
                 return max(0.0, (rest.until - self._now()).total_seconds())
         raise errors.ApiError(
-            0, "Unsettled", f"The certificates did not come to rest in {MOST_STEPS} steps."
+            0, "Unfinished", f"The certificates still need a write after {MOST_STEPS} steps."
         )
 
     async def read_webhooks(self) -> Json:
         """The webhook configuration.
 
-        :raises Missing: when it is not there.
+        :raises Missing: if the webhook configuration does not exist.
+        :raises ApiError: if the read failed.
         """
         return await self._read(WEBHOOK_CONFIGURATIONS, self._names.webhooks)
 
     def complete(self, configuration: Json) -> Json:
-        """The same with what the API server was last told, where it is told of nothing now."""
-        if self._told is None or stored.read_trust(configuration).path:
+        """The configuration with the last CAs and path, if its path is missing."""
+        if self._last_trust is None or stored.read_trust(configuration).path:
             return configuration
-        return stored.write_trust(configuration, self._told, bundle=self._policy.own)
+        bundle = self._policy.makes_certificates
+        return stored.write_trust(configuration, self._last_trust, bundle=bundle)
 
     async def _step(self) -> Rest | None:
+        """Read everything and make one write; the Rest if there is nothing to write."""
         names = self._names
         configuration = await self.read_webhooks()
         serving = await self._read(SECRETS, names.serving)
@@ -104,24 +111,24 @@ class Keeper:
         if names.authority:
             authority = await self._read(SECRETS, names.authority)
         state = State(
-            stored.read_authority(authority),
+            stored.read_authorities(authority),
             stored.read_serving(serving),
             stored.read_trust(configuration),
         )
         policy = replace(self._policy, hosts=hosts(configuration))
         step = next_step(state, policy, self._now())
         if isinstance(step, Rest):
-            self._told = state.told
+            self._last_trust = state.configured
             return step
         await self._confirm()
-        if isinstance(step, StoreAuthority):
-            body = stored.write_authority(authority, step.authority)
+        if isinstance(step, StoreAuthorities):
+            body = stored.write_authorities(authority, step.authorities)
             await self._write(SECRETS, names.authority, body, step.why)
         elif isinstance(step, StoreServing):
             body = stored.write_serving(serving, step.serving)
             await self._write(SECRETS, names.serving, body, step.why)
         else:
-            body = stored.write_trust(configuration, step.trust, bundle=policy.own)
+            body = stored.write_trust(configuration, step.trust, bundle=policy.makes_certificates)
             await self._write(WEBHOOK_CONFIGURATIONS, names.webhooks, body, step.why)
         return None
 
@@ -132,7 +139,7 @@ class Keeper:
         except errors.NotFound as error:
             where = f"{namespace}/{name}" if namespace else name
             raise Missing(
-                f"{resource} {where} is missing: upgrade or install the chart, which makes it."
+                f"{resource} {where} is missing: install or upgrade the chart, which creates it."
             ) from error
 
     async def _write(self, resource: Resource, name: str, body: Json, why: str) -> None:
@@ -140,13 +147,13 @@ class Keeper:
         try:
             await self._api.replace(resource, name, body, namespace)
         except errors.Conflict:
-            return  # decided anew on what is there now
+            return  # the next step is decided on the newer version
         if why:
             logger.info("The webhooks' certificates: %s (%s %s).", why, resource.plural, name)
 
 
 def hosts(configuration: Json) -> tuple[str, ...]:
-    """The names by which the API server asks the webhooks' Services."""
+    """The host names of the webhooks' Services, as the API server checks them."""
     services = (each["clientConfig"].get("service") for each in configuration["webhooks"])
     found = dict.fromkeys(f"{it['name']}.{it['namespace']}.svc" for it in services if it)
     return tuple(found)

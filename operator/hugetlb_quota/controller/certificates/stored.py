@@ -1,4 +1,4 @@
-"""The certificates as they are kept: in two Secrets, and in the webhook configuration."""
+"""Read and write the certificates' state in two Secrets and in the webhook configuration."""
 
 from __future__ import annotations
 
@@ -10,51 +10,51 @@ from typing import Any, Final
 
 from hugetlb_quota.controller.certificates import authority
 from hugetlb_quota.controller.certificates.authority import Pair
-from hugetlb_quota.controller.certificates.rotation import Authority, Serving, Trust
+from hugetlb_quota.controller.certificates.state import Authorities, Serving, Trust
 from hugetlb_quota.kube import serving as names
 
 Json = dict[str, Any]
 
-#: An annotation on the CA's Secret, whatever its value: make a new CA, certificate and path.
+#: The annotation on the Secret of the CA, with any value: make a new CA, certificate and path.
 ROTATE: Final = "hugetlb.dev/rotate"
 
 
-def read_authority(secret: Mapping[str, Any]) -> Authority:
-    """The CAs of a Secret; what of it can't be read is not there."""
+def read_authorities(secret: Mapping[str, Any]) -> Authorities:
+    """The CAs in a Secret; a part that can't be read counts as missing."""
     data = _decoded(secret)
-    asked = ROTATE in ((secret.get("metadata") or {}).get("annotations") or {})
-    return Authority(
+    annotations = (secret.get("metadata") or {}).get("annotations") or {}
+    return Authorities(
         current=_pair(data, "ca.crt", "ca.key"),
         trusted_since=_time(data, "trusted-since"),
-        coming=_pair(data, "next-ca.crt", "next-ca.key"),
-        coming_trusted_since=_time(data, "next-trusted-since"),
+        next=_pair(data, "next-ca.crt", "next-ca.key"),
+        next_trusted_since=_time(data, "next-trusted-since"),
         retired=authority.split(data.get("retired-ca.crt", "")),
         served_since=_time(data, "served-since"),
-        asked=asked,
+        rotation_requested=ROTATE in annotations,
     )
 
 
-def write_authority(secret: Mapping[str, Any], to: Authority) -> Json:
-    """The Secret with these CAs in it."""
+def write_authorities(secret: Mapping[str, Any], ca: Authorities) -> Json:
+    """A copy of the Secret with these CAs."""
     metadata = dict(secret["metadata"])
     annotations = dict(metadata.get("annotations") or {})
-    if not to.asked:
+    if not ca.rotation_requested:
         annotations.pop(ROTATE, None)
     metadata["annotations"] = annotations
     data = {
-        "trusted-since": _stamp(to.trusted_since),
-        "next-trusted-since": _stamp(to.coming_trusted_since),
-        "retired-ca.crt": authority.join(to.retired),
-        "served-since": _stamp(to.served_since),
+        "trusted-since": _stamp(ca.trusted_since),
+        "next-trusted-since": _stamp(ca.next_trusted_since),
+        "retired-ca.crt": authority.join(ca.retired),
+        "served-since": _stamp(ca.served_since),
     }
-    for pair, prefix in ((to.current, "ca"), (to.coming, "next-ca")):
+    for pair, prefix in ((ca.current, "ca"), (ca.next, "next-ca")):
         if pair is not None:
             data |= {f"{prefix}.crt": pair.certificate, f"{prefix}.key": pair.key}
     return {**secret, "metadata": metadata, "data": _encoded(data)}
 
 
 def read_serving(secret: Mapping[str, Any]) -> Serving:
-    """What admission serves with; what of it can't be read is not there."""
+    """Admission's certificate and paths; a part that can't be read counts as missing."""
     data = _decoded(secret)
     return Serving(
         pair=_pair(data, names.CERTIFICATE, names.KEY),
@@ -64,40 +64,37 @@ def read_serving(secret: Mapping[str, Any]) -> Serving:
     )
 
 
-def write_serving(secret: Mapping[str, Any], to: Serving) -> Json:
-    """The Secret with this in it."""
+def write_serving(secret: Mapping[str, Any], serving: Serving) -> Json:
+    """A copy of the Secret with this certificate and these paths."""
     data = {
-        names.PATH: to.path,
-        names.FORMER_PATH: to.former_path,
-        "path-since": _stamp(to.path_since),
+        names.PATH: serving.path,
+        names.FORMER_PATH: serving.former_path,
+        "path-since": _stamp(serving.path_since),
     }
-    if to.pair is not None:
-        data |= {names.CERTIFICATE: to.pair.certificate, names.KEY: to.pair.key}
+    if serving.pair is not None:
+        data |= {names.CERTIFICATE: serving.pair.certificate, names.KEY: serving.pair.key}
     return {**secret, "data": _encoded(data)}
 
 
 def read_trust(configuration: Mapping[str, Any]) -> Trust:
-    """What the API server is told; where the webhooks differ, of all their CAs."""
+    """CAs and path of a webhook configuration; if the webhooks differ, the CAs of all webhooks."""
     clients = [each.get("clientConfig") or {} for each in configuration.get("webhooks") or ()]
     bundles = {authority.split(_text(client.get("caBundle"))) for client in clients}
     paths = {_path_secret(client) for client in clients}
-    alike = len(bundles) <= 1 and len(paths) <= 1
-    every = dict.fromkeys(each for bundle in sorted(bundles) for each in bundle)
-    return Trust(tuple(every), max(paths, default=""), everywhere=alike)
+    uniform = len(bundles) <= 1 and len(paths) <= 1
+    certificates = dict.fromkeys(each for bundle in sorted(bundles) for each in bundle)
+    return Trust(tuple(certificates), max(paths, default=""), uniform=uniform)
 
 
-def write_trust(configuration: Mapping[str, Any], to: Trust, *, bundle: bool = True) -> Json:
-    """The configuration that tells of this.
-
-    :param bundle: False leaves the CAs as they are.
-    """
-    ca = b64encode(authority.join(to.bundle).encode()).decode()
+def write_trust(configuration: Mapping[str, Any], trust: Trust, *, bundle: bool = True) -> Json:
+    """A copy of the webhook configuration with this path, and with these CAs if ``bundle``."""
+    ca = b64encode(authority.join(trust.bundle).encode()).decode()
     webhooks = []
     for webhook in configuration["webhooks"]:
         client = dict(webhook["clientConfig"])
         if bundle:
             client["caBundle"] = ca
-        path = f"/{to.path}/{names.PATHS[webhook['name']]}"
+        path = f"/{trust.path}/{names.PATHS[webhook['name']]}"
         client["service"] = {**client["service"], "path": path}
         webhooks.append({**webhook, "clientConfig": client})
     return {**configuration, "webhooks": webhooks}
@@ -110,7 +107,7 @@ def _path_secret(client: Mapping[str, Any]) -> str:
 
 def _pair(data: Mapping[str, str], certificate: str, key: str) -> Pair | None:
     pair = Pair(data.get(certificate, ""), data.get(key, ""))
-    return pair if authority.is_whole(pair) else None
+    return pair if authority.is_usable(pair) else None
 
 
 def _decoded(secret: Mapping[str, Any]) -> dict[str, str]:

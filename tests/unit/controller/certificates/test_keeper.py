@@ -1,4 +1,4 @@
-"""The steps as they are stored: killed with any write, late, or met by somebody else's."""
+"""The keeper's writes: a kill at any write, other writers, and objects that can't be read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 from hugetlb_quota.controller.certificates import authority, stored
 from hugetlb_quota.controller.certificates.keeper import Keeper, Missing, Names
-from hugetlb_quota.controller.certificates.rotation import Policy, Trust
+from hugetlb_quota.controller.certificates.rotation import Policy
+from hugetlb_quota.controller.certificates.state import Trust
 from hugetlb_quota.kube.resources import SECRETS, WEBHOOK_CONFIGURATIONS
 from tests.unit.controller.fake_objects import FakeObjects, Json, Killed, configuration
 
@@ -32,39 +33,39 @@ def objects() -> FakeObjects:
     return api
 
 
-async def led() -> None:
-    """Nobody else leads."""
+async def confirm() -> None:
+    """Confirm: this controller leads."""
 
 
 def keeper(api: FakeObjects, clock: Clock, names: Names = NAMES) -> Keeper:
-    return Keeper(api, names, POLICY, led, clock)
+    return Keeper(api, names, POLICY, confirm, clock)
 
 
-def told(api: FakeObjects) -> Trust:
+def configured(api: FakeObjects) -> Trust:
     return stored.read_trust(api.objects["validatingwebhookconfigurations", "hooks"])
 
 
 async def live(api: FakeObjects, clock: Clock, names: Names = NAMES) -> None:
-    """Lead until there is nothing to do for a long time."""
+    """Lead until the next write is far away; each pause has a new keeper."""
     for _ in range(20):
-        pause = await keeper(api, clock, names).tend()
+        pause = await keeper(api, clock, names).update()
         if pause > 2 * POLICY.overlap.total_seconds():
             return
         clock.now += timedelta(seconds=pause)
-    raise AssertionError("it does not come to rest")
+    raise AssertionError("the keeper still writes")
 
 
 def check(api: FakeObjects) -> None:
-    """What is served is trusted, and its path is asked."""
+    """Check that the API server trusts the certificate, and uses a path that is answered."""
     serving = stored.read_serving(api.objects["secrets", "serving"])
-    trust = told(api)
+    trust = configured(api)
     if serving.pair is not None:
         assert any(authority.is_issued_by(serving.pair.certificate, ca) for ca in trust.bundle)
         assert trust.path in (serving.path, serving.former_path)
 
 
-async def test_killed_with_any_write_the_next_leader_goes_on() -> None:
-    """From nothing to the end of a rotation: every write is the last of some leader."""
+async def test_the_next_leader_continues_after_a_kill_at_any_write() -> None:
+    """Each write, from the first CA to the end of a rotation, is the last of some leader."""
     clock, api = Clock(), objects()
     await live(api, clock)
     rotate(api)
@@ -75,8 +76,8 @@ async def test_killed_with_any_write_the_next_leader_goes_on() -> None:
         for lands in (True, False):
             clock, api = Clock(), objects()
             api.killed_at, api.lands = killed_at, lands
-            for asked in (False, True):
-                if asked:
+            for rotates in (False, True):
+                if rotates:
                     rotate(api)
                 try:
                     await live(api, clock)
@@ -86,8 +87,8 @@ async def test_killed_with_any_write_the_next_leader_goes_on() -> None:
                     clock.now += timedelta(seconds=20)
                     await live(api, clock)
             check(api)
-            assert len(told(api).bundle) == 1
-            assert stored.ROTATE not in notes(api)
+            assert len(configured(api).bundle) == 1
+            assert stored.ROTATE not in ca_annotations(api)
 
 
 def rotate(api: FakeObjects) -> None:
@@ -96,7 +97,7 @@ def rotate(api: FakeObjects) -> None:
     api.put(SECRETS, raw)
 
 
-def notes(api: FakeObjects) -> Json:
+def ca_annotations(api: FakeObjects) -> Json:
     found: Json = api.objects["secrets", "ca"]["metadata"]["annotations"]
     return found
 
@@ -106,7 +107,7 @@ async def test_other_annotations_and_fields_stay() -> None:
     api.objects["secrets", "ca"]["type"] = "Opaque"
     rotate(api)
     await live(api, clock)
-    assert notes(api) == {"other": "stays"}
+    assert ca_annotations(api) == {"other": "stays"}
     assert api.objects["secrets", "ca"]["type"] == "Opaque"
     rules = [
         each.get("rules")
@@ -115,18 +116,18 @@ async def test_other_annotations_and_fields_stay() -> None:
     assert rules == [None, None, [{"resources": ["hugetlbquotas"]}]]
 
 
-async def test_at_rest_nothing_is_written() -> None:
+async def test_nothing_is_written_when_nothing_is_due() -> None:
     clock, api = Clock(), objects()
     await live(api, clock)
     before = len(api.writes)
     for _ in range(5):
-        await keeper(api, clock).tend()
+        await keeper(api, clock).update()
         clock.now += timedelta(hours=3)
     assert len(api.writes) == before
 
 
 @pytest.mark.parametrize("harm", ["no base64!", "AAAA", None])
-async def test_a_secret_that_cant_be_read_is_made_anew(harm: str | None) -> None:
+async def test_a_secret_that_cant_be_read_gets_new_content(harm: str | None) -> None:
     clock, api = Clock(), objects()
     await live(api, clock)
     for name in ("ca", "serving"):
@@ -138,13 +139,13 @@ async def test_a_secret_that_cant_be_read_is_made_anew(harm: str | None) -> None
     assert stored.read_serving(api.objects["secrets", "serving"]).pair is not None
 
 
-async def test_one_webhook_that_was_written_over_is_put_right() -> None:
+async def test_one_webhook_without_its_ca_is_corrected() -> None:
     clock, api = Clock(), objects()
     await live(api, clock)
     raw = api.objects["validatingwebhookconfigurations", "hooks"]
     del raw["webhooks"][1]["clientConfig"]["caBundle"]
-    await keeper(api, clock).tend()
-    assert told(api).everywhere
+    await keeper(api, clock).update()
+    assert configured(api).uniform
     paths = [
         each["clientConfig"]["service"]["path"].rpartition("/")[2]
         for each in api.objects["validatingwebhookconfigurations", "hooks"]["webhooks"]
@@ -152,41 +153,41 @@ async def test_one_webhook_that_was_written_over_is_put_right() -> None:
     assert paths == ["validate-pods", "validate-pods", "validate-quotas"]
 
 
-async def test_where_others_make_certificates_their_ca_stays() -> None:
+async def test_the_ca_of_another_tool_stays() -> None:
     clock, api = Clock(), objects()
     raw = configuration()
     for each in raw["webhooks"]:
         each["clientConfig"]["caBundle"] = "bWluZQ=="
     api.put(WEBHOOK_CONFIGURATIONS, raw)
-    given = Names("system", "hooks", "serving", "")
-    await keeper(api, clock, given).tend()
+    names = Names("system", "hooks", "serving", "")
+    await keeper(api, clock, names).update()
     raw = api.objects["validatingwebhookconfigurations", "hooks"]
     assert {each["clientConfig"]["caBundle"] for each in raw["webhooks"]} == {"bWluZQ=="}
-    assert told(api).path == stored.read_serving(api.objects["secrets", "serving"]).path != ""
+    assert configured(api).path == stored.read_serving(api.objects["secrets", "serving"]).path != ""
 
 
-async def test_what_the_chart_has_not_made_is_named() -> None:
+async def test_a_missing_object_of_the_chart_is_named() -> None:
     api = objects()
     del api.objects["secrets", "ca"]
-    with pytest.raises(Missing, match="secrets system/ca is missing: upgrade or install the chart"):
-        await keeper(api, Clock()).tend()
+    with pytest.raises(Missing, match="secrets system/ca is missing: install or upgrade the chart"):
+        await keeper(api, Clock()).update()
 
 
-async def test_who_leads_no_more_writes_nothing() -> None:
+async def test_a_controller_that_lost_the_lease_writes_nothing() -> None:
     async def lost() -> None:
         raise RuntimeError("another leads")
 
     api = objects()
     with pytest.raises(RuntimeError):
-        await Keeper(api, NAMES, POLICY, lost, Clock()).tend()
+        await Keeper(api, NAMES, POLICY, lost, Clock()).update()
     assert api.writes == []
 
 
-async def test_what_was_told_last_completes_a_configuration_that_tells_nothing() -> None:
+async def test_a_configuration_without_ca_and_path_is_completed() -> None:
     clock, api = Clock(), objects()
     one = keeper(api, clock)
-    assert one.complete(configuration()) == configuration(), "nothing was told yet"
-    while await one.tend() < POLICY.overlap.total_seconds():
+    assert one.complete(configuration()) == configuration(), "no CA and path yet"
+    while await one.update() < POLICY.overlap.total_seconds():
         clock.now += timedelta(seconds=60)
     whole = await one.read_webhooks()
     bare = {**configuration(), "metadata": whole["metadata"]}

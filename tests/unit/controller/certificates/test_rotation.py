@@ -1,4 +1,4 @@
-"""The certificates step by step: whoever leads is killed between any two, and everybody is late."""
+"""The rotation, step by step: leaders are killed after any step, and every reader may be late."""
 
 from __future__ import annotations
 
@@ -17,34 +17,31 @@ from hypothesis import strategies as st
 
 from hugetlb_quota.controller.certificates import authority
 from hugetlb_quota.controller.certificates.rotation import (
-    Authority,
     Policy,
     Rest,
-    Serving,
-    State,
     Step,
-    StoreAuthority,
+    StoreAuthorities,
     StoreServing,
     StoreTrust,
-    Trust,
     next_step,
 )
+from hugetlb_quota.controller.certificates.state import Authorities, Serving, State, Trust
 
 HOST = "admission.system.svc"
 POLICY = Policy("test-ca", (HOST,))
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
-#: Nobody is later than this: less than `settle`.
+#: The longest time until a write is seen: less than `Policy.propagation`.
 LATE = timedelta(seconds=8)
 
 
 @dataclass
 class Store:
-    """What is stored, and what was, as long as somebody may still go by it."""
+    """The stored state, and the earlier states that a late reader may still see."""
 
     now: datetime = BEGAN
-    state: State = State(Authority(), Serving(), Trust())
+    state: State = State(Authorities(), Serving(), Trust())
     served: list[tuple[datetime, Serving]] = field(default_factory=list)
-    told: list[tuple[datetime, Trust]] = field(default_factory=list)
+    configured: list[tuple[datetime, Trust]] = field(default_factory=list)
     written: list[str] = field(default_factory=list)
 
     def decide(self) -> Step:
@@ -52,28 +49,28 @@ class Store:
 
     def write(self, step: Step) -> None:
         self.written.append(type(step).__name__)
-        if isinstance(step, StoreAuthority):
-            self.state = replace(self.state, authority=step.authority)
+        if isinstance(step, StoreAuthorities):
+            self.state = replace(self.state, authorities=step.authorities)
         elif isinstance(step, StoreServing):
             self.served.append((self.now, self.state.serving))
             self.state = replace(self.state, serving=step.serving)
         elif isinstance(step, StoreTrust):
-            self.told.append((self.now, self.state.told))
-            self.state = replace(self.state, told=step.trust)
+            self.configured.append((self.now, self.state.configured))
+            self.state = replace(self.state, configured=step.trust)
 
     def check(self) -> None:
-        """Whatever state an API server and a replica are in, the one is answered by the other."""
+        """Check that every replica can answer every API server, in any state that they may see."""
         servings = [self.state.serving, *(s for at, s in self.served if at > self.now - LATE)]
-        trusts = [self.state.told, *(t for at, t in self.told if at > self.now - LATE)]
+        trusts = [self.state.configured, *(t for at, t in self.configured if at > self.now - LATE)]
         for serving in servings:
             for trust in trusts:
-                # Before the first certificate nobody serves, and before the first CA nobody asks.
+                # Without a certificate no replica serves; without a CA no API server calls.
                 if serving.pair is not None and trust.bundle:
                     assert is_trusted(serving.pair.certificate, trust.bundle, self.now)
                     assert trust.path in (serving.path, serving.former_path)
 
-    def settle(self, *, checked: bool = True) -> None:
-        """Do all there is to do now."""
+    def write_all(self, *, checked: bool = True) -> None:
+        """Make all writes that are due now."""
         for _ in range(20):
             step = self.decide()
             if isinstance(step, Rest):
@@ -82,23 +79,23 @@ class Store:
             self.write(step)
             if checked:
                 self.check()
-        raise AssertionError(f"it does not come to rest: {self.written[-20:]}")
+        raise AssertionError(f"too many writes: {self.written[-20:]}")
 
     def harm(self, harm: Callable[[State], State]) -> None:
-        """What others write cuts off by itself; once it is put right, nothing of ours may."""
+        """Overwrite the state as another writer does, and correct it; check only later states."""
         self.state = harm(self.state)
-        self.settle(checked=False)
+        self.write_all(checked=False)
         self.served.clear()
-        self.told.clear()
+        self.configured.clear()
 
     def live(self, span: timedelta) -> None:
-        """Go on by what is said of when to look again."""
+        """Let time pass, from each Rest to the next."""
         end = self.now + span
         pair = self.state.serving.pair
         if pair is not None and not authority.is_valid(pair.certificate, self.now):
-            self.settle(checked=False)
+            self.write_all(checked=False)
         while self.now < end:
-            self.settle()
+            self.write_all()
             step = self.decide()
             assert isinstance(step, Rest)
             self.now = min(step.until, end)
@@ -106,7 +103,7 @@ class Store:
 
 
 def is_trusted(certificate: str, bundle: tuple[str, ...], now: datetime) -> bool:
-    """As an API server finds out, by path building."""
+    """Whether an API server with the CAs of ``bundle`` accepts the certificate."""
     store = verification.Store([x509.load_pem_x509_certificate(each.encode()) for each in bundle])
     verifier = (
         verification.PolicyBuilder()
@@ -121,60 +118,64 @@ def is_trusted(certificate: str, bundle: tuple[str, ...], now: datetime) -> bool
     return True
 
 
-def settled() -> Store:
+def complete() -> Store:
     store = Store()
-    store.settle()
+    store.write_all()
     return store
 
 
-def test_from_nothing_it_comes_to_rest_in_a_few_writes() -> None:
-    store = settled()
-    first = ["StoreAuthority", "StoreServing", "StoreTrust"]
-    assert store.written == [*first, "StoreAuthority", "StoreServing"]
+def test_five_writes_make_everything_from_nothing() -> None:
+    store = complete()
+    first = ["StoreAuthorities", "StoreServing", "StoreTrust"]
+    assert store.written == [*first, "StoreAuthorities", "StoreServing"]
     state = store.state
-    assert state.authority.current is not None
-    assert state.told == Trust((state.authority.current.certificate,), state.serving.path)
+    assert state.authorities.current is not None
+    assert state.configured == Trust((state.authorities.current.certificate,), state.serving.path)
     assert len(state.serving.path) == 40
 
 
-def test_a_year_passes_and_everything_is_renewed_long_before_its_end() -> None:
-    store = settled()
+def test_everything_is_renewed_long_before_it_expires() -> None:
+    store = complete()
     first = store.state
     store.live(timedelta(days=400))
     now = store.state
-    assert now.authority.current != first.authority.current
+    assert now.authorities.current != first.authorities.current
     assert now.serving.path != first.serving.path
-    assert now.authority.retired == ()
-    assert len(now.told.bundle) == 1
-    assert now.told.path == now.serving.path
-    assert now.authority.current is not None
-    assert authority.ends(now.authority.current.certificate) - store.now > timedelta(days=121)
+    assert now.authorities.retired == ()
+    assert len(now.configured.bundle) == 1
+    assert now.configured.path == now.serving.path
+    assert now.authorities.current is not None
+    assert authority.expires_at(now.authorities.current.certificate) - store.now > timedelta(
+        days=121
+    )
     # Five serving certificates a year, and a rotation.
     assert store.written.count("StoreServing") < 12
 
 
 def rotate(store: Store) -> None:
-    store.state = replace(store.state, authority=replace(store.state.authority, asked=True))
+    store.state = replace(
+        store.state, authorities=replace(store.state.authorities, rotation_requested=True)
+    )
 
 
-def test_an_administrator_asks_for_a_rotation() -> None:
-    store = settled()
+def test_an_administrator_requests_a_rotation() -> None:
+    store = complete()
     first = store.state
     rotate(store)
-    store.settle()
-    assert len(store.state.told.bundle) == 2
-    assert store.state.serving == first.serving, "signed by the next CA before it was trusted"
+    store.write_all()
+    assert len(store.state.configured.bundle) == 2
+    assert store.state.serving == first.serving, "the next CA must not sign before it is trusted"
     store.live(3 * POLICY.overlap)
-    assert first.authority.current is not None
-    assert first.authority.current.certificate not in store.state.told.bundle
-    assert store.state.told.path != first.told.path
-    assert not store.state.authority.asked
+    assert first.authorities.current is not None
+    assert first.authorities.current.certificate not in store.state.configured.bundle
+    assert store.state.configured.path != first.configured.path
+    assert not store.state.authorities.rotation_requested
 
 
-def test_killed_after_any_write_the_next_leader_goes_on() -> None:
-    """Each write of a rotation is the last of a leader; the next has another clock."""
+def test_the_next_leader_continues_after_a_kill_at_any_write() -> None:
+    """Each write of a rotation is the last of some leader; the next leader has another clock."""
     for killed_after in range(12):
-        store = settled()
+        store = complete()
         rotate(store)
         for skew in (timedelta(), timedelta(minutes=-3), timedelta(minutes=3)):
             for _ in range(killed_after):
@@ -186,44 +187,46 @@ def test_killed_after_any_write_the_next_leader_goes_on() -> None:
                 store.check()
             store.now += skew
         store.live(4 * POLICY.overlap)
-        assert len(store.state.told.bundle) == 1
-        assert store.state.authority.retired == ()
-        assert store.state.authority.coming is None
+        assert len(store.state.configured.bundle) == 1
+        assert store.state.authorities.retired == ()
+        assert store.state.authorities.next is None
 
 
 Harm = Callable[[State], State]
 FOREIGN = authority.make_authority("other", BEGAN, timedelta(days=3650))
 HARMS: dict[str, Harm] = {
-    "the bundle is wiped": lambda s: replace(s, told=replace(s.told, bundle=())),
-    "the path is wiped": lambda s: replace(s, told=replace(s.told, path="")),
-    "one webhook differs": lambda s: replace(s, told=replace(s.told, everywhere=False)),
-    "another CA comes beside": lambda s: replace(
-        s, told=replace(s.told, bundle=(*s.told.bundle, FOREIGN.certificate))
+    "the bundle is wiped": lambda s: replace(s, configured=replace(s.configured, bundle=())),
+    "the path is wiped": lambda s: replace(s, configured=replace(s.configured, path="")),
+    "one webhook differs": lambda s: replace(s, configured=replace(s.configured, uniform=False)),
+    "another CA is added": lambda s: replace(
+        s, configured=replace(s.configured, bundle=(*s.configured.bundle, FOREIGN.certificate))
     ),
-    "another path comes": lambda s: replace(s, told=replace(s.told, path="other")),
-    "a rotation is asked for": lambda s: replace(s, authority=replace(s.authority, asked=True)),
+    "the path is replaced": lambda s: replace(s, configured=replace(s.configured, path="other")),
+    "a rotation is requested": lambda s: replace(
+        s, authorities=replace(s.authorities, rotation_requested=True)
+    ),
 }
 LOSSES: dict[str, Harm] = {
-    "the CA is lost": lambda s: replace(s, authority=Authority()),
-    "what is served is lost": lambda s: replace(s, serving=Serving()),
+    "the CA is lost": lambda s: replace(s, authorities=Authorities()),
+    "the serving certificate is lost": lambda s: replace(s, serving=Serving()),
 }
 
 
 @pytest.mark.parametrize("what", [*HARMS, *LOSSES])
-def test_what_is_lost_or_written_over_is_put_right(what: str) -> None:
-    store = settled()
+def test_lost_and_overwritten_state_is_corrected(what: str) -> None:
+    store = complete()
     store.harm(HARMS.get(what) or LOSSES[what])
     store.live(3 * POLICY.overlap)
-    assert len(store.state.told.bundle) == 1
-    assert store.state.told.path == store.state.serving.path != ""
+    assert len(store.state.configured.bundle) == 1
+    assert store.state.configured.path == store.state.serving.path != ""
     pair = store.state.serving.pair
     assert pair is not None
-    assert is_trusted(pair.certificate, store.state.told.bundle, store.now)
+    assert is_trusted(pair.certificate, store.state.configured.bundle, store.now)
 
 
 @pytest.mark.parametrize("steps", range(10))
-def test_nobody_leads_for_years_in_the_middle_of_a_rotation(steps: int) -> None:
-    store = settled()
+def test_a_rotation_ends_after_years_without_a_leader(steps: int) -> None:
+    store = complete()
     rotate(store)
     for _ in range(steps):
         step = store.decide()
@@ -235,15 +238,15 @@ def test_nobody_leads_for_years_in_the_middle_of_a_rotation(steps: int) -> None:
     store.live(4 * POLICY.overlap)
     pair = store.state.serving.pair
     assert pair is not None
-    assert is_trusted(pair.certificate, store.state.told.bundle, store.now)
-    assert len(store.state.told.bundle) == 1
+    assert is_trusted(pair.certificate, store.state.configured.bundle, store.now)
+    assert len(store.state.configured.bundle) == 1
 
 
 @settings(max_examples=40)
 @given(st.data())
-def test_nobody_is_ever_cut_off(data: st.DataObject) -> None:
-    """Steps, deaths, other clocks, and others who write, in any order; lateness at any moment."""
-    store = settled()
+def test_replicas_can_always_answer(data: st.DataObject) -> None:
+    """Steps, kills, other clocks and other writers, in any order; readers are late at any time."""
+    store = complete()
     for _ in range(data.draw(st.integers(5, 40))):
         what = data.draw(st.sampled_from(["step", "step", "step", "wait", "day", "skew", *HARMS]))
         if what == "step":
@@ -254,7 +257,7 @@ def test_nobody_is_ever_cut_off(data: st.DataObject) -> None:
                 store.write(step)
         elif what == "wait":
             store.now += timedelta(seconds=data.draw(st.integers(1, 7200)))
-            store.settle()
+            store.write_all()
         elif what == "day":
             store.live(timedelta(days=1))
         elif what == "skew":
@@ -263,55 +266,57 @@ def test_nobody_is_ever_cut_off(data: st.DataObject) -> None:
             store.harm(HARMS[what])
         store.check()
     store.live(10 * POLICY.overlap)
-    assert len(store.state.told.bundle) == 1
+    assert len(store.state.configured.bundle) == 1
 
 
-def test_an_older_release_is_cut_off_no_sooner_than_nobody_serves_by_it() -> None:
-    """An upgrade: the chart before made the CA and the path, and its replicas serve on."""
+def test_the_ca_of_an_older_release_stays_trusted_for_a_while() -> None:
+    """An upgrade: the older chart made CA and path, and older replicas still serve."""
     old = authority.issue(FOREIGN, (HOST,), BEGAN, timedelta(days=3650))
-    store = Store(state=State(Authority(), Serving(), Trust((FOREIGN.certificate,), "oldpath")))
+    store = Store(state=State(Authorities(), Serving(), Trust((FOREIGN.certificate,), "oldpath")))
     for _ in range(20):
         step = store.decide()
         if isinstance(step, Rest):
             break
         store.write(step)
-        assert is_trusted(old.certificate, store.state.told.bundle, store.now)
-        assert store.state.told.path == "oldpath"
+        assert is_trusted(old.certificate, store.state.configured.bundle, store.now)
+        assert store.state.configured.path == "oldpath"
         store.check()
     assert isinstance(step, Rest)
-    assert step.until == store.now + POLICY.settle, "no API server has surely seen the new CA yet"
+    assert step.until == store.now + POLICY.propagation, (
+        "some API server may not trust the new CA yet"
+    )
     store.live(POLICY.overlap / 2)
     assert store.state.serving.pair is not None
-    assert is_trusted(old.certificate, store.state.told.bundle, store.now)
+    assert is_trusted(old.certificate, store.state.configured.bundle, store.now)
     store.live(POLICY.overlap)
-    assert not is_trusted(old.certificate, store.state.told.bundle, store.now)
+    assert not is_trusted(old.certificate, store.state.configured.bundle, store.now)
 
 
-def test_a_rollback_to_an_older_release_stays_answered() -> None:
-    """The chart before brings back its CA and path, and its replicas know nothing else."""
-    store = settled()
+def test_replicas_can_answer_after_a_rollback_to_an_older_release() -> None:
+    """The older chart restores its CA and path; the older replicas know no others."""
+    store = complete()
     ours = store.state.serving
-    store.state = replace(store.state, told=Trust((FOREIGN.certificate,), "oldpath"))
-    store.settle(checked=False)
-    assert store.state.told.path == "oldpath"
-    assert FOREIGN.certificate in store.state.told.bundle
-    # And so do those of ours that still serve.
+    store.state = replace(store.state, configured=Trust((FOREIGN.certificate,), "oldpath"))
+    store.write_all(checked=False)
+    assert store.state.configured.path == "oldpath"
+    assert FOREIGN.certificate in store.state.configured.bundle
+    # Our replicas that still run can answer too.
     assert (store.state.serving.path, store.state.serving.former_path) == ("oldpath", ours.path)
     assert store.state.serving.pair == ours.pair
     assert ours.pair is not None
-    assert is_trusted(ours.pair.certificate, store.state.told.bundle, store.now)
+    assert is_trusted(ours.pair.certificate, store.state.configured.bundle, store.now)
 
 
-def test_a_leader_whose_clock_is_behind_keeps_to_the_path_that_was_taken_over() -> None:
-    store = settled()
-    store.harm(HARMS["another path comes"])
+def test_a_leader_whose_clock_is_behind_keeps_an_adopted_path() -> None:
+    store = complete()
+    store.harm(HARMS["the path is replaced"])
     store.now -= timedelta(minutes=3)
-    store.settle()
-    assert store.state.told.path == "other"
+    store.write_all()
+    assert store.state.configured.path == "other"
 
 
-def test_a_certificate_for_another_name_is_replaced() -> None:
-    store = settled()
+def test_a_certificate_for_another_host_is_replaced() -> None:
+    store = complete()
     moved = replace(POLICY, hosts=("other.system.svc",))
     step = next_step(store.state, moved, store.now)
     assert isinstance(step, StoreServing)
@@ -319,9 +324,9 @@ def test_a_certificate_for_another_name_is_replaced() -> None:
     assert authority.hosts_of(step.serving.pair.certificate) == {"other.system.svc"}
 
 
-def test_a_ca_that_has_ended_is_replaced_at_once() -> None:
-    store = settled()
-    store.now += timedelta(days=500)  # nobody led
+def test_an_expired_ca_is_replaced_at_once() -> None:
+    store = complete()
+    store.now += timedelta(days=500)  # without a leader
     store.written.clear()
     for _ in range(20):
         step = store.decide()
@@ -330,25 +335,26 @@ def test_a_ca_that_has_ended_is_replaced_at_once() -> None:
         store.write(step)
     pair = store.state.serving.pair
     assert pair is not None
-    assert is_trusted(pair.certificate, store.state.told.bundle, store.now)
+    assert is_trusted(pair.certificate, store.state.configured.bundle, store.now)
 
 
-def test_where_others_make_certificates_the_path_alone_is_kept() -> None:
-    policy = replace(POLICY, own=False)
-    state = State(Authority(), Serving(), Trust((FOREIGN.certificate,), ""))
+def test_only_the_path_is_managed_if_another_tool_makes_certificates() -> None:
+    policy = replace(POLICY, makes_certificates=False)
+    state = State(Authorities(), Serving(), Trust((FOREIGN.certificate,), ""))
     step = next_step(state, policy, BEGAN)
     assert isinstance(step, StoreServing)
     assert step.serving.pair is None
     state = replace(state, serving=step.serving)
     step = next_step(state, policy, BEGAN)
     assert step == StoreTrust(
-        Trust((FOREIGN.certificate,), state.serving.path), "told the API server the path"
+        Trust((FOREIGN.certificate,), state.serving.path),
+        "wrote the path into the webhook configuration",
     )
-    assert isinstance(next_step(replace(state, told=step.trust), policy, BEGAN), Rest)
+    assert isinstance(next_step(replace(state, configured=step.trust), policy, BEGAN), Rest)
 
 
-def test_openssl_takes_them(tmp_path: Path) -> None:
-    """Python's own TLS, with its strictest checks, as the leader asks admission."""
+def test_openssl_accepts_the_certificates(tmp_path: Path) -> None:
+    """A TLS handshake with OpenSSL's strictest checks, as in the leader's probe of admission."""
     ca = authority.make_authority("ca", datetime.now(UTC), timedelta(days=1))
     pair = authority.issue(ca, (HOST,), datetime.now(UTC), timedelta(days=1))
     client = ssl.create_default_context(cadata=ca.certificate)
