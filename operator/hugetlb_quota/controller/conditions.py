@@ -1,4 +1,4 @@
-"""How a quota stands, as conditions: each True when all is well, each with a sentence."""
+"""The conditions of a quota. True means that all is well; each condition has a sentence."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from hugetlb_quota.controller.nodes import OUT_OF_SERVICE
 READY: Final = "Ready"
 WITHIN_LIMITS: Final = "WithinLimits"
 
-#: Names listed in a sentence before it says how many more there are.
+#: The largest number of names in a sentence; the sentence gives the number of the others.
 _NAMED: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One aspect of a quota: ``good`` or not, why in one word, and the sentence."""
+    """A condition without times; ``good``: whether it is True, ``reason``: one word."""
 
     type: str
     good: bool
@@ -43,12 +43,12 @@ def findings(
     silent: Collection[str],
     cut: Collection[str] = (),
 ) -> tuple[Finding, ...]:
-    """Every finding about ``quota``.
+    """All findings about ``quota``.
 
-    :param counter: as it is about to be written.
-    :param held: the ended pods that are still charged to it.
-    :param silent: the nodes whose agents have not reported for long; ``cut``: those whose reports
-        have no room for all pods.
+    :param counter: the quota's counter as it will be written.
+    :param held: the ended pods that are still charged to the quota.
+    :param silent: the nodes whose agents have not reported for a long time.
+    :param cut: the nodes whose reports have no room for all pods.
     """
     return (
         _ready(quota, forest),
@@ -60,7 +60,7 @@ def findings(
 def conditions(
     found: Iterable[Finding], before: Iterable[Condition], generation: int, now: datetime
 ) -> tuple[Condition, ...]:
-    """The findings as conditions; each keeps its transition time while its status does."""
+    """The findings as conditions; the transition time changes only with the status."""
     known = {condition.type: condition for condition in before}
     return tuple(
         Condition(
@@ -76,7 +76,7 @@ def conditions(
 
 
 def turned(before: Iterable[Condition], after: Iterable[Condition]) -> tuple[Condition, ...]:
-    """The conditions of ``after`` that are new as bad ones, or changed their reason or status."""
+    """The conditions whose status or reason changed, and the new ones that are not True."""
     known = {condition.type: (condition.status, condition.reason) for condition in before}
     return tuple(
         condition
@@ -98,46 +98,48 @@ def _ready(quota: Quota, forest: Forest) -> Finding:
             READY,
             False,
             "Terminating",
-            f"HugeTLBQuota {quota.key} is being deleted and admits no pods; it goes when nothing"
-            " is charged to it any more.",
+            f"HugeTLBQuota {quota.key} is being deleted and admits no pods. The quota stays until"
+            " nothing is charged to it.",
         )
     try:
         chain = forest.chain(quota.key)
     except Detached as broken:
-        held = forest.parent(quota)
+        parent = forest.parent(quota)
         stays = (
-            f" What is charged to it stays charged to {held.key}."
-            if held is not None and broken.quota == quota.key and held.key == quota.attached_to
+            f" The charge of {quota.key} stays charged to {parent.key} too."
+            if parent is not None and broken.quota == quota.key and parent.key == quota.attached_to
             else ""
         )
         sentence = f"{broken} Until then its pods are refused.{stays}"
         return Finding(READY, False, broken.reason, sentence)
-    going = next((link for link in chain if link.terminating), None)
-    if going is not None:
+    terminating = next((link for link in chain if link.terminating), None)
+    if terminating is not None:
         return Finding(
             READY,
             False,
             "Terminating",
-            f"HugeTLBQuota {going.key}, above {quota.key}, is being deleted, and no pods are"
-            " admitted below it; change spec.parentRef.",
+            f"HugeTLBQuota {terminating.key}, above {quota.key}, is being deleted, so no pods are"
+            f" admitted under {quota.key}. Change spec.parentRef.",
         )
     path = " -> ".join(str(link.key) for link in chain)
     if len(chain) == 1:
         return Finding(READY, True, "Root", f"HugeTLBQuota {quota.key} is a root.")
-    above = _above_an_ancestor(chain)
-    if above is not None:
-        return Finding(READY, True, "LimitAboveParent", above)
-    return Finding(READY, True, "Attached", f"Charges go up the chain {path}.")
+    unreachable = _unreachable_limit(chain)
+    if unreachable is not None:
+        return Finding(READY, True, "LimitAboveParent", unreachable)
+    return Finding(READY, True, "Attached", f"Each pod is charged on the whole chain {path}.")
 
 
-def _above_an_ancestor(chain: tuple[Quota, ...]) -> str | None:
+def _unreachable_limit(chain: tuple[Quota, ...]) -> str | None:
+    """A sentence about a limit of the first quota that is above a limit of an ancestor."""
     quota = chain[0]
     for size, limit in quota.hard.items():
         for ancestor in chain[1:]:
             if size in ancestor.hard and ancestor.hard[size] < limit:
                 return (
-                    f"The limit of {size.resource} is {quantity.render(limit)}, above the"
-                    f" {quantity.render(ancestor.hard[size])} of {ancestor.key}, which holds first."
+                    f"The limit of {quantity.render(limit)} of {size.resource} can't be reached:"
+                    f" HugeTLBQuota {ancestor.key} above has the limit"
+                    f" {quantity.render(ancestor.hard[size])}."
                 )
     return None
 
@@ -150,7 +152,7 @@ def _within_limits(counter: Counter) -> Finding:
         if size in counter.hard and used > counter.hard[size]
     ]
     if not over:
-        return Finding(WITHIN_LIMITS, True, "Fits", "Everything charged fits the limits.")
+        return Finding(WITHIN_LIMITS, True, "Fits", "All charges are within the limits.")
     sentence = "; ".join(over)
     return Finding(
         WITHIN_LIMITS,
@@ -162,33 +164,33 @@ def _within_limits(counter: Counter) -> Finding:
 
 
 def _unnamed(counter: Counter, cut: Collection[str]) -> Iterator[Finding]:
-    """What is to be said of pods that no report names, where they are too many to remember more.
+    """A finding if the quota remembers as many unreported pods as it can.
 
-    Those that wait for a node are none of them.
+    Pods without a node do not count: no agent can report them yet.
 
-    :param cut: nodes whose agents report, and have no room for all pods.
+    :param cut: the nodes whose agents report, but have no room for all pods.
     """
     words = [each.counted for each in counter.reservations if each.counted not in ("", UNBOUND)]
     if len(words) < IDENTITIES_KEPT:
         return
     nodes = {word for word in words if word != SOMEWHERE}
     full, others = sorted(nodes & frozenset(cut)), sorted(nodes - frozenset(cut))
-    see = f" See that the agents report{f' on {_some(others)}' if others else ''}."
-    advice = ("" if full and not others else see) + (f" {_make_room(full)}" if full else "")
+    report = f" Make sure that the agents report{f' on {_some(others)}' if others else ''}."
+    advice = ("" if full and not others else report) + (f" {_make_room(full)}" if full else "")
     yield Finding(
         NODES_REPORTING,
         False,
         "TooManyUnreported",
-        f"{len(words)} pods that no node has reported are remembered in status.reservations, and"
-        " there is room for no more: a reservation whose pod may have run unseen stays charged, and"
-        f" of the pods that run the oldest are not remembered.{advice}",
+        f"status.reservations remembers {len(words)} pods that no node has reported, and has no"
+        " room for more. A reservation whose pod may have run unseen stays charged, and the oldest"
+        f" running pods are not remembered.{advice}",
     )
 
 
 def _make_room(nodes: list[str]) -> str:
     return (
-        f"A report has no room for all pods on {_some(nodes)}: remove files that gone pods left"
-        " there, as ReportComplete of the HugeTLBNode tells."
+        f"There is no room for all pods in the report of {_some(nodes)}. Remove files that gone"
+        " pods left there; the condition ReportComplete of the HugeTLBNode says more."
     )
 
 
@@ -206,9 +208,7 @@ def _nodes_reporting(
         *_unnamed(counter, cut),
     ]
     if not problems:
-        return Finding(
-            NODES_REPORTING, True, "Reporting", "No charge is held for want of a node's report."
-        )
+        return Finding(NODES_REPORTING, True, "Reporting", "No charge waits for a node's report.")
     return replace(problems[0], message=" ".join(each.message for each in problems))
 
 
@@ -219,8 +219,8 @@ def _for_silence(held: list[Held], silent: frozenset[str]) -> Iterator[Finding]:
             False,
             "AgentSilent",
             f"{_amount(held)} stays charged, because the agent does not report on"
-            f" {_some(_nodes(held, silent))}. Start the agent there; if the node is gone, delete"
-            f" its Node object; if it is off, taint it {OUT_OF_SERVICE}. The charge goes then.",
+            f" {_some(_nodes(held, silent))}. Start the agent there. If the node is gone, delete"
+            f" its Node; if the node is off, taint it with {OUT_OF_SERVICE}. Then the charge ends.",
         )
 
 

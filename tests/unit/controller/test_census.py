@@ -230,8 +230,8 @@ def test_a_silent_node_is_named_with_what_it_holds_and_what_to_do() -> None:
     assert silent.reason == "AgentSilent"
     assert silent.message == (
         "64Mi of hugepages-2Mi of an ended pod stays charged, because the agent does not report on"
-        " worker. Start the agent there; if the node is gone, delete its Node object; if it is off,"
-        " taint it node.kubernetes.io/out-of-service. The charge goes then."
+        " worker. Start the agent there. If the node is gone, delete its Node; if the node is off,"
+        " taint it with node.kubernetes.io/out-of-service. Then the charge ends."
     )
     assert all(each.good for each in conditions.findings(quota, counter, FOREST, held, set()))
 
@@ -247,9 +247,9 @@ def test_a_node_whose_report_is_cut_is_not_called_silent() -> None:
     full = told(cut={"worker", "other"}, silent=set())
     assert (full.good, full.reason) == (False, "ReportTooLarge")
     assert full.message == (
-        "64Mi of hugepages-2Mi of an ended pod stays charged. A report has no room for all pods on"
-        " worker: remove files that gone pods left there, as ReportComplete of the HugeTLBNode"
-        " tells."
+        "64Mi of hugepages-2Mi of an ended pod stays charged. There is no room for all pods in the"
+        " report of worker. Remove files that gone pods left there; the condition ReportComplete of"
+        " the HugeTLBNode says more."
     )
     assert told(cut={"other"}, silent=set()).good
     # Who does not report has made no room either.
@@ -260,8 +260,11 @@ def test_a_node_whose_report_is_cut_is_not_called_silent() -> None:
     )
     many = replace(counter, reservations=lines)
     for cut, sentence in (
-        ({"worker"}, "remembered. See that the agents report on other. A report has no room"),
-        ({"worker", "other"}, "remembered. A report has no room for all pods on other, worker:"),
+        ({"worker"}, "report on other. There is no room for all pods in the report of worker."),
+        (
+            {"worker", "other"},
+            "remembered. There is no room for all pods in the report of other, worker.",
+        ),
     ):
         finding = told(cut=cut, silent=set(), counter=many)
         assert finding.reason == "ReportTooLarge"
@@ -281,11 +284,11 @@ def test_a_quota_that_can_remember_no_more_pods_says_so() -> None:
     full = told(IDENTITIES_KEPT, "worker")
     assert (full.good, full.reason) == (False, "TooManyUnreported")
     assert full.message == (
-        "256 pods that no node has reported are remembered in status.reservations, and there is"
-        " room for no more: a reservation whose pod may have run unseen stays charged, and of the"
-        " pods that run the oldest are not remembered. See that the agents report on worker."
+        "status.reservations remembers 256 pods that no node has reported, and has no room for"
+        " more. A reservation whose pod may have run unseen stays charged, and the oldest running"
+        " pods are not remembered. Make sure that the agents report on worker."
     )
-    assert "See that the agents report." in told(IDENTITIES_KEPT, "?").message
+    assert "Make sure that the agents report." in told(IDENTITIES_KEPT, "?").message
 
 
 def test_a_quota_below_one_that_goes_says_that_its_pods_are_refused() -> None:

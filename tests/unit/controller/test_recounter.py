@@ -192,7 +192,7 @@ async def test_what_is_charged_stays_with_the_parent_when_the_label_goes() -> No
     assert leaf["attachedTo"] == "acme/tenant"
     (ready,) = [each for each in leaf["conditions"] if each["type"] == "Ready"]
     assert (ready["status"], ready["reason"]) == ("False", "ForeignParent")
-    assert "What is charged to it stays charged to acme/tenant." in ready["message"]
+    assert "The charge of db/leaf stays charged to acme/tenant too." in ready["message"]
 
 
 async def test_an_attachment_without_a_charge_goes_with_the_label() -> None:
