@@ -57,7 +57,7 @@ def test_writes_no_other(
     agent: Api, installed: ControlPlane, node: str, unique: Callable[[str], str]
 ) -> None:
     other = unique("other")
-    why = f"the agent on node {node} writes the HugeTLBNode {node} alone, not {other}"
+    why = f"the agent on node {node} may write only the HugeTLBNode {node}, not {other}"
     with pytest.raises(ApiError, match=why) as refused:
         agent.create(NODES, report(other))
     assert refused.value.code == 403
@@ -122,7 +122,7 @@ def test_a_token_that_names_no_node_writes_none(
     agent: Api, installed: ControlPlane, node: str
 ) -> None:
     kubeconfig = installed.service_account_kubeconfig(chart.NAMESPACE, ACCOUNT)
-    with pytest.raises(ApiError, match="with a token that names its node, and this one names none"):
+    with pytest.raises(ApiError, match="an agent needs a token that names its node"):
         installed.api_for(kubeconfig).create(NODES, report(node))
 
 
@@ -163,12 +163,12 @@ def test_tells_of_pods_and_of_its_own_node(agent: Api, node: str, namespace: str
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
-        ({"reportingInstance": "another"}, "as its reportingInstance {node}"),
-        ({"reportingController": "kubelet"}, "names hugetlb.dev/agent as its reportingController"),
-        ({"reason": "Evicted"}, "an agent tells of HugePagesRefused and Reclaimed"),
+        ({"reportingInstance": "another"}, "and the reportingInstance {node}"),
+        ({"reportingController": "kubelet"}, "must have the reportingController hugetlb.dev/agent"),
+        ({"reason": "Evicted"}, "must have the reason HugePagesRefused or Reclaimed"),
         (
             {"related": {"kind": "Pod", "name": "q", "namespace": "default"}},
-            "relates that to nothing else",
+            "and no related object",
         ),
     ],
 )
@@ -188,7 +188,7 @@ def test_tells_of_nothing_else(agent: Api, node: str, namespace: str) -> None:
         node_of("another"),
     )
     for regarding in others:
-        why = f"tells of pods, and of the HugeTLBNode {node}, not of {regarding.kind}"
+        why = f"only about pods and the HugeTLBNode {node}, not about {regarding.kind}"
         with pytest.raises(ApiError, match=why):
             agent.create(EVENTS, told(regarding, node))
 

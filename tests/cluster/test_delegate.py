@@ -90,15 +90,15 @@ def test_changes_limits_up_to_those_above_and_no_further(world: World) -> None:
 
 
 def test_does_not_detach(world: World) -> None:
-    refused(world, "stays where it is attached", parentRef=None)
-    with pytest.raises(ApiError, match="can not be deleted: its pods would be held to nothing"):
+    refused(world, "you may not change the parent", parentRef=None)
+    with pytest.raises(ApiError, match="you may not delete HugeTLBQuota"):
         world.delegate.delete(QUOTAS, "team", namespace=world.team)
-    refused(world, "with its podSelector", podSelector={"matchLabels": {"no": "pod"}})
+    refused(world, "the podSelector", podSelector={"matchLabels": {"no": "pod"}})
 
 
 def test_does_not_have_it_collected_as_garbage(world: World) -> None:
     owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "gone", "uid": "no-such"}
-    with pytest.raises(ApiError, match="and its owners"):
+    with pytest.raises(ApiError, match="or the owners of"):
         world.delegate.patch(
             QUOTAS, "team", {"metadata": {"ownerReferences": [owner]}}, namespace=world.team
         )
@@ -114,9 +114,9 @@ def test_does_not_attach_elsewhere(world: World, unique: Callable[[str], str]) -
     )
     world.admin.create(QUOTAS, other)
     there = {"namespace": elsewhere, "name": "open"}
-    refused(world, "stays where it is attached", parentRef=there)
+    refused(world, "you may not change the parent", parentRef=there)
     for parent in (there, world.above, None):
-        with pytest.raises(ApiError, match="a quota is made below one of its own namespace"):
+        with pytest.raises(ApiError, match="only below a quota of the same namespace"):
             world.delegate.create(QUOTAS, world.quota("mine", "2Mi", parent))
     world.admin.delete("v1/namespaces", elsewhere)
 
@@ -125,7 +125,7 @@ def test_makes_changes_and_deletes_quotas_within_the_namespace(world: World) -> 
     ci = world.quota("ci", "8Mi", world.inside, podSelector={"matchLabels": {"for": "ci"}})
     world.delegate.create(QUOTAS, ci)
     world.change("ci", hard={SIZE: "4Mi"}, podSelector={"matchLabels": {"for": "tests"}})
-    with pytest.raises(ApiError, match="stays where it is attached"):
+    with pytest.raises(ApiError, match="you may not change the parent"):
         world.change("ci", parentRef=world.above)
     world.delegate.delete(QUOTAS, "ci", namespace=world.team)
 

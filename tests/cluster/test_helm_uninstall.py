@@ -194,14 +194,14 @@ def test_the_crds_that_stayed_are_taken_over_by_a_release_of_any_name(
     words = (name, str(charts.CHART), f"--namespace={name}", "--create-namespace", OF)
     done = helm("install", *words)
     assert done.returncode == 0, done.stderr
-    assert "hugetlbquotas.hugetlb.dev is not of this release" in done.stdout
+    assert "hugetlbquotas.hugetlb.dev does not belong to this release" in done.stdout
     # What the notes say makes it this release's.
     for what in ("kubectl annotate crd", "kubectl label crd"):
         command = next(line for line in done.stdout.splitlines() if what in line)
         control_plane.kubectl(*command.split()[1:])
     done = helm("upgrade", *words, "--force-conflicts")
     assert done.returncode == 0, done.stderr
-    assert "is not of this release" not in done.stdout
+    assert "does not belong to this release" not in done.stdout
     done = helm("uninstall", name, f"--namespace={name}", "--no-hooks")
     assert done.returncode == 0, done.stderr
     assert control_plane.api.get(CRDS, CRD_OF_QUOTAS)

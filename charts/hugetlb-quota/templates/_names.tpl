@@ -1,15 +1,15 @@
 {{/*
-Puts the default in the place of each value that is absent, in .Values itself; every template begins with
-it. `helm upgrade --reuse-values` knows no value that the chart before did not have, and null takes one away.
+Sets each absent value in .Values to its default. Every template begins with this. Values can be absent:
+`helm upgrade --reuse-values` lacks values that the previous chart did not have, and null removes a value.
 */}}
 {{- define "hugetlb-quota.defaults" -}}
 {{- include "hugetlb-quota.fillIn" (list .Values (.Files.Get "files/defaults.yaml" | fromYaml)) }}
 {{- end }}
 
-{{/* (list values defaults). Not sprig's merge, which takes false and 0 for absent. */}}
+{{/* Arguments: (list values defaults). sprig's merge is no use: it treats false and 0 as absent. */}}
 {{- define "hugetlb-quota.fillIn" -}}
 {{- $values := first . }}
-{{/* These are one value each: what is not in one of them was left out on purpose. */}}
+{{/* Each of these is one value as a whole: do not fill in its keys. */}}
 {{- $whole := list "affinity" "labels" "namespaceSelector" "nodeSelector" "podAnnotations" "podLabels" "resources" "serviceAccountAnnotations" "updateStrategy" }}
 {{- range $name, $default := last . }}
 {{- if kindIs "invalid" (index $values $name) }}
@@ -24,7 +24,7 @@ it. `helm upgrade --reuse-values` knows no value that the chart before did not h
 {{- default .Chart.Name .Values.nameOverride | trunc 43 | trimSuffix "-" }}
 {{- end }}
 
-{{/* 43 characters at most: a suffix such as "-admission-tls" follows, and 63 is the limit. */}}
+{{/* At most 43 characters: names have at most 63, and a suffix such as "-admission-tls" follows. */}}
 {{- define "hugetlb-quota.fullname" -}}
 {{- if .Values.fullnameOverride }}
 {{- .Values.fullnameOverride | trunc 43 | trimSuffix "-" }}
@@ -46,7 +46,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
-{{/* The pods of one program: (list . "admission") */}}
+{{/* The labels that select the pods of one program. Arguments: (list . "admission") */}}
 {{- define "hugetlb-quota.selector" -}}
 app.kubernetes.io/name: {{ include "hugetlb-quota.name" (first .) }}
 app.kubernetes.io/instance: {{ (first .).Release.Name }}
@@ -66,7 +66,7 @@ app.kubernetes.io/component: {{ last . }}
 {{- end }}
 {{- end }}
 
-{{/* Who makes the webhooks' certificates: the controller, or "" where the values name another. */}}
+{{/* "true" if the controller makes the certificates of the webhooks, otherwise "". */}}
 {{- define "hugetlb-quota.ownCertificates" -}}
 {{- if and .Values.admission.tls.existingSecret .Values.admission.tls.certManager.enabled }}
 {{- fail "admission.tls.existingSecret and admission.tls.certManager.enabled exclude each other" }}
@@ -74,7 +74,7 @@ app.kubernetes.io/component: {{ last . }}
 {{- if not (or .Values.admission.tls.existingSecret .Values.admission.tls.certManager.enabled) }}true{{ end }}
 {{- end }}
 
-{{/* The Secret whose certificate admission mounts; "" where it reads the controller's own. */}}
+{{/* The Secret that admission mounts; "" if admission reads the controller's Secret from the API. */}}
 {{- define "hugetlb-quota.tlsSecret" -}}
 {{- if .Values.admission.tls.certManager.enabled }}
 {{- printf "%s-admission-cert-manager" (include "hugetlb-quota.fullname" .) }}
@@ -83,12 +83,12 @@ app.kubernetes.io/component: {{ last . }}
 {{- end }}
 {{- end }}
 
-{{/* What admission serves with: certificate and paths. */}}
+{{/* The Secret with admission's certificate and paths. */}}
 {{- define "hugetlb-quota.servingSecret" -}}
 {{ include "hugetlb-quota.fullname" . }}-admission-serving
 {{- end }}
 
-{{/* The CA's; the controller alone may read it. */}}
+{{/* The Secret of the CA; only the controller may read it. */}}
 {{- define "hugetlb-quota.authoritySecret" -}}
 {{ include "hugetlb-quota.fullname" . }}-admission-ca
 {{- end }}
@@ -100,7 +100,7 @@ app.kubernetes.io/component: {{ last . }}
 {{- end }}
 {{- end }}
 
-{{/* Where the API server asks: (list . service caBundle webhook-as-it-is) */}}
+{{/* The clientConfig of a webhook. Arguments: (list . service caBundle existing-webhook) */}}
 {{- define "hugetlb-quota.clientConfig" -}}
 {{- $root := first . }}
 {{- $live := (index . 3 | default dict).clientConfig | default dict }}
@@ -117,7 +117,7 @@ caBundle: {{ . }}
 {{- end }}
 {{- end }}
 
-{{/* The namespaces whose pods are asked about: all that are selected and not spared. */}}
+{{/* Selects the namespaces whose pods admission decides about: selected and not spared. */}}
 {{- define "hugetlb-quota.podNamespaces" -}}
 {{- $selector := deepCopy .Values.admission.namespaceSelector }}
 {{- $spared := .Values.admission.sparedNamespaces }}
@@ -132,8 +132,9 @@ caBundle: {{ . }}
 {{- end }}
 
 {{/*
-The CRDs that are there and not of this release: of one that was uninstalled, or applied by hand. helm would
-refuse the whole release for them; they stay as they are, and the notes say how to take them over.
+The existing CRDs that do not belong to this release: left by an uninstalled release, or applied by hand.
+helm would refuse the whole release because of them. So the chart leaves them as they are, and the notes say
+how to take them over.
 */}}
 {{- define "hugetlb-quota.othersCrds" -}}
 {{- range $path, $crd := .Files.Glob "files/crds/*.yaml" }}
@@ -149,7 +150,7 @@ refuse the whole release for them; they stay as they are, and the notes say how 
 {{- end }}
 {{- end }}
 
-{{/* What admission and controller need of their node: nothing. */}}
+{{/* The security context of admission and controller, which need no rights on their node. */}}
 {{- define "hugetlb-quota.podSecurity" -}}
 runAsNonRoot: true
 {{- if .Values.fixedUser }}
@@ -166,28 +167,28 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
-{{/* What the agent keeps after drop: [ALL]. */}}
+{{/* The capabilities of the agent. */}}
 {{- define "hugetlb-quota.agentCapabilities" -}}
 # The reader loads a BPF program that reads the kernel's memory.
 - BPF
 - PERFMON
-# Before it does, it becomes an ordinary user and gives up all but those two.
+# Before that, the reader becomes an ordinary user and keeps only these two capabilities.
 - SETUID
 - SETGID
 - SETPCAP
-# To end the reader, another user's process then, when it is late. In its own PID namespace the agent
-# reaches no other.
+# To kill the reader if it takes too long: the reader then belongs to another user. The agent has its
+# own PID namespace and can't reach other processes.
 - KILL
 {{- if .Values.agent.reclaim }}
-# To lease a file of another user: the proof that nobody holds it.
+# To lease a file of another user: a lease proves that no process has the file open.
 - LEASE
-# To empty it and to remove it, also from a directory with the sticky bit.
+# To truncate and remove such a file, also in a directory with the sticky bit.
 - DAC_OVERRIDE
 - FOWNER
 {{- end }}
 {{- end }}
 
-{{/* How replicas spread over nodes and zones: (list . "admission") */}}
+{{/* The spread of replicas over nodes and zones. Arguments: (list . "admission") */}}
 {{- define "hugetlb-quota.spread" -}}
 {{- $own := dict "matchLabels" (include "hugetlb-quota.selector" . | fromYaml) }}
 {{- $constraints := list }}
@@ -203,13 +204,13 @@ topologySpreadConstraints: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
-{{/* What every program logs, and how. */}}
+{{/* The log options of every program. */}}
 {{- define "hugetlb-quota.log" -}}
 - --log-level={{ .Values.log.level }}
 - --log-format={{ .Values.log.format }}
 {{- end }}
 
-{{/* Where a program's pods run: (.Values.admission) */}}
+{{/* The placement of a program's pods. Argument: .Values.admission */}}
 {{- define "hugetlb-quota.placement" -}}
 priorityClassName: {{ .priorityClassName | quote }}
 {{- with .nodeSelector }}
@@ -223,7 +224,7 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
-{{/* How long a program may take to start, on a slow node with all others starting beside it. */}}
+{{/* A startup probe: a program starts slowly on a slow node where all others start too. */}}
 {{- define "hugetlb-quota.startup" -}}
 periodSeconds: 2
 timeoutSeconds: 5
@@ -231,8 +232,8 @@ failureThreshold: {{ div (add1 (int .Values.startupSeconds)) 2 }}
 {{- end }}
 
 {{/*
-CEL: whether a pod names huge pages in all that counts towards its effective request, and in nothing
-else; a limit alone sets the request too. Ephemeral containers cannot ask for huge pages.
+CEL: whether a pod names huge pages in a field that counts for its effective request. A limit without a
+request is also the request. Ephemeral containers can't ask for huge pages.
 */}}
 {{- define "hugetlb-quota.namesHugepages" -}}
 (object.spec.containers + object.spec.?initContainers.orValue([])).exists(c,
