@@ -1,4 +1,4 @@
-"""Every value is described, has a default, and lets nothing unknown through."""
+"""Every value has a description and a default, and unknown values are errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VALUES = chart_readme.values()
 
 
 def parts(part: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Everything that the schema tells of, also in lists and maps."""
+    """All parts of the schema with their paths, also inside lists and maps."""
     part = resolved(part, SCHEMA)
     yield path, part
     for name, value in part.get("properties", {}).items():
@@ -25,9 +25,9 @@ def parts(part: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mappin
 
 
 def is_open(path: str) -> bool:
-    """Whether it takes any name.
+    """Whether the object at ``path`` may have any key.
 
-    A parent chart's globals are for all its charts; the others are passed to Kubernetes.
+    The globals of a parent chart are for all its charts. Other open objects go to Kubernetes.
     """
     return path == "global" or path.endswith(".valueFrom") or ".affinity." in path
 
@@ -37,11 +37,11 @@ def test_the_readme_is_up_to_date() -> None:
     assert chart_readme.made(page) == page, "run `make chart-docs`"
 
 
-def test_the_defaults_of_the_templates_are_those_of_the_values() -> None:
+def test_the_templates_have_the_same_defaults_as_the_values() -> None:
     assert chart_readme.DEFAULTS.read_text() == chart_readme.defaults(), "run `make chart-docs`"
 
 
-def test_every_template_begins_with_the_defaults_of_absent_values() -> None:
+def test_every_template_begins_by_setting_absent_values() -> None:
     first = '{{- include "hugetlb-quota.defaults" . }}\n'
     templates = [each for each in CHART.glob("templates/*") if each.name != "_names.tpl"]
     assert len(templates) > 10
@@ -53,7 +53,7 @@ def test_the_chart_has_the_version_of_the_package() -> None:
     assert chart_readme.versioned(chart) == chart, "run `make chart-docs`"
 
 
-def test_no_page_has_a_version_that_a_release_would_have_to_change() -> None:
+def test_no_page_names_the_version_of_an_image() -> None:
     version = yaml.safe_load(CHART_YAML.read_text())["appVersion"]
     root = CHART.parents[1]
     pages = [*root.glob("*.md"), *root.glob("docs/**/*.md"), README]
@@ -62,21 +62,22 @@ def test_no_page_has_a_version_that_a_release_would_have_to_change() -> None:
 
 
 def test_every_value_has_a_description_that_is_a_sentence() -> None:
-    told = list(rows(SCHEMA, VALUES))
-    assert len(told) > 80
-    assert [path for path, _, what in told if not what.endswith(".")] == []
+    described = list(rows(SCHEMA, VALUES))
+    assert len(described) > 80
+    assert [path for path, _, text in described if not text.endswith(".")] == []
 
 
 def test_every_default_is_in_the_schema_and_every_value_has_a_default() -> None:
     def names(values: Any, part: Mapping[str, Any], path: str = "") -> Iterator[str]:
-        known = part.get("properties", {})
-        for name in known.keys() ^ values.keys() if known else ():
+        """The paths that only the values or only the schema has."""
+        described = part.get("properties", {})
+        for name in described.keys() ^ values.keys() if described else ():
             yield f"{path}{name}"
-        for name in known.keys() & values.keys():
+        for name in described.keys() & values.keys():
             if isinstance(values[name], dict):
-                yield from names(values[name], known[name], f"{path}{name}.")
+                yield from names(values[name], described[name], f"{path}{name}.")
 
-    # maxSurge and maxUnavailable exclude each other, so one of them has none.
+    # maxSurge and maxUnavailable exclude each other, so one of them has no default.
     assert set(names(VALUES, SCHEMA)) == {"agent.updateStrategy.rollingUpdate.maxSurge"}
 
 
