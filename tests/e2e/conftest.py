@@ -48,7 +48,7 @@ SCENES: dict[str, Scene] = {}
 def host() -> Iterator[Host]:
     """The node that has huge pages."""
     if lacks := lacking():
-        pytest.skip(f"{', '.join(lacks)} is lacking: `make e2e-vm` makes a cluster and runs this")
+        pytest.skip(f"{', '.join(lacks)} is missing; `make e2e-vm` makes a cluster")
     nodes = nodes_with_pages()
     if not nodes:
         pytest.skip("no node of the cluster has huge pages of 2 MiB: reserve some (nr_hugepages)")

@@ -78,7 +78,7 @@ class Host:
             now = self.run(ask, timeout=30).split()
             return "0" not in now and not set(now) & set(before)
 
-        wait(f"{names} to run anew on {self.node}", restarted)
+        wait(f"{names} to run again on {self.node}", restarted)
 
     def later(self, command: str) -> None:
         """Let the node's systemd run a command in 3 seconds, after this shell has ended."""

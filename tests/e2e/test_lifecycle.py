@@ -101,7 +101,7 @@ def test_a_reboot_of_the_node(installed: Host, namespace: str, seen: Seen) -> No
     wait_used(namespace, "q", "16Mi")
     before = boot_id(installed.node)
     installed.later("systemctl reboot")
-    wait("the node to boot anew", lambda: boot_id(installed.node) != before, patience=REBOOT)
+    wait("the node to boot again", lambda: boot_id(installed.node) != before, patience=REBOOT)
     wait("the node's shell", installed.answers, patience=REBOOT)
     # The reboot removed the file; kubelet restarted the pod, which stays charged.
     wait(

@@ -120,7 +120,7 @@ def test_init_containers_sidecars_and_a_restart(
     assert f"mmap 20 MiB: {REFUSED}" in wait_log(namespace, "p", "mmap", container="init")
     assert "touched 4 MiB" in wait_log(namespace, "p", "touched", container="sidecar")
     assert f"mmap 24 MiB: {REFUSED}" in wait_log(namespace, "p", "mmap")
-    seen("16 MiB for the pod, 4 for the sidecar, 8 for a container started anew; beyond: ENOMEM")
+    seen("16 MiB for the pod, 4 for the sidecar, 8 for a restarted container; beyond: ENOMEM")
 
 
 def test_pages_of_1_gib(installed: Host, namespace: str, seen: Seen) -> None:

@@ -28,11 +28,11 @@ def unusable(released: Host) -> Host:
 def test_a_node_without_the_hugetlb_controller(unusable: Host, namespace: str, seen: Seen) -> None:
     node = unusable.node
 
-    def told() -> str:
+    def reported() -> str:
         status, reason, message = condition(operator.node_report(node), "Ready")
         return f"{reason}: {message}" if status == "False" and "hugetlb" in message else ""
 
-    wait("HugeTLBNode to say that the controller is missing", told)
+    wait("HugeTLBNode to say that the controller is missing", reported)
     # Replace the agent, so that its restart count begins at 0.
     for each in operator.pods("agent", node):
         delete("pod", each["metadata"]["name"], operator.NAMESPACE)
@@ -45,9 +45,9 @@ def test_a_node_without_the_hugetlb_controller(unusable: Host, namespace: str, s
     time.sleep(CALM)
     (agent,) = operator.pods("agent", node)
     starts = [each["restartCount"] for each in agent["status"]["containerStatuses"]]
-    assert not any(starts), f"the agent's containers were started anew: {starts}"
+    assert not any(starts), f"the agent's containers restarted: {starts}"
     assert ready()
-    message: str = wait("HugeTLBNode to say so still", told)
+    message: str = wait("HugeTLBNode to say the same", reported)
     # A pod without huge pages runs as on any other node.
     apply(pod(namespace, "small", container("sleep", "infinity")))
     wait_phase(namespace, "small")

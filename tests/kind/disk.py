@@ -1,7 +1,7 @@
-"""The disk of the machine that Docker and kind run on: Debian, with the images loaded.
+"""Make the disk of the machine that runs Docker and kind: Debian, with the images loaded.
 
-All that takes long on an emulated processor is done here, natively: Docker loads the node's image,
-and containerd imports what the node runs into a folder that kind mounts into it.
+The steps that are slow on an emulated processor run here on the host: Docker loads the node's
+image, and containerd imports the node's container images into a folder that kind mounts into it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.vm.steps import run, step
 
 HERE = Path(__file__).resolve().parent
 STORE = "/var/lib/node-images"
-"""containerd's folder of the node, on the machine."""
+"""The machine's folder that is the containerd folder of the node."""
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "udev", "kmod", "mount", "util-linux", "procps"),
     *("docker.io", "docker-cli", "containerd", "runc"),
@@ -28,7 +28,7 @@ PACKAGES = (
 LOAD = """\
 set -eu
 mount --make-rprivate /
-# dockerd wants its root to be a mount point.
+# dockerd needs a mount point as root.
 mount --bind "$1" "$1"
 cd "$1"
 mount -t proc proc proc
@@ -38,7 +38,7 @@ mount --rbind /sys sys
 ip link set lo up
 touch run/image.tar
 mount --bind "$2" run/image.tar
-# Docker's own configuration is for the machine; here there is no network, and maybe no systemd.
+# The machine's configuration of Docker does not fit here: no network, and maybe no systemd.
 chroot . dockerd --config-file /dev/null --storage-driver overlay2 --bridge none \\
     --iptables=false --ip6tables=false --exec-opt native.cgroupdriver=cgroupfs \\
     --host unix:///run/docker.sock > run/dockerd.log 2>&1 &
@@ -52,8 +52,8 @@ chroot . docker load --quiet --input /run/image.tar || { tail -30 run/dockerd.lo
 """
 
 
-def recipe(programs: Programs) -> root.Recipe:
-    """Return what the machine's root is made of."""
+def machine_recipe(programs: Programs) -> root.Recipe:
+    """Return the recipe of the machine's root."""
     return root.Recipe(
         "kind",
         PACKAGES,
@@ -64,21 +64,21 @@ def recipe(programs: Programs) -> root.Recipe:
 
 
 def disk(programs: Programs, images: Sequence[Path]) -> root.Disk:
-    """Return the machine's disk, made now if it must be.
+    """Return the machine's disk; make it if it is missing.
 
-    `images`: archives of what runs on the node, besides Kubernetes itself. Raises StepFailed.
+    `images`: the archives of the node's images, besides Kubernetes. Raises StepFailed.
     """
-    made_of = recipe(programs)
-    bare, initrd = root.machine_root(made_of)
-    loaded = _loaded(made_of, bare, node.image(programs))
+    recipe = machine_recipe(programs)
+    bare, initrd = root.machine_root(recipe)
+    loaded = _loaded(recipe, bare, node.image(programs))
     imported = [node.kubernetes(), *images]
     digest = hashlib.sha256(loaded.name.encode() + root.digests([Path(__file__), *imported]))
-    image = made_of.cache() / f"disk-{digest.hexdigest()[:12]}.img"
-    with root.locked(made_of.cache() / "disk.lock"):
+    image = recipe.cache() / f"disk-{digest.hexdigest()[:12]}.img"
+    with root.locked(recipe.cache() / "disk.lock"):
         if not image.exists():
-            for stale in made_of.cache().glob("disk-*.img"):
-                stale.unlink()  # who runs machines from it holds it open
-            with step("importing what the node runs, and writing the machine's disk"):
+            for stale in recipe.cache().glob("disk-*.img"):
+                stale.unlink()  # running machines hold the file open
+            with step("importing the node's images, and writing the machine's disk"):
                 work = image.with_suffix(".root")
                 shutil.rmtree(work, ignore_errors=True)
                 run(["cp", "-a", loaded, work])
@@ -87,19 +87,19 @@ def disk(programs: Programs, images: Sequence[Path]) -> root.Disk:
     return root.Disk(image, bare / "boot" / "vmlinux", initrd)
 
 
-def _loaded(made_of: root.Recipe, bare: Path, archive: Path) -> Path:
+def _loaded(recipe: root.Recipe, bare: Path, archive: Path) -> Path:
     """Return the root with the node's image in Docker's storage."""
     digest = hashlib.sha256(f"{bare.name} {archive.name} {LOAD}".encode()).hexdigest()[:12]
-    loaded = made_of.cache() / f"loaded-{digest}"
-    with root.locked(made_of.cache() / "loaded.lock"):
+    loaded = recipe.cache() / f"loaded-{digest}"
+    with root.locked(recipe.cache() / "loaded.lock"):
         if not loaded.exists():
-            for stale in made_of.cache().glob("loaded-*"):
+            for stale in recipe.cache().glob("loaded-*"):
                 if stale.is_dir():
                     shutil.rmtree(stale)
             making = loaded.with_suffix(".making")
             with step("loading the node's image into Docker"):
                 run(["cp", "-a", bare, making])
-                # What it mounts, and its processes, go with its namespaces.
+                # New namespaces: mounts and processes disappear with them.
                 apart = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child")
                 run([*apart, "sh", "-c", LOAD, "load", making, archive])
             making.rename(loaded)
@@ -107,7 +107,7 @@ def _loaded(made_of: root.Recipe, bare: Path, archive: Path) -> Path:
 
 
 def _import(work: Path, images: Sequence[Path], aliases: dict[str, str]) -> None:
-    """Import the images as the node's containerd keeps them: the machine has the same one."""
+    """Import the images with the machine's containerd, which has the node's version."""
     own = work / "var/lib/containerd"
     shutil.rmtree(own, ignore_errors=True)
     root.import_images(work, images, aliases)

@@ -172,7 +172,7 @@ def _create(machine: Machine) -> None:
         late = "kubelet" not in machine.shell(f"docker top {CONTAINER} -o comm || true")
         if attempt == TRIES or not late:
             break
-        say(f"kind gave its node up; once more. The node's last words:\n{said}")
+        say(f"kind gave up on the node; trying again. The node's last words:\n{said}")
         machine.shell(f"kind delete cluster --name {CLUSTER}", timeout=300)
     raise StepFailed(f"kind could not make a cluster; its node's last words:\n{said}")
 

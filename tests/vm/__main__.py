@@ -92,7 +92,7 @@ def _scenes(cluster: VmCluster, environment: Mapping[str, str], arguments: list[
     # The order matters: the reboot in test_lifecycle.py switches to the other names.
     files = ("tests/e2e/test_lifecycle.py", "tests/e2e/test_limits.py")
     status = _pytest({**environment, "E2E_LEAVE": "1"}, *files, "-k", AGAIN) or status
-    with step("booting the first node anew, without the hugetlb controller"):
+    with step("booting the first node again, without the hugetlb controller"):
         cluster.replace(cluster.machines[0], WITHOUT_HUGETLB)
     return _pytest(environment, "tests/e2e/test_unusable_node.py") or status
 

@@ -123,7 +123,7 @@ class VmCluster:
         self.machines[self.machines.index(machine)] = new
         deadline = time.monotonic() + NODE_READY_TIMEOUT
         while self._boot_id(machine.name) == before:
-            self._pause(deadline, f"{machine.name} to boot anew", new)
+            self._pause(deadline, f"{machine.name} to boot again", new)
         self.wait_ready()
 
     def wait_ready(self) -> None:

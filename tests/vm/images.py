@@ -1,7 +1,7 @@
-"""The images of a cluster without a registry, as docker archives that containerd imports.
+"""Make the images of a cluster without a registry, as docker archives that containerd imports.
 
-buildah makes them from the Dockerfiles that everybody uses; only the base of each is made here,
-by debootstrap, because no registry can be asked.
+buildah builds the same Dockerfiles as other engines. debootstrap makes the base of each image,
+because there is no registry to pull a base from.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 WORKLOAD = HERE.parent / "e2e" / "workload"
 
 PAUSE_IMAGE = "registry.k8s.io/pause:3.10"
-"""As containerd's configuration names it."""
+"""The name in containerd's configuration."""
 WORKLOAD_IMAGE = "docker.io/library/hugetlb-quota-workload:e2e"
 
 SUITE = "trixie"
@@ -26,7 +26,7 @@ MIRROR = "http://deb.debian.org/debian"
 
 
 def pause() -> Path:
-    """Return the archive of the sandbox image, made now if it must be."""
+    """Return the archive of the sandbox image; make it if it is missing. Raises StepFailed."""
     source = HERE / "pause.c"
     archive = buildah.folder() / f"pause-{_digest(source)}.tar"
     if not archive.exists():
@@ -38,7 +38,7 @@ def pause() -> Path:
 
 
 def workload() -> Path:
-    """Return the archive of the image that tests/e2e runs, made now if it must be."""
+    """Return the archive of tests/e2e's image; make it if it is missing. Raises StepFailed."""
     sources = sorted(each for each in WORKLOAD.iterdir() if each.is_file())
     archive = buildah.folder() / f"workload-{_digest(*sources, Path(__file__))}.tar"
     if not archive.exists():
@@ -53,7 +53,7 @@ def workload() -> Path:
 
 
 def debian_base() -> str:
-    """Return the name of an image like Docker's debian:trixie-slim, made now if it must be."""
+    """Return the name of an image like Docker's debian:trixie-slim; make it if it is missing."""
     name = f"localhost/debian:{SUITE}-made-here"
     if not buildah.exists(name):
         with tempfile.TemporaryDirectory(dir=buildah.folder()) as scratch:
@@ -66,7 +66,7 @@ def debian_base() -> str:
 
 
 def _export(name: str, archive: Path) -> None:
-    """Write the archive, and remove those of the same image that are older."""
+    """Write the archive, and remove older archives of the same image."""
     for stale in archive.parent.glob(f"{archive.name.rpartition('-')[0]}-*.tar"):
         stale.unlink()
     buildah.export(name, archive)

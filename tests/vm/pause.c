@@ -1,4 +1,4 @@
-/* A pod's sandbox: waits to be killed, and reaps the children of processes that ended. */
+/* The process of a pod's sandbox: waits for a signal to end, and reaps orphaned processes. */
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>

@@ -1,8 +1,8 @@
-"""QEMU itself: Debian 13's, whichever the host has.
+"""Fetch QEMU: Debian 13's version, independent of the host's.
 
-With a thread for each emulated processor a machine is up in half the time. QEMU 7.2 (Debian 12)
-can't be trusted with that: when the kernel patched its own code (a static key, as the first CPU
-limit turns one), the other processor could meet the breakpoint too late, and the kernel panicked
+With one thread for each emulated processor, a machine boots in half the time. QEMU 7.2 (Debian 12)
+is not reliable with several threads: when the kernel patched its own code (the first CPU limit does
+so, by a static key), the other processor could hit the breakpoint too late, and the kernel panicked
 ("Oops: int3 in pick_task_fair"). Debian 13's packages are unpacked into the cache and run through
 their own dynamic loader; nothing is installed.
 """
@@ -26,7 +26,7 @@ PACKAGES = ("qemu-system-x86",)
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 FIRMWARE = ("usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu")
 TRUSTED = (10, 0)
-"""The oldest QEMU that is run with a thread for each processor."""
+"""The oldest QEMU version that runs with one thread for each processor."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Qemu:
     """A QEMU for x86-64 machines."""
 
     command: tuple[str, ...]
-    """The words before its arguments."""
+    """The start of the command, before the arguments."""
     threads: Literal["single", "multi"]
-    """How many threads emulate a machine's processors."""
+    """multi: one thread for each emulated processor."""
 
 
 def best() -> Qemu:
-    """Return Debian 13's QEMU, fetched now if it must be; the host's where it can't be had."""
+    """Return Debian 13's QEMU, or the host's QEMU if Debian 13's can't be fetched."""
     try:
         return Qemu(_words(_unpacked()), "multi")
     except debian.NotFetched as error:
@@ -66,7 +66,7 @@ def _unpacked() -> Path:
                 making = Path(scratch, "root")
                 for archive in apt.download_all(*PACKAGES):
                     debian.unpack(archive, making)
-                _see_that_it_runs(making)
+                _check_runs(making)
                 making.rename(kept)
     return kept
 
@@ -81,7 +81,7 @@ def _words(root: Path) -> tuple[str, ...]:
     )
 
 
-def _see_that_it_runs(root: Path) -> None:
+def _check_runs(root: Path) -> None:
     try:
         run([*_words(root), "--version"], timeout=60)
     except StepFailed as error:
@@ -89,7 +89,7 @@ def _see_that_it_runs(root: Path) -> None:
 
 
 def _host_version() -> tuple[int, ...]:
-    """Return such as (7, 2, 22); () where there is none, or one that does not say."""
+    """Return the version of the host's QEMU, such as (7, 2, 22); () if it is unknown."""
     try:
         done = subprocess.run(
             ["qemu-system-x86_64", "--version"], capture_output=True, text=True, timeout=60

@@ -1,8 +1,7 @@
-"""A machine's disk: Debian with systemd, what makes it a node, and the images.
+"""Make a machine's disk: Debian with systemd, the programs of a node, and the images.
 
-Two things are kept outside the tree, each under a name that follows from what it is made of: the
-root file system, and the disk with images in it. A change of the operator makes a new disk, not a
-new root.
+The cache outside the tree keeps the root file system and the disk with images. Their names are
+digests of their inputs. A change of the operator makes a new disk, but no new root.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from tests.vm.steps import StepFailed, run, step
 
 HERE = Path(__file__).resolve().parent
 BASE = HERE / "base"
-"""Files that are laid over Debian's on every machine, by their path there."""
+"""Files that are copied over Debian's files on every machine; the paths are the same."""
 
 SUITE = "trixie"
 MIRROR = "http://deb.debian.org/debian"
@@ -33,7 +32,7 @@ NODE_PACKAGES = (
     "linux-image-cloud-amd64",
 )
 SERVICES_MASKED = (
-    # Each costs a second or more on an emulated processor, and does nothing here.
+    # Each takes a second or more on an emulated processor, and is not needed.
     *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer"),
     *("e2scrub_reap.service", "fstrim.timer", "systemd-timesyncd.service"),
     *("systemd-networkd.service", "getty@tty1.service", "console-getty.service"),
@@ -46,17 +45,17 @@ SERVICES_MASKED = (
 
 @dataclass(frozen=True)
 class Disk:
-    """What QEMU boots a node from."""
+    """The files that QEMU boots a node from."""
 
     image: Path
-    """ext4, raw, not partitioned. QEMU does not write to it."""
+    """A raw ext4 image without partitions. QEMU does not write to the image."""
     kernel: Path
-    """An uncompressed vmlinux: its boot skips the decompressor, which emulation makes slow."""
+    """An uncompressed vmlinux, because decompression is slow in emulation."""
     initrd: Path
 
     @contextmanager
     def held(self) -> Iterator[Disk]:
-        """Give the same disk by names that stay while another run makes a newer one."""
+        """Yield the same disk by paths that stay valid when another run makes a newer disk."""
         files = [path.open("rb") for path in (self.image, self.kernel, self.initrd)]
         try:
             yield Disk(*(Path(f"/proc/{os.getpid()}/fd/{file.fileno()}") for file in files))
@@ -67,27 +66,27 @@ class Disk:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the root of a kind of machine is made of."""
+    """The inputs of a machine's root file system."""
 
     name: str
-    """Of its folder in the cache."""
+    """The name of the folder in the cache."""
     packages: tuple[str, ...]
     overlay: Path
-    """Files that are laid over Debian's and `BASE`, by their path on the machine."""
+    """A folder of files that are copied over Debian's files and `BASE`."""
     enabled: tuple[str, ...]
-    """Services of systemd."""
+    """The systemd services that start at boot."""
     programs: Mapping[str, Path]
-    """By their path on the machine."""
+    """Programs of the host, by their path on the machine."""
 
     def cache(self) -> Path:
-        """Return the folder of its roots and disks."""
+        """Return the cache folder of the roots and disks."""
         folder = build.cache() / self.name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
 
 def node() -> Recipe:
-    """Return the recipe of a node that kubelet runs on."""
+    """Return the recipe of a node with kubelet."""
     assets = build.assets()
     return Recipe(
         "vm",
@@ -99,7 +98,7 @@ def node() -> Recipe:
 
 
 def disk(images: Sequence[Path]) -> Disk:
-    """Return a node's disk with these images (docker archives) imported, made now if it must be.
+    """Return a node's disk with these images (docker archives); make it if it is missing.
 
     Raises StepFailed.
     """
@@ -111,7 +110,7 @@ def disk(images: Sequence[Path]) -> Disk:
     with locked(recipe.cache() / "disk.lock"):
         if not image.exists():
             for stale in recipe.cache().glob("disk-*.img"):
-                stale.unlink()  # who runs machines from it holds it open
+                stale.unlink()  # running machines hold the file open
             with step("importing the images and writing the node's disk"):
                 work = image.with_suffix(".root")
                 shutil.rmtree(work, ignore_errors=True)
@@ -123,23 +122,23 @@ def disk(images: Sequence[Path]) -> Disk:
 
 @contextmanager
 def locked(lock: Path) -> Iterator[None]:
-    """Hold a lock that other processes wait for."""
+    """Hold the file lock `lock`; wait while another process holds it."""
     with lock.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def digests(files: Iterable[Path]) -> bytes:
-    """Return what tells the files' content from any other."""
-    found = b""
+    """Return the SHA-256 digests of the files, joined."""
+    joined = b""
     for path in files:
         with path.open("rb") as file:
-            found += hashlib.file_digest(file, "sha256").digest()
-    return found
+            joined += hashlib.file_digest(file, "sha256").digest()
+    return joined
 
 
 def machine_root(recipe: Recipe) -> tuple[Path, Path]:
-    """Return the root's folder and the initrd, made now if they must be. Raises StepFailed."""
+    """Return the root's folder and the initrd; make them if missing. Raises StepFailed."""
     made_of = (SUITE, recipe.packages, recipe.enabled, sorted(recipe.programs), SERVICES_MASKED)
     digest = hashlib.sha256(repr(made_of).encode())
     for folder in (BASE, recipe.overlay):
@@ -158,7 +157,7 @@ def machine_root(recipe: Recipe) -> tuple[Path, Path]:
 
 
 def debian(packages: tuple[str, ...]) -> Path:
-    """Return a root of Debian's packages alone; it is the slow part, and kept."""
+    """Return a root with only Debian's packages; make it if it is missing, which is slow."""
     folder = build.cache() / "vm"
     folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(f"{SUITE} {packages}".encode()).hexdigest()[:12]
@@ -181,7 +180,7 @@ def _make_root(root: Path, recipe: Recipe) -> None:
     making = root.with_suffix(".making")
     shutil.rmtree(making, ignore_errors=True)
     packages = debian(recipe.packages)
-    with step("laying the machine's programs and configuration over it"):
+    with step("adding the machine's programs and configuration"):
         run(["cp", "-a", packages, making])
         for overlay in (BASE, recipe.overlay):
             run(["cp", "-a", "--no-preserve=ownership", f"{overlay}/.", making])
@@ -219,17 +218,17 @@ COMPRESSIONS = (
 
 
 def _uncompressed(vmlinuz: Path) -> bytes:
-    """Take the ELF image out of a bzImage, as the kernel's scripts/extract-vmlinux does."""
+    """Return the ELF image in a bzImage, as the kernel's scripts/extract-vmlinux does."""
     packed = vmlinuz.read_bytes()
     for magic, command in COMPRESSIONS:
         start = packed.find(magic)
         while start >= 0:
-            # What follows the payload is not of it, so the status says nothing.
+            # Bytes after the payload make the program fail, so ignore the status.
             done = subprocess.run(command, input=packed[start:], capture_output=True)
             if done.stdout.startswith(b"\x7fELF"):
                 return done.stdout
             start = packed.find(magic, start + 1)
-    raise StepFailed(f"{vmlinuz} holds no kernel in a compression that is known here")
+    raise StepFailed(f"{vmlinuz} has no kernel in a supported compression")
 
 
 INIT = """\
@@ -243,7 +242,7 @@ exec /bin/busybox switch_root /root /sbin/init
 
 
 def _make_initrd(root: Path, initrd: Path) -> None:
-    """Write an initrd with the one module that the root's disk needs; ext4 is in the kernel."""
+    """Write an initrd with the disk's module; ext4 is built into the kernel."""
     tree = initrd.with_suffix(".tree")
     shutil.rmtree(tree, ignore_errors=True)
     for folder in ("bin", "dev", "root"):
@@ -301,12 +300,12 @@ done
 def import_images(
     root: Path, images: Sequence[Path], aliases: Mapping[str, str] | None = None
 ) -> None:
-    """Import docker archives with the root's containerd, as kubelet will find them.
+    """Import docker archives with the root's containerd, so that kubelet finds the images.
 
-    `aliases`: further names of images, each with the name that its archive has.
+    `aliases`: more names of images, each with the name in the archive.
     """
     words = " ".join(f"{name}={alias}" for alias, name in (aliases or {}).items())
-    # In a mount namespace of its own: what it mounts goes with it, whatever happens.
+    # A new mount namespace: its mounts disappear with it, also after an error.
     apart = ("unshare", "--mount", "sh", "-c", IMPORT, "import")
     run([*apart, root, *images], env={**os.environ, "ALIASES": words})
 

@@ -1,16 +1,16 @@
 /*
- * Map huge pages, touch them, say what came of it, and hold them.
+ * Map huge pages, touch them, print the results, and hold the pages.
  *
  *   map [-s PAGE_KIB] [-x] [-n] MIB [FILE]
  *
  * -s  page size in KiB (2048)
  * -x  exit with status 0 instead of holding the pages
- * -n  do not touch them
+ * -n  do not touch the pages
  *
- * Without FILE the mapping is private and anonymous; with FILE, on a hugetlbfs, it is shared. The
- * program prints one fact a line: "mapped 8 MiB", "touched 8 MiB", "mmap 24 MiB: Cannot allocate
- * memory". It goes on after a refusal. It prints "SIGBUS" before it dies of that signal. SIGTERM
- * ends it with status 0.
+ * Without FILE the mapping is private and anonymous. With FILE, on a hugetlbfs, the mapping is shared.
+ * The program prints one fact on each line: "mapped 8 MiB", "touched 8 MiB", "mmap 24 MiB: Cannot
+ * allocate memory". It continues after a refusal. Before it dies of SIGBUS it prints "SIGBUS". SIGTERM
+ * ends the program with status 0.
  */
 #define _GNU_SOURCE
 #include <errno.h>

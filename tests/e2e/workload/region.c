@@ -1,8 +1,8 @@
-/* Ask libhugetlbfs for a region, as its users do, and say what kind of pages it has. */
+/* Ask libhugetlbfs for a region, as its users do, and print what pages the region has. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-/* Needs size_t and does not include what defines it. */
+/* This header needs size_t, but does not include its definition. */
 #include <hugetlbfs.h>
 
 static int on_huge_pages(const char *region)
