@@ -1,5 +1,4 @@
 """The main job, shown in the terminal: ``make demo``.
 
-Every figure is measured while it runs, and a scene that comes out otherwise than
-expected ends the demo with status 1.
+The demo measures every figure while it runs. An unexpected result ends the demo with status 1.
 """

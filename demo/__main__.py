@@ -1,4 +1,4 @@
-"""``python -m demo``: tells the story; DEMO_JSON=path saves what was seen as JSON."""
+"""``python -m demo``: runs the scenes; DEMO_JSON=path saves the results as JSON."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pathlib import Path
 
 from demo import scenes
 from demo.stage import Stage
-from demo.story import Otherwise, Story
+from demo.story import Story, Unexpected
 from tests import mount_namespace
 
 
 def main() -> int:
-    """0 when every scene came out as expected, or was left out for want of something."""
+    """Return 0 if every scene was as expected or was skipped."""
     mount_namespace.enter()
     story = Story()
     started = time.monotonic()
     print("hugetlb-quota: hierarchical huge page quotas, on a real API server, real cgroups and")
     print("real huge pages. The nodes do to cgroups what kubelet up to 1.28 and containerd do.")
     try:
-        with suppress(Otherwise):
-            scenes.tell(story, Stage(story.progress))
+        with suppress(Unexpected):
+            scenes.play(story, Stage(story.progress))
     finally:
         if path := os.environ.get("DEMO_JSON"):
             story.save(Path(path))
-    came_out = all(scene.outcome != "otherwise" for scene in story.scenes)
+    is_good = all(scene.outcome != "unexpected" for scene in story.scenes)
     seconds = time.monotonic() - started
-    print(f"\n{_summary(story)}\n{'All' if came_out else 'Not all'} as expected; {seconds:.0f} s.")
-    return 0 if came_out else 1
+    print(f"\n{_summary(story)}\n{'All' if is_good else 'Not all'} as expected; {seconds:.0f} s.")
+    return 0 if is_good else 1
 
 
 def _summary(story: Story) -> str:

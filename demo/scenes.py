@@ -1,4 +1,4 @@
-"""The scenes, in the order in which they are told."""
+"""The scenes, in their order."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import os
 from pathlib import Path
 
 from demo.stage import MIB, Json, Stage, mapping, pod
-from demo.story import LeftOut, Story, expect
+from demo.story import Skipped, Story, expect
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 DB, WEB, OTHER = "acme-db", "acme-web", "elsewhere"
-#: A user that owns nothing here; initdb refuses to run as root.
+#: An ordinary user, because initdb refuses to run as root.
 NOBODY = 65534
 
 
-def tell(story: Story, stage: Stage) -> None:
-    """Tell all scenes; raises Otherwise with the first that comes out otherwise."""
+def play(story: Story, stage: Stage) -> None:
+    """Play all scenes. The first unexpected result raises Unexpected."""
     try:
-        _raise_curtain(story, stage)
+        _start(story, stage)
         _within(story, stage)
         _refused(story, stage)
         _mmap(story, stage)
@@ -29,10 +29,10 @@ def tell(story: Story, stage: Stage) -> None:
         stage.close()
 
 
-def _raise_curtain(story: Story, stage: Stage) -> None:
+def _start(story: Story, stage: Stage) -> None:
     with story.scene(
         "Control plane, nodes, operator and agents",
-        "a real API server takes the quotas of a tenant and of two namespaces under it.",
+        "a real API server stores the quotas of a tenant and of two namespaces below.",
     ) as scene:
         stage.open()
         scene.figures["control plane ready, s"] = round(stage.plane.startup_seconds, 1)
@@ -48,7 +48,7 @@ def _raise_curtain(story: Story, stage: Stage) -> None:
 def _within(story: Story, stage: Stage) -> None:
     with story.scene(
         "Pods within their quotas run",
-        "two pods of 64Mi run, each is charged to its namespace's quota, both to the tenant.",
+        "two pods of 64Mi run; each is charged to its namespace's quota, and both to the tenant.",
     ) as scene:
         holding = mapping("64Mi", "--hold")
         stage.create_pod(pod(DB, "db-0", program=holding, request="64Mi", node="worker-1"))
@@ -66,7 +66,7 @@ def _within(story: Story, stage: Stage) -> None:
             "the kernel has reserved 64Mi for db-0",
         )
         limits = stage.limits("worker-1", uid)
-        story.say("What the kernel says of db-0's cgroup on worker-1:")
+        story.say("The kernel's values for db-0's cgroup on worker-1:")
         story.show("\n".join(f"{file:<26}{value:>12}" for file, value in limits.items()))
         expect(limits["hugetlb.2MB.rsvd.max"] == reserved, "rsvd.max is not the pod's 64Mi")
         scene.figures |= {"use": stage.use(), "cgroup of db-0": limits}
@@ -74,9 +74,9 @@ def _within(story: Story, stage: Stage) -> None:
 
 def _refused(story: Story, stage: Stage) -> None:
     with story.scene(
-        "A pod over a quota is refused, and told which",
-        "66Mi more in acme-db passes its own quota; 100Mi more in acme-web fits its own and"
-        " passes the tenant's.",
+        "A pod over a quota is refused, and the refusal names the quota",
+        "66Mi more in acme-db are above its own quota; 100Mi more in acme-web are within its own"
+        " quota and above the tenant's.",
     ) as scene:
         before = stage.use()
         own = stage.refused(pod(DB, "db-1", program=mapping("2Mi"), request="66Mi"))
@@ -94,7 +94,7 @@ def _refused(story: Story, stage: Stage) -> None:
 def _mmap(story: Story, stage: Stage) -> None:
     with story.scene(
         "A limit fails mmap, and the program falls back",
-        "a pod that asks for 64Mi and maps 80Mi gets ENOMEM and goes on with small pages; without"
+        "a pod that asks for 64Mi and maps 80Mi gets ENOMEM and continues with small pages; without"
         " the agent's limits the same program dies of SIGBUS.",
     ) as scene:
         over = mapping("80Mi", "--map-first")
@@ -109,7 +109,7 @@ def _mmap(story: Story, stage: Stage) -> None:
         expect(held["exitCode"] == 0, f"exit {held['exitCode']}: {held.get('message')}")
         measured: Json = json.loads(held["message"].strip().splitlines()[-1])
         story.say(
-            f"On worker-1, with an agent: mmap said {measured['errno']}, the program mapped"
+            f"On worker-1, with an agent: mmap failed with {measured['errno']}, the program mapped"
             f" {measured['huge'] // MIB}Mi in huge and {measured['fallback'] // MIB}Mi in small"
             " pages, and exited with 0."
         )
@@ -127,7 +127,7 @@ def _postgres(story: Story, stage: Stage) -> None:
     ) as scene:
         installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
         if not installed:
-            raise LeftOut("no PostgreSQL is installed below /usr/lib/postgresql.")
+            raise Skipped("no PostgreSQL is installed below /usr/lib/postgresql.")
         initdb = [str(installed[-1]), "-D", "/tmp/pgdata", "--no-sync"]
         for name, node, good in (("pg-bare", stage.BARE, False), ("pg", "worker-1", True)):
             ended = stage.run_pod(pod(OTHER, name, program=initdb, node=node, user=NOBODY))
@@ -145,8 +145,8 @@ def _postgres(story: Story, stage: Stage) -> None:
 def _retained(story: Story, stage: Stage) -> None:
     with story.scene(
         "A shared file stays charged until it is truncated",
-        "a pod fills 64Mi of a shared file and goes, and the charge stays; the next pod is refused"
-        " and told which file holds what; the file is truncated, and the pod is admitted.",
+        "a pod fills 64Mi of a shared file and ends, and the charge stays; the next pod is refused,"
+        " and the refusal names the file; the file is truncated, and the pod is admitted.",
     ) as scene:
         huge = stage.mount_hugetlbfs()
         shared = huge / "rte_shared"
@@ -169,7 +169,7 @@ def _retained(story: Story, stage: Stage) -> None:
         refused = stage.refused(after)
         story.show(_wrapped(refused))
         expect(str(shared) in refused, "the refusal does not name the file")
-        expect("64Mi retained" in refused, "the refusal does not tell what is retained")
+        expect("64Mi retained" in refused, "the refusal does not say how much is retained")
         os.truncate(shared, 0)
         seconds = stage.wait(
             lambda: not stage.status(DB, "db").get("retained"), "nothing is retained any more"
@@ -182,19 +182,19 @@ def _retained(story: Story, stage: Stage) -> None:
 
 def _gone(story: Story, stage: Stage) -> None:
     with story.scene(
-        "Pods go, the use returns to zero, the quotas can be deleted",
-        "a quota is not deleted while a pod is charged to it, and is when none is.",
+        "Pods end, the use returns to zero, the quotas can be deleted",
+        "a quota can't be deleted while a pod is charged to it, and can be deleted afterwards.",
     ) as scene:
         refused = stage.kubectl("delete", "htq", "-n", DB, "db", check=False)
         expect(refused.returncode != 0, f"{DB}/db was deleted while a pod is charged to it")
         story.show(_wrapped(refused.stderr.strip()))
         stage.delete_pod(DB, "db-0")
         seconds = stage.wait(lambda: set(stage.use().values()) == {"0"}, "the use is zero")
-        story.say(f"{seconds} s after the last pod's deletion was asked for, every use is zero:")
+        story.say(f"{seconds} s after the request to delete the last pod, every use is zero:")
         story.show(stage.tree())
         deleted = stage.kubectl("delete", "htq", "-A", "--all", "--timeout=20s")
         story.show(deleted.stdout)
-        expect(stage.use() == {}, "a quota is still there")
+        expect(stage.use() == {}, "a quota still exists")
         scene.figures |= {"use back to zero, s": seconds, "refusal": refused.stderr.strip()}
 
 

@@ -1,4 +1,4 @@
-"""The stage: a cluster of real parts, and what the scenes do to it."""
+"""The stage: a cluster of real parts, and the actions of the scenes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from demo.story import Otherwise
+from demo.story import Unexpected
 from tests.kube.cluster import Cluster
 from tests.testnode.hugepages import reserved_pages
 from tests.testnode.naming import Driver
@@ -20,8 +20,8 @@ from tests.workloads import command
 
 MIB = 1024**2
 PAGE = 2 * MIB
-#: Pages borrowed from the host: more than any scene maps, so that what fails, fails on a
-#: limit and not on an empty pool.
+#: The pages borrowed from the host: more than any scene maps, so that a failure comes from a limit
+#: and not from an empty pool.
 PAGES = 256
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
 HOSTNAME = "kubernetes.io/hostname"
@@ -41,7 +41,7 @@ class Stage:
         self._nodes: dict[str, TestNode] = {}
 
     def open(self) -> None:
-        """Start everything; whatever was started is stopped by :meth:`close`."""
+        """Start everything. :meth:`close` also stops a part that started before an error."""
         self._opened.enter_context(reserved_pages(PAGE, PAGES))
         self.cluster = self._opened.enter_context(Cluster(progress=self._progress))
         self.plane = self.cluster.control_plane
@@ -52,7 +52,7 @@ class Stage:
         self._start_node(self.BARE, "systemd")
 
     def close(self) -> None:
-        """Stop everything and give back what was borrowed."""
+        """Stop everything, and return the borrowed pages."""
         self._opened.close()
 
     def mount_hugetlbfs(self) -> Path:
@@ -64,15 +64,15 @@ class Stage:
         return path
 
     def kubectl(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run kubectl as the administrator; status and output are its own."""
+        """Run kubectl as the administrator."""
         return self.plane.kubectl(*arguments, check=check)
 
     def apply(self, path: Path) -> str:
-        """``kubectl apply`` a file; what it printed."""
+        """``kubectl apply`` a file; return the output."""
         return self.kubectl("apply", "-f", str(path)).stdout
 
     def use(self) -> dict[str, str]:
-        """What is charged in 2 MiB pages, by quota: ``{"acme/tenant": "64Mi"}``."""
+        """The charges of 2 MiB pages, by quota: ``{"acme/tenant": "64Mi"}``."""
         return {
             f"{each['metadata']['namespace']}/{each['metadata']['name']}": (
                 each.get("status", {}).get("used", {}).get("hugepages-2Mi", "")
@@ -86,7 +86,7 @@ class Stage:
         return found
 
     def tree(self) -> str:
-        """The quotas as a tree, each with its use against its limit."""
+        """The quotas as a tree, each with use and limit."""
         quotas = {
             (each["metadata"]["namespace"], each["metadata"]["name"]): each
             for each in self.api.list(QUOTAS)
@@ -111,31 +111,31 @@ class Stage:
         return "\n".join(f"{name:<{width}}  {summary}" for name, summary in lines)
 
     def run_pod(self, pod: Json) -> Json:
-        """Create a pod and wait for its end; its last output under ``output``."""
+        """Create a pod, wait for its end, and return the state as :meth:`ended` does."""
         self.create_pod(pod)
         return self.ended(pod)
 
     def create_pod(self, pod: Json) -> None:
-        """Create a pod, which must be admitted."""
+        """Create a pod that admission admits."""
         self.api.create("v1/pods", pod)
 
     def refused(self, pod: Json) -> str:
-        """The message with which ``kubectl create`` is refused to make the pod."""
+        """The message of ``kubectl create`` for a pod that admission refuses."""
         result = self.plane.kubectl("create", "-f", "-", input=json.dumps(pod), check=False)
         if result.returncode == 0:
-            raise Otherwise(f"pod {pod['metadata']['name']} was admitted")
+            raise Unexpected(f"pod {pod['metadata']['name']} was admitted")
         return result.stderr.strip()
 
     def delete_pod(self, namespace: str, name: str) -> None:
-        """Ask for a pod's deletion."""
+        """Request the deletion of a pod."""
         self.api.delete("v1/pods", name, namespace=namespace)
 
     def running(self, namespace: str, name: str) -> Json:
-        """The pod, once its container runs."""
+        """The pod; first wait until its container runs."""
         return self._pod(namespace, name, lambda pod: pod["status"].get("phase") == "Running")
 
     def ended(self, pod: Json) -> Json:
-        """How a pod's container ended: ``exitCode``, ``signal``, ``message`` (its output)."""
+        """The end of a pod's container: ``exitCode``, ``signal``, ``message`` (the output)."""
         meta = pod["metadata"]
         seen = self._pod(
             meta["namespace"],
@@ -146,9 +146,9 @@ class Stage:
         return terminated
 
     def limits(self, node: str, uid: str) -> dict[str, str]:
-        """What the pod's cgroup on ``node`` says: file name to content, 2 MiB pages."""
+        """The hugetlb files of the pod's cgroup on ``node`` for 2 MiB pages: content by name."""
         root = self._nodes[node].cgroup_path
-        # systemd's naming has _ for - in UIDs.
+        # In systemd's names, UIDs have _ instead of -.
         tails = (f"pod{uid}", f"pod{uid.replace('-', '_')}.slice")
         (cgroup,) = (path for path in root.rglob("*pod*") if path.name.endswith(tails))
         return {
@@ -157,11 +157,11 @@ class Stage:
         }
 
     def wait(self, holds: Callable[[], object], what: str, timeout: float = 30.0) -> float:
-        """Wait until it ``holds``; the seconds that took."""
+        """Wait until ``holds`` is true; return the seconds of the wait."""
         started = time.monotonic()
         while not holds():
             if time.monotonic() - started > timeout:
-                raise Otherwise(f"{what}: not so within {timeout:g} s")
+                raise Unexpected(f"waited {timeout:g} s in vain until {what}")
             time.sleep(0.05)
         return round(time.monotonic() - started, 2)
 
@@ -172,7 +172,7 @@ class Stage:
             found[:] = [self.api.get("v1/pods", name, namespace=namespace)]
             return holds(found[0])
 
-        self.wait(look, f"pod {namespace}/{name}", timeout=60)
+        self.wait(look, f"pod {namespace}/{name} is in the expected phase", timeout=60)
         return found[0]
 
     def _start_node(self, name: str, driver: Driver) -> TestNode:
@@ -223,5 +223,5 @@ def pod(
 
 
 def mapping(amount: str, *options: str) -> list[str]:
-    """The program that maps ``amount`` of huge pages and says what came of it."""
+    """The command that maps ``amount`` of huge pages and prints the result."""
     return command("map_pages", amount, *options)

@@ -1,4 +1,4 @@
-"""Telling a story in scenes, in the terminal and as JSON."""
+"""Shows scenes in the terminal, and saves their results as JSON."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing import Any, Literal
 
 WIDTH = 100
 
-Outcome = Literal["as expected", "otherwise", "left out"]
+Outcome = Literal["as expected", "unexpected", "skipped"]
 
 
-class Otherwise(Exception):
-    """A scene came out otherwise than expected; the sentence says how."""
+class Unexpected(Exception):
+    """The result of a scene is not as expected; the message says what differs."""
 
 
-class LeftOut(Exception):
-    """A scene can't be shown here; the sentence says what is missing."""
+class Skipped(Exception):
+    """The scene can't run on this machine; the message says what is missing."""
 
 
 @dataclass
 class Scene:
-    """One scene: what is expected, what came of it, and what was measured."""
+    """One scene: the expectation, the result and the measurements."""
 
     name: str
     expectation: str
@@ -39,9 +39,9 @@ class Scene:
 
 
 class Story:
-    """The scenes told so far.
+    """The scenes until now.
 
-    Colours only where someone looks: on a terminal, and not when NO_COLOR is set.
+    The output has colours only on a terminal, and only if NO_COLOR is not set.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Story:
 
     @contextmanager
     def scene(self, name: str, expectation: str) -> Iterator[Scene]:
-        """Tell one scene; :class:`LeftOut` inside ends only this one."""
+        """Show one scene. :class:`Skipped` ends only this scene."""
         scene = Scene(name, expectation)
         self.scenes.append(scene)
         print(f"\n{self._paint('1', f'{len(self.scenes)}. {name}')}", flush=True)
@@ -59,37 +59,37 @@ class Story:
         try:
             yield scene
             print(self._paint("32", "   ✔ as expected"), flush=True)
-        except LeftOut as reason:
-            scene.outcome, scene.detail = "left out", str(reason)
-            print(self._paint("33", f"   - left out: {reason}"), flush=True)
+        except Skipped as reason:
+            scene.outcome, scene.detail = "skipped", str(reason)
+            print(self._paint("33", f"   - skipped: {reason}"), flush=True)
         except BaseException as error:
-            scene.outcome, scene.detail = "otherwise", f"{error}" or type(error).__name__
-            print(self._paint("31", f"   ✘ otherwise: {scene.detail}"), flush=True)
+            scene.outcome, scene.detail = "unexpected", f"{error}" or type(error).__name__
+            print(self._paint("31", f"   ✘ unexpected: {scene.detail}"), flush=True)
             raise
         finally:
             scene.seconds = round(time.monotonic() - started, 2)
 
     def say(self, text: str) -> None:
-        """A sentence, wrapped."""
+        """Print a sentence, wrapped."""
         print(textwrap.fill(text, WIDTH, initial_indent="   ", subsequent_indent="   "), flush=True)
 
     def show(self, text: str) -> None:
-        """What a program printed, or a drawing, as it is."""
+        """Print the output of a program, or a drawing, unchanged."""
         print(self._paint("2", textwrap.indent(text.rstrip(), "   │ ", lambda _: True)), flush=True)
 
     def progress(self, text: str) -> None:
-        """A step of something that takes long."""
+        """Print a step of a long operation."""
         print(self._paint("2", f"   … {text}"), flush=True)
 
     def save(self, path: Path) -> None:
-        """Write every scene as JSON."""
+        """Write all scenes as JSON."""
         path.write_text(json.dumps({"scenes": [asdict(each) for each in self.scenes]}, indent=2))
 
     def _paint(self, colour: str, text: str) -> str:
         return f"\033[{colour}m{text}\033[0m" if self._colours else text
 
 
-def expect(holds: object, otherwise: str) -> None:
-    """End the scene with the sentence ``otherwise`` unless it ``holds``."""
+def expect(holds: object, difference: str) -> None:
+    """Raise Unexpected with ``difference`` unless ``holds`` is true."""
     if not holds:
-        raise Otherwise(otherwise)
+        raise Unexpected(difference)
