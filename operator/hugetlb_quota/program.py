@@ -65,8 +65,9 @@ def add_request_timeout(parser: argparse.ArgumentParser, default: timedelta) -> 
         type=_seconds,
         default=default,
         metavar="SECONDS",
-        help="at least kube-apiserver's --request-timeout, in seconds: an admitted pod may still"
-        f" be created during this time (default: {default.total_seconds():.0f})",
+        help="kube-apiserver's --request-timeout, in seconds: an admitted pod may still be created"
+        " during this time. kube-apiserver ends every write after 34 s, so that more is the same"
+        f" as 34 (default: {default.total_seconds():.0f})",
     )
 
 

@@ -27,7 +27,7 @@ SECONDS = float(os.environ.get("CHAOS_SECONDS") or 20)
 REQUEST_TIMEOUT = 6
 """Seconds that an API request may take, its webhooks too."""
 LIFETIME = 2.0 * REQUEST_TIMEOUT
-"""Seconds for which a reservation lives: from the latest answer to the end of the request."""
+"""Seconds, more than a reservation lives: one pause of each round is longer than this."""
 QUIET_TIMEOUT = 150.0
 """Seconds: a new leader needs 20, and then sees each reservation's whole life."""
 SETTLED = 2.0

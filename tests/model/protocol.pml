@@ -764,7 +764,7 @@ proctype Successor(byte c) {
 #ifdef EXPIRE_EARLY
 #define LIFE_IS_OVER(r) true
 #else
-/* code: controller.expiry:Expiry._watched_for_life */
+/* code: controller.expiry:Expiry._is_over */
 #define LIFE_IS_OVER(r) (phase[r] == OVER || phase[r] == LATE)
 #endif
 #ifdef ONE_READ
@@ -801,7 +801,7 @@ proctype Successor(byte c) {
 #endif
 
 
-/* code: controller.expiry:Expiry.gone, accounting.recount:expired */
+/* code: controller.expiry:Expiry.gone */
 inline find_gone() {
     gone = 0;
     r = 0;

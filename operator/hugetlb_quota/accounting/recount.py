@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 
 from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.counter import Counter
@@ -163,11 +162,6 @@ def largest_first(file: RetainedFile) -> tuple[int, str, str]:
     return -file.charged, file.node, file.path
 
 
-def expired(counter: Counter, now: datetime) -> tuple[Reservation, ...]:
-    """The reservations whose API request has ended at the latest by ``now``."""
-    return tuple(each for each in counter.pending if each.expires <= now)
-
-
 def recount(
     counter: Counter,
     counted: Tally,
@@ -179,7 +173,7 @@ def recount(
     A reservation ends in the write that counts its pod under ``pods``, if the pod was seen after
     the reservation was made. (The reservation of a quota that moved here ends in the write that
     counts the quota's pods.) A reservation also ends if it is in ``gone``: the pod was seen and
-    released since, or the reservation expired and the pod is not in the API. Any other
+    released since, or the reservation's life is over and the pod is not in the API. Any other
     reservation stays, so that each pod is counted at every moment. An ended reservation becomes
     an identity if ``identities`` keeps the pod. Unreadable lines in ``gone`` are dropped.
     """

@@ -18,9 +18,11 @@ from hugetlb_quota import quantity
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.page_size import RESOURCE_PREFIX, PageSize
 
-#: The default of how long a create request may last after admission: that of kube-apiserver's
-#: --request-timeout.
-RESERVATION_LIFETIME: Final = timedelta(seconds=60)
+#: How long after its admission an API request may still write at the latest. kube-apiserver ends
+#: every create, update and patch after this time, whatever its --request-timeout
+#: (endpoints/handlers/rest.go, ``requestTimeoutUpperBound``). The time begins before the API
+#: server asks admission, so admission's own time is part of it.
+RESERVATION_LIFETIME: Final = timedelta(seconds=34)
 #: The largest length of one quota's reservations, in bytes. etcd refuses a request above
 #: 1.5 MiB (--max-request-bytes); the rest is for annotations, managedFields and the other
 #: status fields.
@@ -53,8 +55,9 @@ class ReservationId(NamedTuple):
 class Reservation:
     """A charge for an admitted pod that is not counted yet, or the identity of a counted pod.
 
-    ``uid``: the pod's UID. ``pod``: the pod's ``namespace/name``. ``expires``: until then the
-    API request that creates the pod may still run. ``request``: the UID of the admission
+    ``uid``: the pod's UID. ``pod``: the pod's ``namespace/name``. ``expires``: until then, by the
+    clock of the replica of admission, the API request that creates the pod may still run; people
+    read this time, and earlier releases of the controller. ``request``: the UID of the admission
     request. ``since``: the resourceVersion of the pod that the request updates, 0 if the request
     creates the pod; for a quota that moves, its generation. ``counted``: "" for a reservation.
     For an identity, the name of the pod's node, :data:`UNBOUND` or :data:`SOMEWHERE`: the line
@@ -99,6 +102,11 @@ class Reservation:
         if counted == self.counted:
             return self
         return replace(self, counted=counted, text="")
+
+
+def lifetime(request_timeout: timedelta) -> timedelta:
+    """How long a reservation lives at most, if ``request_timeout`` is kube-apiserver's."""
+    return min(request_timeout, RESERVATION_LIFETIME)
 
 
 def is_word(text: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Final
 
 import uvloop
 
-from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
+from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, lifetime
 from hugetlb_quota.admission.connections import CONNECTIONS, DRAIN_TIMEOUT, Connections
 from hugetlb_quota.admission.identity import Certificate, Identity
 from hugetlb_quota.admission.metrics import AdmissionMetrics
@@ -77,7 +77,7 @@ async def _run(arguments: argparse.Namespace) -> None:
                 arguments.port,
                 Connections(drain=arguments.drain_seconds),
                 changes=arguments.changes,
-                lifetime=arguments.request_timeout,
+                lifetime=lifetime(arguments.request_timeout),
                 metrics=metrics,
                 require_quota=arguments.require_quota,
             )

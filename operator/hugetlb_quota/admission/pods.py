@@ -162,7 +162,7 @@ class PodAdmission:
         :raises PodRefused: if a quota has no room.
         :raises PlaceChanged: if other quotas govern the pod now; then nothing stays reserved.
         """
-        reservation = self._reservation(pod, demand, deadline, attempt)
+        reservation = self._reservation(pod, demand, attempt)
         try:
             version = await self._committer.charge(chain, reservation, deadline)
         except NoRoom as error:
@@ -242,9 +242,7 @@ class PodAdmission:
             message = refusal.over_quota(str(pod), short, files)
             raise PodRefused(message, frozenset(each.quota for each in short))
 
-    def _reservation(
-        self, pod: RequestedPod, demand: Charge, deadline: Deadline, attempt: int
-    ) -> Reservation:
+    def _reservation(self, pod: RequestedPod, demand: Charge, attempt: int) -> Reservation:
         # Each attempt has its own ID, because the reservation of the attempt before is being
         # taken back at the same time.
         request = pod.request if attempt == 1 else f"{pod.request}.{attempt}"
@@ -252,7 +250,7 @@ class PodAdmission:
             uid=pod.uid,
             pod=str(pod),
             charge=demand,
-            expires=deadline.request_ends(self._now(), self._lifetime),
+            expires=self._now() + self._lifetime,
             request=request,
             since=pod.since,
         )

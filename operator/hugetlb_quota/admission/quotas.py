@@ -215,7 +215,7 @@ class QuotaAdmission:
                 uid=quota.uid,
                 pod=str(quota.key),
                 charge=charge,
-                expires=deadline.request_ends(self._now(), self._lifetime),
+                expires=self._now() + self._lifetime,
                 request=request.uid,
                 since=quota.generation,
             )

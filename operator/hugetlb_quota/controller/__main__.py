@@ -14,7 +14,7 @@ from functools import partial
 
 import kopf
 
-from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
+from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, lifetime
 from hugetlb_quota.controller import deletion
 from hugetlb_quota.controller.certificates.keeper import Keeper, Names
 from hugetlb_quota.controller.certificates.rotation import Policy
@@ -71,7 +71,7 @@ async def _main(arguments: argparse.Namespace) -> None:
             connection,
             arguments.identity,
             lambda: term(*lease),
-            lifetime=arguments.request_timeout,
+            lifetime=lifetime(arguments.request_timeout),
             may_begin=lambda: rules.in_force or not arguments.webhooks,
         )
         rules = WebhookRules(

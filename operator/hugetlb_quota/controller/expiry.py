@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 from hugetlb_quota.accounting.counter import Counter
-from hugetlb_quota.accounting.recount import expired
-from hugetlb_quota.accounting.reservation import (
-    RESERVATION_LIFETIME,
-    Reservation,
-    ReservationId,
-)
+from hugetlb_quota.accounting.lives import Held, Lives
+from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, Reservation
 from hugetlb_quota.controller.census import Census
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection
@@ -30,9 +26,6 @@ APART: Final = 10.0
 #: what it is told of quotas and namespaces may come later than what it is told of pods.
 SUPERSEDED_FOR: Final = 5.0
 
-#: A reservation, or a line that is none.
-_Held = ReservationId | str
-
 
 class Expiry:
     """Watches each reservation for its whole life, and proves that its pod will not come."""
@@ -47,20 +40,19 @@ class Expiry:
         self._connection = connection
         self._census = census
         self._pods = pods
-        self._lifetime = lifetime.total_seconds()
-        self._first_seen: dict[_Held, float] = {}
+        self._lives = Lives(lifetime)
         #: The resourceVersion of its pod that the recount knew of; and since when that has been
         #: a later one than the reservation was made for.
-        self._counted: dict[_Held, int] = {}
-        self._superseded: dict[_Held, float] = {}
+        self._counted: dict[Held, int] = {}
+        self._superseded: dict[Held, float] = {}
         #: Since when a live read has shown no pod of it.
-        self._missing: dict[_Held, float] = {}
+        self._missing: dict[Held, float] = {}
 
     def note(self, counters: Iterable[Counter]) -> None:
         """Take in what all quotas hold now, at the same moment as the pods are counted."""
         now = time.monotonic()
-        held: set[_Held] = set()
-        superseded: set[_Held] = set()
+        held: set[Held] = set()
+        superseded: set[Held] = set()
         self._counted = {}
         for counter in counters:
             held.update(counter.unreadable)
@@ -69,11 +61,11 @@ class Expiry:
                 self._counted[each.id] = version = self._version(each)
                 if version > each.since:
                     superseded.add(each.id)
-        self._first_seen = {each: self._first_seen.get(each, now) for each in held}
+        self._lives.note(held, now)
         self._superseded = {each: self._superseded.get(each, now) for each in superseded}
         self._missing = {each: since for each, since in self._missing.items() if each in held}
 
-    async def gone(self, counter: Counter) -> frozenset[_Held]:
+    async def gone(self, counter: Counter) -> frozenset[Held]:
         """The reservations that may be dropped though no pod of theirs is counted.
 
         Those whose pod was released; and those whose pod is counted as it became since: a request
@@ -82,30 +74,25 @@ class Expiry:
 
         :raises ApiError: when the API can't be asked.
         """
-        gone: set[_Held] = {
+        gone: set[Held] = {
             each.id
             for each in counter.pending
             if self._census.was_released(each.uid) or self._is_superseded(each.id)
         }
-        for each in expired(counter, datetime.now(UTC)):
-            if (
-                each.id not in gone
-                and self._watched_for_life(each.id)
-                and await self._is_missing(each)
-            ):
+        for each in counter.pending:
+            if each.id not in gone and self._is_over(each.id) and await self._is_missing(each):
                 gone.add(each.id)
         # Whatever these lines were written for is over when they have been there for so long.
-        return frozenset(gone).union(filter(self._watched_for_life, counter.unreadable))
+        return frozenset(gone).union(filter(self._is_over, counter.unreadable))
 
-    def _watched_for_life(self, held: _Held) -> bool:
-        """Whether this controller has seen it for as long as a reservation lives.
+    def _is_over(self, held: Held) -> bool:
+        """Whether this controller has watched ``held`` for its whole life.
 
-        As client-go watches a Lease: the clock of the one that wrote the time may be off.
+        As client-go watches a Lease: the clock of the program that wrote ``expires`` may be off.
         """
-        now = time.monotonic()
-        return now - self._first_seen.get(held, now) >= self._lifetime
+        return self._lives.is_over(held, time.monotonic())
 
-    def _is_superseded(self, held: _Held) -> bool:
+    def _is_superseded(self, held: Held) -> bool:
         """Whether its pod has been counted at a later version for long enough."""
         now = time.monotonic()
         return now - self._superseded.get(held, now + 1) >= SUPERSEDED_FOR

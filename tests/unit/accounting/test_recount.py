@@ -18,7 +18,6 @@ from hugetlb_quota.accounting.recount import (
     Retained,
     RetainedFile,
     Tally,
-    expired,
     recount,
     tally,
 )
@@ -223,15 +222,6 @@ def test_a_reservation_stays_charged_when_there_are_too_many_identities() -> Non
     assert recount(counter, held, over, known(counter.reservations)).pending == (later,)
 
 
-def test_a_reservation_expires_at_its_time() -> None:
-    held = Reservation("a", "ns/a", pages(3), START)
-    counter = Counter(key("leaf"), pages(4), reservations=(held,))
-    assert expired(counter, START - timedelta(seconds=1)) == ()
-    assert expired(counter, START) == (held,)
-    identity = replace(counter, reservations=(held.as_identity("worker"),))
-    assert expired(identity, START) == ()
-
-
 class Admission(RuleBasedStateMachine):
     """Admitted creates succeed late or fail, and recounts lag behind."""
 
@@ -291,8 +281,10 @@ class Admission(RuleBasedStateMachine):
             # Proof that an expired one's pod is absent is a live read, not the informer.
             gone = {
                 each.id
-                for each in expired(counter, self.now)
-                if each.uid not in self.pods and each.uid not in self.creating
+                for each in counter.pending
+                if each.expires <= self.now
+                and each.uid not in self.pods
+                and each.uid not in self.creating
             }
             self.counters[name] = recount(counter, totals[key(name)], gone)
 

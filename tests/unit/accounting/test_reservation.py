@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hugetlb_quota.accounting.charge import Charge
-from hugetlb_quota.accounting.reservation import Reservation, parse, parse_all
+from hugetlb_quota.accounting.reservation import Reservation, lifetime, parse, parse_all
 from hugetlb_quota.page_size import PageSize
 
 WORDS = st.from_regex(r"[!-~]{1,40}", fullmatch=True)
@@ -81,3 +81,8 @@ def test_malformed_lines_are_separated(lines: Any) -> None:
 
 def test_a_missing_list_has_no_reservations() -> None:
     assert parse_all(None) == ((), ())
+
+
+def test_a_reservation_lives_no_longer_than_any_write_of_kube_apiserver() -> None:
+    assert lifetime(timedelta(seconds=60)) == timedelta(seconds=34)
+    assert lifetime(timedelta(seconds=20)) == timedelta(seconds=20)

@@ -90,6 +90,18 @@ async def test_two_reads_some_time_apart_prove_that_a_pod_will_not_come(
     assert api.reads == 2
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_the_clock_of_a_replica_neither_ends_nor_lengthens_a_life(
+    nobody: Watching, hours: int
+) -> None:
+    expires = datetime.now(UTC) + timedelta(hours=hours)
+    held = replace(HELD, expires=expires)
+    assert await nobody.gone(held) == set()
+    assert await nobody.gone(held, after=59) == set()
+    assert await nobody.gone(held, after=APART) == set()  # the first read: the life was not over
+    assert await nobody.gone(held, after=APART) == {"r"}
+
+
 async def test_a_create_that_a_pause_has_kept_is_seen_by_the_second_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,0 +1,41 @@
+"""How long a program has watched each reservation, by the program's own clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from datetime import timedelta
+
+from hugetlb_quota.accounting.reservation import ReservationId
+
+#: A reservation, or the text of a line that is not a reservation.
+Held = ReservationId | str
+
+
+class Lives:
+    """Since when this program has seen each reservation, and which lives are over.
+
+    No clocks are compared: ``now`` is always the monotonic clock of this program, in seconds.
+    The program sees a reservation after the API request began, so ``lifetime`` after that
+    moment the request has ended.
+    """
+
+    def __init__(self, lifetime: timedelta) -> None:
+        self._lifetime = lifetime.total_seconds()
+        self._first_seen: dict[Held, float] = {}
+
+    def note(self, held: Iterable[Held], now: float) -> None:
+        """Take in which reservations there are; forget all others."""
+        self._first_seen = {each: self._first_seen.get(each, now) for each in held}
+
+    def is_over(self, held: Held, now: float) -> bool:
+        """Whether this program has watched ``held`` for its whole life."""
+        return self.end(held) <= now
+
+    def end(self, held: Held) -> float:
+        """When the life of ``held`` is over; infinity if this program has not seen it."""
+        return self._first_seen.get(held, math.inf) + self._lifetime
+
+    def ends(self) -> Iterable[float]:
+        """When each life is over."""
+        return (seen + self._lifetime for seen in self._first_seen.values())
