@@ -23,6 +23,9 @@ from hugetlb_quota.page_size import RESOURCE_PREFIX, PageSize
 #: (endpoints/handlers/rest.go, ``requestTimeoutUpperBound``). The time begins before the API
 #: server asks admission, so admission's own time is part of it.
 RESERVATION_LIFETIME: Final = timedelta(seconds=34)
+#: ``expires`` of a reservation that a program has watched for its whole life. For a new reservation
+#: ``expires`` is always later, because no host's clock shows a time before 1970.
+OVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
 #: The largest length of one quota's reservations, in bytes. etcd refuses a request above
 #: 1.5 MiB (--max-request-bytes); the rest is for annotations, managedFields and the other
 #: status fields.
@@ -57,12 +60,12 @@ class Reservation:
 
     ``uid``: the pod's UID. ``pod``: the pod's ``namespace/name``. ``expires``: until then, by the
     clock of the replica of admission, the API request that creates the pod may still run; people
-    read this time, and earlier releases of the controller. ``request``: the UID of the admission
-    request. ``since``: the resourceVersion of the pod that the request updates, 0 if the request
-    creates the pod; for a quota that moves, its generation. ``counted``: "" for a reservation.
-    For an identity, the name of the pod's node, :data:`UNBOUND` or :data:`SOMEWHERE`: the line
-    reserves nothing, and says which quota pays if the node reports the pod. ``text``: the line
-    as read, with the words that a newer release may have added.
+    read this time, and earlier releases of the controller; or :data:`OVER`. ``request``: the UID
+    of the admission request. ``since``: the resourceVersion of the pod that the request updates,
+    0 if the request creates the pod; for a quota that moves, its generation. ``counted``: "" for
+    a reservation. For an identity, the name of the pod's node, :data:`UNBOUND` or
+    :data:`SOMEWHERE`: the line reserves nothing, and says which quota pays if the node reports
+    the pod. ``text``: the line as read, with the words that a newer release may have added.
     """
 
     uid: str
@@ -93,6 +96,18 @@ class Reservation:
                 *filter(None, (self.counted,)),
             )
         )
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a program has watched this reservation for its whole life."""
+        return self.expires == OVER
+
+    def as_over(self) -> Reservation:
+        """A copy that says that the life of this reservation is over.
+
+        A copy that differs loses the words that a newer release added.
+        """
+        return self if self.is_over else replace(self, expires=OVER, text="")
 
     def as_identity(self, counted: str) -> Reservation:
         """A copy that is an identity with the word ``counted``.

@@ -91,6 +91,10 @@ class QuotaCache:
         """The quota, or None if the cache does not have it."""
         return self._quotas.get(key)
 
+    def all(self) -> Iterable[CachedQuota]:
+        """All quotas of the cache; a live view: do not await while iterating over it."""
+        return self._quotas.values()
+
     def in_namespace(self, namespace: str) -> Iterable[CachedQuota]:
         """The quotas of ``namespace``; a live view: do not await while iterating over it."""
         return self._by_namespace.get(namespace, {}).values()

@@ -36,6 +36,7 @@ from hugetlb_quota.admission.review import (
     deny,
     parse,
 )
+from hugetlb_quota.admission.witness import Witness
 from hugetlb_quota.api import GROUP
 from hugetlb_quota.api.quota import KIND, PLURAL
 from hugetlb_quota.kube import errors
@@ -104,6 +105,7 @@ class Admission:
         )
         notes = ChangeNotes(api, changes, lifetime=lifetime)
         self._quotas = QuotaAdmission(api, self._committer, notes, lifetime=lifetime)
+        self._witness = Witness(api, self._cache, lifetime)
         self._refusals = RefusalEvents(api, self._uid_of, socket.gethostname())
         self._ready_lock = asyncio.Lock()
         self._ready_until = 0.0
@@ -128,12 +130,16 @@ class Admission:
     async def running(self) -> AsyncIterator[None]:
         """Follow the quotas; at the end wait until nothing is being taken back any more."""
         async with self._cache.running():
-            telling = asyncio.create_task(self._refusals.run(), name="events of refusals")
+            tasks = (
+                asyncio.create_task(self._refusals.run(), name="events of refusals"),
+                asyncio.create_task(self._witness.run(), name="witness"),
+            )
             try:
                 yield
             finally:
-                telling.cancel()
-                await asyncio.gather(telling, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
                 await self._committer.close()
                 await self._refusals.finish()
 

@@ -149,8 +149,9 @@ class HugeTLBQuotaStatus(Model):
         description="The reservations of admitted pods that the controller has not counted yet."
         " Each is one line of words: UID NAMESPACE/NAME CHARGE EXPIRES REQUEST SINCE. UID and"
         " NAMESPACE/NAME are those of the pod, or of a quota that moves here. CHARGE has page"
-        ' sizes and amounts: "2Mi:64Mi,1Gi:2Gi". At EXPIRES, the API request that creates the pod'
-        " has certainly ended. REQUEST is the UID of the admission request; only that request"
+        ' sizes and amounts: "2Mi:64Mi,1Gi:2Gi". At EXPIRES, by the clock of admission, the API'
+        " request that creates the pod ends at the latest; 1970-01-01T00:00:00Z says that it has"
+        " ended. REQUEST is the UID of the admission request; only that request"
         " takes the reservation back. SINCE is the resourceVersion of a relabelled pod, the"
         " generation of a moved quota, or 0 for a new pod. A line with a seventh word is an"
         " identity: the controller has counted the pod, and the line reserves nothing; the line"

@@ -80,7 +80,9 @@ class Expiry:
             if self._census.was_released(each.uid) or self._is_superseded(each.id)
         }
         for each in counter.pending:
-            if each.id not in gone and self._is_over(each.id) and await self._is_missing(each):
+            if each.id in gone or not (each.is_over or self._is_over(each.id)):
+                continue
+            if await self._is_missing(each):
                 gone.add(each.id)
         # Whatever these lines were written for is over when they have been there for so long.
         return frozenset(gone).union(filter(self._is_over, counter.unreadable))

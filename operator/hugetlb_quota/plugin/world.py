@@ -28,7 +28,8 @@ class Holder:
 
     ``holds``: the amount charged to ``quotas`` and to all quotas above. ``asked``: the pod's
     demand. ``charged``: the kernel's charge. ``state``: in a few words. ``since``: the end of the
-    gone pod. ``until``: the expiry of the reservation.
+    gone pod. ``until``: the expiry of the reservation, or None
+    if the expiry has passed.
     """
 
     kind: Kind
@@ -152,7 +153,7 @@ class World:
                 holds=line.charge,
                 asked=line.charge,
                 state="moving quota" if uid in moving else "being created",
-                until=line.expires,
+                until=None if line.is_over else line.expires,
             )
             for uid, (line, keys) in lines.items()
         ]

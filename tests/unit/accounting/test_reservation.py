@@ -86,3 +86,15 @@ def test_a_missing_list_has_no_reservations() -> None:
 def test_a_reservation_lives_no_longer_than_any_write_of_kube_apiserver() -> None:
     assert lifetime(timedelta(seconds=60)) == timedelta(seconds=34)
     assert lifetime(timedelta(seconds=20)) == timedelta(seconds=20)
+
+
+def test_a_reservation_whose_life_is_over_says_so_in_its_line() -> None:
+    line = "uid db/pg-0 2Mi:64Mi 2026-11-22T12:00:00Z request 7"
+    held = parse(line)
+    assert not held.is_over
+    over = held.as_over()
+    assert over.line == "uid db/pg-0 2Mi:64Mi 1970-01-01T00:00:00Z request 7"
+    assert parse(over.line).is_over
+    assert parse(over.line).id == held.id
+    # Also after earlier releases have made it an identity.
+    assert parse(over.as_identity("?").line).counted == "?"

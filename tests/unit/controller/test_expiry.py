@@ -102,6 +102,28 @@ async def test_the_clock_of_a_replica_neither_ends_nor_lengthens_a_life(
     assert await nobody.gone(held, after=APART) == {"r"}
 
 
+async def test_a_new_controller_needs_not_watch_a_life_that_is_marked_as_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    api = Api(at(90))
+    first = Watching(monkeypatch, api)
+    assert await first.gone(HELD) == set()
+    assert await first.gone(HELD, after=40) == set()
+    # The other leads now; a replica of admission marks the reservation in the middle of its watch.
+    second = Watching(monkeypatch, api)
+    assert await second.gone(HELD) == set()
+    assert await second.gone(HELD, after=20) == set()
+    assert api.reads == 0
+    over = HELD.as_over()
+    # The two reads are made all the same, and a pod that is there holds its reservation.
+    assert await second.gone(over) == set()
+    assert await second.gone(over, after=APART) == set()
+    api.now = None
+    assert await second.gone(over) == set()
+    assert await second.gone(over, after=APART - 1) == set()
+    assert await second.gone(over, after=1) == {"r"}
+
+
 async def test_a_create_that_a_pause_has_kept_is_seen_by_the_second_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
