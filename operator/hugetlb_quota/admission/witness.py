@@ -83,4 +83,4 @@ class Witness:
             written = await compare_and_swap(self._api, known.key, change, known=known)
         except (errors.NotFound, InvalidQuota):
             return
-        self._cache.take(written)
+        self._cache.put(written)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from datetime import timedelta
@@ -64,6 +65,18 @@ class Expiry:
         self._lives.note(held, now)
         self._superseded = {each: self._superseded.get(each, now) for each in superseded}
         self._missing = {each: since for each, since in self._missing.items() if each in held}
+
+    def next_due(self, after: float) -> float:
+        """The first moment after ``after`` at which :meth:`gone` may say something new.
+
+        Both are seconds of the monotonic clock; infinity if there is no such moment.
+        """
+        moments = (
+            *self._lives.ends(),
+            *(since + SUPERSEDED_FOR for since in self._superseded.values()),
+            *(since + APART for since in self._missing.values()),
+        )
+        return min((each for each in moments if each > after), default=math.inf)
 
     async def gone(self, counter: Counter) -> frozenset[Held]:
         """The reservations that may be dropped though no pod of theirs is counted.

@@ -72,7 +72,7 @@ class Recounter:
         self._expiry = Expiry(connection, self.books.census, self._informers.pods, lifetime)
         self._guard = Guard(connection, self._informers.quotas.store)
         unread = UnreadCharges()
-        self._planner = WritePlanner(self.books, self._informers, unread)
+        self._planner = WritePlanner(self.books, self._informers, unread, self._expiry.next_due)
         self._writer = StatusWriter(
             connection, self.books, unread, self._expiry, self._term, events
         )
@@ -130,12 +130,17 @@ class Recounter:
                 else:
                     self._try_again()
                 try:
-                    async with asyncio.timeout(PERIOD):
+                    async with asyncio.timeout(self._patience()):
                         await self._wake.wait()
                         rest = began + SHORTEST_PERIOD - time.monotonic()
                         await asyncio.sleep(max(SETTLE, rest))
                 except TimeoutError:
                     pass
+
+    def _patience(self) -> float:
+        """Seconds until the next count if nothing changes."""
+        now = time.monotonic()
+        return min(PERIOD, max(SHORTEST_PERIOD, self._expiry.next_due(now) - now))
 
     def _changed(self) -> None:
         # Most heartbeats need no count.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,8 +16,8 @@ from hugetlb_quota.controller.nodes import NodeReport, NodeSpec
 from hugetlb_quota.controller.unread import UnreadCharges
 from hugetlb_quota.kube.quotas import QuotaObject
 
-#: Seconds between two looks at all quotas with reservations, which may expire. Less than the time
-#: between two counts when nothing changes, so that each of these counts looks.
+#: The longest time between two looks at all quotas with reservations, in seconds. Less than the
+#: time between two counts when nothing changes, so that each of these counts looks.
 PENDING_PERIOD: Final = 2.5
 #: Seconds between two counts from scratch, if a count then has nothing to write; otherwise at most
 #: twice as long.
@@ -46,16 +46,26 @@ class WritePlanner:
     """Plans the writes of each count.
 
     ``retry_quotas``, ``retry_nodes``: what the next plan must have because a write failed.
+
+    :param next_expiry: as :meth:`Expiry.next_due` says.
     """
 
-    def __init__(self, books: Books, informers: Informers, unread: UnreadCharges) -> None:
+    def __init__(
+        self,
+        books: Books,
+        informers: Informers,
+        unread: UnreadCharges,
+        next_expiry: Callable[[float], float],
+    ) -> None:
         self._books = books
         self._informers = informers
         self._unread = unread
+        self._next_expiry = next_expiry
         self.retry_quotas = set[QuotaKey]()
         self.retry_nodes = set[str]()
         self._silent, self._cut = frozenset[str](), frozenset[str]()
-        self._pending_due_at = 0.0
+        #: The last look at all quotas with reservations.
+        self._pending_seen_at = 0.0
         self._check_due_at = time.monotonic() + CHECK_PERIOD
 
     def plan(self) -> WritePlan:
@@ -94,8 +104,9 @@ class WritePlanner:
     def _due_by_time(self) -> set[QuotaKey]:
         """The quotas whose status may have to change only because time has passed."""
         store, now, keys = self._books.store, time.monotonic(), set[QuotaKey]()
-        if now >= self._pending_due_at:
-            self._pending_due_at = now + PENDING_PERIOD
+        last = self._pending_seen_at
+        if now >= min(last + PENDING_PERIOD, self._next_expiry(last)):
+            self._pending_seen_at = now
             keys |= store.pending
         reports = store.nodes.reports
         self._informers.forget_reports(kept=reports)

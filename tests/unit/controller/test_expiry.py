@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -175,6 +176,21 @@ async def test_a_pod_that_is_counted_as_it_became_since_ends_its_reservation_els
     # A later change has a reservation of its own.
     later = replace(HELD, since=81, request="later")
     assert await nobody.gone(later, after=SUPERSEDED_FOR) == set()
+
+
+async def test_it_says_when_it_may_say_something_new(nobody: Watching) -> None:
+    began = nobody.now
+    assert nobody.expiry.next_due(began) == math.inf
+    await nobody.gone(HELD)
+    assert nobody.expiry.next_due(began) == began + 60
+    nobody.knows(81)
+    await nobody.gone(HELD)
+    assert nobody.expiry.next_due(began) == began + SUPERSEDED_FOR
+    nobody.knows(80)
+    await nobody.gone(HELD, after=60)
+    assert nobody.expiry.next_due(nobody.now) == began + 60 + APART
+    await nobody.gone()
+    assert nobody.expiry.next_due(began) == math.inf
 
 
 async def test_a_reservation_of_nobody_ends_no_program(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any, cast
 
 import pytest
 
+from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
 from hugetlb_quota.api.quota import FINALIZER
+from hugetlb_quota.controller import expiry, term, write_plan
 from hugetlb_quota.controller import recounter as recounter_module
-from hugetlb_quota.controller import term, write_plan
 from hugetlb_quota.controller.count import Count
 from hugetlb_quota.controller.metrics import ControllerMetrics
 from hugetlb_quota.controller.recounter import Recounter
@@ -27,7 +29,7 @@ from hugetlb_quota.kube.resources import (
     PODS,
     Resource,
 )
-from tests.unit.admission.fake_api import FakeApi, Json, namespace, pod, quota
+from tests.unit.admission.fake_api import FakeApi, Json, namespace, pod, quota, reservation
 
 QUOTA = {
     "metadata": {
@@ -70,8 +72,12 @@ def term_of(number: int) -> Callable[[], Awaitable[int]]:
     return ask
 
 
-def recounter_of(api: object, ask: Callable[[], Awaitable[int]] | None = None) -> Recounter:
-    return Recounter(cast(Connection, api), "me", ask or term_of(1))
+def recounter_of(
+    api: object,
+    ask: Callable[[], Awaitable[int]] | None = None,
+    lifetime: timedelta = RESERVATION_LIFETIME,
+) -> Recounter:
+    return Recounter(cast(Connection, api), "me", ask or term_of(1), lifetime=lifetime)
 
 
 async def run_for(recounter: Recounter, seconds: float) -> None:
@@ -305,6 +311,24 @@ async def test_a_quota_is_written_twice_a_second_at_most_however_many_pods_come(
         run.cancel()
     # Each count was followed by what was missing of half a second.
     assert len([rest for rest in rests if rest > 0.3]) >= 20
+
+
+async def test_a_reservation_whose_pod_never_came_ends_as_soon_as_it_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not at one of the looks that the controller takes now and then."""
+    monkeypatch.setattr(recounter_module, "PERIOD", 3600.0)
+    monkeypatch.setattr(write_plan, "PENDING_PERIOD", 3600.0)
+    monkeypatch.setattr(recounter_module, "SHORTEST_PERIOD", 0.01)
+    monkeypatch.setattr(expiry, "APART", 0.2)
+    api = Watched()
+    held = reservation("never", "db/never", "64Mi")
+    api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}, reservations=[held]))
+    counting = recounter_of(api, lifetime=timedelta(seconds=0.2))
+    async with asyncio.TaskGroup() as group:
+        run = group.create_task(counting.run())
+        await until(lambda: not api.raw("db/leaf")["status"]["reservations"])
+        run.cancel()
 
 
 async def test_a_write_that_failed_is_tried_again_though_nothing_changes(
