@@ -73,7 +73,7 @@ class PodAdmission:
             return ALLOW
         pod = RequestedPod.of(request)
         # A finished pod takes no new pages. A pod that is being deleted may still take pages.
-        if pod.finished:
+        if pod.finished and not self._require_quota:
             return ALLOW
         if pod.mirror and request.operation == "CREATE":
             # A mirror pod shows a static pod that kubelet runs already, and the controller counts
@@ -113,7 +113,8 @@ class PodAdmission:
         attempt = 1
         while True:
             try:
-                chain = await self._counted(pod, deadline)
+                # The pages that a finished pod left need no room, but they need a quota that pays.
+                chain = () if pod.finished else await self._counted(pod, deadline)
                 if not chain:
                     if namespace_read:
                         self._refuse_ungoverned(pod)

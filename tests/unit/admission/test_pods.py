@@ -753,3 +753,17 @@ async def test_where_a_quota_is_required_a_pod_without_one_is_refused_and_told_w
         assert (
             await asked(update(ungoverned, pod("p1", namespace="free", labels={"x": "y"})))
         ).allowed
+
+
+async def test_where_a_quota_is_required_a_finished_pod_stays_under_one(api: FakeApi) -> None:
+    """Otherwise nobody would pay for the pages that the pod left in files."""
+    api.put(quota("db/gold", {"hugepages-2Mi": 0}, selector={"matchLabels": {"app": "gold"}}))
+    api.put(quota("db/leaf", {"hugepages-2Mi": 0}, selector={"matchLabels": {"app": "leaf"}}))
+    before = pod(labels={"app": "leaf"})
+    before["status"] = {"phase": "Succeeded"}
+    async with admitting(api, lambda: NOW, require_quota=True) as admission:
+        for app, allowed in (("gold", True), ("none", False)):
+            after = pod(labels={"app": app})
+            decision = await admission.decide(update(before, after), Deadline.after(9.0))
+            assert decision.allowed == allowed, app
+    assert api.writes == []
