@@ -9,6 +9,8 @@ from typing import Final
 #: The regular expression of a duration; the API server checks it too.
 PATTERN: Final = r"^(\d{1,6}(h|m|s))+$"
 _PART: Final = re.compile(r"(\d{1,6})(h|m|s)")
+#: The largest number of one part.
+_MOST: Final = 999_999
 _UNITS: Final = {"h": "hours", "m": "minutes", "s": "seconds"}
 
 
@@ -41,5 +43,6 @@ def render(length: timedelta) -> str:
     """
     left, seconds = divmod(int(length.total_seconds()), 60)
     hours, minutes = divmod(left, 60)
-    parts = ((hours, "h"), (minutes, "m"), (seconds, "s"))
+    times, hours = divmod(hours, _MOST)
+    parts = [*[(_MOST, "h")] * times, (hours, "h"), (minutes, "m"), (seconds, "s")]
     return "".join(f"{number}{unit}" for number, unit in parts if number) or "0s"

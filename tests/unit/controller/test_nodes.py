@@ -7,6 +7,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.forest import QuotaKey
@@ -123,3 +125,38 @@ def test_a_report_is_cut_if_it_leaves_out_pods() -> None:
         raw["status"]["leftOut"] = left_out
         assert read(raw).is_cut == cut
     assert not read(RAW).is_cut
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=4,
+)
+PLACES: list[tuple[str | int, ...]] = [
+    ("spec",),
+    ("spec", "reclaim"),
+    ("spec", "reclaim", 0),
+    ("spec", "heirs"),
+    ("spec", "heirs", 0, "quotas"),
+    ("status",),
+    *(("status", field) for field in ("bootID", "podsResourceVersion", "reportedAt", "leftOut")),
+    *(("status", "pods", 0, field) for field in ("uid", "labels", "live", "charged", "demand")),
+    ("status", "pods", 0, "charged", "hugepages-2Mi"),
+    *(("status", "files", 0, field) for field in ("path", "mount", "pageSize", "charged")),
+]
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(PLACES), JSON)
+def test_whatever_a_report_says_the_controller_reads_on(
+    place: tuple[str | int, ...], value: Any
+) -> None:
+    """A node's agent writes the status, and an exception here would end the controller."""
+    raw = deepcopy(RAW)
+    holder: Any = raw
+    for step in place[:-1]:
+        holder = holder[step]
+    holder[place[-1]] = value
+    for known in (None, read(RAW)):
+        report = project_report(raw, known)
+        assert report is None or report.node == "worker"

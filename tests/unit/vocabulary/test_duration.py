@@ -26,3 +26,9 @@ def test_malformed_durations_are_refused(text: str) -> None:
 def test_a_duration_survives_a_round_trip(seconds: int, text: str) -> None:
     assert render(timedelta(seconds=seconds)) == text
     assert parse(text) == timedelta(seconds=seconds)
+
+
+def test_the_longest_duration_of_a_quota_survives_a_round_trip() -> None:
+    longest = "999999h999999h"  # 16 characters at most
+    assert render(parse(longest)) == longest
+    assert render(parse("999999h60m")) == "999999h1h"
