@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from hugetlb_quota.controller.webhook_rules import (
     IN_FORCE_AFTER,
     UNUSED_FOR,
@@ -25,6 +27,7 @@ class World:
         self.api.put(WEBHOOK_CONFIGURATIONS, configuration())
         self.quotas: bool | None = True
         self.probe_failure = ""
+        self.another_leads = False
         self.now = 0.0
         self.times_in_force = 0
         self.warnings: list[str] = []
@@ -42,7 +45,9 @@ class World:
         )
 
     async def _confirm(self) -> None:
-        """Confirm: this controller leads."""
+        """Confirm that this controller leads."""
+        if self.another_leads:
+            raise RuntimeError("another controller leads")
 
     def _count(self) -> None:
         self.times_in_force += 1
@@ -89,6 +94,21 @@ async def test_the_rules_stay_when_admission_stops_to_answer() -> None:
     await world.live(600)
     assert has_rules(world.raw)
     assert world.rules.in_force
+
+
+@pytest.mark.parametrize("quotas", [True, False], ids=["adds rules", "removes rules"])
+async def test_a_leader_that_was_paused_changes_no_rules(quotas: bool) -> None:
+    """The quotas that it knows are old, and its successor may have counted others since."""
+    world = World()
+    if not quotas:
+        await world.live(10)
+        world.quotas = False
+        await world.live(UNUSED_FOR - 1)
+    before = dict(world.raw)
+    world.another_leads = True
+    with pytest.raises(RuntimeError):
+        await world.live(2)
+    assert world.raw == before
 
 
 async def test_the_rules_are_removed_a_minute_after_the_last_quota() -> None:
