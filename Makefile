@@ -81,9 +81,9 @@ kernel-matrix: $(READY)  ## boot Debian's kernels in QEMU, and read their charge
 lock: $(READY)  ## renew the lock files
 	@$(BIN)/pip install -q --disable-pip-version-check uv
 	@$(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --python-version 3.11 \
-	    -o requirements.lock pyproject.toml
+	    -o requirements.lock pyproject.toml --extra operator
 	@$(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header --python-version 3.11 \
-	    -o requirements-dev.lock pyproject.toml --group dev
+	    -o requirements-dev.lock pyproject.toml --extra operator --group dev
 	@echo hatchling | $(BIN)/uv pip compile -q --upgrade --generate-hashes --no-header \
 	    --python-version 3.11 -o image/requirements-build.lock -
 
