@@ -96,7 +96,7 @@ def test_charges_move_with_the_quota_or_it_stays(api: Api, cluster_namespace: st
     # "other" selects the pod too, so 64Mi are charged to "small" by now.
     eventually(lambda: used(api, namespace).get("small") == "64Mi")
     api.patch(QUOTAS, "small", {"spec": {"hard": {"hugepages-2Mi": "96Mi"}}}, namespace=namespace)
-    with pytest.raises(ApiError, match="team can't be moved with what is charged to it"):
+    with pytest.raises(ApiError, match="team can't be moved with its charge"):
         move(api, namespace, "team", "small")
     assert api.get(QUOTAS, "team", namespace=namespace)["spec"]["parentRef"]["name"] == "new"
     assert used(api, namespace)["small"] == "64Mi"

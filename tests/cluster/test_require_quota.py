@@ -12,7 +12,7 @@ from tests.kube.cluster import Cluster
 from tests.waiting import eventually
 
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
-WHY = "no HugeTLBQuota of namespace free selects it, and this cluster gives huge pages only under"
+WHY = "no HugeTLBQuota of namespace free selects the pod, and this cluster gives huge pages"
 
 
 @pytest.fixture(scope="module")

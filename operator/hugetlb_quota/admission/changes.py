@@ -1,8 +1,9 @@
-"""The ConfigMap in which all replicas note the changes of quotas that they have allowed.
+"""The ConfigMap in which all replicas note the changes of quotas that they allow.
 
-It is written by compare-and-swap, and read before the quotas: whoever notes a change knows of
-every one that was noted before, and has read the quotas since. So of two changes that must
-not both be stored, the later knows of the earlier.
+A replica first reads the ConfigMap, then the quotas, and then writes the ConfigMap by
+compare-and-swap. So a replica that notes a change knows every change that was noted before, and
+has read the quotas after those notes. Of two changes that must not both be stored, the later one
+meets the note of the earlier one.
 """
 
 from __future__ import annotations
@@ -20,20 +21,22 @@ from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.resources import CONFIG_MAPS
 
-#: By how much the clocks of two replicas may differ.
+#: The largest allowed difference between the clocks of two replicas.
 CLOCK_SKEW: Final = timedelta(seconds=30)
-#: As many fit into one object by far; more are not under way at one time.
-MOST_NOTED: Final = 500
+#: The largest number of notes. They are far from filling an object, and there are never so many
+#: changes at the same time.
+MOST_NOTES: Final = 500
 _FIELD: Final = "changes"
+_WITHDRAW_ATTEMPTS: Final = 5
 
 
-class CanNotNote(Exception):
-    """The ConfigMap is missing, or full, or holds what is no change; the sentence says which."""
+class NotesUnusable(Exception):
+    """The ConfigMap is missing or full, or has an invalid line; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
-class Noted:
-    """The ConfigMap as it was read, and the changes in it."""
+class Notes:
+    """The ConfigMap as read (``raw``), and the changes that are noted in it."""
 
     raw: dict[str, Any]
     changes: tuple[Change, ...]
@@ -43,7 +46,8 @@ class ChangeNotes:
     """Reads and writes the notes.
 
     :param where: namespace and name of the ConfigMap.
-    :param lifetime: how long a write of a quota may be under way after admission.
+    :param now: returns the present time.
+    :param lifetime: how long the write of a quota may run after admission's answer.
     """
 
     def __init__(
@@ -58,65 +62,73 @@ class ChangeNotes:
         self._lifetime = lifetime
         self._namespace, self._name = where
         self._now = now
-        #: Held from reading to writing, so that requests of one replica meet no conflicts.
+        #: Hold the lock from read to write, so that the requests of one replica do not conflict.
         self.lock = asyncio.Lock()
 
-    async def read(self, deadline: Deadline) -> Noted:
-        """What is noted now.
+    async def read(self, deadline: Deadline) -> Notes:
+        """Read the present notes.
 
-        :raises CanNotNote: when that can't be understood.
-        :raises ApiError: when it can't be read.
+        :raises NotesUnusable: if the ConfigMap is missing, or has an invalid line.
+        :raises ApiError: if the read fails.
         """
         try:
             raw = await self._api.get(
                 CONFIG_MAPS, self._name, self._namespace, timeout=deadline.timeout()
             )
-            text = (raw.get("data") or {}).get(_FIELD) or ""
-            return Noted(raw, tuple(Change.parse(line) for line in text.splitlines()))
+            lines = (raw.get("data") or {}).get(_FIELD) or ""
+            return Notes(raw, tuple(Change.parse(line) for line in lines.splitlines()))
         except errors.NotFound as error:
-            raise CanNotNote(f"{self} is missing; install the chart again.") from error
+            raise NotesUnusable(f"{self} is missing; install the chart again.") from error
         except MalformedChange as error:
-            raise CanNotNote(f"{self} can't be read: {error} Delete that line.") from error
+            raise NotesUnusable(f"{self} can't be read: {error} Delete that line.") from error
 
-    async def write(self, noted: Noted, changes: Iterable[Change], deadline: Deadline) -> None:
-        """Note ``changes`` in place of all that ``noted`` holds.
+    async def write(self, notes: Notes, changes: Iterable[Change], deadline: Deadline) -> None:
+        """Replace all of ``notes`` by ``changes``.
 
-        :raises Conflict: when somebody else has written since.
-        :raises CanNotNote: when there are too many.
-        :raises ApiError: when it can't be written; it may have been.
+        :param notes: the notes as they were read.
+        :raises Conflict: if the ConfigMap was written since it was read.
+        :raises NotesUnusable: if there are too many changes.
+        :raises ApiError: if the write fails; the write may have happened.
         """
         lines = [each.line for each in changes]
-        if len(lines) > MOST_NOTED:
-            raise CanNotNote(f"{self} holds {len(lines)} changes that are under way.")
-        body = {**noted.raw, "data": {_FIELD: "".join(f"{line}\n" for line in lines)}}
+        if len(lines) > MOST_NOTES:
+            raise NotesUnusable(
+                f"{self} already has {MOST_NOTES} changes that may still be stored."
+            )
+        body = {**notes.raw, "data": {_FIELD: "".join(f"{line}\n" for line in lines)}}
         await self._api.replace(
             CONFIG_MAPS, self._name, body, self._namespace, timeout=deadline.timeout()
         )
 
     async def withdraw(self, which: Callable[[Change], bool], deadline: Deadline) -> None:
-        """Take back the notes of changes that will not come, or have come and gone.
+        """Remove the notes of changes that nobody needs to wait for any more.
 
-        Where that can't be done they expire.
+        If that fails, the notes stay until they expire.
+
+        :param which: whether to remove the note of a change.
         """
         async with self.lock:
-            for _ in range(5):
+            for _ in range(_WITHDRAW_ATTEMPTS):
                 try:
-                    noted = await self.read(deadline)
-                    kept = [each for each in noted.changes if not which(each)]
-                    if len(kept) < len(noted.changes):
-                        await self.write(noted, kept, deadline)
+                    notes = await self.read(deadline)
+                    kept = [each for each in notes.changes if not which(each)]
+                    if len(kept) < len(notes.changes):
+                        await self.write(notes, kept, deadline)
                     return
                 except errors.Conflict:
                     continue
-                except (errors.ApiError, CanNotNote):
+                except (errors.ApiError, NotesUnusable):
                     return
 
     def expires(self, deadline: Deadline) -> datetime:
-        """When a request that is answered within ``deadline`` can't be under way any more."""
+        """When the write of a quota has ended for sure, by the clock of every replica.
+
+        :param deadline: that of the request about the write.
+        """
         return deadline.request_ends(self._now(), self._lifetime) + CLOCK_SKEW
 
     def now(self) -> datetime:
-        """The time by which changes expire."""
+        """The present time, with which the expiry of notes is compared."""
         return self._now()
 
     def __str__(self) -> str:

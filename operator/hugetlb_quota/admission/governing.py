@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hugetlb_quota.accounting.forest import Detached, QuotaKey
-from hugetlb_quota.admission import refusal
+from hugetlb_quota.admission import pod_sentences
 from hugetlb_quota.admission.cache import QuotaCache
 from hugetlb_quota.admission.chains import climb
 from hugetlb_quota.admission.requested_pod import RequestedPod
@@ -63,13 +63,13 @@ def quotas_to_charge(cache: QuotaCache, pod: RequestedPod) -> tuple[QuotaObject,
             return ()
         snapshot = climb(cache, {**now, **before}.values())
     except InvalidQuota as error:
-        message = refusal.invalid_quota(str(pod), error)
+        message = pod_sentences.invalid_quota(str(pod), error)
         raise PodRefused(message, frozenset([error.key])) from error
     try:
         union = snapshot.forest.union_of_chains(new)
     except Detached as error:
         raise PodRefused(
-            refusal.detached(str(pod), error),
+            pod_sentences.detached(str(pod), error),
             frozenset([*snapshot.quotas, error.parent]),
             frozenset([error.quota.namespace]),
             by=(error.quota,),

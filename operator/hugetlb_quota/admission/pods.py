@@ -14,7 +14,7 @@ from hugetlb_quota.accounting.counter import shortfalls
 from hugetlb_quota.accounting.demand import MalformedDemand
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, Reservation
-from hugetlb_quota.admission import refusal
+from hugetlb_quota.admission import pod_sentences, request_sentences
 from hugetlb_quota.admission.batch import NoRoom, PlaceChanged, TooManyReservations
 from hugetlb_quota.admission.cache import QuotaCache
 from hugetlb_quota.admission.commit import Committer, Overloaded
@@ -79,7 +79,9 @@ class PodAdmission:
             # A mirror pod shows a static pod that kubelet runs already, and the controller counts
             # it. Agents trust its annotation, so only a kubelet may create it.
             is_kubelet = _NODES_GROUP in request.user_info.groups
-            return ALLOW if is_kubelet else deny(refusal.forged_mirror(str(pod), CONFIG_MIRROR))
+            return (
+                ALLOW if is_kubelet else deny(pod_sentences.forged_mirror(str(pod), CONFIG_MIRROR))
+            )
         try:
             demand = demand_of(request)
             if not demand:
@@ -87,15 +89,15 @@ class PodAdmission:
             await self._cache.ready()
             await self._admit(pod, demand, deadline, dry_run=request.dry_run)
         except MalformedDemand as error:
-            return deny(refusal.malformed_demand(str(pod), error))
+            return deny(pod_sentences.malformed_demand(str(pod), error))
         except PodRefused as refused:
             by = refused.by or tuple(refused.quotas)
             return deny(refused.message, by=by, cause=refused.cause)
         except TooManyReservations as error:
-            message = refusal.too_many_reservations(str(pod), error.counter)
+            message = pod_sentences.too_many_reservations(str(pod), error.counter)
             return deny(message, retry_after=5, by=(error.counter.quota,), cause="full")
         except Overloaded as error:
-            message = refusal.overloaded(f"pod {pod}", error.waiting, error.seconds)
+            message = request_sentences.overloaded(f"pod {pod}", error.waiting, error.seconds)
             return deny(message, retry_after=1, cause="overloaded")
         return ALLOW
 
@@ -123,7 +125,7 @@ class PodAdmission:
                     namespace_read = True
                     continue
                 if not pod.uid:
-                    raise PodRefused(refusal.no_uid(str(pod)), frozenset())
+                    raise PodRefused(pod_sentences.no_uid(str(pod)), frozenset())
                 if not dry_run:
                     await self._charge(pod, demand, chain, deadline, attempt)
                     return
@@ -167,10 +169,12 @@ class PodAdmission:
         try:
             version = await self._committer.charge(chain, reservation, deadline)
         except NoRoom as error:
-            message = refusal.over_quota(str(pod), error.shortfalls, error.files, error.silent)
+            message = pod_sentences.over_quota(
+                str(pod), error.shortfalls, error.files, error.silent
+            )
             raise PodRefused(message, frozenset(each.quota for each in error.shortfalls)) from error
         except InvalidQuota as error:
-            message = refusal.invalid_quota(str(pod), error)
+            message = pod_sentences.invalid_quota(str(pod), error)
             raise PodRefused(message, frozenset([error.key])) from error
         try:
             await self._confirm(pod, chain, version)
@@ -211,13 +215,13 @@ class PodAdmission:
             chain = quotas_to_charge(self._cache, pod)
             for quota in chain:
                 if quota.quota.terminating:
-                    message = refusal.terminating(str(pod), quota.key)
+                    message = pod_sentences.terminating(str(pod), quota.key)
                     raise PodRefused(message, frozenset([quota.key]))
             uncounted = frozenset(quota.key for quota in chain if not quota.is_counted)
             if not uncounted:
                 return chain
             if deadline.seconds - deadline.left() >= min(COUNT_TIMEOUT, deadline.seconds / 2):
-                message = refusal.uncounted(str(pod), sorted(uncounted))
+                message = pod_sentences.uncounted(str(pod), sorted(uncounted))
                 raise PodRefused(message, uncounted, cause="uncounted")
             await asyncio.sleep(COUNT_PERIOD)
 
@@ -231,7 +235,7 @@ class PodAdmission:
         if not self._require_quota or governing_quotas(self._cache, pod.namespace, pod.labels):
             return
         if pod.old_labels is None or governing_quotas(self._cache, pod.namespace, pod.old_labels):
-            raise PodRefused(refusal.ungoverned(str(pod), pod.namespace), frozenset())
+            raise PodRefused(pod_sentences.ungoverned(str(pod), pod.namespace), frozenset())
 
     def _refuse_shortfalls(
         self, pod: RequestedPod, demand: Charge, chain: tuple[QuotaObject, ...]
@@ -240,7 +244,7 @@ class PodAdmission:
         counters = (quota.counter for quota in chain)
         if short := shortfalls(counters, demand, pod.uid):
             files = {quota.key: quota.retained_files for quota in chain}
-            message = refusal.over_quota(str(pod), short, files)
+            message = pod_sentences.over_quota(str(pod), short, files)
             raise PodRefused(message, frozenset(each.quota for each in short))
 
     def _reservation(self, pod: RequestedPod, demand: Charge, attempt: int) -> Reservation:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from hugetlb_quota.accounting.forest import Cycle, Detached, ForeignParent, Forest, Quota, QuotaKey
-from hugetlb_quota.admission import refusal
+from hugetlb_quota.admission import quota_sentences
 from hugetlb_quota.kube.quotas import QuotaObject
 from hugetlb_quota.page_size import PageSize
 
@@ -38,12 +38,12 @@ def selector_fault(old: QuotaObject | None, new: QuotaObject) -> str:
     if old is None or old.quota.pod_selector != pods:
         bound = sorted(key for key in pods.keys if key.startswith(BOUND_PREFIX))
         if bound:
-            return refusal.bound_label(new.key, bound[0])
+            return quota_sentences.bound_label(new.key, bound[0])
         if why := pods.fault():
-            return refusal.wrong_selector(new.key, "podSelector", "pod", why)
+            return quota_sentences.wrong_selector(new.key, "podSelector", "pod", why)
     unchanged = old is not None and old.quota.child_namespaces == children
     if children is not None and not unchanged and (why := children.fault()):
-        return refusal.wrong_selector(new.key, "childNamespaces", "namespace", why)
+        return quota_sentences.wrong_selector(new.key, "childNamespaces", "namespace", why)
     return ""
 
 
@@ -86,21 +86,21 @@ class Proposal:
             self._after.chain(key)
         except Detached as error:
             if broken := _own_fault(self._after, key, error):
-                return refusal.broken_chain(key, broken)
+                return quota_sentences.broken_chain(key, broken)
             if old is not None and self.charge_moves:
-                return refusal.move_to_nowhere(old.counter, error)
-            self.warnings.append(refusal.waits_for_parent(key, error))
+                return quota_sentences.move_to_nowhere(old.counter, error)
+            self.warnings.append(quota_sentences.waits_for_parent(key, error))
         for excess in _excesses(self._after, key):
             if _is_news(excess, self._before, self._new.quota, old):
                 return _refusal(key, excess)
-            self.warnings.append(refusal.attaches_above(*excess))
+            self.warnings.append(quota_sentences.attaches_above(*excess))
         self.warnings += _below_use(self._new, old)
         if old is not None and _may_select_more(old.quota, self._new.quota):
             known = {**self._known, key: self._new}
             counters = [known[link.key].counter for link in self._after.attached(key)]
-            self.warnings.append(refusal.selects_more(key, counters))
+            self.warnings.append(quota_sentences.selects_more(key, counters))
         if lost := _lost_children(self._before, self._after, key):
-            self.warnings.append(refusal.loses_children(key, lost))
+            self.warnings.append(quota_sentences.loses_children(key, lost))
         return ""
 
     def joined(self) -> tuple[QuotaObject, ...]:
@@ -179,8 +179,8 @@ def _is_news(excess: _Excess, before: Forest, new: Quota, old: QuotaObject | Non
 def _refusal(key: QuotaKey, excess: _Excess) -> str:
     quota, size, hard, ancestor, limit = excess
     if quota == key:
-        return refusal.above_ancestor(key, size, hard, ancestor, limit)
-    return refusal.below_descendant(key, size, limit, ancestor, quota, hard)
+        return quota_sentences.above_ancestor(key, size, hard, ancestor, limit)
+    return quota_sentences.below_descendant(key, size, limit, ancestor, quota, hard)
 
 
 def _below_use(new: QuotaObject, old: QuotaObject | None) -> list[str]:
@@ -188,7 +188,7 @@ def _below_use(new: QuotaObject, old: QuotaObject | None) -> list[str]:
         return []
     counter = new.counter
     return [
-        refusal.below_use(counter, size)
+        quota_sentences.below_use(counter, size)
         for size, limit in counter.hard.items()
         if counter.used.of(size) > limit and old.counter.hard.get(size) != limit
     ]

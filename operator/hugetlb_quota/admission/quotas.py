@@ -15,10 +15,10 @@ from hugetlb_quota.accounting.changes import Change, in_the_way
 from hugetlb_quota.accounting.counter import shortfalls
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, Reservation
-from hugetlb_quota.admission import refusal
+from hugetlb_quota.admission import quota_sentences, request_sentences
 from hugetlb_quota.admission.api import Api, is_leaving, read_all
 from hugetlb_quota.admission.batch import NoRoom, PlaceChanged, TooManyReservations
-from hugetlb_quota.admission.changes import CanNotNote, ChangeNotes
+from hugetlb_quota.admission.changes import ChangeNotes, NotesUnusable
 from hugetlb_quota.admission.commit import Committer, Overloaded
 from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.admission.proposal import Proposal, selector_fault
@@ -95,9 +95,9 @@ class QuotaAdmission:
         try:
             new = QuotaObject.from_json(request.new)
         except InvalidQuota as error:
-            return deny(refusal.invalid_spec(key, error.why))
+            return deny(quota_sentences.invalid_spec(key, error.why))
         if new.quota.parent == key:
-            return deny(refusal.own_parent(key))
+            return deny(quota_sentences.own_parent(key))
         if fault := selector_fault(old, new):
             return deny(fault)
         # The status in the request is the one that this very write replaces: the API
@@ -105,7 +105,7 @@ class QuotaAdmission:
         moved = old is not None and old.quota.parent != new.quota.parent
         if old is not None and moved and old.counter.pending:
             # Where these count is not settled until their pods are seen.
-            return deny(refusal.unsettled_move(old.counter))
+            return deny(quota_sentences.move_with_reservations(old.counter))
         try:
             proposal = await self._settle(request, old, new, deadline)
         except _Refused as refused:
@@ -117,13 +117,15 @@ class QuotaAdmission:
         except PlaceChanged:
             return await self._change(request, old, deadline)
         except NoRoom as error:
-            denied = deny(refusal.no_room_to_move(old.counter, error.shortfalls))
+            denied = deny(quota_sentences.no_room_to_move(old.counter, error.shortfalls))
         except TooManyReservations as error:
-            denied = deny(refusal.no_place_to_move(old.counter, error.counter), cause="full")
+            denied = deny(
+                quota_sentences.no_place_to_move(old.counter, error.counter), cause="full"
+            )
         except Overloaded as error:
             what = f"The move of HugeTLBQuota {key}"
             denied = deny(
-                refusal.overloaded(what, error.waiting, error.seconds),
+                request_sentences.overloaded(what, error.waiting, error.seconds),
                 retry_after=1,
                 cause="overloaded",
             )
@@ -154,13 +156,13 @@ class QuotaAdmission:
                     proposal, waits_for = await self._note(request, old, new, deadline)
             except errors.Conflict:
                 continue
-            except CanNotNote as error:
-                message = refusal.can_not_note(new.key, error)
+            except NotesUnusable as error:
+                message = quota_sentences.notes_unusable(new.key, error)
                 raise _Refused(message, retry_after=0, cause="full") from error
             if not waits_for:
                 return proposal
             if deadline.left() <= until:
-                raise _Refused(refusal.others_under_way(new.key, waits_for), retry_after=1)
+                raise _Refused(quota_sentences.others_under_way(new.key, waits_for), retry_after=1)
             await asyncio.sleep(WAIT_PERIOD)
 
     async def _note(
@@ -236,28 +238,28 @@ class QuotaAdmission:
         leaving = bool(counter.used) and await is_leaving(self._api, old.key.namespace, deadline)
         waits = bool(counter.used) and request.old["spec"].get("deletionPolicy") == "Wait"
         if (counter.pods or counter.pending) and not (leaving or waits):
-            return deny(refusal.charged_delete(counter, old.retained_files))
+            return deny(quota_sentences.charged_delete(counter, old.retained_files))
         quotas, namespaces = await read_all(self._api, deadline)
         forest = Forest(
             [*(each.quota for each in quotas if each.key != old.key), old.quota], namespaces
         )
         children = {each.key for each in forest.children(old.key)}
         charged = [each.counter for each in quotas if each.key in children and each.counter.used]
-        warnings = [refusal.loses_children(old.key, sorted(children))] if children else []
+        warnings = [quota_sentences.loses_children(old.key, sorted(children))] if children else []
         if waits or (leaving and (charged or counter.pods or counter.reservations)):
             if FINALIZER not in (request.old["metadata"].get("finalizers") or ()):
-                return deny(refusal.unguarded_delete(counter))
+                return deny(quota_sentences.unguarded_delete(counter))
             # It takes no more pods from now on, and stays until nothing is charged.
-            return allow(refusal.goes_when_uncharged(counter), *warnings)
+            return allow(quota_sentences.goes_when_uncharged(counter), *warnings)
         if counter.retained:
             if charged:
-                return deny(refusal.charged_children(old.key, charged))
+                return deny(quota_sentences.charged_children(old.key, charged))
             if not leaving and not old.quota.reparents:
-                return deny(refusal.charged_delete(counter, old.retained_files))
+                return deny(quota_sentences.charged_delete(counter, old.retained_files))
             above = forest.attached(old.key)[1:2]
             if not leaving and not above:
-                return deny(refusal.nowhere_to_reparent(counter))
-            warnings.append(refusal.reparented(counter, above[0].key if above else None))
+                return deny(quota_sentences.nowhere_to_reparent(counter))
+            warnings.append(quota_sentences.reparented(counter, above[0].key if above else None))
         return allow(*warnings)
 
 

@@ -18,7 +18,7 @@ from aiohttp.typedefs import Middleware
 
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
-from hugetlb_quota.admission import refusal
+from hugetlb_quota.admission import request_sentences
 from hugetlb_quota.admission.api import Api
 from hugetlb_quota.admission.cache import QuotaCache
 from hugetlb_quota.admission.changes import ChangeNotes
@@ -218,7 +218,7 @@ class Admission:
     ) -> Decision:
         """The decision, or the refusal that stands for none."""
         if self._deciding >= REQUESTS:
-            message = refusal.too_many_requests(what, REQUESTS)
+            message = request_sentences.too_many_requests(what, REQUESTS)
             return deny(message, retry_after=1, cause="overloaded")
         self._deciding += 1
         try:
@@ -227,12 +227,12 @@ class Admission:
         except MalformedReview:
             raise
         except TimeoutError:
-            return deny(refusal.time_short(what, deadline.seconds), cause="timeout")
+            return deny(request_sentences.time_short(what, deadline.seconds), cause="timeout")
         except errors.ApiError as error:
-            return deny(refusal.unreachable(what, error), cause="unreachable")
+            return deny(request_sentences.unreachable(what, error), cause="unreachable")
         except Exception as error:
             logger.exception("%s of %s could not be decided", asked.operation, what)
-            return deny(refusal.unexpected(what, error), cause="bug")
+            return deny(request_sentences.unexpected(what, error), cause="bug")
         finally:
             self._deciding -= 1
 

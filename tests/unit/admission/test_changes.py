@@ -232,7 +232,7 @@ async def test_a_move_that_finds_no_room_is_not_noted(quiet: FakeApi) -> None:
     new = {**old, "spec": {**old["spec"], "parentRef": below("root")}}
     async with admitting_quotas(quiet) as admission:
         refused = await admission.decide(update(old, new), Deadline.after(9))
-    assert "can't be moved with what is charged to it" in refused.message
+    assert "can't be moved with its charge" in refused.message
     assert quiet.noted == []
 
 

@@ -187,7 +187,7 @@ async def test_a_status_that_can_not_be_read_admits_nothing_until_it_is_mended(
         quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant", reservations=["what"])
     )
     decision = await decide(api, create(pod()), seconds=0.4)
-    assert "what its status said could not be read" in decision.message
+    assert "the quota's status could not be read" in decision.message
     assert api.writes == []
 
 
@@ -245,7 +245,7 @@ async def test_only_a_node_may_show_a_mirror_pod(api: FakeApi) -> None:
     assert (await decide(api, create(raw, user_info=nodes))).allowed
     for request in (raw, pod(request={"cpu": "1"}, annotations=MIRROR)):
         forged = await decide(api, create(request, user_info=UserInfo("tenant")))
-        assert "no kubelet asks for it" in forged.message
+        assert "which only a kubelet may set" in forged.message
     assert api.writes == []
 
 
@@ -335,7 +335,7 @@ async def test_a_quota_that_was_never_counted_takes_no_pod(api: FakeApi) -> None
     api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant", counted=False))
     decision = await decide(api, create(pod()), seconds=0.4)
     assert not decision.allowed
-    assert "has not yet counted what runs under HugeTLBQuota db/leaf" in decision.message
+    assert "has not yet counted the pods under HugeTLBQuota db/leaf" in decision.message
     assert api.writes == []
 
 
@@ -559,7 +559,7 @@ async def test_who_can_not_be_served_in_time_is_told_at_once(api: FakeApi) -> No
         assert not second.done()
         assert (await second).allowed
     assert decision.retry_after == 1
-    assert "requests wait for the same quotas already, which takes about 0." in decision.message
+    assert "requests already wait for the same quotas, which takes about 0." in decision.message
     assert set(slow.reservations("db/leaf")) == {"a", "b"}
 
 
@@ -741,8 +741,9 @@ async def test_where_a_quota_is_required_a_pod_without_one_is_refused_and_told_w
         refused = await asked(create(ungoverned))
         assert refused.message == (
             "pod free/name-of-p1 asks for huge pages, but no HugeTLBQuota of namespace free selects"
-            " it, and this cluster gives huge pages only under one (requireQuota). Give the pod"
-            " labels that a HugeTLBQuota of free selects, or ask who manages quotas for one there."
+            " the pod, and this cluster gives huge pages only under a quota (requireQuota). Give"
+            " the pod labels that a HugeTLBQuota of free selects, or ask an administrator for a"
+            " quota there."
         )
         assert refused.cause == "rule"
         governed = pod("p1", namespace="free", labels={"a": "b"})

@@ -180,7 +180,7 @@ LEFT = {"hugepages-2Mi": "10Mi"}
 
 async def test_what_pods_left_in_files_keeps_a_quota_that_refuses(api: FakeApi) -> None:
     told = await refused(api, delete(api.put(quota("db/leaf", LIMIT, retained=LEFT))))
-    assert "10Mi of hugepages-2Mi, of which 10Mi of hugepages-2Mi retained" in told
+    assert "10Mi of hugepages-2Mi, including 10Mi of hugepages-2Mi retained" in told
     assert "truncate or remove the files, or set spec.deletionPolicy to Reparent" in told
 
 
@@ -237,7 +237,9 @@ async def test_a_namespace_that_goes_takes_along_a_quota_that_pods_below_keep_un
         assert "can't be deleted" in await refused(api, delete(tenant))
         leaving(api, "acme")
         told = await allowed(api, delete(tenant))
-        assert "takes no more pods, nor do the quotas below it, and goes when nothing" in told
+        assert (
+            "and the quotas below it take no more pods. The quota is deleted when nothing" in told
+        )
         # Without the finalizer it would go at once, and its charge with it.
         tenant["metadata"]["finalizers"] = ["other"]
         assert "has not put its finalizer on it" in await refused(api, delete(tenant))
@@ -253,7 +255,9 @@ async def test_a_quota_that_waits_goes_after_its_pods(api: FakeApi) -> None:
         assert "has not put its finalizer on it" in await refused(api, delete(waiting))
         waiting["metadata"]["finalizers"] = ["hugetlb.dev/charged"]
         told = await allowed(api, delete(waiting))
-        assert "takes no more pods, nor do the quotas below it, and goes when nothing" in told
+        assert (
+            "and the quotas below it take no more pods. The quota is deleted when nothing" in told
+        )
     assert await allowed(api, delete(api.put(quota("db/leaf", LIMIT, policy="Wait")))) == ""
 
 
@@ -287,7 +291,7 @@ async def test_a_quota_that_moves_reserves_what_it_brings_on_the_ancestors_it_ge
 
 async def test_a_quota_stays_where_it_is_when_its_new_parent_has_no_room(api: FakeApi) -> None:
     told = await refused(api, moving(api, "130Mi", "128Mi"))
-    assert "HugeTLBQuota db/leaf can't be moved with what is charged to it" in told
+    assert "HugeTLBQuota db/leaf can't be moved with its charge" in told
     assert "acme/other has room for 128Mi" in told
     assert "2Mi is missing" in told
 
@@ -367,7 +371,9 @@ async def test_an_identity_keeps_no_quota_from_moving_or_being_deleted(api: Fake
 
 async def test_an_uncharged_quota_is_deleted_and_its_children_named(api: FakeApi) -> None:
     assert await allowed(api, delete(api.raw("db/leaf"))) == ""
-    assert "db/leaf will have no parent" in await allowed(api, delete(api.raw("acme/tenant")))
+    assert "acme/tenant will no longer be the parent of db/leaf" in await allowed(
+        api, delete(api.raw("acme/tenant"))
+    )
 
 
 async def test_an_unreadable_quota_can_be_deleted(api: FakeApi) -> None:
@@ -376,7 +382,7 @@ async def test_an_unreadable_quota_can_be_deleted(api: FakeApi) -> None:
 
 async def test_a_narrower_child_selector_names_who_is_lost(api: FakeApi) -> None:
     told = await allowed(api, update(api.raw("acme/tenant"), quota("acme/tenant", LIMIT)))
-    assert "db/leaf will have no parent" in told
+    assert "acme/tenant will no longer be the parent of db/leaf" in told
 
 
 async def test_a_selector_that_may_select_more_is_a_warning_with_the_room_there_is(

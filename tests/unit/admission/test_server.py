@@ -417,7 +417,7 @@ async def test_beyond_so_many_requests_one_is_told_at_once_to_try_again(
         assert not any(task.done() for task in asking)
         assert refused["code"] == 429
         assert refused["details"] == {"retryAfterSeconds": 1}
-        assert "decides 2 other requests just now" in refused["message"]
+        assert "is deciding 2 other requests" in refused["message"]
         assert [(await task)["allowed"] for task in asking] == [True, True]
         assert (await server.review(PODS, review(small("later"))))["allowed"]
 

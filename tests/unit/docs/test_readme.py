@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hugetlb_quota.accounting.counter import Shortfall
 from hugetlb_quota.accounting.forest import QuotaKey
-from hugetlb_quota.admission import refusal
+from hugetlb_quota.admission import pod_sentences
 from hugetlb_quota.page_size import PageSize
 from hugetlb_quota.plugin import tree
 from hugetlb_quota.plugin.table import Screen
@@ -34,7 +34,7 @@ def test_the_refusal_is_the_demo_s() -> None:
         reserved=0,
         hard=224 * MIB,
     )
-    assert refusal.over_quota("acme-web/web-1", [short]) in words(README)
+    assert pod_sentences.over_quota("acme-web/web-1", [short]) in words(README)
 
 
 def test_it_is_short() -> None:

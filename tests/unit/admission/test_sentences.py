@@ -1,0 +1,119 @@
+"""The sentences that refuse a pod or a quota."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.accounting.counter import Counter, Shortfall
+from hugetlb_quota.accounting.forest import QuotaKey
+from hugetlb_quota.accounting.recount import RetainedFile
+from hugetlb_quota.accounting.reservation import Reservation
+from hugetlb_quota.admission import quota_sentences
+from hugetlb_quota.admission.pod_sentences import over_quota
+from hugetlb_quota.admission.wording import LONGEST
+from hugetlb_quota.page_size import PageSize
+
+MIB = 1024**2
+GIB = 1024**3
+SMALL, LARGE = PageSize(2 * MIB), PageSize(GIB)
+TENANT = QuotaKey("acme", "tenant")
+LEAF = QuotaKey("acme-db", "leaf")
+
+
+def short(
+    quota: QuotaKey,
+    requested: int,
+    pods: int,
+    reserved: int,
+    hard: int,
+    size: PageSize = SMALL,
+    retained: int = 0,
+) -> Shortfall:
+    return Shortfall(
+        quota=quota,
+        size=size,
+        requested=requested * MIB,
+        pods=pods * MIB,
+        retained=retained * MIB,
+        reserved=reserved * MIB,
+        hard=hard * MIB,
+    )
+
+
+def test_a_refusal_has_all_numbers_and_says_what_to_do() -> None:
+    assert over_quota("acme-db/pg-0", [short(TENANT, 64, 192, 32, 256)]) == (
+        "pod acme-db/pg-0 asks for 64Mi of hugepages-2Mi, but HugeTLBQuota acme/tenant has room"
+        " for 32Mi: 224Mi of 256Mi is used (192Mi by pods, 32Mi reserved for pods being created);"
+        " 32Mi is missing. Ask for less, stop pods that use huge pages under acme/tenant, or have"
+        " its limit raised."
+    )
+
+
+def test_retained_and_pods_are_separate_numbers() -> None:
+    message = over_quota("a/p", [short(TENANT, 64, 128, 0, 256, retained=96)])
+    assert "(128Mi by pods, 96Mi retained in files of pods that are gone)" in message
+
+
+def test_a_refusal_names_the_retained_files_and_says_to_truncate_them() -> None:
+    file = RetainedFile("worker-1", "/dev/hugepages/rte_0", "db/old", SMALL, 96 * MIB, frozenset())
+    message = over_quota("a/p", [short(TENANT, 64, 128, 0, 256, retained=96)], {TENANT: [file]})
+    assert (
+        "Retained in /dev/hugepages/rte_0 on worker-1 (96Mi by pod db/old). Ask for less,"
+        " truncate or remove files of pods that are gone, stop pods" in message
+    )
+
+
+def test_a_charge_that_waits_for_a_report_is_named_once() -> None:
+    sentence = "64Mi of an ended pod stays charged."
+    shorts = [short(TENANT, 64, 256, 0, 256)]
+    message = over_quota("a/p", shorts, {}, {TENANT: sentence, QuotaKey("b", "c"): "No."})
+    assert f"64Mi is missing. {sentence} Ask for less," in message
+    assert "No." not in message
+
+
+def test_an_empty_quota_has_no_list_of_charges() -> None:
+    message = over_quota("a/p", [short(TENANT, 64, 0, 0, 32)])
+    assert "has room for 32Mi: 0 of 32Mi is used; 32Mi is missing." in message
+
+
+def test_a_quota_used_above_its_limit_has_no_room() -> None:
+    message = over_quota("a/p", [short(TENANT, 64, 512, 0, 256)])
+    assert "has no room: 512Mi of 256Mi is used (512Mi by pods); 320Mi is missing" in message
+
+
+def test_a_refusal_names_every_quota_that_refuses() -> None:
+    message = over_quota("a/p", [short(LEAF, 64, 0, 32, 64), short(TENANT, 64, 64, 0, 64)])
+    assert "HugeTLBQuota acme-db/leaf has room for 32Mi" in message
+    assert ", and HugeTLBQuota acme/tenant has no room" in message
+    assert message.endswith("under acme-db/leaf, acme/tenant, or have their limits raised.")
+
+
+def test_each_page_size_has_its_own_numbers() -> None:
+    message = over_quota("a/p", [short(LEAF, 1024, 0, 0, 0, LARGE), short(LEAF, 64, 64, 0, 64)])
+    assert message.startswith(
+        "pod a/p asks for 64Mi of hugepages-2Mi, but HugeTLBQuota acme-db/leaf"
+    )
+    assert (
+        "; and for 1Gi of hugepages-1Gi, but HugeTLBQuota acme-db/leaf has no room: 0 of 0"
+        in message
+    )
+    assert "under acme-db/leaf, or have its limit raised." in message
+
+
+def test_many_long_names_are_cut_and_the_first_quotas_stay() -> None:
+    quotas = [QuotaKey("n" * 63, f"{index:03}" + "q" * 250) for index in range(48)]
+    message = over_quota("a/p", [short(each, 64, 0, 0, 32) for each in quotas])
+    assert len(message) <= LONGEST
+    assert str(quotas[0]) in message
+
+
+def test_the_refusal_to_delete_a_charged_quota_names_the_charges() -> None:
+    held = Reservation("u", "acme-db/pg-0", Charge({SMALL: 64 * MIB}), datetime.now(UTC))
+    counter = Counter(
+        TENANT, Charge({SMALL: GIB}), Charge({SMALL: 192 * MIB}), reservations=(held,)
+    )
+    message = quota_sentences.charged_delete(counter)
+    assert "HugeTLBQuota acme/tenant can't be deleted" in message
+    assert "256Mi of hugepages-2Mi, including 64Mi of hugepages-2Mi in 1 reservation" in message
+    assert "(acme-db/pg-0)" in message
