@@ -1,7 +1,4 @@
-"""A quota as it is to be, in the forest that there is: what is wrong with that.
-
-No requests are made here.
-"""
+"""Check a new or changed quota against all other quotas: pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -15,7 +12,10 @@ from hugetlb_quota.page_size import PageSize
 
 
 class _Excess(NamedTuple):
-    """A quota whose limit of a size is above that of the nearest ancestor that has one."""
+    """The limit ``hard`` of a quota is above the ``limit`` of an ancestor, in bytes.
+
+    ``ancestor``: the nearest ancestor that limits ``size``.
+    """
 
     quota: QuotaKey
     size: PageSize
@@ -24,15 +24,17 @@ class _Excess(NamedTuple):
     limit: int
 
 
-#: Labels that come with the binding: from the node since Kubernetes 1.35 (its admission plugin
-#: PodTopologyLabels), or from the scheduler. No webhook on pods is asked about them.
+#: Labels that a pod gets when it is bound: from the node since Kubernetes 1.35 (the admission
+#: plugin PodTopologyLabels), or from the scheduler. The webhook for pods does not see the binding.
 BOUND_PREFIX: Final = "topology.kubernetes.io/"
 
 
 def selector_fault(old: QuotaObject | None, new: QuotaObject) -> str:
-    """What is wrong with a selector that is new; "" when nothing is.
+    """Why a new or changed selector is refused; "" if it is not.
 
-    One that is stored already stays, so that the rest of its quota can be changed.
+    An unchanged selector is not checked, so that the rest of its quota can be changed.
+
+    :param old: the stored quota; None if there is none, or if its spec is invalid.
     """
     pods, children = new.quota.pod_selector, new.quota.child_namespaces
     if old is None or old.quota.pod_selector != pods:
@@ -48,10 +50,11 @@ def selector_fault(old: QuotaObject | None, new: QuotaObject) -> str:
 
 
 class Proposal:
-    """The forest before and after a change of one quota.
+    """The forest before and after one quota is created or changed.
 
-    :param old: the quota as it is; None when it is to be made, or can't be understood.
-    :param quotas: all that can be understood.
+    :param old: the stored quota; None if there is none, or if its spec is invalid.
+    :param quotas: all valid quotas of the cluster.
+    :param namespaces: the labels of all namespaces, by name.
     """
 
     def __init__(
@@ -62,16 +65,16 @@ class Proposal:
         namespaces: Mapping[str, Mapping[str, str]],
     ) -> None:
         self._key, self._old, self._new = new.key, old, new
-        self._known = {quota.key: quota for quota in quotas if quota.key != new.key}
-        others = [each.quota for each in self._known.values()]
+        self._others = {quota.key: quota for quota in quotas if quota.key != new.key}
+        others = [each.quota for each in self._others.values()]
         self._before = Forest([*others, *([] if old is None else [old.quota])], namespaces)
         self._after = Forest([*others, new.quota], namespaces)
-        #: What to tell when it is allowed; complete when :meth:`refusal` has returned.
+        #: Sentences for the user if the change is allowed; complete when :meth:`refusal` returned.
         self.warnings: list[str] = []
 
     @property
     def charge_moves(self) -> bool:
-        """Whether something that is charged comes under other ancestors."""
+        """Whether the quota gets another parent while something is charged to the quota."""
         old = self._old
         return (
             old is not None
@@ -80,49 +83,53 @@ class Proposal:
         )
 
     def refusal(self) -> str:
-        """Why the change can't be; "" when it can."""
+        """Why the change is refused; "" if it is allowed."""
         key, old = self._key, self._old
         try:
             self._after.chain(key)
         except Detached as error:
-            if broken := _own_fault(self._after, key, error):
+            if broken := _own_broken_link(self._after, key, error):
                 return quota_sentences.broken_chain(key, broken)
             if old is not None and self.charge_moves:
                 return quota_sentences.move_to_nowhere(old.counter, error)
             self.warnings.append(quota_sentences.waits_for_parent(key, error))
         for excess in _excesses(self._after, key):
-            if _is_news(excess, self._before, self._new.quota, old):
-                return _refusal(key, excess)
+            if _is_new(excess, self._before, self._new.quota, old):
+                return _excess_refusal(key, excess)
             self.warnings.append(quota_sentences.attaches_above(*excess))
         self.warnings += _below_use(self._new, old)
         if old is not None and _may_select_more(old.quota, self._new.quota):
-            known = {**self._known, key: self._new}
-            counters = [known[link.key].counter for link in self._after.attached(key)]
+            quotas = {**self._others, key: self._new}
+            counters = [quotas[link.key].counter for link in self._after.attached(key)]
             self.warnings.append(quota_sentences.selects_more(key, counters))
         if lost := _lost_children(self._before, self._after, key):
             self.warnings.append(quota_sentences.loses_children(key, lost))
         return ""
 
     def joined(self) -> tuple[QuotaObject, ...]:
-        """The ancestors that are new to it, each before its own.
+        """The ancestors that the quota does not have yet, each before its own ancestors.
 
-        :raises Detached: when its chain does not hold.
+        :raises Detached: if the new chain does not reach a root.
         """
         charged = {link.key for link in self._before.attached(self._key)} | {self._key}
         chain = self._after.chain(self._key)
-        return tuple(self._known[link.key] for link in chain if link.key not in charged)
+        return tuple(self._others[link.key] for link in chain if link.key not in charged)
 
     def forest(self) -> Iterable[Quota]:
-        """All quotas, this one as it is and as it is to be."""
+        """All quotas; the changed quota as it was and as it will be."""
         return [*self._before, self._new.quota]
 
 
-def _own_fault(forest: Forest, key: QuotaKey, error: Detached) -> Detached | None:
-    """What is wrong with the place of ``key`` itself; a link further up is not its fault."""
+def _own_broken_link(forest: Forest, key: QuotaKey, error: Detached) -> Detached | None:
+    """The fault of the link from ``key`` to its parent; None if a link further up is broken.
+
+    A missing parent is no fault: the quota may wait for the parent. A cycle always is a fault.
+    """
     if isinstance(error, Cycle) or (isinstance(error, ForeignParent) and error.quota == key):
         return error
     if error.quota != key:
-        # Where charges go, whether or not they may any more: that must be no circle either.
+        # A quota stays charged to a parent that no longer lets it attach. The path of the charges
+        # must not be a cycle either.
         path = [link.key for link in forest.attached(key)]
         above = forest.parent(forest[path[-1]])
         if above is not None and above.key == key:
@@ -131,7 +138,7 @@ def _own_fault(forest: Forest, key: QuotaKey, error: Detached) -> Detached | Non
 
 
 def _excesses(forest: Forest, key: QuotaKey) -> list[_Excess]:
-    """Those of ``key`` and of all quotas attached below it."""
+    """The excesses of ``key`` and of all quotas attached below."""
     found = []
     for quota in _at_and_below(forest, key):
         ancestors = forest.attached(quota.key)[1:]
@@ -143,6 +150,7 @@ def _excesses(forest: Forest, key: QuotaKey) -> list[_Excess]:
 
 
 def _at_and_below(forest: Forest, key: QuotaKey) -> Iterable[Quota]:
+    """The quota ``key``, and all quotas attached below."""
     children: dict[QuotaKey, list[Quota]] = {}
     for quota in forest:
         if (parent := forest.parent(quota)) is not None:
@@ -156,27 +164,25 @@ def _at_and_below(forest: Forest, key: QuotaKey) -> Iterable[Quota]:
     return reached.values()
 
 
-def _is_news(excess: _Excess, before: Forest, new: Quota, old: QuotaObject | None) -> bool:
-    """Whether this very change makes ``excess``, rather than finds it.
+def _is_new(excess: _Excess, before: Forest, new: Quota, old: QuotaObject | None) -> bool:
+    """Whether the change of ``new`` causes ``excess``, or makes it larger.
 
-    It finds it when the quota below was not attached here before (it waited for its
-    parent to appear), or had as much too much already.
+    If not, the quota had the same excess before, or was not attached before: it waited for its
+    parent to be created.
     """
-    if excess.quota == new.key:
-        if old is None or old.quota.parent != new.parent:
-            return True
-        known = {(each.quota, each.size): each for each in _excesses(before, new.key)}
-        same = known.get((excess.quota, excess.size))
-        return same is None or excess.hard > same.hard
     if old is None:
-        return False
-    known = {(each.quota, each.size): each for each in _excesses(before, new.key)}
-    same = known.get((excess.quota, excess.size))
+        return excess.quota == new.key
+    moved = old.quota.parent != new.parent
+    excesses = {(each.quota, each.size): each for each in _excesses(before, new.key)}
+    same = excesses.get((excess.quota, excess.size))
+    if excess.quota == new.key:
+        return moved or same is None or excess.hard > same.hard
     attached = excess.quota in {each.key for each in _at_and_below(before, new.key)}
     return attached and (same is None or excess.limit < same.limit)
 
 
-def _refusal(key: QuotaKey, excess: _Excess) -> str:
+def _excess_refusal(key: QuotaKey, excess: _Excess) -> str:
+    """The sentence that refuses a change of ``key`` because of ``excess``."""
     quota, size, hard, ancestor, limit = excess
     if quota == key:
         return quota_sentences.above_ancestor(key, size, hard, ancestor, limit)
@@ -184,6 +190,7 @@ def _refusal(key: QuotaKey, excess: _Excess) -> str:
 
 
 def _below_use(new: QuotaObject, old: QuotaObject | None) -> list[str]:
+    """A warning for each changed limit that is below the use."""
     if old is None:
         return []
     counter = new.counter
@@ -195,11 +202,12 @@ def _below_use(new: QuotaObject, old: QuotaObject | None) -> list[str]:
 
 
 def _may_select_more(old: Quota, new: Quota) -> bool:
-    """Whether ``new`` may select a pod that ``old`` does not: it lacks one of its conditions."""
+    """Whether ``new`` may select a pod that ``old`` does not: a requirement of ``old`` is gone."""
     return not set(old.pod_selector.requirements) <= set(new.pod_selector.requirements)
 
 
 def _lost_children(before: Forest, after: Forest, key: QuotaKey) -> list[QuotaKey]:
+    """The children that ``key`` no longer lets attach."""
     if key not in before:
         return []
     return [

@@ -1,7 +1,7 @@
-"""Decides whether a HugeTLBQuota may be made, changed or deleted: all that takes the forest.
+"""Decide whether a HugeTLBQuota may be created, changed or deleted.
 
-What a quota says in itself is checked by the API server with the CRD; the model checks
-it again here, for whatever CEL can't.
+The API server checks with the CRD what concerns one quota alone; the model in ``api`` checks
+again what CEL can't. The checks here need the forest.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from hugetlb_quota.api.quota import FINALIZER
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
 
-#: How long a change waits for others to be stored, and how often it looks, in seconds.
+#: How long a change waits until related changes are stored, and how often it looks, in seconds.
 LONGEST_WAIT: Final = 2.0
 WAIT_PERIOD: Final = 0.05
 
 
-class _Refused(Exception):
-    """The sentence that refuses, after how many seconds it may go otherwise, and the cause."""
+class _QuotaRefused(Exception):
+    """The change is refused; the fields are those of a Decision."""
 
-    def __init__(self, message: str, *, retry_after: int, cause: Cause = "rule") -> None:
+    def __init__(self, message: str, *, retry_after: int = 0, cause: Cause = "rule") -> None:
         super().__init__(message)
         self.message = message
         self.retry_after = retry_after
@@ -52,7 +52,11 @@ class _Refused(Exception):
 
 
 class QuotaAdmission:
-    """Decides on quotas; what a move brings along is reserved before it answers."""
+    """Decides on quotas, and reserves the charge of a quota that moves to another parent.
+
+    :param now: returns the present time.
+    :param lifetime: how long the write of a quota may run after admission's answer.
+    """
 
     def __init__(
         self,
@@ -72,17 +76,17 @@ class QuotaAdmission:
     async def decide(self, request: AdmissionRequest, deadline: Deadline) -> Decision:
         """The decision on a CREATE, UPDATE or DELETE of a HugeTLBQuota.
 
-        :raises ApiError: when the API can't be asked; TimeoutError is the caller's.
-        :raises MalformedReview: when there is no quota in it.
+        :raises ApiError: if a read or a write fails.
+        :raises MalformedReview: if the request has no quota.
         """
         match request.operation:
             case "CREATE":
                 return await self._change(request, None, deadline)
             case "UPDATE":
-                # Finalizers and annotations must never wait for a decision.
+                # A change of finalizers or annotations never waits for a decision.
                 if request.new.get("spec") == request.old.get("spec"):
                     return ALLOW
-                return await self._change(request, _understood(request.old), deadline)
+                return await self._change(request, _valid_or_none(request.old), deadline)
             case "DELETE":
                 return await self._delete(request, deadline)
             case _:
@@ -91,6 +95,10 @@ class QuotaAdmission:
     async def _change(
         self, request: AdmissionRequest, old: QuotaObject | None, deadline: Deadline
     ) -> Decision:
+        """Decide on a new or changed quota.
+
+        :param old: the stored quota; None if there is none, or if its spec is invalid.
+        """
         key = _key(request)
         try:
             new = QuotaObject.from_json(request.new)
@@ -100,114 +108,120 @@ class QuotaAdmission:
             return deny(quota_sentences.own_parent(key))
         if fault := selector_fault(old, new):
             return deny(fault)
-        # The status in the request is the one that this very write replaces: the API
-        # server asks again when it changed meanwhile, so nothing can be charged between.
+        # The status in the request is the stored one: if the status changes before this write, the
+        # API server asks again. So no charge can be missed here.
         moved = old is not None and old.quota.parent != new.quota.parent
         if old is not None and moved and old.counter.pending:
-            # Where these count is not settled until their pods are seen.
+            # Until the pods of these reservations are counted, it is open which parent they count for.
             return deny(quota_sentences.move_with_reservations(old.counter))
         try:
-            proposal = await self._settle(request, old, new, deadline)
-        except _Refused as refused:
+            proposal = await self._check_and_note(request, old, new, deadline)
+        except _QuotaRefused as refused:
             return deny(refused.message, retry_after=refused.retry_after, cause=refused.cause)
         if old is None or not proposal.charge_moves:
             return allow(*proposal.warnings)
         try:
-            await self._bring_along(request, old, proposal.joined(), deadline)
+            await self._reserve_move(request, old, proposal.joined(), deadline)
         except PlaceChanged:
             return await self._change(request, old, deadline)
         except NoRoom as error:
             denied = deny(quota_sentences.no_room_to_move(old.counter, error.shortfalls))
         except TooManyReservations as error:
-            denied = deny(
-                quota_sentences.no_place_to_move(old.counter, error.counter), cause="full"
-            )
+            message = quota_sentences.no_place_to_move(old.counter, error.counter)
+            denied = deny(message, cause="full")
         except Overloaded as error:
             what = f"The move of HugeTLBQuota {key}"
-            denied = deny(
-                request_sentences.overloaded(what, error.waiting, error.seconds),
-                retry_after=1,
-                cause="overloaded",
-            )
+            message = request_sentences.overloaded(what, error.waiting, error.seconds)
+            denied = deny(message, retry_after=1, cause="overloaded")
         else:
             return allow(*proposal.warnings)
         await self._notes.withdraw(lambda each: each.request == request.uid, deadline)
         return denied
 
-    async def _settle(
+    async def _check_and_note(
         self,
         request: AdmissionRequest,
         old: QuotaObject | None,
         new: QuotaObject,
         deadline: Deadline,
     ) -> Proposal:
-        """The change in the forest that there is, noted for those that come after it.
+        """Check the change against the stored quotas, and note it for later changes.
 
-        :raises _Refused: when it can't be, or others are under way that it depends on.
+        :raises _QuotaRefused: if the change breaks a rule, or can't be noted, or if related
+            changes were not stored in time.
         """
         until = deadline.left() - min(LONGEST_WAIT, deadline.seconds / 2)
         while True:
-            # Nothing is stored after a dry run, and nothing but the place matters to others.
+            # After a dry run nothing is stored.
             if request.dry_run or not _may_clash(request, old, new):
                 quotas, namespaces = await read_all(self._api, deadline)
-                return _judged(Proposal(old, new, quotas, namespaces))
+                return _checked(Proposal(old, new, quotas, namespaces))
             try:
                 async with self._notes.lock:
-                    proposal, waits_for = await self._note(request, old, new, deadline)
+                    proposal, waits_for = await self._try_to_note(request, old, new, deadline)
             except errors.Conflict:
                 continue
             except NotesUnusable as error:
                 message = quota_sentences.notes_unusable(new.key, error)
-                raise _Refused(message, retry_after=0, cause="full") from error
+                raise _QuotaRefused(message, cause="full") from error
             if not waits_for:
                 return proposal
             if deadline.left() <= until:
-                raise _Refused(quota_sentences.others_under_way(new.key, waits_for), retry_after=1)
+                message = quota_sentences.others_under_way(new.key, waits_for)
+                raise _QuotaRefused(message, retry_after=1)
             await asyncio.sleep(WAIT_PERIOD)
 
-    async def _note(
+    async def _try_to_note(
         self,
         request: AdmissionRequest,
         old: QuotaObject | None,
         new: QuotaObject,
         deadline: Deadline,
     ) -> tuple[Proposal, tuple[QuotaKey, ...]]:
-        """Judge the change, and note it, unless others are in its way: then which.
+        """Check the change, and note it if no related change may still be stored.
 
-        :raises Conflict: when another replica came between.
+        :returns: the proposal, and the quotas whose changes are in the way; if there are any, the
+            change is not noted.
+        :raises Conflict: if another replica wrote a note meanwhile.
+        :raises _QuotaRefused: if the change breaks a rule.
         """
-        noted = await self._notes.read(deadline)
+        notes = await self._notes.read(deadline)
         quotas, namespaces = await read_all(self._api, deadline)
-        proposal = _judged(Proposal(old, new, quotas, namespaces))
+        proposal = _checked(Proposal(old, new, quotas, namespaces))
         versions = {each.key: int(each.resource_version) for each in quotas}
+        is_creation = request.operation == "CREATE"
         change = Change(
             quota=new.key,
             parent=new.quota.parent,
-            since=0 if request.operation == "CREATE" else _version(request),
+            since=0 if is_creation else _version(request),
             request=request.uid,
             expires=self._notes.expires(deadline),
         )
-        pending = [each for each in noted.changes if each.may_come(versions, self._notes.now())]
+        pending = [each for each in notes.changes if each.may_come(versions, self._notes.now())]
         if waits_for := in_the_way(change, pending, proposal.forest()):
             return proposal, waits_for
-        # What is there already is not made, whatever is answered.
-        if request.operation != "CREATE" or new.key not in versions:
+        # The API server refuses to create a quota that exists.
+        if not is_creation or new.key not in versions:
             others = [each for each in pending if each.request != request.uid]
-            await self._notes.write(noted, [*others, change], deadline)
+            await self._notes.write(notes, [*others, change], deadline)
         return proposal, ()
 
-    async def _bring_along(
+    async def _reserve_move(
         self,
         request: AdmissionRequest,
         quota: QuotaObject,
         joined: tuple[QuotaObject, ...],
         deadline: Deadline,
     ) -> None:
-        """Reserve what is charged to ``quota`` on the ancestors it gets, all or nothing.
+        """Reserve all that is charged to ``quota`` on its new ancestors, or nothing.
 
-        The recount drops a reservation in the write that counts the quota's pods there.
+        The controller ends the reservation in the write that counts the quota's pods there.
 
-        :raises NoRoom: when one of ``joined`` has none for all of it.
+        :param joined: the new ancestors.
+        :raises NoRoom: if a new ancestor has no room.
+        :raises PlaceChanged: if a new ancestor is no longer as in ``joined``.
+        :raises TooManyReservations: if the object of a new ancestor has no room for a reservation.
+        :raises Overloaded: if the reservation can't be made in time.
         """
         charge = quota.counter.used.without_zeros()
         if short := shortfalls((each.counter for each in joined), charge, quota.uid):
@@ -224,17 +238,17 @@ class QuotaAdmission:
             await self._committer.charge(joined, moving, deadline)
 
     async def _delete(self, request: AdmissionRequest, deadline: Deadline) -> Decision:
-        old = _understood(request.old)
-        # One that can't be understood can't be admitted to either: let it be removed.
+        old = _valid_or_none(request.old)
+        # Nothing is admitted under an invalid quota, and people must be able to remove it.
         if old is None:
             return ALLOW
         if not request.dry_run:
-            # It was made, and nobody is to wait for that any more.
+            # The creation of this quota was stored: no change needs to wait for it any more.
             await self._notes.withdraw(
                 lambda each: each.quota == old.key and not each.since, deadline
             )
         counter = old.counter
-        # A namespace that goes takes its quotas along.
+        # A namespace that is being deleted takes its quotas along.
         leaving = bool(counter.used) and await is_leaving(self._api, old.key.namespace, deadline)
         waits = bool(counter.used) and request.old["spec"].get("deletionPolicy") == "Wait"
         if (counter.pods or counter.pending) and not (leaving or waits):
@@ -249,7 +263,7 @@ class QuotaAdmission:
         if waits or (leaving and (charged or counter.pods or counter.reservations)):
             if FINALIZER not in (request.old["metadata"].get("finalizers") or ()):
                 return deny(quota_sentences.unguarded_delete(counter))
-            # It takes no more pods from now on, and stays until nothing is charged.
+            # From now on the quota takes no pods. The finalizer keeps it until nothing is charged.
             return allow(quota_sentences.goes_when_uncharged(counter), *warnings)
         if counter.retained:
             if charged:
@@ -267,7 +281,8 @@ def _key(request: AdmissionRequest) -> QuotaKey:
     return QuotaKey(*request.namespace_and_name(mapping(request.new, "metadata", "request.object")))
 
 
-def _understood(raw: Mapping[str, object]) -> QuotaObject | None:
+def _valid_or_none(raw: Mapping[str, object]) -> QuotaObject | None:
+    """The stored quota, or None if its spec is invalid."""
     mapping(raw, "metadata", "request.oldObject")
     try:
         return QuotaObject.from_json(raw)
@@ -276,9 +291,9 @@ def _understood(raw: Mapping[str, object]) -> QuotaObject | None:
 
 
 def _may_clash(request: AdmissionRequest, old: QuotaObject | None, new: QuotaObject) -> bool:
-    """Whether this change and another can each be right, and both together wrong."""
+    """Whether this change and another change can each be valid, and both together invalid."""
     if old is None:
-        # Below a root that is to be made nothing is attached yet.
+        # Nothing is attached yet below a new root.
         return request.operation != "CREATE" or new.quota.parent is not None
     return any(
         getattr(old.quota, name) != getattr(new.quota, name)
@@ -287,11 +302,12 @@ def _may_clash(request: AdmissionRequest, old: QuotaObject | None, new: QuotaObj
 
 
 def _version(request: AdmissionRequest) -> int:
+    """The resourceVersion of the stored object."""
     return resource_version(mapping(request.old, "metadata", "request.oldObject"))
 
 
-def _judged(proposal: Proposal) -> Proposal:
-    """:raises _Refused: when it is wrong by what is stored."""
+def _checked(proposal: Proposal) -> Proposal:
+    """The proposal; raises _QuotaRefused if it breaks a rule."""
     if why := proposal.refusal():
-        raise _Refused(why, retry_after=0)
+        raise _QuotaRefused(why)
     return proposal
