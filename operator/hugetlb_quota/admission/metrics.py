@@ -1,4 +1,4 @@
-"""Admission's metrics: what it decided, why not, how long that took, and what it wrote."""
+"""Admission's metrics: decisions with their causes and durations, batches, and writes."""
 
 from __future__ import annotations
 
@@ -12,42 +12,43 @@ from prometheus_client.registry import Collector
 from hugetlb_quota.admission.review import CAUSES, Decision
 from hugetlb_quota.kube.metrics import PREFIX, Metrics, gauge
 
-#: Seconds: from a decision on a cache to the API server's own patience.
+#: Buckets of the duration, in seconds: from a decision in the cache to the API server's timeout.
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+#: Buckets of the batch size.
 _REQUESTS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Writes(Protocol):
-    """The part of a Committer that this needs."""
+    """The part of a Committer that the metrics need: numbers of writes and of Conflicts."""
 
     writes: int
     conflicts: int
 
 
 class AdmissionMetrics(Collector):
-    """Counts decisions; the rest is read when it is asked for."""
+    """Counts decisions and batches; reads all other values at each scrape."""
 
     def __init__(self) -> None:
-        #: Who writes reservations, once there is one.
+        #: Writes the reservations; None until the program serves.
         self.writes: Writes | None = None
-        #: When the serving certificate ends, in seconds since 1970; None while it is not known.
+        #: Returns when the serving certificate expires, in seconds since 1970; None if unknown.
         self.certificate_ends: Callable[[], float | None] = lambda: None
         metrics = Metrics("admission", self)
         self.render = metrics.render
         decisions = Counter(
             PREFIX + "admission_decisions",
-            "Decisions about pods and quotas; cause says why one was refused.",
+            "Decisions about pods and quotas; cause says why a request was refused.",
             ("kind", "cause"),
             registry=metrics.registry,
         )
         seconds = Histogram(
             PREFIX + "admission_decision_duration_seconds",
-            "From the request's arrival to its answer.",
+            "From the arrival of a request to its answer.",
             ("kind",),
             buckets=_SECONDS,
             registry=metrics.registry,
         )
-        # All of them from the start: a rate needs the 0 before the 1.
+        # Make all series at the start: a rate needs the 0 before the 1.
         kinds = ("pod", "quota")
         self._decisions = {
             (kind, cause): decisions.labels(kind, cause or "none")
@@ -57,37 +58,37 @@ class AdmissionMetrics(Collector):
         self._seconds = {kind: seconds.labels(kind) for kind in kinds}
         self._batches = Histogram(
             PREFIX + "admission_batch_size",
-            "Requests that were committed in one group.",
+            "Requests in one group commit.",
             buckets=_REQUESTS,
             registry=metrics.registry,
         )
 
     def decided(self, kind: str, decision: Decision, seconds: float) -> None:
-        """``decision`` on a "pod" or a "quota" took so long."""
+        """Count a decision about a "pod" or a "quota", which took ``seconds``."""
         self._decisions[kind, decision.cause].inc()
         self._seconds[kind].observe(seconds)
 
     def committed(self, requests: int) -> None:
-        """So many were committed in one group."""
+        """Count a group commit of ``requests`` requests."""
         self._batches.observe(requests)
 
     def collect(self) -> Iterator[Metric]:
-        """What is read at a scrape."""
+        """The values that are read at each scrape."""
         if self.writes is not None:
             yield CounterMetricFamily(
                 PREFIX + "admission_writes",
-                "Writes of reservations to quotas that were tried.",
+                "Attempted writes of reservations to quotas.",
                 value=self.writes.writes,
             )
             yield CounterMetricFamily(
                 PREFIX + "admission_write_conflicts",
-                "Of these, those that met another's write and were made anew.",
+                "Writes that met a write of another program, and were tried again.",
                 value=self.writes.conflicts,
             )
         ends = self.certificate_ends()
         if ends is not None:
             yield gauge(
                 "certificate_expiry_timestamp_seconds",
-                "When the certificate that admission serves with ends, in seconds since 1970.",
+                "When the certificate of admission expires, in seconds since 1970.",
                 ends,
             )

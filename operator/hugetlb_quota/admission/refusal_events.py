@@ -1,7 +1,7 @@
-"""Events on quotas that refuse pods: one a quota and a while, however many are refused.
+"""Events on quotas that refuse pods: one Event per quota and time span.
 
-Nothing waits for them: a refusal is noted in a book of bounded size, and what does not fit, or
-can't be told, is dropped.
+No request waits for an Event. Refusals are noted in a table of bounded size; a refusal that does
+not fit, or that can't be written as an Event, is dropped.
 """
 
 from __future__ import annotations
@@ -20,32 +20,34 @@ from hugetlb_quota.api.quota import KIND
 from hugetlb_quota.kube import errors, events
 
 REASON: Final = "PodRefused"
-#: For how long refusals are added to one Event, in seconds: the next has new numbers.
+#: The time span of one Event, in seconds. A refusal in a later span makes an Event of its own,
+#: with the numbers of that time.
 SPAN: Final = 600
-#: As many quotas are told of in one round, at the most.
-LARGEST_BOOK: Final = 256
-#: Seconds from a refusal to its Event, and from there to the next round.
+#: The largest number of quotas that get an Event in one round.
+MOST_QUOTAS: Final = 256
+#: The wait from a refusal to its Event, and then to the next round, in seconds.
 GATHER: Final = 1.0
 REST: Final = 9.0
-#: Seconds for what is left at the end.
+#: The time limit of the last round, in seconds.
 LAST_ROUND: Final = 2.0
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _Entry:
-    """The first of the refusals that were noted, and how many there were."""
+class _Refusals:
+    """The refusals of one quota since the last round: the first message, and the number."""
 
-    sentence: str
+    message: str
     times: int
 
 
 class RefusalEvents:
-    """Notes refusals, and tells of them in a task of its own.
+    """Notes refusals, and writes Events in a task of its own.
 
-    :param uid_of: the UID of a quota that is known, else "".
-    :param instance: which replica this is.
+    :param uid_of: the UID of a quota; "" if it is unknown.
+    :param instance: the name of this replica.
+    :param now: returns the present time.
     """
 
     def __init__(
@@ -59,68 +61,66 @@ class RefusalEvents:
         self._uid_of = uid_of
         self._instance = instance
         self._now = now
-        self._book: dict[QuotaKey, _Entry] = {}
-        self._noted = asyncio.Event()
-        #: How many refusals had no place in the book.
+        self._noted: dict[QuotaKey, _Refusals] = {}
+        self._has_notes = asyncio.Event()
+        #: The number of refusals that did not fit into the table.
         self.dropped = 0
 
-    def note(self, quotas: Iterable[QuotaKey], sentence: str) -> None:
-        """``quotas`` refused a pod, with ``sentence``."""
+    def note(self, quotas: Iterable[QuotaKey], message: str) -> None:
+        """Note that each of ``quotas`` refused a pod, with ``message``."""
         for key in quotas:
-            entry = self._book.get(key)
-            if entry is not None:
-                entry.times += 1
-            elif len(self._book) < LARGEST_BOOK:
-                self._book[key] = _Entry(sentence, 1)
-                self._noted.set()
+            refusals = self._noted.get(key)
+            if refusals is not None:
+                refusals.times += 1
+            elif len(self._noted) < MOST_QUOTAS:
+                self._noted[key] = _Refusals(message, 1)
+                self._has_notes.set()
             else:
                 self.dropped += 1
 
     async def run(self) -> None:
-        """Tell of what is noted, for ever."""
+        """Write Events about noted refusals, round after round; runs until cancelled."""
         while True:
-            await self._noted.wait()
+            await self._has_notes.wait()
             await asyncio.sleep(GATHER)
-            await self.tell()
+            await self.publish()
             await asyncio.sleep(REST)
 
     async def finish(self) -> None:
-        """Tell of what is left, if that does not take long."""
+        """Write Events about the refusals that are left, for at most LAST_ROUND."""
         try:
             async with asyncio.timeout(LAST_ROUND):
-                await self.tell()
+                await self.publish()
         except TimeoutError:
-            logger.info("The last refusals are told of by no Event.")
+            logger.info("The last refusals have no Events.")
 
-    async def tell(self) -> None:
-        """Tell of what is noted now, quota by quota."""
-        self._noted.clear()
-        book, self._book = self._book, {}
-        for key, entry in book.items():
+    async def publish(self) -> None:
+        """Write an Event for each quota with noted refusals."""
+        self._has_notes.clear()
+        noted, self._noted = self._noted, {}
+        for key, refusals in noted.items():
             try:
-                await events.count(self._api, self._event(key, entry), entry.times)
+                await events.count(self._api, self._event(key, refusals), refusals.times)
             except errors.ApiUnreachable as error:
-                logger.warning(
-                    "Refusals of %d quotas are told of by no Event: %s", len(book), error
-                )
+                logger.warning("The refusals of %d quotas have no Events: %s", len(noted), error)
                 return
             except errors.ApiError as error:
-                logger.warning("No Event tells of HugeTLBQuota %s's refusals: %s", key, error)
-            except Exception:  # a bug, and no reason to tell of nothing any more
-                logger.exception("No Event tells of HugeTLBQuota %s's refusals.", key)
+                logger.warning("The refusals of HugeTLBQuota %s have no Event: %s", key, error)
+            except Exception:  # a bug; the refusals of other quotas still get Events
+                logger.exception("The refusals of HugeTLBQuota %s have no Event.", key)
 
-    def _event(self, key: QuotaKey, entry: _Entry) -> events.Json:
+    def _event(self, key: QuotaKey, refusals: _Refusals) -> events.Json:
         uid = self._uid_of(key)
         span = int(self._now().timestamp()) // SPAN
-        # The same on every replica: they add to one Event.
-        name = hashlib.sha256(f"{key} {uid} {span}".encode()).hexdigest()[:16]
+        # All replicas make the same name, so they count on one Event.
+        suffix = hashlib.sha256(f"{key} {uid} {span}".encode()).hexdigest()[:16]
         return events.event(
             events.Regarding(API_VERSION, KIND, key.namespace, key.name, uid),
             kind="Warning",
             reason=REASON,
-            note=entry.sentence,
+            note=refusals.message,
             program="admission",
             instance=self._instance,
             action="Admit",
-            suffix=name,
+            suffix=suffix,
         )

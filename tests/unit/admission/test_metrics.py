@@ -1,4 +1,4 @@
-"""What Prometheus reads of admission."""
+"""The metrics of admission as Prometheus reads them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def scraped(metrics: AdmissionMetrics) -> dict[tuple[str, ...], float]:
     }
 
 
-def test_every_cause_has_a_row_before_it_ever_came() -> None:
+def test_every_cause_has_a_series_from_the_start() -> None:
     values = scraped(AdmissionMetrics())
     causes = {key[1] for key in values if key[0] == "admission_decisions_total"}
     assert causes == {"none", *CAUSES}
     assert not any(key[0].startswith(("admission_write", "certificate")) for key in values)
 
 
-def test_decisions_batches_writes_and_the_certificate() -> None:
+def test_renders_decisions_batches_writes_and_the_certificate() -> None:
     metrics = AdmissionMetrics()
     metrics.writes = Writes()
     metrics.certificate_ends = lambda: 1.9e9
