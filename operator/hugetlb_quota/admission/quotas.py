@@ -112,7 +112,7 @@ class QuotaAdmission:
         # API server asks again. So no charge can be missed here.
         moved = old is not None and old.quota.parent != new.quota.parent
         if old is not None and moved and old.counter.pending:
-            # Until the pods of these reservations are counted, it is open which parent they count for.
+            # Until the pods of these reservations are counted, it is open which parent pays.
             return deny(quota_sentences.move_with_reservations(old.counter))
         try:
             proposal = await self._check_and_note(request, old, new, deadline)
