@@ -1,5 +1,6 @@
-"""The admission program: decides on pods and on quotas, from the API's objects alone.
+"""The admission program: decides on pods and on quotas.
 
-It decides from a watch; what it grants is written by compare-and-swap and proved before
-the answer goes out. In doubt it refuses, and says why.
+The only memory of a decision is in API objects. Admission decides from a watch, writes what it
+grants by compare-and-swap, and proves before the answer that the watch was new enough. In doubt
+admission refuses, and says why.
 """

@@ -16,8 +16,8 @@ from typing import Final
 import uvloop
 
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, lifetime
-from hugetlb_quota.admission.connections import CONNECTIONS, DRAIN_TIMEOUT, Connections
-from hugetlb_quota.admission.identity import Certificate, Identity
+from hugetlb_quota.admission.connections import DRAIN_TIMEOUT, MOST_CONNECTIONS, Connections
+from hugetlb_quota.admission.credentials import CertificateFiles, ServingSecret
 from hugetlb_quota.admission.metrics import AdmissionMetrics
 from hugetlb_quota.admission.server import Tls, serve
 from hugetlb_quota.kube.connection import Connection, NotConfigured
@@ -26,20 +26,20 @@ from hugetlb_quota.kube.probes import NoProbePort, serve_probes
 from hugetlb_quota.process import allow_open_files, collect_garbage_rarely
 from hugetlb_quota.program import add_options, add_request_timeout, start_log
 
-#: File descriptors beside those of the connections: listeners, the API server, files.
+#: Open files beside the webhooks' connections: listeners, the API server, files.
 OTHER_FILES: Final = 256
 
 logger = logging.getLogger("hugetlb_quota.admission")
 
 
 def main() -> None:
-    """Serve until SIGTERM; exit code 1 with a sentence when that can't begin."""
+    """Serve until SIGTERM; if that fails at the start, exit with code 1 and a sentence."""
     arguments = _arguments()
     start_log(arguments)
-    # What was imported is never garbage, and of what a request makes nearly all goes by its
-    # reference count: with Python's own threshold collections took 6 % of the time.
+    # Almost no object of a request is in a reference cycle. With Python's own threshold, garbage
+    # collections took 6 % of the time.
     collect_garbage_rarely()
-    allow_open_files(CONNECTIONS + OTHER_FILES)
+    allow_open_files(MOST_CONNECTIONS + OTHER_FILES)
     try:
         uvloop.run(_run(arguments))
     except (NotConfigured, NoProbePort) as error:
@@ -52,14 +52,15 @@ async def _run(arguments: argparse.Namespace) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         connection = await stack.enter_async_context(Connection.open("hugetlb-quota-admission"))
-        identity = Identity(connection, arguments.serving_secret)
-        await stack.enter_async_context(identity.followed())
-        certificate: Tls = identity
+        secret = ServingSecret(connection, arguments.serving_secret)
+        await stack.enter_async_context(secret.followed())
+        certificate: Tls = secret
         if arguments.tls_cert is not None:
-            given = _given(arguments)
-            await stack.enter_async_context(given.followed())
-            certificate = given
-        if not await _unless(stop, identity.complete(certificate=certificate is identity)):
+            files = _certificate_files(arguments)
+            await stack.enter_async_context(files.followed())
+            certificate = files
+        complete = secret.complete(certificate=certificate is secret)
+        if not await _wait_unless(stop, complete):
             return
         try:
             metrics, is_serving = AdmissionMetrics(), asyncio.Event()
@@ -72,7 +73,7 @@ async def _run(arguments: argparse.Namespace) -> None:
             serving = serve(
                 connection,
                 certificate,
-                identity,
+                secret,
                 arguments.bind,
                 arguments.port,
                 Connections(drain=arguments.drain_seconds),
@@ -85,15 +86,15 @@ async def _run(arguments: argparse.Namespace) -> None:
                 is_serving.set()
                 logger.info("Serving admission on %s port %d.", *bound)
                 await stop.wait()
-                logger.info("Ending: answering until the API server has left.")
+                logger.info("Ending; answering until the API server has closed its connections.")
         except OSError as error:
             sys.exit(f"Can't listen on {arguments.bind} port {arguments.port}: {error}")
 
 
-def _given(arguments: argparse.Namespace) -> Certificate:
-    """The certificate in files; the program ends with a sentence where it can't be loaded."""
+def _certificate_files(arguments: argparse.Namespace) -> CertificateFiles:
+    """The certificate from files; exits with a sentence if it can't be loaded."""
     try:
-        return Certificate(arguments.tls_cert, arguments.tls_key)
+        return CertificateFiles(arguments.tls_cert, arguments.tls_key)
     except (OSError, ssl.SSLError) as error:
         sys.exit(
             f"The certificate {arguments.tls_cert} with the key {arguments.tls_key}"
@@ -101,8 +102,8 @@ def _given(arguments: argparse.Namespace) -> Certificate:
         )
 
 
-async def _unless(stop: asyncio.Event, waiting: Coroutine[None, None, None]) -> bool:
-    """Wait until ``waiting`` ends; False when ``stop`` comes first."""
+async def _wait_unless(stop: asyncio.Event, waiting: Coroutine[None, None, None]) -> bool:
+    """Wait until ``waiting`` ends; False if ``stop`` is set first."""
     tasks = (asyncio.ensure_future(waiting), asyncio.ensure_future(stop.wait()))
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
@@ -112,7 +113,7 @@ async def _unless(stop: asyncio.Event, waiting: Coroutine[None, None, None]) -> 
 
 
 def command_line() -> argparse.ArgumentParser:
-    """All that the command line takes."""
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="hugetlb-quota-admission",
         description="Decides on pods and HugeTLBQuotas for the API server.",
@@ -122,7 +123,7 @@ def command_line() -> argparse.ArgumentParser:
         type=_namespace_and_name,
         required=True,
         metavar="NAMESPACE/NAME",
-        help="the Secret that the controller puts a certificate and the webhooks' paths into",
+        help="the Secret into which the controller writes a certificate and the webhooks' paths",
     )
     parser.add_argument("--tls-cert", type=Path, help="another certificate chain, PEM")
     parser.add_argument("--tls-key", type=Path, help="its private key, PEM")
@@ -131,7 +132,7 @@ def command_line() -> argparse.ArgumentParser:
         type=_namespace_and_name,
         required=True,
         metavar="NAMESPACE/NAME",
-        help="the ConfigMap in which all replicas note the changes of quotas that are under way",
+        help="the ConfigMap in which all replicas note the changes of quotas that they allow",
     )
     parser.add_argument(
         "--bind",
@@ -149,7 +150,7 @@ def command_line() -> argparse.ArgumentParser:
         "--drain-seconds",
         type=float,
         default=DRAIN_TIMEOUT,
-        help="how long to go on answering at the end, until the API server has closed its"
+        help="at the end, how long to go on answering at most, until the API server has closed its"
         " connections (default: %(default)s)",
     )
     add_request_timeout(parser, RESERVATION_LIFETIME)

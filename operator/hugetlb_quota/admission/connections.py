@@ -1,14 +1,17 @@
-"""How many connections there may be, for how long one may say nothing, and how they end.
+"""Bound the number of connections and their idle time, and close them without lost requests.
 
-The HTTP server closes a connection that is idle after a request, but one that never sends
-one, or half of its headers, it keeps for ever; and each takes about 120 KiB with its request.
+aiohttp closes a connection that is idle after a request. But aiohttp keeps a connection for ever
+if the client never sends a request, or sends only half of the headers. A connection with its
+request takes about 120 KiB.
 
-Nobody can close a connection without harm: a request may be on its way, and its client
-can't know whether it was read. The API server does not send such a request again; the create
-that it is about fails. So at the end every answer says ``Connection: close``, and an idle
-connection is left to the API server to use or to close. And where there are as many as there
-may be, the next is not accepted: it waits in the kernel until one has ended, or has said
-nothing for so long that nothing can be on its way.
+A server that closes a connection may lose a request that is on its way. The API server does not
+send such a request again, and the create that the request is about fails. Two rules follow:
+
+- When the program ends, every answer has the header ``Connection: close``. An idle connection
+  stays open until the API server uses or closes the connection.
+- When there are as many connections as allowed, no further connection is accepted: it waits in
+  the kernel until a connection ends, or has been silent for so long that no request can be on its
+  way.
 """
 
 from __future__ import annotations
@@ -26,56 +29,64 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from aiohttp.web_protocol import RequestHandler
 
-#: Connections at the same time, handshakes among them. The API server has one for each request
-#: that it asks about, 600 unless ``--max-requests-inflight`` and its sibling say otherwise, and
-#: beside them those that it has dialled and not needed.
-CONNECTIONS: Final = 1024
-#: Seconds for the TLS handshake.
+from hugetlb_quota.admission.background import in_background
+
+#: The largest number of connections, with those in the TLS handshake. An API server has one
+#: connection for each request that it handles: 600 by default (``--max-requests-inflight`` and
+#: ``--max-mutating-requests-inflight``). It also has connections that it opened and does not use.
+MOST_CONNECTIONS: Final = 1024
+#: The time limit of the TLS handshake, in seconds.
 HANDSHAKE_TIMEOUT: Final = 5.0
-#: Seconds for the first request, headers and body.
+#: The time limit of the first request, with headers and body, in seconds.
 FIRST_REQUEST_TIMEOUT: Final = 10.0
-#: Seconds without a request after the last answer: the API server itself closes connections
-#: after 90 (golang.org net/http, ``IdleConnTimeout``), and must be the first to do so.
+#: How long a connection may be idle after an answer, in seconds. The API server closes idle
+#: connections after 90 s (golang.org net/http, ``IdleConnTimeout``), and must do so first.
 IDLE_TIMEOUT: Final = 120.0
-#: Seconds of silence after which a connection may go for one that waits.
+#: After this silence, in seconds, a connection may be closed for a new connection.
 SPARED: Final = 1.0
-#: Seconds for which a program that ends goes on answering: after 90 the API server has closed
-#: each connection that it did not use.
+#: How long a program that ends goes on answering, in seconds. After 90 s the API server has closed
+#: every connection that it did not use.
 DRAIN_TIMEOUT: Final = 95.0
-#: Seconds between looks, of the sweep and of who waits for a place.
+#: The period in which idle connections are closed, and the wait after a failed accept; in seconds.
 PERIOD: Final = 1.0
+#: The period in which a waiting connection looks for a silent one to close, in seconds.
 _LOOK: Final = 0.1
 
 logger = logging.getLogger(__name__)
 
 
-class _Bounded(asyncio.Protocol):
-    """One connection: hands everything on to ``inner``, and knows when it last did something."""
+class _Connection(asyncio.Protocol):
+    """One connection: passes everything on to ``inner``, and notes when something happened.
+
+    ``busy``: the number of requests that are being answered. ``had_request``: whether a whole
+    request came. ``active_at``: when data last came or an answer ended. ``until``: when the
+    connection is closed if it is idle. Both times are by the event loop's clock.
+    """
 
     def __init__(self, connections: Connections, inner: RequestHandler) -> None:
         self._connections = connections
         self._inner = inner
         self.transport: asyncio.Transport | None = None
         self.busy = 0
-        self.asked = False
-        self.heard = self.until = asyncio.get_running_loop().time()
+        self.had_request = False
+        self.active_at = self.until = asyncio.get_running_loop().time()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Not asked for its class: uvloop's transports are of none of asyncio's.
+        # No isinstance: the transports of uvloop are not subclasses of those of asyncio.
         self.transport = cast(asyncio.Transport, transport)
         self._inner.connection_made(transport)
         self._connections.opened(self)
 
     def data_received(self, data: bytes) -> None:
-        self.heard = asyncio.get_running_loop().time()
+        self.active_at = asyncio.get_running_loop().time()
         self._inner.data_received(data)
 
     def eof_received(self) -> bool | None:
         self._inner.eof_received()
         return None
 
-    def is_spoken_to(self) -> bool:
-        """Whether something has come that a busy program did not read yet."""
+    def has_unread_data(self) -> bool:
+        """Whether data came that a busy program has not read yet."""
         assert self.transport is not None
         poll = select.poll()
         poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
@@ -95,15 +106,17 @@ class _Bounded(asyncio.Protocol):
 class Connections:
     """All connections of one server.
 
-    :param most: how many there may be. For one more, one goes that has been silent for
-        ``spared`` seconds: one that never asked before any other, and the longest silent first.
-        Where there is none, the new one waits.
-    :param drain: seconds that :meth:`drain` waits at most.
+    :param most: the largest number of connections. For one more, a connection is closed that was
+        silent for ``spared`` seconds: first a connection that never had a request, and then the
+        one with the longest silence. If there is none, the new connection waits.
+    :param first_request: the time limit of the first request, in seconds.
+    :param idle: how long a connection may be idle after an answer, in seconds.
+    :param drain: how long :meth:`drain` waits at most, in seconds.
     """
 
     def __init__(
         self,
-        most: int = CONNECTIONS,
+        most: int = MOST_CONNECTIONS,
         first_request: float = FIRST_REQUEST_TIMEOUT,
         idle: float = IDLE_TIMEOUT,
         drain: float = DRAIN_TIMEOUT,
@@ -114,12 +127,12 @@ class Connections:
         self._idle = idle
         self._drain = drain
         self._spared = spared
-        #: Whether the program ends: then each answer is the last of its connection.
+        #: Whether the program ends; then each answer closes its connection.
         self.draining = False
-        self._none_left = asyncio.Event()
-        self._none_left.set()
-        self._open: dict[asyncio.BaseTransport, _Bounded] = {}
-        self._opening: set[asyncio.Task[None]] = set()
+        self._all_closed = asyncio.Event()
+        self._all_closed.set()
+        self._open: dict[asyncio.BaseTransport, _Connection] = {}
+        self._handshakes: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
 
     def __len__(self) -> int:
@@ -129,13 +142,14 @@ class Connections:
     async def accepted(
         self, listening: socket.socket, make: Callable[[], RequestHandler], context: ssl.SSLContext
     ) -> AsyncIterator[None]:
-        """Accept while the context lasts; those that are open then stay."""
-        task = asyncio.create_task(self._accept(listening, make, context), name="accepting")
+        """Accept connections while the context lasts; at the end, open connections stay open.
+
+        :param make: makes the aiohttp protocol of a new connection.
+        """
         try:
-            yield
+            async with in_background(accepting=self._accept(listening, make, context)):
+                yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
             listening.close()
 
     async def _accept(
@@ -143,20 +157,20 @@ class Connections:
     ) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._room()
+            await self._wait_for_room()
             try:
                 accepted, _ = await loop.sock_accept(listening)
             except OSError as error:
-                logger.error("No connection can be accepted; trying again: %s", error)
+                logger.error("A connection could not be accepted; trying again: %s", error)
                 await asyncio.sleep(PERIOD)
                 continue
             task = asyncio.create_task(self._shake_hands(accepted, make, context))
-            self._opening.add(task)
-            task.add_done_callback(self._opened_or_not)
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshake_ended)
 
-    async def _room(self) -> None:
-        """Wait until there is a place for one more."""
-        while len(self._open) + len(self._opening) >= self._most:
+    async def _wait_for_room(self) -> None:
+        """Wait until one more connection may be accepted."""
+        while len(self._open) + len(self._handshakes) >= self._most:
             if (silent := self._silent()) is not None:
                 self._close(silent)
                 continue
@@ -165,46 +179,48 @@ class Connections:
                 async with asyncio.timeout(_LOOK):
                     await self._freed.wait()
 
-    def _silent(self) -> _Bounded | None:
-        """The one to go for another, if any may."""
+    def _silent(self) -> _Connection | None:
+        """The connection to close for a new one; None if there is none."""
         before = asyncio.get_running_loop().time() - self._spared
-        silent = [it for it in self._open.values() if not it.busy and it.heard <= before]
-        silent.sort(key=lambda each: (each.asked, each.heard))
-        return next((each for each in silent if not each.is_spoken_to()), None)
+        silent = [
+            each for each in self._open.values() if not each.busy and each.active_at <= before
+        ]
+        silent.sort(key=lambda each: (each.had_request, each.active_at))
+        return next((each for each in silent if not each.has_unread_data()), None)
 
     async def _shake_hands(
         self, accepted: socket.socket, make: Callable[[], RequestHandler], context: ssl.SSLContext
     ) -> None:
-        # Who fails in it, or goes meanwhile, is of no interest.
+        # A client that fails the handshake, or closes the connection meanwhile, is no error here.
         with suppress(OSError):
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: _Bounded(self, make()),
+                lambda: _Connection(self, make()),
                 accepted,
                 ssl=context,
                 ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
             )
 
-    def _opened_or_not(self, task: asyncio.Task[None]) -> None:
-        self._opening.discard(task)
+    def _handshake_ended(self, task: asyncio.Task[None]) -> None:
+        self._handshakes.discard(task)
         self._freed.set()
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Counts a connection as busy while a request of it is answered."""
+        """Count the connection as busy while its request is answered."""
         connection = self._open.get(request.transport) if request.transport else None
         if connection is None:
             return await self._handle(request, handler)
         connection.busy += 1
-        connection.asked = True
+        connection.had_request = True
         try:
             return await self._handle(request, handler)
         finally:
             connection.busy -= 1
-            connection.heard = asyncio.get_running_loop().time()
-            connection.until = connection.heard + self._idle
+            connection.active_at = asyncio.get_running_loop().time()
+            connection.until = connection.active_at + self._idle
 
     async def _handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """The answer; the last of its connection if the program ends by then."""
+        """The answer; if the program ends by then, the answer closes the connection."""
         try:
             answer = await handler(request)
         except web.HTTPException as error:
@@ -216,14 +232,14 @@ class Connections:
         return answer
 
     async def drain(self) -> None:
-        """Go on answering until no connection is left, or the time for that is over."""
+        """Go on answering until no connection is open, or the time limit is over."""
         self.draining = True
         with suppress(TimeoutError):
             async with asyncio.timeout(self._drain):
-                await self._none_left.wait()
+                await self._all_closed.wait()
 
     async def sweep(self, period: float = PERIOD) -> None:
-        """Close what has said nothing for too long, every ``period`` seconds, for ever."""
+        """Close idle connections every ``period`` seconds; runs until cancelled."""
         while True:
             await asyncio.sleep(period)
             now = asyncio.get_running_loop().time()
@@ -231,26 +247,26 @@ class Connections:
                 if not connection.busy and connection.until <= now:
                     self._close(connection)
 
-    def opened(self, connection: _Bounded) -> None:
-        """One more connection."""
+    def opened(self, connection: _Connection) -> None:
+        """Add a connection after its handshake."""
         assert connection.transport is not None
-        connection.heard = asyncio.get_running_loop().time()
-        connection.until = connection.heard + self._first_request
+        connection.active_at = asyncio.get_running_loop().time()
+        connection.until = connection.active_at + self._first_request
         self._open[connection.transport] = connection
-        self._none_left.clear()
+        self._all_closed.clear()
 
-    def closed(self, connection: _Bounded) -> None:
-        """One connection less."""
+    def closed(self, connection: _Connection) -> None:
+        """Remove a closed connection."""
         if connection.transport is not None:
-            self._forget(connection.transport)
+            self._remove(connection.transport)
 
-    def _close(self, connection: _Bounded) -> None:
+    def _close(self, connection: _Connection) -> None:
         assert connection.transport is not None
-        self._forget(connection.transport)
+        self._remove(connection.transport)
         connection.transport.abort()
 
-    def _forget(self, transport: asyncio.BaseTransport) -> None:
+    def _remove(self, transport: asyncio.BaseTransport) -> None:
         self._open.pop(transport, None)
         self._freed.set()
         if not self._open:
-            self._none_left.set()
+            self._all_closed.set()

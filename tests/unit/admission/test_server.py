@@ -1,4 +1,4 @@
-"""The server over real TLS, on an API in memory."""
+"""The server with real TLS, and an API server in memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import pytest
 import trustme
 
 from hugetlb_quota.admission.connections import Connections
-from hugetlb_quota.admission.identity import Certificate
+from hugetlb_quota.admission.credentials import CertificateFiles
 from hugetlb_quota.admission.metrics import AdmissionMetrics
-from hugetlb_quota.admission.server import BODY_LIMIT, serve
+from hugetlb_quota.admission.server import serve
+from hugetlb_quota.admission.webhooks import BODY_LIMIT
 from hugetlb_quota.kube import errors
 from tests.unit.admission.fake_api import CHANGES, FakeApi, Fate, Json, namespace, pod, quota
 
@@ -52,7 +53,7 @@ class Server:
 
 
 class Api(FakeApi):
-    """Answers late or not at all when told."""
+    """Can be slow (``delay``, in seconds), or raise an unexpected error (``broken``)."""
 
     delay = 0.0
     broken = False
@@ -74,11 +75,11 @@ def issue(ca: trustme.CA, directory: Path) -> tuple[Path, Path]:
     return paths
 
 
-class OnePath:
-    """Knows one path."""
+class OneSecret:
+    """The path secret is "secret"."""
 
-    def matches(self, told: str) -> bool:
-        return told == "secret"
+    def matches(self, part: str) -> bool:
+        return part == "secret"
 
 
 @pytest.fixture
@@ -87,8 +88,8 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     api.put(namespace("db"))
     api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}))
     ca = trustme.CA()
-    certificate = Certificate(*issue(ca, tmp_path))
-    async with serve(api, certificate, OnePath(), "127.0.0.1", 0, changes=CHANGES) as (
+    certificate = CertificateFiles(*issue(ca, tmp_path))
+    async with serve(api, certificate, OneSecret(), "127.0.0.1", 0, changes=CHANGES) as (
         host,
         port,
     ):
@@ -114,12 +115,12 @@ def review(raw: Json, **fields: Any) -> Json:
 PODS = "/secret/validate-pods?timeout=10s"
 
 
-async def test_refusals_are_told_of_by_an_event_and_dry_runs_are_not(tmp_path: Path) -> None:
+async def test_refusals_make_an_event_and_dry_runs_do_not(tmp_path: Path) -> None:
     api, ca = FakeApi(), trustme.CA()
     api.put(namespace("db"))
     api.put(quota("db/leaf", {"hugepages-2Mi": "2Mi"}))
-    certificate = Certificate(*issue(ca, tmp_path))
-    serving = serve(api, certificate, OnePath(), "127.0.0.1", 0, changes=CHANGES)
+    certificate = CertificateFiles(*issue(ca, tmp_path))
+    serving = serve(api, certificate, OneSecret(), "127.0.0.1", 0, changes=CHANGES)
     async with serving as (host, port):
         server = Server(f"https://{host}:{port}", api, ca)
         for fields in ({}, {}, {"dryRun": True}):
@@ -127,14 +128,14 @@ async def test_refusals_are_told_of_by_an_event_and_dry_runs_are_not(tmp_path: P
     assert api.event_counts == [("db/leaf", 2)]
 
 
-async def test_each_decision_is_counted_by_its_cause_and_the_certificate_is_told(
+async def test_metrics_count_decisions_by_cause_and_show_the_certificate(
     tmp_path: Path,
 ) -> None:
     api, ca, metrics = Api(), trustme.CA(), AdmissionMetrics()
     api.put(namespace("db"))
     api.put(quota("db/leaf", {"hugepages-2Mi": "64Mi"}))
-    certificate = Certificate(*issue(ca, tmp_path))
-    path = OnePath()
+    certificate = CertificateFiles(*issue(ca, tmp_path))
+    path = OneSecret()
     serving = serve(api, certificate, path, "127.0.0.1", 0, changes=CHANGES, metrics=metrics)
     async with serving as (host, port):
         server = Server(f"https://{host}:{port}", api, ca)
@@ -142,18 +143,18 @@ async def test_each_decision_is_counted_by_its_cause_and_the_certificate_is_told
         await server.review(PODS, review(pod("two", {"hugepages-2Mi": "1Gi"})))
         api.broken = True
         await server.review(PODS, review(pod("three")))
-        told = metrics.render().decode()
+        rendered = metrics.render().decode()
     for cause in ("none", "rule", "bug"):
         row = f'hugetlb_quota_admission_decisions_total{{cause="{cause}",kind="pod"}} 1.0\n'
-        assert row in told
-    assert 'hugetlb_quota_admission_batch_size_bucket{le="1.0"}' in told
-    assert "hugetlb_quota_admission_writes_total 1.0\n" in told
+        assert row in rendered
+    assert 'hugetlb_quota_admission_batch_size_bucket{le="1.0"}' in rendered
+    assert "hugetlb_quota_admission_writes_total 1.0\n" in rendered
     assert certificate.ends is not None
     assert certificate.ends > 1.7e9
-    assert "hugetlb_quota_certificate_expiry_timestamp_seconds" in told
+    assert "hugetlb_quota_certificate_expiry_timestamp_seconds" in rendered
 
 
-async def test_a_decision_answers_the_uid_of_its_request(server: Server) -> None:
+async def test_a_decision_has_the_uid_of_its_request(server: Server) -> None:
     assert await server.review(PODS, review(pod())) == {"uid": "request-1", "allowed": True}
     refused = await server.review(PODS, review(pod("two", {"hugepages-2Mi": "1Gi"})))
     assert (refused["uid"], refused["allowed"], refused["status"]["code"]) == (
@@ -163,7 +164,7 @@ async def test_a_decision_answers_the_uid_of_its_request(server: Server) -> None
     )
 
 
-async def test_quotas_have_a_path_of_their_own(server: Server) -> None:
+async def test_quotas_have_their_own_path(server: Server) -> None:
     resource = {"group": "hugetlb.dev", "version": "v1alpha1", "resource": "hugetlbquotas"}
     bad = quota("db/bad", {"hugepages-2Mi": "3Mi"})
     answer = await server.review("/secret/validate-quotas", review(bad, resource=resource))
@@ -180,7 +181,7 @@ async def test_quotas_have_a_path_of_their_own(server: Server) -> None:
         (review(pod(), subResource="binding"), "it is about pods/binding, and this path"),
     ],
 )
-async def test_what_is_no_review_is_a_bad_request(server: Server, body: Any, said: str) -> None:
+async def test_a_malformed_review_is_a_bad_request(server: Server, body: Any, said: str) -> None:
     status, text = await server.post(PODS, body)
     assert status == 400
     assert said in text
@@ -188,24 +189,24 @@ async def test_what_is_no_review_is_a_bad_request(server: Server, body: Any, sai
     assert server.api.writes == []
 
 
-async def test_the_status_of_a_pod_may_bring_labels(server: Server) -> None:
+async def test_an_update_of_a_pods_status_is_answered(server: Server) -> None:
     before, after = pod(labels={"class": "none"}), pod(labels={"class": "gold"})
     update = review(after, oldObject=before, operation="UPDATE", subResource="status")
     assert (await server.review(PODS, update))["allowed"]
 
 
-async def test_a_body_over_the_limit_is_too_large(server: Server) -> None:
+async def test_a_body_above_the_limit_is_refused(server: Server) -> None:
     status, text = await server.post(PODS, b" " * (BODY_LIMIT + 1))
     assert status == 413
     assert f"larger than {BODY_LIMIT} bytes" in text
 
 
-async def test_a_body_of_two_large_objects_is_taken(server: Server) -> None:
+async def test_a_body_with_two_large_objects_is_read(server: Server) -> None:
     raw = pod(annotations={"padding": "x" * (BODY_LIMIT - 4096)})
     assert (await server.review(PODS, review(raw)))["allowed"]
 
 
-async def test_when_time_is_short_it_refuses_in_time(server: Server) -> None:
+async def test_a_slow_decision_is_refused_before_the_api_servers_timeout(server: Server) -> None:
     assert isinstance(server.api, Api)
     server.api.delay = 5.0
     async with asyncio.timeout(5):
@@ -213,7 +214,7 @@ async def test_when_time_is_short_it_refuses_in_time(server: Server) -> None:
     assert "within 0.5 s" in answer["status"]["message"]
 
 
-async def test_a_bug_is_a_refusal(server: Server) -> None:
+async def test_an_unexpected_error_is_a_refusal(server: Server) -> None:
     assert isinstance(server.api, Api)
     server.api.broken = True
     answer = await server.review(PODS, review(pod()))
@@ -226,10 +227,10 @@ class Unreachable(FakeApi):
         raise errors.ApiUnreachable("The API server can't be reached for GET /x: refused.")
 
 
-async def test_without_the_api_it_refuses_and_is_not_ready(tmp_path: Path) -> None:
+async def test_without_the_api_server_it_refuses_and_is_not_ready(tmp_path: Path) -> None:
     ca = trustme.CA()
-    certificate = Certificate(*issue(ca, tmp_path))
-    async with serve(Unreachable(), certificate, OnePath(), "127.0.0.1", 0, changes=CHANGES) as (
+    certificate = CertificateFiles(*issue(ca, tmp_path))
+    async with serve(Unreachable(), certificate, OneSecret(), "127.0.0.1", 0, changes=CHANGES) as (
         host,
         port,
     ):
@@ -241,7 +242,7 @@ async def test_without_the_api_it_refuses_and_is_not_ready(tmp_path: Path) -> No
         assert (status, "can't be reached" in text) == (503, True)
 
 
-async def test_it_is_ready_when_the_api_can_be_read(server: Server) -> None:
+async def test_it_is_ready_if_the_api_server_answers(server: Server) -> None:
     assert (await server.get("/readyz"))[0] == 200
 
 
@@ -254,17 +255,19 @@ async def test_old_tls_is_refused(server: Server) -> None:
         await server.get("/healthz")
 
 
-async def test_a_rotated_certificate_is_taken_up_and_a_torn_one_is_not(tmp_path: Path) -> None:
+async def test_a_rotated_certificate_is_loaded_and_a_half_written_one_is_not(
+    tmp_path: Path,
+) -> None:
     old, new = trustme.CA(), trustme.CA()
-    certificate = Certificate(*issue(old, tmp_path))
-    async with serve(FakeApi(), certificate, OnePath(), "127.0.0.1", 0, changes=CHANGES) as (
+    certificate = CertificateFiles(*issue(old, tmp_path))
+    async with serve(FakeApi(), certificate, OneSecret(), "127.0.0.1", 0, changes=CHANGES) as (
         host,
         port,
     ):
         before = Server(f"https://{host}:{port}", FakeApi(), old)
         after = Server(f"https://{host}:{port}", FakeApi(), new)
         torn = new.issue_cert("127.0.0.1").cert_chain_pems[0]
-        torn.write_to_path(tmp_path / "tls.crt")  # with the old key: halfway through
+        torn.write_to_path(tmp_path / "tls.crt")  # with the old key: half of a rotation
         certificate.refresh()
         assert (await before.get("/healthz"))[0] == 200
         issue(new, tmp_path)
@@ -286,7 +289,7 @@ async def connect(server: Server, *, send: bytes = b"") -> asyncio.StreamReader:
 @pytest.mark.parametrize(
     "path", ["/validate-pods", "/guess/validate-pods", "/s%C3%A9/validate-pods"]
 )
-async def test_who_does_not_know_the_path_asks_nothing(
+async def test_a_request_without_the_path_secret_gets_404(
     server: Server, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     status, text = await server.post(path, review(pod()))
@@ -300,12 +303,12 @@ WHOLE = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @pytest.mark.parametrize("sent", [b"", HALF, WHOLE], ids=["nothing", "half of a head", "no second"])
-async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path, sent: bytes) -> None:
+async def test_an_idle_connection_is_closed(tmp_path: Path, sent: bytes) -> None:
     ca = trustme.CA()
-    certificate = Certificate(*issue(ca, tmp_path))
+    certificate = CertificateFiles(*issue(ca, tmp_path))
     bounds = Connections(first_request=0.2, idle=0.2)
     async with serve(
-        FakeApi(), certificate, OnePath(), "127.0.0.1", 0, bounds, changes=CHANGES
+        FakeApi(), certificate, OneSecret(), "127.0.0.1", 0, bounds, changes=CHANGES
     ) as (
         host,
         port,
@@ -339,12 +342,12 @@ async def until(holds: Callable[[], object]) -> None:
 async def bounded(
     tmp_path: Path, bounds: Connections, delay: float = 0.05
 ) -> AsyncIterator[Server]:
-    """A server with so many places, which takes a while for each pod."""
+    """A server with ``bounds`` that takes ``delay`` seconds for each request to the API server."""
     api, ca = Api(), trustme.CA()
     api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}))
     api.put(namespace("db"))
-    certificate = Certificate(*issue(ca, tmp_path))
-    async with serve(api, certificate, OnePath(), "127.0.0.1", 0, bounds, changes=CHANGES) as (
+    certificate = CertificateFiles(*issue(ca, tmp_path))
+    async with serve(api, certificate, OneSecret(), "127.0.0.1", 0, bounds, changes=CHANGES) as (
         host,
         port,
     ):
@@ -352,7 +355,7 @@ async def bounded(
         yield Server(f"https://{host}:{port}", api, ca)
 
 
-async def test_one_more_connection_waits_and_none_is_closed_for_it(tmp_path: Path) -> None:
+async def test_a_connection_above_the_limit_waits_and_closes_no_other(tmp_path: Path) -> None:
     bounds = Connections(most=4, drain=0, spared=60)
     async with bounded(tmp_path, bounds) as server, asyncio.timeout(30):
         asking = [
@@ -365,47 +368,49 @@ async def test_one_more_connection_waits_and_none_is_closed_for_it(tmp_path: Pat
         assert all([(await task)["allowed"] for task in asking])
 
 
-async def test_of_too_many_connections_one_goes_that_says_nothing(tmp_path: Path) -> None:
+async def test_a_connection_above_the_limit_closes_a_silent_one(tmp_path: Path) -> None:
     bounds = Connections(most=4, drain=0, spared=0.05)
     async with bounded(tmp_path, bounds, delay=0.5) as server, asyncio.timeout(30):
         asking = asyncio.create_task(server.review(PODS, review(pod())))
         await until(lambda: any(each.busy for each in bounds._open.values()))
         silent = [await connect(server) for _ in range(12)]
         assert len(bounds) <= 4
-        # Who waits for an answer gets it.
+        # The client that waits gets its answer.
         assert (await asking)["allowed"]
         assert await is_closed(silent[0])
 
 
-async def test_who_never_asked_goes_before_who_did(tmp_path: Path) -> None:
+async def test_a_connection_without_a_request_is_closed_before_one_with_a_request(
+    tmp_path: Path,
+) -> None:
     bounds = Connections(drain=0, spared=0)
     async with bounded(tmp_path, bounds) as server:
         reader = await connect(server, send=WHOLE)
         assert b"200 OK" in await reader.readline()
-        (asked,) = bounds._open.values()
-        await until(lambda: bounds._silent() is asked)
+        (had_request,) = bounds._open.values()
+        await until(lambda: bounds._silent() is had_request)
         await connect(server)
         await until(lambda: len(bounds) == 2)
-        assert bounds._silent() not in (None, asked)
+        assert bounds._silent() not in (None, had_request)
 
 
-async def test_a_connection_on_which_something_came_is_not_silent(tmp_path: Path) -> None:
+async def test_a_connection_with_unread_data_is_not_silent(tmp_path: Path) -> None:
     bounds = Connections(drain=0, spared=0)
     async with bounded(tmp_path, bounds) as server:
         reader = await connect(server)
         await until(lambda: len(bounds))
         (kept,) = bounds._open.values()
         assert bounds._silent() is kept
-        # From here to the next await it has come, and the server has not read it.
+        # From here to the next await, the data has come, and the server has not read the data.
         server.kept[0].write(WHOLE)
         assert bounds._silent() is None
         assert b"200 OK" in await reader.readline()
 
 
-async def test_beyond_so_many_requests_one_is_told_at_once_to_try_again(
+async def test_a_request_above_the_limit_is_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hugetlb_quota.admission.server.REQUESTS", 2)
+    monkeypatch.setattr("hugetlb_quota.admission.webhooks.MOST_REQUESTS", 2)
     bounds = Connections(drain=0)
     async with bounded(tmp_path, bounds, delay=0.5) as server, asyncio.timeout(30):
         asking = [
@@ -423,7 +428,7 @@ async def test_beyond_so_many_requests_one_is_told_at_once_to_try_again(
 
 
 class Ending:
-    """A server that was told to end, and the connections that clients kept to it."""
+    """A server that can be ended, with its connections."""
 
     def __init__(self, server: Server, bounds: Connections, end: asyncio.Event) -> None:
         self.server = server
@@ -440,14 +445,14 @@ class Ending:
 async def ending(
     tmp_path: Path, **options: float
 ) -> AsyncIterator[tuple[Ending, asyncio.Task[None]]]:
-    """Serve until told to end, in a task that is done when the server has ended."""
+    """A server in a task; the task is done when the server has ended."""
     ca, bounds, end = trustme.CA(), Connections(**options), asyncio.Event()  # type: ignore[arg-type]
-    certificate = Certificate(*issue(ca, tmp_path))
+    certificate = CertificateFiles(*issue(ca, tmp_path))
     started: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
 
     async def run() -> None:
         api = FakeApi()
-        serving = serve(api, certificate, OnePath(), "127.0.0.1", 0, bounds, changes=CHANGES)
+        serving = serve(api, certificate, OneSecret(), "127.0.0.1", 0, bounds, changes=CHANGES)
         async with serving as (host, port):
             started.set_result(Server(f"https://{host}:{port}", api, ca))
             await end.wait()
@@ -460,7 +465,7 @@ async def ending(
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_replica_that_ends_answers_on_and_takes_leave_of_each_client(
+async def test_a_server_that_ends_goes_on_answering_and_closes_each_connection(
     tmp_path: Path,
 ) -> None:
     async with ending(tmp_path) as (it, task):
@@ -483,7 +488,7 @@ async def test_a_replica_that_ends_answers_on_and_takes_leave_of_each_client(
                 await task
 
 
-async def test_a_client_that_asks_no_more_is_left_to_close_by_itself(tmp_path: Path) -> None:
+async def test_a_server_that_ends_leaves_idle_connections_to_their_clients(tmp_path: Path) -> None:
     async with ending(tmp_path) as (it, task):
         reader = await connect(it.server, send=WHOLE)
         assert b"200 OK" in await reader.readline()
@@ -496,7 +501,7 @@ async def test_a_client_that_asks_no_more_is_left_to_close_by_itself(tmp_path: P
             await task
 
 
-async def test_it_ends_though_a_client_stays(tmp_path: Path) -> None:
+async def test_a_server_ends_after_its_time_limit(tmp_path: Path) -> None:
     async with ending(tmp_path, drain=0.1) as (it, task):
         reader = await connect(it.server, send=WHOLE)
         assert b"200 OK" in await reader.readline()
@@ -505,7 +510,7 @@ async def test_it_ends_though_a_client_stays(tmp_path: Path) -> None:
             await task
 
 
-async def test_what_is_no_path_is_a_last_answer_too(tmp_path: Path) -> None:
+async def test_a_server_that_ends_closes_the_connection_after_a_404_too(tmp_path: Path) -> None:
     async with ending(tmp_path) as (it, _):
         await connect(it.server)
         await it.begun()

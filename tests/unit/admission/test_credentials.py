@@ -1,4 +1,4 @@
-"""What admission serves with, followed in a Secret."""
+"""The serving certificate and the path secret, from a watched Secret."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import trustme
 
-from hugetlb_quota.admission.identity import Identity
+from hugetlb_quota.admission.credentials import ServingSecret
 from hugetlb_quota.kube.resources import Resource
 
 Json = dict[str, Any]
 
 
 class Source:
-    """One Secret; `change` is told to who watches."""
+    """An API server with one Secret; the watch delivers each change."""
 
     def __init__(self, **data: str | bytes) -> None:
         self.secret = secret(1, **data)
@@ -62,17 +62,17 @@ def pair(host: str = "one.test") -> dict[str, bytes]:
     }
 
 
-def identity(source: Source) -> Identity:
-    return Identity(source, ("system", "serving"))
+def serving(source: Source) -> ServingSecret:
+    return ServingSecret(source, ("system", "serving"))
 
 
-def served(identity: Identity, host: str) -> bool:
+def serves(secret: ServingSecret, host: str) -> bool:
     """Whether a handshake for `host` succeeds."""
     client = ssl.create_default_context()
     CA.configure_trust(client)
     here, there, back, forth = (ssl.MemoryBIO() for _ in range(4))
     one = client.wrap_bio(here, there, server_hostname=host)
-    other = identity.context.wrap_bio(back, forth, server_side=True)
+    other = secret.context.wrap_bio(back, forth, server_side=True)
     try:
         for _ in range(4):
             for end in (one, other):
@@ -91,45 +91,45 @@ async def until(holds: Any) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_it_waits_for_what_is_missing_and_takes_up_what_changes() -> None:
+async def test_waits_for_missing_values_and_uses_changed_ones() -> None:
     source = Source()
-    known = identity(source)
-    async with known.followed():
-        waiting = asyncio.create_task(known.complete(certificate=True))
+    serving_secret = serving(source)
+    async with serving_secret.followed():
+        waiting = asyncio.create_task(serving_secret.complete(certificate=True))
         source.change(2, path="first")
-        await until(lambda: known.matches("first"))
+        await until(lambda: serving_secret.matches("first"))
         assert not waiting.done()
         source.change(3, path="first", **pair("one.test"))
         await asyncio.wait_for(waiting, 10)
-        assert served(known, "one.test")
+        assert serves(serving_secret, "one.test")
         source.change(4, path="second", former="first", **pair("two.test"))
-        await until(lambda: known.matches("second"))
-        assert known.matches("first")
-        assert not known.matches("")
-        assert served(known, "two.test")
-        assert not served(known, "one.test")
+        await until(lambda: serving_secret.matches("second"))
+        assert serving_secret.matches("first")
+        assert not serving_secret.matches("")
+        assert serves(serving_secret, "two.test")
+        assert not serves(serving_secret, "one.test")
 
 
-async def test_with_a_certificate_from_elsewhere_the_path_is_enough() -> None:
-    known = identity(Source(path="only"))
-    async with known.followed():
-        await asyncio.wait_for(known.complete(certificate=False), 10)
+async def test_waits_only_for_the_path_if_the_certificate_is_in_files() -> None:
+    serving_secret = serving(Source(path="only"))
+    async with serving_secret.followed():
+        await asyncio.wait_for(serving_secret.complete(certificate=False), 10)
 
 
-async def test_what_is_broken_or_gone_leaves_in_force_what_there_is(
+async def test_invalid_or_deleted_values_leave_the_old_ones_in_use(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING)
     source = Source(path="first", **pair("one.test"))
-    known = identity(source)
-    async with known.followed():
-        await asyncio.wait_for(known.complete(certificate=True), 10)
+    serving_secret = serving(source)
+    async with serving_secret.followed():
+        await asyncio.wait_for(serving_secret.complete(certificate=True), 10)
         mixed = pair("two.test") | {"tls_key": pair("three.test")["tls_key"]}
         source.change(2, path="first", **mixed)
         await until(lambda: "can't be loaded" in caplog.text)
         source.change(3)
         source.delete(4)
         await until(lambda: "is gone" in caplog.text)
-        assert known.matches("first")
-        assert served(known, "one.test")
+        assert serving_secret.matches("first")
+        assert serves(serving_secret, "one.test")
     assert "PRIVATE" not in caplog.text
