@@ -109,7 +109,7 @@ async def test_a_reader_that_can_not_be_started_leaves_totals_and_says_why(
     reading = await HostReader(host, host.cgroup2(), parents, sizes, reader).read(None)
     assert "can't be started (No such file or directory)" in reading.unreadable
     assert reading.bound is not None
-    assert (reading.bound.of(SMALL), reading.there) == (0, {"aa": False})
+    assert (reading.bound.of(SMALL), reading.populated) == (0, {"aa": False})
 
 
 async def test_a_reader_that_is_killed_once_is_no_reason_for_totals(

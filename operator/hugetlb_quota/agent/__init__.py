@@ -1,6 +1,6 @@
-"""The node agent: holds pods to the huge pages that they ask for, and reports use.
+"""The node agent: limits each pod to the huge pages that the pod asks for, and reports use.
 
-The one place where the API's world (``kube``) and the host's (``node``) meet. Goes on
-enforcing what it knows when the API server can't be reached. It knows no quotas: its report
-names pods by UID, and the controller says which quotas pay for them.
+Only this package uses both the API (``kube``) and the host (``node``). If the API server can't be
+reached, the agent goes on with the pods that it has seen. The agent knows no quotas: its report
+names pods by UID, and the controller decides which quotas pay.
 """

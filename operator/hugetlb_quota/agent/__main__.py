@@ -1,10 +1,21 @@
-"""``python -m hugetlb_quota.agent``: reads the command line and wires the parts.
+"""``python -m hugetlb_quota.agent``: reads the command line and connects the parts.
 
-Exit codes: 0 ended by SIGTERM; 1 unforeseen; 2 wrong command line; 5 no host below
---host-root; 7 no API server configured; 8 the probes' port is taken; and of --check alone,
-which else looks again and again (unusable.py): 3 no cgroup2 on the host; 4 no hugetlb
-controller in it; 6 no inotify instance to be had. 3 to 8 come with a sentence that says what
-to do.
+Exit codes:
+
+- 0: SIGTERM or SIGINT; with --check: pods can be limited
+- 1: an unexpected error
+- 2: wrong command line
+- 5: --host-root is not the root of a host
+- 7: no API server is configured
+- 8: another program has the port of the probes
+
+Only with --check; otherwise the agent waits until the host changes (unusable.py):
+
+- 3: the host has no cgroup2
+- 4: cgroup2 has no hugetlb controller
+- 6: the kernel gives no inotify instance
+
+The codes 3 to 8 come with a sentence that says what to do.
 """
 
 from __future__ import annotations
@@ -25,7 +36,7 @@ from hugetlb_quota.agent.pods import NodePods
 from hugetlb_quota.agent.poll import Poll
 from hugetlb_quota.agent.read import HostReader
 from hugetlb_quota.agent.reclaim import Reclaimer, project_waits
-from hugetlb_quota.agent.report import Latest, Reporter
+from hugetlb_quota.agent.reporter import Latest, Reporter
 from hugetlb_quota.agent.shortage import Shortage
 from hugetlb_quota.agent.unusable import UnusableNode, check
 from hugetlb_quota.kube.connection import Connection, NotConfigured
@@ -58,50 +69,53 @@ EXIT_CODES: Final[dict[type[Exception], int]] = {
     NoProbePort: 8,
 }
 
-#: A thread that computes lets go for who sets limits after so long, in seconds. Each write of a
-#: limit may have to wait for that, so it is shorter than Python's own 5 ms.
+#: The time after which a thread that computes lets another thread run, in seconds. Each write of a
+#: limit may have to wait so long, so this is shorter than Python's default of 5 ms.
 SWITCH: Final = 0.0001
-#: Open files, at most: of each pod's cgroup one for each page size is kept.
+#: The most open files. The agent keeps one open for each pod's cgroup and page size.
 DESCRIPTORS: Final = 65_536
 
 logger = logging.getLogger("hugetlb_quota.agent")
 
 
 def command_line() -> argparse.ArgumentParser:
-    """All that the command line takes."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="hugetlb-quota-agent",
         description="Hold this node's pods to the huge pages they ask for, and report their use.",
     )
-    parser.add_argument("--node-name", required=True, help="name of the Node this runs on")
+    parser.add_argument("--node-name", required=True, help="the name of this host's Node")
     parser.add_argument(
-        "--host-root", type=Path, default=Path("/"), help="where the host's / is (default: /)"
+        "--host-root",
+        type=Path,
+        default=Path("/"),
+        help="the directory where the host's / is mounted (default: /)",
     )
     parser.add_argument(
         "--cgroup-root",
         metavar="PATH",
-        help="kubelet's --cgroup-root: below the cgroup2 mount, what kubepods is in"
-        " (default: looked for)",
+        help="kubelet's --cgroup-root: the cgroup that holds kubepods, as a path below the cgroup2"
+        " mount (default: the agent searches)",
     )
     parser.add_argument(
         "--charge-list",
         choices=("kernel", "totals"),
         default="kernel",
-        help="how it is told what pods left that are gone: from the kernel's own list (the"
-        " default), or by what cgroups count, which may be too much",
+        help="how to find what gone pods left: kernel reads the kernel's charge list (default);"
+        " totals uses the cgroups' counters, and may find too much",
     )
     parser.add_argument(
         "--no-mirror-unknown",
         dest="mirror_unknown",
         action="store_false",
-        help="leave pods that the API has not told of yet as kubelet set them up; they meet"
-        " their limit at the touch (SIGBUS), not in mmap (ENOMEM)",
+        help="do not limit pods before the API has shown them: they have only kubelet's limit,"
+        " which works when a program touches a page (SIGBUS), not at mmap (ENOMEM)",
     )
     parser.add_argument(
         "--check",
         action="store_true",
-        help="say whether pods can be limited on this host, and end: with 0, or with the code of"
-        " what is lacking",
+        help="check that pods can be limited on this host, and exit: with 0, or with the code of"
+        " what the host lacks",
     )
     parser.add_argument(
         "--bind",
@@ -114,22 +128,22 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     return command_line().parse_args(arguments)
 
 
 async def run(options: argparse.Namespace) -> None:
-    """Run until SIGTERM or SIGINT; while the host lacks what it takes, say so and wait.
+    """Run until SIGTERM or SIGINT; wait first while pods can't be limited on the host.
 
-    :raises HostUnreadable: when there is no host.
-    :raises NotConfigured: when no API server is configured.
-    :raises NoProbePort: when the probes' port is taken.
+    :raises HostUnreadable: --host-root is not the root of a host.
+    :raises NotConfigured: no API server is configured.
+    :raises NoProbePort: another program has the port of the probes.
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     host = HostRoot(options.host_root)
-    host.boot_id()  # where there is no host, no API server needs to be told
+    host.boot_id()  # fail before connecting if --host-root is not the root of a host
     async with Connection.open("hugetlb-quota-agent") as connection:
         unusable = UnusableNode(
             connection, options.node_name, host, options.bind, options.health_port
@@ -139,16 +153,16 @@ async def run(options: argparse.Namespace) -> None:
 
 
 class Agent:
-    """The parts, and who tells whom: everything says "due", and one pass after the other is made.
+    """Connects the parts: each part sets the event "due", and the reporter then makes a pass.
 
-    :raises UnusableHost: when the host lacks what it takes.
+    :raises UnusableHost: pods can't be limited on the host.
     """
 
     def __init__(self, options: argparse.Namespace, host: HostRoot, connection: Connection) -> None:
         node, cgroup2, sizes = options.node_name, host.cgroup2(), page_sizes(host)
         parents = Parents(lambda: kubepods.parents(cgroup2, options.cgroup_root))
         logger.info(
-            "cgroup2 is at %s, kubepods is looked for in %s", cgroup2, list(map(str, parents))
+            "cgroup2 is at %s; searching for kubepods in %s", cgroup2, list(map(str, parents))
         )
         self._options = options
         self._due = due = asyncio.Event()
@@ -206,7 +220,7 @@ class Agent:
         self._wishes.on_change(self._wishes_changed)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Do what the agent is for, until ``stop`` is set."""
+        """Run all parts until ``stop`` is set."""
         bind, port = self._options.bind, self._options.health_port
         with self._watcher:
             try:
@@ -236,7 +250,7 @@ class Agent:
         )
 
     async def _enforce_all(self) -> None:
-        # Before the API has answered: kubelet's own limits are mirrored at once.
+        # Before the API answers, this pass copies kubelet's limits.
         await self._enforcer.full_pass()
         self._listed.set()
         await self._informer.synced.wait()
@@ -254,7 +268,7 @@ class Agent:
 
     def _wishes_changed(self, old: object, new: object, at: int) -> None:
         if new is None:
-            # Without a report the controller takes this for a node without an agent.
+            # The controller would treat a node without a report as a node without an agent.
             self._reporter.write_anew()
         self._due.set()
 
@@ -273,7 +287,7 @@ class Agent:
 
 
 def main() -> None:
-    """Run the agent; see this module for the exit codes."""
+    """Run the agent; the module's docstring lists the exit codes."""
     options = parse()
     start_log(options)
     allow_open_files(DESCRIPTORS)

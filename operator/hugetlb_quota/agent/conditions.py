@@ -1,4 +1,8 @@
-"""The conditions of a HugeTLBNode: Ready, ChargeListReadable, MountsHaveRoom, ReportComplete."""
+"""The conditions of a HugeTLBNode: Ready, ChargeListReadable, MountsHaveRoom, ReportComplete. Pure.
+
+In each function ``before`` is the condition as it was, empty if there was none, and ``now`` is the
+current time as text. A condition keeps the time of its last transition.
+"""
 
 from __future__ import annotations
 
@@ -10,54 +14,58 @@ from hugetlb_quota.api.node import LeftOut, MountStatus
 
 Json = dict[str, Any]
 
-#: Sentences in a message; the others are counted.
+#: The most sentences in a message; the message counts the others.
 _NAMED: Final = 5
-#: Characters of a message: the API refuses one above 32768, and with it the whole report.
+#: The most characters in a message. The API refuses a report with a message above 32768.
 _LONGEST: Final = 8192
 
 
 def ready_condition(
     problems: tuple[str, ...], before: Mapping[str, Any], now: str, notes: tuple[str, ...] = ()
 ) -> Json:
-    """The condition Ready, which keeps the time of its last transition.
+    """Return the condition Ready: False if there are problems.
 
-    :param before: the condition as it was; empty when there was none.
-    :param notes: sentences that are told where there is no problem.
+    :param problems: a sentence for each problem.
+    :param notes: sentences to add if there is no problem.
     """
     fine = " ".join(("The limits of all pods are in place.", *notes))
     return _condition("Ready", ("Enforced", "NotEnforced"), fine, problems, before, now)
 
 
 def unusable_condition(reason: str, message: str, before: Mapping[str, Any], now: str) -> Json:
-    """The condition Ready of a node whose pods can't be limited, for what the host lacks."""
-    told = f"No pod of this node is limited: {message}"
-    return _condition("Ready", ("Enforced", reason), "", (told,), before, now)
+    """Return the condition Ready of a node on which pods can't be limited.
+
+    :param reason: a word for what the host lacks.
+    :param message: a sentence for what the host lacks.
+    """
+    problem = f"No pod of this node is limited: {message}"
+    return _condition("Ready", ("Enforced", reason), "", (problem,), before, now)
 
 
 def charge_list_condition(unreadable: str, before: Mapping[str, Any], now: str) -> Json:
-    """The condition ChargeListReadable: whether what gone pods hold is the kernel's own word.
+    """Return the condition ChargeListReadable: False if the charges of gone pods may be wrong.
 
-    :param unreadable: why it is not; "" when it is.
+    :param unreadable: why the kernel's charge list can't be read; "" if it can.
     """
-    told = (
-        f"{unreadable} What pods left that are gone is told by what their cgroups counted last,"
-        " and may be too much; files are not told at all."
+    problem = (
+        f"{unreadable} The charges of gone pods are the last values of their cgroups' counters,"
+        " which may be too large; the report has no files."
     )
-    fine = "What is charged is what the kernel's own list has."
-    problems = (told,) if unreadable else ()
+    fine = "The charges come from the kernel's charge list."
+    problems = (problem,) if unreadable else ()
     return _condition("ChargeListReadable", ("Read", "Unreadable"), fine, problems, before, now)
 
 
 def room_condition(mounts: Iterable[MountStatus], before: Mapping[str, Any], now: str) -> Json:
-    """The condition MountsHaveRoom: whether a failure on a mount may be its own limit's.
+    """Return the condition MountsHaveRoom: False if a mount is full up to its own limit.
 
-    The two look alike to a program: beyond ``size=`` mmap fails with ENOMEM as beyond a
-    quota, and only fallocate with ENOSPC (fs/hugetlbfs/inode.c).
+    A program can't tell such a limit from a quota: mmap fails with ENOMEM beyond ``size=`` as
+    beyond a quota. Only fallocate fails with ENOSPC (fs/hugetlbfs/inode.c).
     """
     full = tuple(
         f"{mount.path} is full: it holds {mount.used} and was mounted with"
-        f" size={mount.limit}. What fails there (ENOSPC in fallocate, ENOMEM in mmap) fails on"
-        " that and on no quota; truncate files there, or remount it with a larger size."
+        f" size={mount.limit}. Errors there (ENOSPC in fallocate, ENOMEM in mmap) come from this"
+        " limit and not from a quota; truncate files there, or remount with a larger size."
         for mount in mounts
         if mount.limit is not None
         and quantity.parse_sum(mount.used) >= quantity.parse_sum(mount.limit)
@@ -67,29 +75,26 @@ def room_condition(mounts: Iterable[MountStatus], before: Mapping[str, Any], now
 
 
 def complete_condition(left_out: LeftOut, before: Mapping[str, Any], now: str) -> Json:
-    """The condition ReportComplete: whether all that there is to tell has room in the report."""
-    parts = [
-        f"{count} {what}"
-        for count, what in (
-            (left_out.files, "files, which are charged all the same"),
-            (
-                left_out.labels,
-                "pods' longest labels: every quota that may select such a pod is charged for it",
-            ),
-            (
-                left_out.pods,
-                "pods: until they are told of, and for pods that end meanwhile, what they asked"
-                " for stays charged",
-            ),
+    """Return the condition ReportComplete: False if the report had no room for something."""
+    parts = []
+    if left_out.files:
+        parts.append(f"{left_out.files} files, which are still charged")
+    if left_out.labels:
+        parts.append(
+            f"the longest labels of {left_out.labels} pods: every quota that may select such a pod"
+            " pays for the pod"
         )
-        if count
-    ]
-    told = (
+    if left_out.pods:
+        parts.append(
+            f"{left_out.pods} pods: their demand stays charged until the report has room for them,"
+            " and so does the demand of pods that end meanwhile"
+        )
+    problem = (
         f"The report has reached its largest size. Left out are {'; '.join(parts)}. Remove files"
-        " that gone pods left, so that there are fewer pods to tell of."
+        " that gone pods left, so that the report has fewer pods."
     )
-    fine = "All pods and the largest files are told."
-    problems = (told,) if parts else ()
+    fine = "The report has all pods and the largest files."
+    problems = (problem,) if parts else ()
     return _condition("ReportComplete", ("Complete", "TooLarge"), fine, problems, before, now)
 
 
@@ -101,6 +106,7 @@ def _condition(
     before: Mapping[str, Any],
     now: str,
 ) -> Json:
+    """Return a condition; ``reasons`` are the reasons for True and for False."""
     status = "False" if problems else "True"
     more = len(problems) - _NAMED
     message = " ".join(problems[:_NAMED]) + (f" And {more} more." if more > 0 else "")
@@ -108,7 +114,7 @@ def _condition(
         "type": kind,
         "status": status,
         "reason": reasons[bool(problems)],
-        # A path in it may have any bytes, and be long.
+        # A path in the message may have any bytes, and may be long.
         "message": (message or fine).encode(errors="backslashreplace").decode()[:_LONGEST],
         "lastTransitionTime": before.get("lastTransitionTime", now)
         if before.get("status") == status

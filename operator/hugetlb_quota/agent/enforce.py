@@ -1,7 +1,7 @@
-"""Enforcement: every pod's limit files say what the plan says, whoever wrote them last.
+"""Keeps the limit files of every pod as the plan says, whatever else writes to them.
 
-Only what differs is written, so doing it again is free of effect. A pod whose cgroup
-can't be read or written never keeps the others from theirs.
+The enforcer writes only the files that differ, so a repeated pass changes nothing. An error of one
+pod's cgroup does not stop the other pods.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from hugetlb_quota.node.watcher import (
 from hugetlb_quota.page_size import PageSize
 from hugetlb_quota.program import about
 
-#: Between two passes over all pods, in seconds: for what no event told.
+#: The pause between two passes over all pods, in seconds. A pass finds changes without an event.
 FULL_PASS: Final = 30.0
-#: Between two attempts to lower a limit that is below use, in seconds: pages given back
-#: raise no event.
+#: The pause between two attempts to lower a limit below the use, in seconds. There is no event when
+#: a pod gives pages back.
 RETRY: Final = 1.0
-#: How often a limit is tried while its use keeps growing, before the next RETRY.
+#: The most attempts to write a limit while the use grows, before the next RETRY.
 _ATTEMPTS: Final = 3
-#: Pods done in one go, before other tasks get their turn.
+#: The number of pods in a pass before other tasks get a turn.
 _BATCH: Final = 4
 
 _LIMITS: Final[tuple[Limit, Limit]] = ("rsvd.max", "max")
@@ -57,10 +57,11 @@ class Enforcer:
     """Keeps the limits of the pods that ``watcher`` finds.
 
     :param sizes: the huge page sizes of the host.
-    :param allowance: what the pod may use whose cgroup has this UID; None: it asks for no huge
-        pages, or is not known.
-    :param moved: called when a pod's cgroup is new or gone, or when processes came to it or left.
-    :param mirror: whether a pod without allowance gets kubelet's ``max`` as ``rsvd.max`` too.
+    :param allowance: returns what a pod may use, by the UID in the name of its cgroup; None if the
+        API has not shown the pod.
+    :param moved: called when a pod's cgroup is created or removed, or when processes enter or
+        leave.
+    :param mirror: True to copy kubelet's ``max`` to ``rsvd.max`` for a pod without allowance.
     """
 
     def __init__(
@@ -85,45 +86,48 @@ class Enforcer:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Why pods are not limited, a sentence each."""
+        """A sentence for each pod that is not limited."""
         return tuple(self._failures[uid] for uid in sorted(self._failures))
 
     @property
     def above(self) -> tuple[str, ...]:
-        """Which pods use more than they may, a sentence each; their limit follows their use."""
+        """A sentence for each pod that uses more than it may. Its limit falls with its use."""
         return tuple(self._above[uid] for uid in sorted(self._above))
 
     @property
     def by_pod_alone(self) -> tuple[str, ...]:
-        """Containers that only their pod's limit holds, a sentence each."""
+        """A sentence for each pod with a container that only the pod's own limit holds."""
         return tuple(self._by_pod_alone[uid] for uid in sorted(self._by_pod_alone))
 
     def due(self) -> None:
-        """Ask for a pass over all pods, soon."""
+        """Make a pass over all pods soon."""
         self._due.set()
 
     def pod_changed(self, uid: str) -> None:
-        """What is known of the pod has changed whose cgroup has this ``uid``."""
+        """Enforce the pod again, because the API's pod has changed.
+
+        :param uid: the UID in the name of the pod's cgroup.
+        """
         if (pod := self._pods.get(uid)) is not None:
             self.enforce(pod)
 
     async def follow(self) -> None:
-        """Enforce whatever happens to pods' cgroups, at once; for ever."""
+        """Enforce at each event of the watcher, forever."""
         while True:
             try:
                 async for event in self._watcher:
                     self._handle(event)
             except OSError as error:
-                # What was read of events and not told yet is lost.
+                # Events that the watcher has read but not yielded are lost.
                 logger.warning("Pods' cgroups can't be listed; trying again: %s", error)
                 self.due()
                 self._moved()
                 await asyncio.sleep(RETRY)
 
     async def pass_now_and_then(self, first_done: asyncio.Event) -> None:
-        """A pass over all pods when one is due, and every :data:`FULL_PASS`; for ever.
+        """Make a pass over all pods when a pass is due, and every :data:`FULL_PASS`; forever.
 
-        ``first_done`` is set after the first.
+        :param first_done: set after the first pass that saw all pods.
         """
         while True:
             self._due.clear()
@@ -133,7 +137,7 @@ class Enforcer:
             await wait_at_most(self._due, FULL_PASS if whole else RETRY)
 
     async def retry(self) -> None:
-        """Lower the limits that were below use, as the use falls; for ever."""
+        """Lower the limits of the pods that use more than they may, as their use falls; forever."""
         while True:
             await self._some_above.wait()
             await asyncio.sleep(RETRY)
@@ -142,9 +146,9 @@ class Enforcer:
                 self.pod_changed(uid)
 
     async def full_pass(self) -> bool:
-        """Look at every pod, also at those of which no event told.
+        """Enforce every pod, also pods without an event.
 
-        :returns: whether all could be seen; if not, the log says why.
+        :returns: False if not all cgroups can be listed; the log says why.
         """
         whole = True
         try:
@@ -163,10 +167,10 @@ class Enforcer:
         return whole
 
     def enforce(self, pod: PodCgroup) -> None:
-        """Make the files of ``pod`` say what the plan says.
+        """Write the plan into the limit files of ``pod``.
 
-        Synchronous, and a matter of microseconds a file: nothing may come between the
-        event and the limit, since containers start soon after.
+        This function is synchronous and takes microseconds for a file. No other task may run
+        between the event and the limit, because the containers start soon after the event.
         """
         self._pods[pod.uid] = pod
         allowance = self._allowance(pod.uid)
@@ -177,7 +181,7 @@ class Enforcer:
                 try:
                     above |= self._set(container.path, allowance, container.id)
                 except (CgroupGone, NotControlled):
-                    continue  # the pod's own limit holds
+                    continue  # the pod's limit holds
                 except OwnNamespace as error:
                     by_pod_alone = f"{error} The limit of its pod {pod.uid} holds."
         except CgroupGone:
@@ -196,16 +200,16 @@ class Enforcer:
         if above:
             self._above[pod.uid] = (
                 f"Pod {pod.uid} uses more huge pages than it may: {', '.join(sorted(above))};"
-                " its limit falls as it gives them back, or end it."
+                " the limit falls when the pod gives pages back. Or delete the pod."
             )
             self._some_above.set()
         else:
             self._above.pop(pod.uid, None)
 
     def _limit_at_once(self, pod: PodCgroup) -> None:
-        """Set what fails mmap in a pod's new cgroup, and nothing else: others wait for theirs.
+        """Write only ``rsvd.max`` of a pod's new cgroup, because other new pods wait.
 
-        Nothing is in it, so nothing is read. Whatever fails, :meth:`enforce` meets again.
+        The cgroup is empty, so nothing has to be read. :meth:`enforce` follows, and reports errors.
         """
         allowance = self._allowance(pod.uid)
         if allowance is None:
@@ -233,13 +237,13 @@ class Enforcer:
                 self.due()
 
     def _forget(self, pod: PodCgroup) -> None:
-        # One made anew under the same UID, elsewhere, is another.
+        # A cgroup with the same UID at another place is a different one.
         if self._pods.get(pod.uid) == pod:
-            for known in (self._pods, self._failures, self._above, self._by_pod_alone):
-                known.pop(pod.uid, None)
+            for by_uid in (self._pods, self._failures, self._above, self._by_pod_alone):
+                by_uid.pop(pod.uid, None)
 
     def _set(self, path: Path, allowance: Allowance | None, container: str | None) -> set[str]:
-        """Set the limits of one cgroup; where they can't be as low as wanted."""
+        """Set the limits of one cgroup; return a clause for each limit that is still too high."""
         found: Limits = {
             (size, limit): cgroup.read_limit(path, size, limit)
             for size in self._sizes
@@ -248,7 +252,7 @@ class Enforcer:
         wanted = plan(allowance, container, found, self._sizes, mirror=self._mirror)
         above, written = set[str](), list[str]()
         for (size, limit), value in wanted.items():
-            # One that can't be lowered yet does not keep the next from it.
+            # If one limit can't be lowered yet, go on with the others.
             before = found[size, limit]
             now = _written(path, size, limit, value, before)
             if now != value:
@@ -263,7 +267,7 @@ class Enforcer:
 def _written(
     path: Path, size: PageSize, limit: Limit, wanted: int | None, found: int | None
 ) -> int | None:
-    """Write ``wanted``, or what is in use while that is more; the limit as it is then."""
+    """Write ``wanted``, or the use if the use is more; return the limit as it is then."""
     value = wanted
     for _ in range(_ATTEMPTS):
         if value == found:

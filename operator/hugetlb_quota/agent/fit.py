@@ -1,15 +1,15 @@
-"""What of a report fits into its object. Pure.
+"""Chooses what fits into a HugeTLBNode. Pure.
 
-etcd takes no request above 1.5 MiB. A pod's labels have no limit, and there may be thousands of
-pods that are gone and hold something still. What is left out is what loses least:
+etcd refuses a request above 1.5 MiB. The labels of a pod have no limit, and thousands of gone pods
+may still hold pages. A report that is too large leaves out, in this order:
 
-1. files, from the smallest: they are told to people, and count nowhere;
-2. what a gone pod asked for, and fields that are empty: nobody reads them;
-3. labels, the longest of the pods that have most. Such a row says so, and the quotas that may
-   select the pod by the labels that are left are charged;
-4. pods that no report has told of yet. A report without them proves no pod's end after the last
-   whole one, so each stays charged what it asked for, by the controller. A pod that was told of
-   stays in the report until nothing is charged to it: nobody else may know it any more.
+1. the smallest files: they are only for people, and no program counts them;
+2. the demand of gone pods, and empty fields: no program reads them;
+3. the longest labels of the pods with the most labels. The row says so, and every quota that may
+   select the pod by its other labels is charged;
+4. pods that no report had before. A report without all pods proves no end of a pod, so the
+   controller keeps charging each pod's demand. A pod that was in a report stays until nothing is
+   charged to it, because no other program may remember the pod.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from hugetlb_quota.api.node import LeftOut
 
 Json = dict[str, Any]
 
-#: Bytes of rows of pods and files, at most, as JSON. The rest of the status takes less than
-#: 128 KiB; the controller's spec has a row for a gone pod too.
+#: The most bytes of the rows of pods and files as JSON. The rest of the status takes less than
+#: 128 KiB. The controller's spec has a row for each gone pod too.
 MOST: Final = 768 << 10
-#: Bytes of a pod's labels that are kept at all.
+#: The most bytes of a pod's labels in any report.
 LABELS: Final = 8 << 10
-#: And where the report is too large, one bound after the other.
+#: The bounds to try one after the other if the report is too large.
 _LABELS: Final = (1024, 256, 64, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """Rows of pods and files that fit, as JSON; ``left_out``: what does not."""
+    """The rows of pods and files that fit, as JSON, and the counts of what is left out."""
 
     pods: Sequence[Json]
     files: Sequence[Json]
@@ -43,12 +43,13 @@ class Fitted:
 
 
 def fit(
-    pods: Sequence[Json], files: Sequence[Json], told: Collection[str], most: int | None = None
+    pods: Sequence[Json], files: Sequence[Json], reported: Collection[str], most: int | None = None
 ) -> Fitted:
-    """What fits into ``most`` bytes, :data:`MOST` when that is not given.
+    """Return the rows that fit into ``most`` bytes; None means :data:`MOST`.
 
-    :param pods: rows, as NodePodStatus makes them; ``files``: the largest first.
-    :param told: UIDs in the names of the cgroups of the pods that the last report told of.
+    :param pods: rows of NodePodStatus.
+    :param files: rows of FileStatus, the largest file first.
+    :param reported: the pods in the last report, by the UID in the name of the cgroup.
     """
     most = MOST if most is None else most
     room = most - _bytes(pods)
@@ -62,7 +63,7 @@ def fit(
         if _bytes(rows) <= most:
             break
         rows = [_shortened(row, longest) for row in rows]
-    fitting = _fitting(rows, told, most) if _bytes(rows) > most else rows
+    fitting = _fitting(rows, reported, most) if _bytes(rows) > most else rows
     left_out = LeftOut(
         files=len(files),
         labels=sum("labelsLeftOut" in row for row in fitting),
@@ -72,7 +73,7 @@ def fit(
 
 
 def shorten(labels: Mapping[str, str], most: int) -> tuple[Mapping[str, str], int]:
-    """The shortest of ``labels`` that take ``most`` bytes together, and how many are left out."""
+    """Return the shortest labels that take ``most`` bytes together, and the number left out."""
     if sum(len(key) + len(value) for key, value in labels.items()) <= most:
         return labels, 0
     order = sorted(labels.items(), key=lambda each: (len(each[0]) + len(each[1]), each))
@@ -81,23 +82,23 @@ def shorten(labels: Mapping[str, str], most: int) -> tuple[Mapping[str, str], in
     return kept, len(labels) - len(kept)
 
 
-def _fitting(rows: Iterable[Json], told: Collection[str], most: int) -> list[Json]:
-    """The rows of pods that were told of, and as many others as there is room for.
+def _fitting(rows: Iterable[Json], reported: Collection[str], most: int) -> list[Json]:
+    """Return the rows of reported pods, and the first other rows that fit.
 
-    Those take more than ``most`` by what they grew: a row of a live pod, by its end.
+    The reported rows may exceed ``most`` a little: a row grows when its pod ends.
     """
     rows = list(rows)
-    known = {id(row) for row in rows if (row.get("cgroup") or row["uid"]) in told}
-    room = most - _bytes(row for row in rows if id(row) in known)
+    kept = {id(row) for row in rows if (row.get("cgroup") or row["uid"]) in reported}
+    room = most - _bytes(row for row in rows if id(row) in kept)
     for row in rows:
-        if id(row) not in known and (size := _size(row)) <= room:
+        if id(row) not in kept and (size := _size(row)) <= room:
             room -= size
-            known.add(id(row))
-    return [row for row in rows if id(row) in known]
+            kept.add(id(row))
+    return [row for row in rows if id(row) in kept]
 
 
 def _bare(row: Json) -> Json:
-    """Without what nobody reads: fields that are empty, and what a gone pod asked for."""
+    """Return the row without empty fields, and without the demand if the pod is gone."""
     return {
         name: value
         for name, value in row.items()
@@ -118,5 +119,5 @@ def _bytes(rows: Iterable[Json]) -> int:
 
 
 def _size(row: Json) -> int:
-    """Bytes that it takes with the comma after it; a letter beyond ASCII counts as its escape."""
+    """Return the bytes of the row and its comma; a non-ASCII letter counts as its escape."""
     return len(json.dumps(row)) + len(", ")

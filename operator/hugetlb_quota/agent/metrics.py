@@ -1,4 +1,4 @@
-"""The agent's metrics, as Prometheus reads them: what the last pass came to, and how it went."""
+"""The agent's metrics: the result of the last pass, and how the passes went."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from hugetlb_quota.accounting.charge import Charge
-from hugetlb_quota.agent.report import Latest
+from hugetlb_quota.agent.reporter import Latest
 from hugetlb_quota.kube.metrics import PREFIX, BytesBySize, Metrics, gauge
 from hugetlb_quota.node.charge_reader import Reads
 from hugetlb_quota.node.pools import Pool
@@ -16,12 +16,12 @@ from hugetlb_quota.page_size import PageSize
 
 
 class AgentMetrics(Collector):
-    """Reads ``latest`` at every scrape; between two it does nothing.
+    """Collects the metrics from ``latest`` at each scrape.
 
-    :param sizes: every page size of the host; each has its row, also at 0.
-    :param not_enforced: which pods are not held to what they may use, a sentence each.
-    :param reads: of the kernel's charge list.
-    :param refused: by page size, how often the kernel refused huge pages to pods.
+    :param sizes: every page size of the host; each has a sample, also with the value 0.
+    :param not_enforced: returns a sentence for each pod that is not limited to its demand.
+    :param reads: returns the counts of the reads of the charge list.
+    :param refused: returns how often the kernel refused huge pages to pods, by page size.
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class AgentMetrics(Collector):
         self.render = Metrics("agent", self).render
 
     def collect(self) -> Iterator[Metric]:
-        """What there is now."""
+        """Yield the metrics as they are now."""
         report, reading = self._latest.report, self._latest.reading
         pods = report.entries.values()
         yield self._bytes(
             "node_retained_bytes",
-            "Huge pages that are charged to pods whose cgroups are gone.",
+            "Huge pages that are charged to the cgroups of gone pods.",
             Charge.total(each.charged for each in pods if not each.live),
         )
         yield self._bytes(
@@ -55,23 +55,23 @@ class AgentMetrics(Collector):
         )
         yield self._bytes(
             "node_system_bytes",
-            "Huge pages that are charged to cgroups of no pod: the host's own processes.",
+            "Huge pages that are charged to cgroups outside pods: the host's own processes.",
             report.system,
         )
         yield self._bytes(
             "node_unlisted_bytes",
-            "Huge pages that the kernel counts and that nothing in its charge list shows.",
+            "Huge pages that the kernel counts but its charge list does not show.",
             report.unlisted,
         )
         yield gauge(
             "node_charge_list_readable",
-            "1 where the kernel's charge list can be read, 0 where totals have to do.",
+            "1 if the agent reads the kernel's charge list, 0 if it uses only counters.",
             int(not reading.unreadable),
         )
-        yield gauge("node_pods", "Pods whose cgroups are on this node.", len(reading.there))
+        yield gauge("node_pods", "Pods with a cgroup on this node.", len(reading.populated))
         yield gauge(
             "node_limits_not_enforced",
-            "Pods that are not held to what they may use, as the condition Ready tells.",
+            "Pods that are not limited to what they may use; the condition Ready names them.",
             len(self._not_enforced()),
         )
         yield from pool_metrics(reading.pools)
@@ -88,7 +88,7 @@ class AgentMetrics(Collector):
         refused = self._refused()
         family = CounterMetricFamily(
             PREFIX + "node_pages_refused",
-            "How often the kernel refused huge pages to pods: beyond what they asked for.",
+            "How often the kernel refused huge pages beyond the demand of pods.",
             labels=["page_size"],
         )
         for size in self._sizes:
@@ -99,7 +99,7 @@ class AgentMetrics(Collector):
         latest = self._latest
         passes = CounterMetricFamily(
             PREFIX + "agent_passes",
-            "Passes over the node: whole, moving (charges moved meanwhile), or failed.",
+            "Passes over the node: whole, moving (charges changed meanwhile), or failed.",
             labels=["result"],
         )
         for result, count in latest.passes.items():
@@ -107,15 +107,15 @@ class AgentMetrics(Collector):
         yield passes
         yield gauge(
             "agent_last_pass_timestamp_seconds",
-            "When the last pass ended that did not fail, in seconds since 1970; 0: there was none.",
+            "The end of the last successful pass, in seconds since 1970; 0 if there was none.",
             latest.passed_at,
         )
 
 
 class PoolMetrics(Collector):
-    """The metrics of an agent that can do no work on its node: what the pools have.
+    """The metrics of an agent that can't limit pods on its node: only the pools.
 
-    :param pools: reads them.
+    :param pools: reads the pools.
     """
 
     def __init__(self, pools: Callable[[], Iterable[Pool]]) -> None:
@@ -123,16 +123,16 @@ class PoolMetrics(Collector):
         self.render = Metrics("agent", self).render
 
     def collect(self) -> Iterator[Metric]:
-        """What there is now."""
+        """Yield the metrics as they are now."""
         yield from pool_metrics(self._pools())
 
 
 def pool_metrics(pools: Iterable[Pool]) -> Iterator[Metric]:
-    """The whole node's pools, in bytes."""
+    """Yield the pools of the whole node, in bytes."""
     meanings = {
-        "size": "What a pool of huge pages has in all.",
-        "free": "Of this, not taken.",
-        "reserved": "Of what is free, promised to mappings.",
+        "size": "All huge pages of a pool.",
+        "free": "The huge pages of a pool that are not allocated.",
+        "reserved": "The free huge pages that are reserved by mappings.",
     }
     families = {
         name: GaugeMetricFamily(f"{PREFIX}node_pool_{name}_bytes", meaning, labels=["page_size"])
@@ -147,14 +147,14 @@ def pool_metrics(pools: Iterable[Pool]) -> Iterator[Metric]:
 
 
 def _reads(reads: Reads) -> Iterator[Metric]:
-    told = {
+    counters = {
         "reads": ("Walks over the kernel's charge list.", reads.walks),
         "reads_repeated": (
-            "Of these, those that were torn or met counters that moved, and were repeated.",
+            "Walks that were repeated, because they were torn or counters changed meanwhile.",
             reads.repeated,
         ),
-        "read_failures": ("Answers that did not come: each is told in the log.", reads.failures),
+        "read_failures": ("Reads that failed; the log says why.", reads.failures),
         "read_seconds": ("Seconds that the walks took in the kernel.", reads.seconds),
     }
-    for name, (meaning, value) in told.items():
+    for name, (meaning, value) in counters.items():
         yield CounterMetricFamily(f"{PREFIX}agent_charge_list_{name}", meaning, value=value)

@@ -1,4 +1,4 @@
-"""The HugeTLBNode of this node, as the agent reads it once and writes it from then on."""
+"""The HugeTLBNode of this node: the agent reads the object once, and then writes its status."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Json = dict[str, Any]
 
 
 class NodeApi(Protocol):
-    """The part of a Connection that this needs."""
+    """The part of a Connection that a NodeObject needs."""
 
     async def get(self, resource: Resource, name: str) -> Json:
-        """One object."""
+        """GET one object."""
         ...
 
     async def create(self, resource: Resource, body: Json) -> Json:
@@ -32,7 +32,7 @@ class NodeApi(Protocol):
 
 
 class NodeObject:
-    """Writes the status of ``node``'s HugeTLBNode, which is made when it is not there."""
+    """Writes the status of ``node``'s HugeTLBNode, and creates the object if it is missing."""
 
     def __init__(self, connection: NodeApi, node: str) -> None:
         self._connection = connection
@@ -41,9 +41,9 @@ class NodeObject:
         self._written: Any = None
 
     async def last_status(self) -> Mapping[str, Any] | None:
-        """What the last report said, whoever wrote it; None when there is none.
+        """Return the status that the last agent wrote; None if the object is missing.
 
-        :raises ApiError: when it can't be told.
+        :raises ApiError: the object can't be read.
         """
         try:
             found = await self._connection.get(HUGETLB_NODES, self._node)
@@ -54,21 +54,21 @@ class NodeObject:
         return status if isinstance(status, dict) else {}
 
     async def write(self, status: Json) -> None:
-        """PUT the status, compared by resourceVersion: no write may overtake a later one.
+        """PUT the status by compare-and-swap, so that no write replaces a later write.
 
-        Where only something else of the object has changed, as its spec does, it is written
+        If only another part of the object has changed, such as the spec, the status is written
         all the same.
 
-        :raises ApiError: when it was not written; after a Conflict the next call reads anew.
+        :raises ApiError: the status was not written. After a Conflict the next call first reads
+            the object again.
         """
         if self._metadata is None:
             self._metadata = await self._create()
         try:
             written = await self._put(status)
         except Conflict:
-            last = await self._last_but_for_status()
-            self._metadata = last
-            if last is None:
+            self._metadata = await self._metadata_if_status_is_ours()
+            if self._metadata is None:
                 raise
             written = await self._put(status)
         self._metadata, self._written = written["metadata"], status["reportedAt"]
@@ -90,26 +90,26 @@ class NodeObject:
                 HUGETLB_NODES, self._node, body, subresource="status"
             )
         except (Conflict, NotFound):
-            # Deleted with its Node, or written past us: read it anew, or make it anew.
+            # The object was deleted with its Node, or another program wrote it.
             self._metadata = None
             raise
 
-    async def _last_but_for_status(self) -> Json | None:
-        """The object's metadata as they are, if its status is the one that was written here."""
+    async def _metadata_if_status_is_ours(self) -> Json | None:
+        """Return the object's metadata now, or None if another program wrote its status."""
         status = await self.last_status() or {}
         if self._written is None or status.get("reportedAt") != self._written:
-            self._metadata = None
+            return None
         return self._metadata
 
     async def _create(self) -> Json:
-        """The metadata of this node's HugeTLBNode, which is made when it is not there."""
+        """Create this node's HugeTLBNode if it is missing; return its metadata."""
         node = await self._connection.get(NODES, self._node)
         body = {
             "apiVersion": api.API_VERSION,
             "kind": KIND,
             "metadata": {
                 "name": self._node,
-                # Deleted with its Node, by garbage collection.
+                # The garbage collector deletes the object with its Node.
                 "ownerReferences": [
                     {
                         "apiVersion": "v1",

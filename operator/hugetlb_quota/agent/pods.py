@@ -1,4 +1,4 @@
-"""The pods bound to this node, by the UID in the names of their cgroups."""
+"""The pods that are bound to this node, by the UID in the names of their cgroups."""
 
 from __future__ import annotations
 
@@ -14,30 +14,33 @@ from hugetlb_quota.kube.pods import Pod
 
 @dataclass(frozen=True, slots=True)
 class SeenPod:
-    """A pod as it was seen last; ``ended``: deleted, or Succeeded or Failed."""
+    """A pod as the API showed it last.
+
+    ``ended`` is True if the pod is deleted, Succeeded or Failed.
+    """
 
     pod: Pod
     ended: bool
 
     @property
     def asks(self) -> bool:
-        """Whether it asks for huge pages, or may."""
+        """True if the pod asks for huge pages, or if its request can't be parsed."""
         return bool(self.pod.demand or self.pod.malformed)
 
 
 def by_cgroup(
     pods: Iterable[Pod], others: Container[str], remembered: Mapping[str, str]
 ) -> dict[str, Pod]:
-    """The pod that each cgroup is of, by the UID in the cgroup's name.
+    """Return the pod of each cgroup, by the UID in the cgroup's name.
 
-    A static pod's has the hash of its manifest there, which the pod in the API that mirrors it
-    names in an annotation. Whoever may create pods may write such an annotation: it is not
-    believed where the hash is a pod's own UID, nor where two pods claim it. A pod that is not
-    believed stands for its own UID, as any other.
+    The cgroup of a static pod has the hash of the pod's manifest in its name. The mirror pod in the
+    API claims the hash in an annotation. Any user who can create pods can write this annotation.
+    So a claim is ignored if the hash is the UID of a pod, or if two pods claim the hash. Then the
+    pod has its own UID, as other pods.
 
-    :param others: UIDs of pods that are not among ``pods``.
-    :param remembered: by hash the UID of the pod that it stood for until now: of two that claim
-        the hash that one is believed.
+    :param others: the UIDs of pods that are not in ``pods``.
+    :param remembered: the UID of the pod that each hash belonged to until now. If two pods claim a
+        hash, this pod keeps the hash.
     """
     pods = tuple(pods)
     own = {pod.uid: pod for pod in pods}
@@ -56,10 +59,10 @@ def by_cgroup(
 
 
 class NodePods:
-    """Fed by the informer's changes.
+    """All pods of this node; the informer's changes keep it up to date.
 
-    A pod that is deleted is kept until :meth:`forget`: its cgroup, and so its limits and its
-    charge, can outlive its object.
+    A deleted pod stays until :meth:`forget`, because its cgroup can outlive its object, and with
+    the cgroup its limits and its charge.
     """
 
     def __init__(self) -> None:
@@ -68,11 +71,11 @@ class NodePods:
         self._remembered: Mapping[str, str] = {}
         self._real: frozenset[str] = frozenset()
         self._seen: Mapping[str, SeenPod] | None = None
-        #: How many ends of pods with huge pages were seen.
+        #: The number of pods with huge pages that were seen to end.
         self.ends = 0
 
     def changed(self, old: Pod | None, new: Pod | None) -> None:
-        """Take in a change of a pod."""
+        """Take over the change of a pod from ``old`` to ``new``; None means that it is deleted."""
         if new is not None:
             self._pods[new.uid] = new
             self._deleted.pop(new.uid, None)
@@ -84,20 +87,21 @@ class NodePods:
         self._seen = None
 
     def remember(self, static: Mapping[str, str], real: frozenset[str]) -> None:
-        """What was reported until now.
+        """Remember what was reported until now.
 
-        :param static: which pod each static pod's hash stands for.
-        :param real: UIDs of other pods: no hash that a pod claims can be one of them.
+        :param static: the UID of each static pod, by its hash.
+        :param real: the UIDs of other pods; no pod can claim one of these as its hash.
         """
         if (static, real) != (self._remembered, self._real):
             self._remembered, self._real = dict(static), real
             self._seen = None
 
     def forget(self, kept: Container[str], seen: Mapping[str, SeenPod]) -> None:
-        """Deleted pods whose cgroup's UID is not in ``kept``: nothing is left of them.
+        """Forget the deleted pods that have left nothing.
 
-        :param seen: the pods as they were when it was looked what is left. Of a pod that was
-            deleted since, nobody has looked.
+        :param kept: the pods that have left a cgroup or a charge, by the UID in the cgroup's name.
+        :param seen: the pods before the read that found ``kept``. A pod that was deleted after
+            this moment stays.
         """
         gone = [
             each.pod.uid
@@ -107,29 +111,32 @@ class NodePods:
             and (before := seen.get(uid)) is not None
             and before.ended
         ]
-        # Nor of those in whose place another has come.
-        held = {each.pod.uid for each in self.seen().values()}
-        for uid in (*gone, *(self._deleted.keys() - held)):
+        # Forget also the deleted pods that another pod has replaced.
+        current = {each.pod.uid for each in self.seen().values()}
+        for uid in (*gone, *(self._deleted.keys() - current)):
             del self._deleted[uid]
         if gone:
             self._seen = None
 
     def seen(self) -> Mapping[str, SeenPod]:
-        """Every pod that is not forgotten, by the UID in the name of its cgroup."""
+        """Return every pod that is not forgotten, by the UID in the name of its cgroup."""
         if self._seen is None:
-            there = by_cgroup(
+            present = by_cgroup(
                 self._pods.values(), self._deleted.keys() | self._real, self._remembered
             )
-            gone = by_cgroup(
+            deleted = by_cgroup(
                 self._deleted.values(), self._pods.keys() | self._real, self._remembered
             )
-            found = {uid: SeenPod(pod, ended=True) for uid, pod in gone.items()}
-            found |= {uid: SeenPod(pod, pod.finished) for uid, pod in there.items()}
+            found = {uid: SeenPod(pod, ended=True) for uid, pod in deleted.items()}
+            found |= {uid: SeenPod(pod, pod.finished) for uid, pod in present.items()}
             self._seen = MappingProxyType(found)
         return self._seen
 
     def allowance(self, cgroup: str) -> Allowance | None:
-        """What the pod whose cgroup has this UID may use; None when the pod is not known."""
+        """Return what a pod may use; None if the API has not shown the pod.
+
+        :param cgroup: the UID in the name of the pod's cgroup.
+        """
         seen = self.seen().get(cgroup)
         if seen is None:
             return None
@@ -143,5 +150,5 @@ class NodePods:
         )
 
     def demand(self) -> Charge:
-        """What all pods that have not ended ask for together."""
+        """Return the demand of all pods together that have not ended."""
         return Charge.total(each.pod.demand for each in self.seen().values() if not each.ended)

@@ -1,8 +1,8 @@
-"""Tells when something may have been charged or given back: no event does.
+"""Detects that pages were charged or given back, for which the kernel sends no event.
 
-Counters are compared a few times a second, on descriptors that stay open, in a thread of their
-own: to wake the event loop is most of what a look costs where nothing has moved, and with many
-pods limits would wait for it.
+A thread compares counters a few times a second, on descriptors that stay open. The thread wakes the
+event loop only after a change: each wake costs more than the comparison, and with many pods the
+enforcer would wait.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from hugetlb_quota.node.kubepods import PodCgroup
 from hugetlb_quota.node.pools import pools
 from hugetlb_quota.page_size import PageSize
 
-#: Between two looks at what all of kubepods is charged, and at what the pools have, in seconds.
+#: The pause between two comparisons of the charge of kubepods and of the pools, in seconds.
 PERIOD: Final = 0.25
-#: Every so many of them, at each pod: two that made up for each other move no sum.
+#: Each fourth comparison includes every pod: two changes that cancel each other out change no sum.
 PODS: Final = 4
-#: And at what kubepods, mounts and pools there are.
+#: Each twentieth comparison includes the lists of kubepods directories, mounts and pools.
 THE_REST: Final = 20
 _NOTHING: Final = b"0\n"
 
 
 class Poll:
-    """Compares counters, and sets ``due`` when one moved.
+    """Compares counters, and sets ``due`` when one of them changed.
 
-    :param parents: where kubepods is, as :class:`kubepods.Parents` tells.
-    :param pods: the pods' cgroups that are known just now; called in any thread.
+    :param parents: the directories that may hold kubepods; see :class:`kubepods.Parents`.
+    :param pods: returns the cgroups of the pods that the watcher follows; called in any thread.
     """
 
     def __init__(
@@ -59,27 +59,27 @@ class Poll:
         self._of_roots, self._of_pods = Counters(), Counters()
         self._roots: list[Path] = []
         self._free: list[int] = []
-        self._others: object = None
+        self._rest: object = None
 
     async def run(self) -> None:
-        """Compare, for ever."""
-        loop, over = asyncio.get_running_loop(), threading.Event()
+        """Compare forever."""
+        loop, stop = asyncio.get_running_loop(), threading.Event()
         try:
-            await asyncio.to_thread(self._look_on, over, loop)
+            await asyncio.to_thread(self._compare_until, stop, loop)
         finally:
-            over.set()
+            stop.set()
 
-    def _look_on(self, over: threading.Event, loop: asyncio.AbstractEventLoop) -> None:
+    def _compare_until(self, stop: threading.Event, loop: asyncio.AbstractEventLoop) -> None:
         for number in count():
             if self.moved(number):
                 loop.call_soon_threadsafe(self._due.set)
-            if over.wait(PERIOD):
+            if stop.wait(PERIOD):
                 return
 
     def moved(self, number: int) -> bool:
-        """Whether something moved since the look before; ``number`` counts the looks."""
+        """Return True if something changed since the last call; ``number`` counts the calls."""
         with self._turn:
-            moved = number % THE_REST == 0 and self._others_changed()
+            moved = number % THE_REST == 0 and self._rest_changed()
             free = [self._unreserved(*pool) for pool in self._pools]
             if free != self._free:
                 self._free, moved = free, True
@@ -90,10 +90,10 @@ class Poll:
             return moved
 
     def compare_with_now(self) -> None:
-        """Let the next look find what moves from now on; to be called before a pass reads.
+        """Make the next comparison find every change from now on; call this before a pass reads.
 
-        What moved and moved back between two looks is found by neither. A pass that read in
-        between has seen the middle, and reported that.
+        Without this call a pass may read a value between two comparisons that find equal values.
+        The pass would report this value, and nothing would cause another pass.
         """
         self.moved(PODS)
 
@@ -107,7 +107,8 @@ class Poll:
                     counter.close()
 
     def _charged(self) -> list[str]:
-        """The files of the sizes of which kubepods is charged something: else no pod is."""
+        """Return the counter files of the page sizes that kubepods is charged for."""
+        # If kubepods is charged nothing, no pod is.
         return [
             file
             for file in self._files
@@ -120,14 +121,14 @@ class Poll:
 
     @staticmethod
     def _unreserved(free: Counter, reserved: Counter) -> int:
-        # A page that is promised and then touched is in neither any more: that moves no charge.
+        # A touch of a reserved page changes both counters but no charge, so compare the difference.
         return int(free.read() or 0) - int(reserved.read() or 0)
 
-    def _others_changed(self) -> bool:
+    def _rest_changed(self) -> bool:
         try:
             self._roots = list(kubepods.roots(self._parents))
-            others = (hugetlbfs.superblocks(self._host), pools(self._host))
+            rest = (hugetlbfs.superblocks(self._host), pools(self._host))
         except (HostUnreadable, OSError):
-            return True  # the pass that is due tells
-        changed, self._others = others != self._others, others
+            return True  # the next pass will say why
+        changed, self._rest = rest != self._rest, rest
         return changed

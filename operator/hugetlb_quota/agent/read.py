@@ -1,11 +1,11 @@
-"""Reads the host: first which cgroups of pods are there, then what is charged to whom."""
+"""Reads the host for a pass: first the cgroups of pods, then the charges."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -26,11 +26,11 @@ from hugetlb_quota.node.hugetlbfs import Superblock
 from hugetlb_quota.node.pools import Pool, pools
 from hugetlb_quota.page_size import PageSize
 
-#: Reads of the charge list for one that is at rest; the last is taken whatever it is.
+#: The most reads of the charge list until a list is at rest. The last list is taken in any case.
 READS: Final = 3
-#: Between two of them, in seconds.
+#: The pause between two of these reads, in seconds.
 AGAIN: Final = 0.05
-#: Before a reader that failed is asked once more, in seconds: it was killed, or is slow once.
+#: The pause before the one new attempt after a failure of the reader, in seconds.
 AFTER_FAILURE: Final = 0.3
 
 logger = logging.getLogger(__name__)
@@ -39,8 +39,9 @@ logger = logging.getLogger(__name__)
 class HostReader:
     """Reads the host.
 
-    :param parents: where kubepods is, as :class:`kubepods.Parents` tells.
-    :param reader: None: by the cgroups' counters alone, as :mod:`totals` tells.
+    :param parents: the directories that may hold kubepods; see :class:`kubepods.Parents`.
+    :param reader: the reader of the charge list; None to use only the cgroups' counters, see
+        :mod:`totals`.
     """
 
     def __init__(
@@ -59,25 +60,25 @@ class HostReader:
         self._unreadable = ""
 
     async def read(self, largest: int | None) -> Reading:
-        """What there is now, with so many of the largest files; None: with all.
+        """Read the host as it is now.
 
-        :raises HostUnreadable: when the cgroups can't be seen; that they are gone must
-            not be concluded from it.
+        :param largest: the number of files to return, the largest first; None for all files.
+        :raises HostUnreadable: the cgroups can't be seen. This does not mean that they are gone.
         :raises OSError: the same.
         """
         self._check()
-        # What reads many files does in a thread: limits wait for nothing.
-        there = await asyncio.to_thread(self._there)
+        # Reads of many files run in a thread, so that the enforcer does not wait.
+        populated = await asyncio.to_thread(self._populated)
         listed = await self._charge_list(largest)
-        mounts, seen, ceiling = await asyncio.to_thread(self._around)
+        mounts, host_pools, ceiling = await asyncio.to_thread(self._surroundings)
         if listed is None:
-            counted = await asyncio.to_thread(totals.look, self._parents, self._sizes)
+            counted = await asyncio.to_thread(totals.count, self._parents, self._sizes)
             return Reading(
-                there=there,
+                populated=populated,
                 charged=counted.pods,
                 bound=counted.bound,
-                mounts=tuple(_counted(mounts)),
-                pools=seen,
+                mounts=tuple(_limited(mounts)),
+                pools=host_pools,
                 ceiling=ceiling,
                 unreadable=self._unreadable,
             )
@@ -85,18 +86,18 @@ class HostReader:
         parents = frozenset(self._ids())
         amounts = {uid: _bytes(pages) for uid, pages in charges.pods(parents).items()}
         charged = {uid: charge for uid, charge in amounts.items() if uid is not None}
-        if not charged.keys() <= there.keys():
-            # Made after the first look, and filled at once.
-            now = await asyncio.to_thread(self._there)
-            there |= {uid: is_ for uid, is_ in now.items() if uid in charged}
+        if not charged.keys() <= populated.keys():
+            # A cgroup may have been created after the first look, and charged at once.
+            now = await asyncio.to_thread(self._populated)
+            populated |= {uid: inside for uid, inside in now.items() if uid in charged}
         whole = charges.at_rest or self._adds_up(charges)
         missing = Charge()
         if not whole and counted_before is not None:
-            missing = _missing(counted_before, charged, there)
+            missing = _missing(counted_before, charged, populated)
         if not charges.at_rest:
             charged |= await asyncio.to_thread(self._at_least, charged)
         return Reading(
-            there=there,
+            populated=populated,
             charged=charged,
             whole=whole,
             missing=missing,
@@ -107,7 +108,7 @@ class HostReader:
                 MountUse(each, charges.held.get(device, 0) * each.size.bytes)
                 for device, each in mounts.items()
             ),
-            pools=seen,
+            pools=host_pools,
             ceiling=ceiling,
         )
 
@@ -123,27 +124,28 @@ class HostReader:
         except OSError as error:
             raise HostUnreadable(self._host.path, root, error) from error
 
-    def _around(self) -> tuple[dict[int, Superblock], tuple[Pool, ...], Charge]:
-        """Hugetlbfs by device, the pools, and what kubepods itself is limited to."""
+    def _surroundings(self) -> tuple[dict[int, Superblock], tuple[Pool, ...], Charge]:
+        """Return the hugetlbfs mounts by device, the pools, and the limits of kubepods itself."""
         mounts = {each.device: each for each in hugetlbfs.superblocks(self._host)}
         return mounts, pools(self._host), self._ceiling()
 
-    def _there(self) -> dict[str, bool]:
-        """Whose cgroup is there, and whether a process is in it."""
-        there: dict[str, bool] = {}
+    def _populated(self) -> dict[str, bool]:
+        """Return the UID of each pod that has a cgroup, with True if a process is in the cgroup."""
+        populated: dict[str, bool] = {}
         for pod in kubepods.pods(self._parents):
             try:
-                populated = cgroup.is_populated(pod.path)
+                inside = cgroup.is_populated(pod.path)
             except CgroupError:
-                populated = True  # it can't be told
-            # One UID may be at two QoS levels.
-            there[pod.uid] = populated or there.get(pod.uid, False)
-        return there
+                inside = True  # the file can't be read: assume a process
+            # One UID may have cgroups at two QoS levels.
+            populated[pod.uid] = inside or populated.get(pod.uid, False)
+        return populated
 
     async def _charge_list(self, largest: int | None) -> tuple[ChargeList, Totals | None] | None:
-        """The charge list; None when there is none, and then ``_unreadable`` says why.
+        """Return the charge list and the counters read right before; None if there is no list.
 
-        With what was counted right before it was read; None when the first was at rest.
+        If there is no list, ``_unreadable`` says why. If the first list is at rest, no counters
+        are read: the second value is None.
         """
         if self._reader is None:
             self._unreadable = "The agent was started with --charge-list=totals."
@@ -152,20 +154,20 @@ class HostReader:
             try:
                 charges = await self._reader.read(largest)
             except ReaderPauses:
-                raise  # it failed before, and asking again would only delay the totals
+                raise  # another attempt would only delay the totals
             except ChargeListUnreadable:
                 await asyncio.sleep(AFTER_FAILURE)
                 charges = await self._reader.read(largest)
             counted: Totals | None = None
             for _ in range(READS - 1):
-                # With mappings left out it never is at rest.
+                # A list with mappings left out is never at rest.
                 if charges.at_rest or (charges.mappings_left_out and counted is not None):
                     break
                 await asyncio.sleep(AGAIN)
-                counted = await asyncio.to_thread(totals.look, self._parents, self._sizes)
+                counted = await asyncio.to_thread(totals.count, self._parents, self._sizes)
                 charges = await self._reader.read(largest)
         except ReaderPauses as error:
-            # Without the seconds: a report that differs in them alone would be written anew.
+            # Not str(error), which has the seconds: each change would cause a new report.
             self._unreadable = error.why
             return None
         except ChargeListUnreadable as error:
@@ -175,38 +177,36 @@ class HostReader:
         return charges, counted
 
     def _ids(self) -> Iterator[int]:
-        """The IDs of the cgroups that kubepods may be in."""
+        """Yield the IDs of the cgroups that may hold kubepods."""
         for parent in self._parents:
             try:
                 yield parent.stat().st_ino
             except OSError:
-                continue  # not there
+                continue  # does not exist
 
     def _at_least(self, charged: Mapping[str, Charge]) -> dict[str, Charge]:
-        """What cgroups that are there count now, where a list was not at rest."""
+        """Return the larger of listed charge and counter, for each pod that has a cgroup.
+
+        Used if the list was not at rest.
+        """
         more: dict[str, Charge] = {}
         for pod in kubepods.pods(self._parents):
-            counted: dict[PageSize, int] = {}
-            for size in self._sizes:
-                try:
-                    counted[size] = cgroup.read_use(pod.path, size).reserved
-                except CgroupError:
-                    continue
-            peak = charged.get(pod.uid, Charge()).peak(Charge(counted)).without_zeros()
+            counted = totals.reserved(pod.path, self._sizes)
+            peak = charged.get(pod.uid, Charge()).peak(counted).without_zeros()
             if peak:
                 more[pod.uid] = peak
         return more
 
     def _adds_up(self, charges: ChargeList) -> bool:
-        """Whether all of kubepods is listed, though others moved."""
+        """Return True if the list has all charges of kubepods, even if others changed."""
         for root in kubepods.roots(self._parents):
-            known = charges.cgroups.get(root.stat().st_ino)
-            if known is not None and charges.below(known.id) != dict(known.reserved):
+            listed = charges.cgroups.get(root.stat().st_ino)
+            if listed is not None and charges.below(listed.id) != dict(listed.reserved):
                 return False
         return True
 
     def _ceiling(self) -> Charge:
-        """What kubepods itself is limited to; of a size without a limit, nothing."""
+        """Return the limits of kubepods itself. A size without a limit is not in the result."""
         limits: dict[PageSize, list[int | None]] = defaultdict(list)
         for root in kubepods.roots(self._parents):
             for size in self._sizes:
@@ -224,15 +224,14 @@ class HostReader:
         )
 
 
-def _missing(counted: Totals, listed: Mapping[str, Charge], there: Mapping[str, bool]) -> Charge:
-    """At most so much is charged to pods that are gone, beyond what is ``listed`` of them.
+def _missing(counted: Totals, listed: Mapping[str, Charge], populated: Container[str]) -> Charge:
+    """Return the most that all gone pods together hold beyond what the list has of them.
 
-    A pod that is gone is charged nothing new, so what all of them were counted bounds what
-    they hold, when it was ``counted`` before the list was read and after it was seen who is
-    ``there``.
+    The kernel charges nothing new to a gone pod. The counters were read after the cgroups in
+    ``populated`` and before the list. So ``counted.bound`` bounds what all gone pods hold.
     """
     gone = (
-        charge for uid, charge in listed.items() if uid not in there and uid not in counted.pods
+        charge for uid, charge in listed.items() if uid not in populated and uid not in counted.pods
     )
     return counted.bound.beyond(Charge.total(gone)).without_zeros()
 
@@ -241,7 +240,8 @@ def _bytes(pages: Mapping[PageSize, int]) -> Charge:
     return Charge({size: max(0, count) * size.bytes for size, count in pages.items()})
 
 
-def _counted(mounts: Mapping[int, Superblock]) -> Iterator[MountUse]:
+def _limited(mounts: Mapping[int, Superblock]) -> Iterator[MountUse]:
+    """Yield the mounts with a ``size=``; only these are counted without the charge list."""
     for each in mounts.values():
         held = hugetlbfs.used(each)
         if held is not None:
@@ -251,7 +251,7 @@ def _counted(mounts: Mapping[int, Superblock]) -> Iterator[MountUse]:
 def _files(
     charges: ChargeList, parents: frozenset[int], mounts: Mapping[int, Superblock]
 ) -> Iterator[ChargedFile]:
-    """The listed files that pages are charged for."""
+    """Yield the files of the list with charged pages."""
     owners: dict[int, str] = {
         id_: each.pod(parents) or SYSTEM for id_, each in charges.cgroups.items()
     }
@@ -274,6 +274,6 @@ def _file(file: File, pages: Mapping[str, int], mounts: Mapping[int, Superblock]
         device=file.superblock.device,
         inode=file.inode,
         charged={owner: count * size.bytes for owner, count in pages.items()},
-        # The kernel's own have names in no directory.
+        # Files of the kernel's internal mounts are in no directory.
         linked=file.linked or file.superblock.internal,
     )

@@ -1,4 +1,4 @@
-"""What is read of the host in one pass; no I/O here. Amounts are bytes."""
+"""What one pass reads of the host. No I/O here. All amounts are bytes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from hugetlb_quota.node.hugetlbfs import Superblock
 from hugetlb_quota.node.pools import Pool
 from hugetlb_quota.page_size import PageSize
 
-#: In the place of a pod: the host's own processes.
+#: Stands in place of a pod's UID for the host's own processes.
 SYSTEM: Final = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ChargedFile:
-    """A hugetlbfs file that pages are charged for.
+    """A hugetlbfs file with charged pages.
 
-    ``path`` is below the mount, ``mount`` where the host has that (None: nowhere that is
-    known). ``linked``: it still has a name. ``charged`` is by UID in the name of the pod's
-    cgroup; :data:`SYSTEM` for others.
+    ``path`` starts at the root of the file's hugetlbfs. ``mount`` is the mount on the host, or
+    None if the host has none. ``charged`` is the charge by the UID in the name of the pod's
+    cgroup, and by :data:`SYSTEM` for all other cgroups. ``linked`` is False if the file has no
+    name any more.
     """
 
     path: str
@@ -35,7 +36,7 @@ class ChargedFile:
 
 @dataclass(frozen=True, slots=True)
 class MountUse:
-    """A hugetlbfs and what is reserved or allocated on it."""
+    """A hugetlbfs, and the bytes reserved or allocated on it."""
 
     mount: Superblock
     used: int
@@ -43,18 +44,24 @@ class MountUse:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was read in one pass, in the order: pods' cgroups, then charges.
+    """The result of one pass, which reads first the cgroups of pods and then the charges.
 
-    UIDs are those in the names of pods' cgroups. ``there``: whose cgroup is there, and
-    whether a process is in it. ``charged``: what is charged to whom, gone pods among them.
-    ``whole``: nothing is missing in it; ``missing``: else at most so much is charged to all pods
-    that are gone together, beyond what ``charged`` has of them. ``bound``: where the charge list
-    can't be read, at most so much is charged to all pods that are gone together; ``charged``
-    has none of them then. ``ceiling``: limits of kubepods itself. ``unreadable``: why there is
-    no charge list; "" where there is one.
+    Each UID is the UID in the name of the pod's cgroup.
+
+    ``populated`` has every pod that has a cgroup, with True if a process is in the cgroup.
+    ``charged`` is the charge of each pod, live or gone. ``system`` is the charge of all other
+    cgroups. ``unlisted`` is charged, but no entry of the charge list shows it.
+
+    ``whole`` is True if ``charged`` lacks nothing. Otherwise all gone pods together may be charged
+    up to ``missing`` more than ``charged`` says.
+
+    ``bound`` is None if the charge list was read. Otherwise ``charged`` has no gone pods, and all
+    gone pods together are charged at most ``bound``; ``unreadable`` says why there is no list.
+
+    ``ceiling`` are the limits of kubepods itself.
     """
 
-    there: Mapping[str, bool] = field(default_factory=dict)
+    populated: Mapping[str, bool] = field(default_factory=dict)
     charged: Mapping[str, Charge] = field(default_factory=dict)
     whole: bool = True
     missing: Charge = NOTHING

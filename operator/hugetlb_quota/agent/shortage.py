@@ -1,9 +1,9 @@
-"""Tells a pod's people that the kernel refused huge pages to it: an Event on the pod.
+"""Publishes an Event on a pod when the kernel has refused huge pages to the pod.
 
-The kernel counts in ``hugetlb.<size>.events`` of a cgroup and of all above it each charge that did
-not fit, reservations among them (mm/hugetlb_cgroup.c, __hugetlb_cgroup_charge_cgroup). A pod whose
-limit is what it asks for sees nothing but ENOMEM of mmap, and mostly says nothing of it. Where
-kubepods counted nothing more, no pod in it did.
+The kernel counts each refused charge in ``hugetlb.<size>.events`` of the cgroup and of all its
+ancestors, also refused reservations (mm/hugetlb_cgroup.c, __hugetlb_cgroup_charge_cgroup). The
+program itself sees only ENOMEM from mmap, and rarely logs this. If the count of kubepods has not
+changed, the count of no pod has.
 """
 
 from __future__ import annotations
@@ -26,31 +26,35 @@ from hugetlb_quota.node.kubepods import PodCgroup
 from hugetlb_quota.page_size import PageSize
 
 REASON: Final = "HugePagesRefused"
-#: Between two looks, in seconds.
+#: The pause between two looks, in seconds.
 PERIOD: Final = 5.0
-#: Between two Events on one pod, in seconds: the later one has the number of all.
+#: The pause between two Events on one pod, in seconds. The next Event counts all refusals since.
 REST: Final = 600.0
-#: Events in one look, at the most: the others are for the next.
+#: The most pods that get Events in one look. The other pods wait for the next look.
 MOST_EVENTS: Final = 8
 
 
 @dataclass(slots=True)
 class _Pod:
-    """Of one pod's cgroup: what the kernel had counted, what was not told, and since when."""
+    """The refusals in one pod's cgroup.
+
+    ``counted`` is the kernel's count at the last look. ``unpublished`` are the refusals since the
+    last Event. ``published_at`` is the time of the last Event in seconds.
+    """
 
     counted: dict[PageSize, int]
-    untold: dict[PageSize, int] = field(default_factory=dict)
-    told_at: float = float("-inf")
+    unpublished: dict[PageSize, int] = field(default_factory=dict)
+    published_at: float = float("-inf")
 
 
 class Shortage:
-    """Compares what the kernel counts with what was told.
+    """Compares the kernel's counts with the refusals that were published.
 
     :param node: the name of this node.
-    :param cgroups: the pods' cgroups that are known just now.
-    :param roots: kubepods, wherever it is known just now.
-    :param seen: which pod is of a cgroup, by the UID in the cgroup's name.
-    :param clock: gives seconds.
+    :param cgroups: returns the cgroups of the pods that the watcher follows.
+    :param roots: returns the kubepods directories that the watcher has found.
+    :param seen: returns the pods of this node, by the UID in the name of the cgroup.
+    :param clock: returns seconds.
     """
 
     def __init__(
@@ -72,43 +76,49 @@ class Shortage:
         self._clock = clock
         self._of_roots = Counters()
         self._pods: dict[Path, _Pod] | None = None
-        #: How often huge pages were refused since this agent began, by page size.
+        #: The number of refusals since this agent started, by page size.
         self.refused = dict.fromkeys(self._sizes, 0)
 
     async def run(self, listed: asyncio.Event) -> None:
-        """Look and tell for ever, beginning when ``listed`` is set: all cgroups are known."""
+        """Look and publish forever; start when ``listed`` is set: all cgroups are found then."""
         await listed.wait()
         while True:
             await self.look()
             await asyncio.sleep(PERIOD)
 
     async def look(self) -> None:
-        """Look once, and tell of pods that were refused something."""
+        """Look once, and publish Events on the pods that have new refusals."""
         paths = [f"{root}/{size.cgroup}.events" for root in self._roots() for size in self._sizes]
         moved = self._of_roots.moved(paths)
         cgroups = tuple(self._cgroups())
         if moved or self._pods is None:
-            # In a thread: of many pods it takes so long that limits would wait for it.
+            # In a thread: with many pods this takes long, and the enforcer must not wait.
             counted = await asyncio.to_thread(self._count, cgroups)
             self._pods = self._compared(counted)
-        there = [(each, pod) for each in cgroups if (pod := self._pods.get(each.path)) is not None]
-        self._pods = {each.path: pod for each, pod in there}
+        present = [
+            (each, pod) for each in cgroups if (pod := self._pods.get(each.path)) is not None
+        ]
+        self._pods = {each.path: pod for each, pod in present}
         now = self._clock()
-        owing = [each for each in there if each[1].untold and now >= each[1].told_at + REST]
-        for cgroup_, pod in owing[:MOST_EVENTS]:
-            await self._tell(cgroup_, pod)
+        due = [
+            (each, pod)
+            for each, pod in present
+            if pod.unpublished and now >= pod.published_at + REST
+        ]
+        for cgroup_, pod in due[:MOST_EVENTS]:
+            await self._publish(cgroup_, pod)
 
     def _compared(self, counted: Mapping[Path, dict[PageSize, int]]) -> dict[Path, _Pod]:
-        """The pods with what was ``counted`` now, and what is to be told of that."""
+        """Return the pods with the counts of now, and add the new refusals."""
         pods: dict[Path, _Pod] = {}
         for path, counts in counted.items():
-            # What was counted before this agent began was told by the one before it. What came
-            # since then begins at nothing.
+            # At the first look the earlier agent has published what was counted before. A pod
+            # that came later starts with a count of 0.
             pod = _Pod(counts) if self._pods is None else self._pods.get(path) or _Pod({})
             for size, count in counts.items():
                 if more := count - pod.counted.get(size, 0):
                     self.refused[size] += more
-                    pod.untold[size] = pod.untold.get(size, 0) + more
+                    pod.unpublished[size] = pod.unpublished.get(size, 0) + more
             pod.counted = counts
             pods[path] = pod
         return pods
@@ -121,15 +131,15 @@ class Shortage:
             try:
                 yield size, cgroup.read_refusals(path, size)
             except CgroupError:
-                continue  # gone, or not limited at all: that is told elsewhere
+                continue  # gone, or without the controller: then the condition Ready says so
 
-    async def _tell(self, cgroup_: PodCgroup, pod: _Pod) -> None:
+    async def _publish(self, cgroup_: PodCgroup, pod: _Pod) -> None:
         seen = self._seen().get(cgroup_.uid)
         if seen is None:
-            return  # the API has not told of it yet
-        told, pod.untold = pod.untold, {}
-        pod.told_at = self._clock()
-        for size, times in told.items():
+            return  # the API has not shown the pod yet
+        refused, pod.unpublished = pod.unpublished, {}
+        pod.published_at = self._clock()
+        for size, times in refused.items():
             await events.publish(
                 self._connection,
                 Regarding("v1", "Pod", seen.pod.namespace, seen.pod.name, seen.pod.uid),
@@ -143,16 +153,16 @@ class Shortage:
 
 
 def sentence(size: PageSize, demand: int, times: int) -> str:
-    """What is told: ``times`` more than ``demand`` bytes of ``size`` were refused."""
+    """Return the note of an Event: more than ``demand`` bytes of ``size`` were refused."""
     often = "once" if times == 1 else f"{times} times"
     if not demand:
         return (
-            f"This pod tried {often} to take pages of {size.resource}, for which it does not ask:"
-            f" mmap fails with ENOMEM, and programs that can go on with small pages. To get some,"
-            f" set resources.limits.{size.resource}."
+            f"This pod tried {often} to take pages of {size.resource}, which it does not ask for:"
+            " mmap fails with ENOMEM, and some programs go on with small pages. If the pod needs"
+            f" such pages, set resources.limits.{size.resource}."
         )
     return (
         f"This pod tried {often} to reserve more than its {quantity.render(demand)} of"
-        f" {size.resource}: mmap fails with ENOMEM, and programs that can go on with small pages."
-        f" If it needs more, raise resources.limits.{size.resource}."
+        f" {size.resource}: mmap fails with ENOMEM, and some programs go on with small pages."
+        f" If the pod needs more, raise resources.limits.{size.resource}."
     )

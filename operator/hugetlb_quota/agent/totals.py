@@ -1,10 +1,10 @@
-"""Where the kernel's charge list can't be read: what the counters of cgroups alone tell.
+"""Estimates the charges of gone pods from the counters of cgroups, without the charge list.
 
-A reservation stays charged to those above a cgroup when that is removed (mm/hugetlb_cgroup.c).
-So what kubepods is charged and no pod in it bounds what all that are gone still hold. Each of
-them is charged what it held as it was seen last, but not more than that bound. What is left of
-the bound then is charged to those that have ended since, each up to what it asked for: together
-that may be too much.
+When a cgroup is removed, its reservations stay charged to its ancestors (mm/hugetlb_cgroup.c). So
+the charge of kubepods minus the charges of all its pods bounds what all gone pods hold together.
+Each gone pod is charged what it held when it was last seen, but not more than this bound. The rest
+of the bound is charged to the pods that have ended since, each up to its demand. The sum may be
+too large.
 """
 
 from __future__ import annotations
@@ -19,73 +19,76 @@ from hugetlb_quota.node import cgroup, kubepods
 from hugetlb_quota.node.cgroup import CgroupError
 from hugetlb_quota.page_size import PageSize
 
-#: How often everything is read before it is given up to see it twice the same.
+#: The most times that all counters are read until two readings in a row are equal.
 _ATTEMPTS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What was counted; bytes.
+    """The counters of all pods, in bytes.
 
-    ``pods``: what each pod's cgroup is charged, by the UID in its name. ``bound``: what
-    kubepods is charged and no pod in it.
+    ``pods`` is the charge of each pod's cgroup, by the UID in its name. ``bound`` is the charge of
+    kubepods that belongs to no pod in it.
     """
 
     pods: Mapping[str, Charge]
     bound: Charge
 
 
-def look(parents: Iterable[Path], sizes: Iterable[PageSize]) -> Totals:
-    """Everything below ``parents``, as :class:`kubepods.Parents` tells.
+def count(parents: Iterable[Path], sizes: Iterable[PageSize]) -> Totals:
+    """Read the counters of kubepods and all pods below ``parents``.
 
-    The files can't be read all at once, so they are read until they say the same twice; where
-    they never do, ``bound`` is the largest that was seen.
+    The kernel can't read all files at one moment. So the files are read until two readings in a
+    row are equal. If no two are, ``bound`` is the largest bound of all readings.
 
-    :raises OSError: when a directory is there and can't be read.
+    :raises OSError: a directory exists but can't be read.
     """
     parents, sizes = tuple(parents), tuple(sizes)
-    before = _count(parents, sizes)
+    before = _count_once(parents, sizes)
     bound = before.bound
     for _ in range(_ATTEMPTS):
-        now = _count(parents, sizes)
+        now = _count_once(parents, sizes)
         if now == before:
             return now
         before, bound = now, bound.peak(now.bound)
     return Totals(before.pods, bound)
 
 
-def _count(parents: tuple[Path, ...], sizes: tuple[PageSize, ...]) -> Totals:
-    total = Charge.total(_reserved(root, sizes) for root in kubepods.roots(parents))
+def _count_once(parents: tuple[Path, ...], sizes: tuple[PageSize, ...]) -> Totals:
+    total = Charge.total(reserved(root, sizes) for root in kubepods.roots(parents))
     pods: dict[str, Charge] = {}
     for pod in kubepods.pods(parents):
-        # One UID may be at two QoS levels. What one without files of the controller has is
-        # counted above it, with what those have that are gone.
-        pods[pod.uid] = pods.get(pod.uid, Charge()) + _reserved(pod.path, sizes)
+        # One UID may have cgroups at two QoS levels. A cgroup without files of the controller
+        # counts 0, and its pages are part of the bound.
+        pods[pod.uid] = pods.get(pod.uid, Charge()) + reserved(pod.path, sizes)
     return Totals(pods, total.beyond(Charge.total(pods.values())))
 
 
-def _reserved(path: Path, sizes: tuple[PageSize, ...]) -> Charge:
-    """What is reserved; a page that is touched without a reservation counts as reserved too."""
+def reserved(path: Path, sizes: Iterable[PageSize]) -> Charge:
+    """Return the bytes that the cgroup at ``path`` has reserved; nothing if the cgroup is gone.
+
+    The kernel also counts a page as reserved if a program touched it without a reservation.
+    """
     amounts = {}
     for size in sizes:
         try:
             amounts[size] = cgroup.read_use(path, size).reserved
         except CgroupError:
-            continue  # gone, or without the controller, of which the condition Ready tells
+            continue  # gone, or without the controller: then the condition Ready says so
     return Charge(amounts)
 
 
-def left(
+def estimate(
     held: Mapping[str, Charge], more: Mapping[str, Charge], bound: Charge
 ) -> tuple[dict[str, Charge], Charge]:
-    """What pods that are gone are charged, and what of ``bound`` none of them can hold.
+    """Return the charge of each gone pod, and the part of ``bound`` that belongs to none of them.
 
-    :param held: what each held when it was seen last.
-    :param more: what each may have filled since, of those of which the end was not seen.
+    :param held: what each gone pod held when it was last seen.
+    :param more: what each pod may have reserved since, if no agent saw the pod end.
     """
     charged = {uid: charge.within(bound).without_zeros() for uid, charge in held.items()}
     rest = bound.beyond(Charge.total(charged.values()))
-    filled = {uid: charge.within(rest) for uid, charge in more.items()}
-    for uid, charge in filled.items():
+    added = {uid: charge.within(rest) for uid, charge in more.items()}
+    for uid, charge in added.items():
         charged[uid] = (charged.get(uid, Charge()) + charge).without_zeros()
-    return charged, rest.beyond(Charge.total(filled.values())).without_zeros()
+    return charged, rest.beyond(Charge.total(added.values())).without_zeros()

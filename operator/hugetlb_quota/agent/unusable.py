@@ -1,9 +1,8 @@
-"""A host that no pod can be limited on: said in its HugeTLBNode, and looked at now and then.
+"""Waits on a host where no pod can be limited, and says so in the HugeTLBNode.
 
-The DaemonSet runs on every node. On one without cgroup2 or without the hugetlb controller
-the agent can't do its work and must not crash-loop over it either: the condition Ready says
-what is lacking and what to do, the probes are answered, and the agent begins when the host
-has what it takes.
+The DaemonSet runs on every node. Without cgroup2 or its hugetlb controller the agent can't work,
+but it must not crash and restart again and again. So the condition Ready says what the host lacks
+and what to do, the probes answer, and the agent starts its work when the host can limit pods.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from hugetlb_quota.agent.conditions import unusable_condition
+from hugetlb_quota.agent.last_report import adopt
 from hugetlb_quota.agent.metrics import PoolMetrics
 from hugetlb_quota.agent.node_object import NodeApi, NodeObject
-from hugetlb_quota.agent.reconcile import adopt
-from hugetlb_quota.agent.report import pool_status, summary
+from hugetlb_quota.agent.status import pool_status, summary, timestamp
 from hugetlb_quota.agent.waiting import wait_at_most
 from hugetlb_quota.backoff import Backoff
 from hugetlb_quota.kube.errors import ApiError
@@ -29,9 +28,9 @@ from hugetlb_quota.node.pools import pools
 from hugetlb_quota.node.watcher import KubepodsWatcher
 from hugetlb_quota.program import about
 
-#: Between two looks at the host, in seconds; each is a heartbeat of the report too.
+#: The pause between two checks of the host, in seconds. After each check a report is written.
 PERIOD: Final = 60.0
-#: The wait after the report could not be written, in seconds, doubled up to PERIOD.
+#: The pause after a failed write, in seconds. The pause doubles up to PERIOD.
 FIRST_BACKOFF: Final = 0.5
 
 Json = dict[str, Any]
@@ -40,21 +39,22 @@ logger = logging.getLogger(__name__)
 
 
 def check(host: HostRoot) -> None:
-    """See that pods can be limited on ``host``.
+    """Check that pods can be limited on ``host``.
 
-    :raises UnusableHost: what is lacking, and what to do.
+    :raises UnusableHost: the host lacks something; the sentence says what to do.
     """
     host.boot_id()
     host.cgroup2()
-    with KubepodsWatcher(Parents(tuple)):  # an inotify instance
+    with KubepodsWatcher(Parents(tuple)):  # takes an inotify instance
         pass
 
 
 class UnusableNode:
-    """Tells of a host that can't be worked on, until it can.
+    """Reports what the host lacks, until pods can be limited.
 
     :param node: the name of the node.
-    :param bind: where to serve the probes, as :func:`serve_probes` takes it; ``port`` too.
+    :param bind: the address of the probes; see :func:`serve_probes`.
+    :param port: the port of the probes.
     """
 
     def __init__(self, connection: NodeApi, node: str, host: HostRoot, bind: str, port: int):
@@ -63,7 +63,7 @@ class UnusableNode:
         self._host = host
         self._bind = bind
         self._port = port
-        self._told = ""
+        self._reported = ""
 
     async def wait(
         self,
@@ -71,10 +71,10 @@ class UnusableNode:
         check: Callable[[HostRoot], None] = check,
         period: float = PERIOD,
     ) -> bool:
-        """Wait until ``check`` passes; False when ``stop`` was set before.
+        """Wait until ``check`` passes; return False if ``stop`` is set before.
 
-        :raises HostUnreadable: when there is no host to look at: that is no node's fault.
-        :raises NoProbePort: when the probes' port is taken.
+        :raises HostUnreadable: --host-root is not the root of a host. No report is written.
+        :raises NoProbePort: another program has the port of the probes.
         """
         if self._lacking(check) is None:
             return True
@@ -82,15 +82,15 @@ class UnusableNode:
         async with serve_probes(self._bind, self._port, self._waiting_for, metrics.render):
             backoff = Backoff(FIRST_BACKOFF, period)
             while not stop.is_set() and (lacking := self._lacking(check)) is not None:
-                if str(lacking) != self._told:
+                if str(lacking) != self._reported:
                     logger.error(
                         "No pod of this node can be limited: %s",
                         lacking,
                         extra=about(node=self._node),
                     )
                 try:
-                    await self._tell(lacking)
-                    self._told = str(lacking)
+                    await self._report(lacking)
+                    self._reported = str(lacking)
                     backoff.reset()
                     pause = period
                 except ApiError as error:
@@ -102,13 +102,13 @@ class UnusableNode:
                     pause = backoff.next()
                 await wait_at_most(stop, pause)
         if not stop.is_set():
-            logger.info("The host has what it lacked; beginning.")
+            logger.info("Pods can be limited on this host now; the agent starts its work.")
         return not stop.is_set()
 
     def _waiting_for(self) -> str:
-        # Ready once it has told: it does all that can be done here, and a rollout that waited
-        # for this node would wait for ever.
-        return "" if self._told else "the report that this node's pods can't be limited"
+        # Ready after the first report: the agent can do no more here, and the rollout of the
+        # DaemonSet must not wait for this node forever.
+        return "" if self._reported else "the report that this node's pods can't be limited"
 
     def _lacking(self, check: Callable[[HostRoot], None]) -> UnusableHost | None:
         try:
@@ -119,28 +119,30 @@ class UnusableNode:
             return error
         return None
 
-    async def _tell(self, lacking: UnusableHost) -> None:
+    async def _report(self, lacking: UnusableHost) -> None:
         last = await self._object.last_status() or {}
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        now = timestamp(datetime.now(UTC))
         before: Mapping[str, Any] = next(
             (each for each in last.get("conditions") or () if each["type"] == "Ready"), {}
         )
         condition = unusable_condition(type(lacking).__name__, str(lacking), before, now)
         status = {
             **self._still_true(last),
-            "summary": summary(there := pools(self._host)),
-            "pools": [pool_status(pool) for pool in there],
+            "summary": summary(found := pools(self._host)),
+            "pools": [pool_status(pool) for pool in found],
             "conditions": [condition],
             "reportedAt": now,
         }
         await self._object.write(status)
 
     def _still_true(self, last: Mapping[str, Any]) -> Json:
-        """What an agent that could see this boot's cgroups has reported: it stays charged.
+        """Return the part of the last report that still holds.
 
-        Else names alone, for the agent of a later boot: pods are started anew under their UIDs,
-        and one of them may be deleted before it begins. And no boot ID: to the controller that
-        is a node without an agent, whose pods are charged until they end.
+        A report of this boot holds as a whole: its charges stay. From a report of another boot
+        only the names of pods stay, for the agent of a later boot: kubelet starts the pods again
+        under their UIDs, and a pod may be deleted before that agent starts. Such a report has no
+        boot ID. The controller then treats the node as a node without an agent, and charges its
+        pods until they end.
         """
         boot_id = self._host.boot_id()
         if last.get("bootID") == boot_id:

@@ -1,4 +1,4 @@
-"""Waiting for what may not happen."""
+"""Waits for an event, with a time limit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import suppress
 
 
 async def wait_at_most(event: asyncio.Event, seconds: float) -> None:
-    """Wait for ``event``, and no longer than ``seconds``."""
+    """Wait until ``event`` is set, but no longer than ``seconds``."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()

@@ -1,4 +1,4 @@
-"""What a node's conditions tell."""
+"""The conditions of a HugeTLBNode."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ def mount(path: str, used: str, limit: str | None = None) -> MountStatus:
     ],
     ids=["not yet full", "without a limit", "empty"],
 )
-def test_a_mount_with_room_is_not_told_of(roomy: MountStatus) -> None:
+def test_a_mount_with_room_is_no_problem(roomy: MountStatus) -> None:
     condition = room_condition([roomy], {}, NOW)
     assert (condition["status"], condition["reason"]) == ("True", "HaveRoom")
 
 
-def test_a_full_mount_is_told_apart_from_a_quota() -> None:
+def test_says_that_a_full_mount_is_not_a_quota() -> None:
     full = mount("/mnt/huge", "64Mi", "64Mi")
     condition = room_condition([full, mount("/b", "2Mi")], {}, NOW)
     assert (condition["status"], condition["reason"]) == ("False", "Full")
     assert "/mnt/huge is full: it holds 64Mi and was mounted with size=64Mi" in condition["message"]
-    assert "on that and on no quota" in condition["message"]
+    assert "come from this limit and not from a quota" in condition["message"]
     assert "/b" not in condition["message"]
 
 
-def test_why_the_charge_list_can_not_be_read_is_told() -> None:
+def test_says_why_the_charge_list_cannot_be_read() -> None:
     assert charge_list_condition("", {}, NOW)["status"] == "True"
     condition = charge_list_condition("This kernel has no BTF.", {}, NOW)
     assert (condition["status"], condition["reason"]) == ("False", "Unreadable")
-    assert condition["message"].startswith("This kernel has no BTF. What pods left")
+    assert condition["message"].startswith("This kernel has no BTF. The charges of gone pods")
 
 
 @pytest.mark.parametrize("before", [{"status": "True"}, {"type": "Ready"}, {"status": 7}])
-def test_a_damaged_condition_does_no_harm(before: dict[str, object]) -> None:
+def test_accepts_a_damaged_earlier_condition(before: dict[str, object]) -> None:
     assert room_condition([], before, NOW)["lastTransitionTime"] == NOW
 
 
-def test_a_mount_larger_than_any_number_of_the_api_is_no_trouble() -> None:
+def test_accepts_a_mount_larger_than_any_quantity_of_the_api() -> None:
     condition = room_condition([mount("/huge", "2Mi", "8Ei")], {}, NOW)
     assert condition["status"] == "True"
 
 
-def test_a_message_is_text_and_not_too_long_for_the_api() -> None:
+def test_a_message_is_text_and_short_enough_for_the_api() -> None:
     sentence = "a\udcff" + "b" * 40_000
     message = ready_condition((sentence,), {}, NOW)["message"]
     assert message.startswith("a\\udcffb")

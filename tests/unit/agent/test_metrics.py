@@ -9,8 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.agent.metrics import AgentMetrics, PoolMetrics
 from hugetlb_quota.agent.reading import Reading
-from hugetlb_quota.agent.reconcile import Entry, Report
-from hugetlb_quota.agent.report import Latest
+from hugetlb_quota.agent.report import Entry, Report
+from hugetlb_quota.agent.reporter import Latest
 from hugetlb_quota.node.charge_reader import Reads
 from hugetlb_quota.node.pools import Pool
 from hugetlb_quota.page_size import PageSize
@@ -62,7 +62,7 @@ def test_what_the_last_pass_came_to() -> None:
     )
     report = Report({each.uid: each for each in entries}, (), charge(16), charge(1))
     pools = (pool(None, 64, 16), pool(0, 60, 12))
-    reading = Reading(there={"live": True}, unreadable="No BTF.", pools=pools)
+    reading = Reading(populated={"live": True}, unreadable="No BTF.", pools=pools)
     latest = Latest(report, reading)
     latest.passed()
     assert of(latest, "node") == {

@@ -15,7 +15,7 @@ from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.agent import reclaim as module
 from hugetlb_quota.agent.reading import ChargedFile, Reading
 from hugetlb_quota.agent.reclaim import Reclaimer, project_waits
-from hugetlb_quota.agent.reconcile import Entry, Report
+from hugetlb_quota.agent.report import Entry, Report
 from hugetlb_quota.node.hugetlbfs import Superblock
 from hugetlb_quota.node.reclaim import NotReclaimed, StillHeld, reclaim
 from hugetlb_quota.page_size import PageSize

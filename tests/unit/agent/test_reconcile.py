@@ -11,18 +11,12 @@ import pytest
 
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.volume import Volume
+from hugetlb_quota.agent.last_report import adopt
 from hugetlb_quota.agent.pods import SeenPod
 from hugetlb_quota.agent.reading import SYSTEM, ChargedFile, Reading
-from hugetlb_quota.agent.reconcile import (
-    LARGEST,
-    NO_REPORT,
-    Entry,
-    Report,
-    adopt,
-    due_files,
-    due_pods,
-    reconcile,
-)
+from hugetlb_quota.agent.reclaim import due_files, due_pods
+from hugetlb_quota.agent.reconcile import LARGEST, reconcile
+from hugetlb_quota.agent.report import NO_REPORT, Entry, Report
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.node.hugetlbfs import Superblock
 from hugetlb_quota.page_size import PageSize
@@ -66,7 +60,7 @@ def test_a_pod_that_asks_is_there_before_its_cgroup_is() -> None:
 
 
 def test_one_that_asks_for_nothing_is_not_unless_it_is_charged() -> None:
-    reading = Reading(there={"u": True})
+    reading = Reading(populated={"u": True})
     assert reconcile(reading, seen(demand=Charge()), NO_REPORT, NOW).entries == {}
     reading = replace(reading, charged={"u": charge(2)})
     assert one(reconcile(reading, seen(demand=Charge()), NO_REPORT, NOW)).charged == charge(2)
@@ -96,7 +90,7 @@ def test_one_that_left_nothing_leaves() -> None:
 
 
 def test_a_process_in_its_cgroup_keeps_it_whatever_the_api_says() -> None:
-    reading = Reading(there={"u": True})
+    reading = Reading(populated={"u": True})
     assert one(reconcile(reading, seen(ended=True), NO_REPORT, NOW)).live
     assert one(reconcile(reading, {}, last(entry()), NOW)).name == "name-of-u"
     # Deleted while no agent ran, and never reported: it may have huge pages yet.
@@ -104,7 +98,7 @@ def test_a_process_in_its_cgroup_keeps_it_whatever_the_api_says() -> None:
 
 
 def test_an_empty_cgroup_that_kubelet_left_behind_is_none() -> None:
-    reading = Reading(there={"u": False})
+    reading = Reading(populated={"u": False})
     assert reconcile(reading, seen(ended=True), last(entry()), NOW).entries == {}
     assert reconcile(reading, {}, NO_REPORT, NOW).entries == {}
     charged = replace(reading, charged={"u": charge(4)})
@@ -130,7 +124,7 @@ def test_labels_are_as_they_were_seen_last() -> None:
 
 
 def test_a_static_pod_is_told_by_both_its_uids() -> None:
-    reading = Reading(there={"hash": True}, charged={"hash": charge(4)})
+    reading = Reading(populated={"hash": True}, charged={"hash": charge(4)})
     found = one(reconcile(reading, seen("mirror", static_hash="hash"), NO_REPORT, NOW))
     assert (found.uid, found.cgroup, found.live) == ("mirror", "hash", True)
     # Its mirror is deleted while no agent runs.
@@ -141,7 +135,7 @@ def test_a_static_pod_is_told_by_both_its_uids() -> None:
 
 
 def test_one_that_runs_again_has_not_ended() -> None:
-    reading = Reading(there={"u": True})
+    reading = Reading(populated={"u": True})
     found = one(reconcile(reading, {}, last(entry(**GONE)), LATER))
     assert (found.live, found.ended_at) == (True, None)
 
@@ -158,13 +152,13 @@ def test_what_a_reading_may_lack_is_as_it_was() -> None:
 
 def test_one_of_which_the_counters_prove_that_nothing_is_missing_goes() -> None:
     """Though the reading is not whole: a live pod has more mappings than are looked at."""
-    reading = Reading(there={"l": True}, charged={"l": charge(8)}, whole=False)
+    reading = Reading(populated={"l": True}, charged={"l": charge(8)}, whole=False)
     report = reconcile(reading, {}, last(entry("l"), entry(**GONE)), NOW)
     assert report.entries.keys() == {"l"}
 
 
 def test_without_a_list_the_gone_hold_what_they_did_within_what_is_left() -> None:
-    reading = Reading(there={"l": True}, charged={"l": charge(2)}, bound=charge(6))
+    reading = Reading(populated={"l": True}, charged={"l": charge(2)}, bound=charge(6))
     gone = entry("g", charged=charge(4), live=False)
     before = last(entry("l"), gone, entry("h", charged=charge(16)))
     report = reconcile(reading, {}, before, NOW)
@@ -258,7 +252,7 @@ def test_a_file_is_due_when_all_are_who_are_charged_for_it() -> None:
 
 def test_a_report_goes_on_from_itself() -> None:
     reading = Reading(
-        there={"l": True},
+        populated={"l": True},
         charged={"u": charge(2), "l": Charge({LARGE: 1 << 30})},
         files=(file(u=2),),
         system=charge(4),
@@ -269,7 +263,7 @@ def test_a_report_goes_on_from_itself() -> None:
 
 def test_after_a_boot_the_last_report_tells_names_and_nothing_else() -> None:
     reading = Reading(
-        there={"u": True, "hash": True},
+        populated={"u": True, "hash": True},
         charged={"u": charge(4), "hash": charge(2)},
         files=(file(u=4),),
         system=charge(2),
@@ -278,7 +272,7 @@ def test_after_a_boot_the_last_report_tells_names_and_nothing_else() -> None:
     before = adopt(as_status(reconcile(reading, pods, NO_REPORT, NOW)), "another boot")
     assert reconcile(Reading(), {}, before, LATER) == NO_REPORT
     # Kubelet started it anew, it was deleted, and then the agent starts.
-    left = Reading(charged={"u": charge(8)}, there={"hash": True})
+    left = Reading(charged={"u": charge(8)}, populated={"hash": True})
     report = reconcile(left, {}, before, LATER)
     assert report.entries["u"] == Entry(
         "u", "ns", "name-of-u", {"a": "b"}, charged=charge(8), ended_at=LATER

@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from hugetlb_quota.accounting.charge import NOTHING, Charge
+from hugetlb_quota.agent.last_report import adopt
 from hugetlb_quota.agent.pods import NodePods
 from hugetlb_quota.agent.reading import SYSTEM, ChargedFile, Reading
-from hugetlb_quota.agent.reconcile import NO_REPORT, Report, adopt, reconcile
+from hugetlb_quota.agent.reconcile import reconcile
+from hugetlb_quota.agent.report import NO_REPORT, Report
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.page_size import PageSize
 
@@ -181,7 +183,7 @@ class Node(RuleBasedStateMachine):
         self.now += timedelta(seconds=1)
         charged = self.kernel.charged()
         reading = Reading(
-            there=dict(self.kernel.populated),
+            populated=dict(self.kernel.populated),
             charged={owner: charge(pages) for owner, pages in charged.items() if owner != SYSTEM},
             system=charge(charged.get(SYSTEM, 0)),
             files=tuple(self._files()),
@@ -198,7 +200,7 @@ class Node(RuleBasedStateMachine):
         self.pods.remember(before.static, before.real)
         seen = self.pods.seen()
         self.report = reconcile(reading, seen, before, self.now)
-        self.pods.forget(self.report.entries.keys() | reading.there.keys(), seen)
+        self.pods.forget(self.report.entries.keys() | reading.populated.keys(), seen)
         for uid in self.report.entries.keys() & seen.keys():
             self.names[uid] = seen[uid].pod
         for uid in self.names.keys() - self.report.entries.keys():

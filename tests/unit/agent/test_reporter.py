@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from hugetlb_quota.accounting.charge import Charge
-from hugetlb_quota.agent import fit, report
+from hugetlb_quota.agent import fit, reporter
 from hugetlb_quota.agent.conditions import ready_condition
 from hugetlb_quota.agent.pods import NodePods
 from hugetlb_quota.agent.reading import Reading
-from hugetlb_quota.agent.report import Latest, Reporter, too_low
+from hugetlb_quota.agent.reporter import Latest, Reporter
+from hugetlb_quota.agent.status import too_low
 from hugetlb_quota.api.node import HugeTLBNodeStatus
 from hugetlb_quota.kube.errors import AlreadyExists, ApiUnreachable, Conflict, NotFound
 from hugetlb_quota.kube.pods import Pod
@@ -173,7 +174,7 @@ class Running:
         """Live ones of nobody that is known."""
         self.reading = replace(
             self.reading,
-            there=dict.fromkeys(uids, True),
+            populated=dict.fromkeys(uids, True),
             charged=dict.fromkeys(uids, charge(mib)),
         )
         self.due.set()
@@ -181,9 +182,9 @@ class Running:
 
 @pytest.fixture
 async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
-    monkeypatch.setattr(report, "COALESCE", 0.02)
-    monkeypatch.setattr(report, "FIRST_BACKOFF", 0.01)
-    monkeypatch.setattr(report, "LONGEST_BACKOFF", 0.02)
+    monkeypatch.setattr(reporter, "COALESCE", 0.02)
+    monkeypatch.setattr(reporter, "FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr(reporter, "LONGEST_BACKOFF", 0.02)
     running = Running()
     task = asyncio.create_task(running.reporter.run(running.ready, running.due))
     yield running
@@ -295,7 +296,7 @@ async def test_a_burst_is_one_write(running: Running) -> None:
 
 
 async def test_pauses_grow_while_there_is_something_new_after_each(running: Running) -> None:
-    first, longest = 0.02, report.LONGEST_COALESCE
+    first, longest = 0.02, reporter.LONGEST_COALESCE
     running.busy = 5
     running.ready.set()
     await running.until(lambda: len(running.pauses) == 6)
@@ -309,7 +310,7 @@ async def test_pauses_grow_while_there_is_something_new_after_each(running: Runn
 async def test_it_is_written_now_and_then_to_show_that_the_agent_lives(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "HEARTBEAT", 0.1)
+    monkeypatch.setattr(reporter, "HEARTBEAT", 0.1)
     running.ready.set()
     await running.until(lambda: running.api.writes == 3)
 
@@ -339,7 +340,7 @@ async def test_a_wish_that_came_meanwhile_keeps_no_report_from_being_written(
 async def test_a_reading_that_is_not_whole_is_followed_by_another(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "AGAIN", 0.02)
+    monkeypatch.setattr(reporter, "AGAIN", 0.02)
     running.reading = replace(running.reading, whole=False)
     running.ready.set()
     await running.until(lambda: running.reads > 2)

@@ -72,7 +72,7 @@ async def test_a_pod_is_told_once_in_a_while_with_the_number_of_all(node: Node) 
         (
             "name-a",
             "This pod tried once to reserve more than its 64Mi of hugepages-2Mi: mmap fails with"
-            " ENOMEM, and programs that can go on with small pages. If it needs more, raise"
+            " ENOMEM, and some programs go on with small pages. If the pod needs more, raise"
             " resources.limits.hugepages-2Mi.",
         )
     ]
@@ -105,7 +105,7 @@ async def test_a_pod_that_asks_for_none_is_told_so_and_one_not_known_waits(node:
     node.know("a", 64)
     await node.shortage.look()
     assert (
-        "tried 2 times to take pages of hugepages-1Gi, for which it does not ask"
+        "tried 2 times to take pages of hugepages-1Gi, which it does not ask for"
         in (node.told[0][1])
     )
 

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from hugetlb_quota.agent import unusable
-from hugetlb_quota.agent.reconcile import adopt
+from hugetlb_quota.agent.last_report import adopt
 from hugetlb_quota.agent.unusable import UnusableNode, check
 from hugetlb_quota.controller.nodes import project_report
 from hugetlb_quota.kube.errors import ApiUnreachable, NotFound
