@@ -1,4 +1,4 @@
-"""The agent's command line, and how it ends on a host it can't work on."""
+"""The agent's command line, and its exit codes on a host where pods can't be limited."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def host(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def ends(host: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
-    """How the agent ends at once; without an API server unless one was configured."""
+def exit_code(host: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
+    """Run the agent, which exits at once; return its exit code."""
     command = ["agent", "--node-name=n", f"--host-root={host}", "--bind=127.0.0.1"]
     monkeypatch.setattr(sys, "argv", [*command, "--health-port=0", *more])
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
@@ -41,7 +41,7 @@ def ends(host: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
     return ended.value.code
 
 
-def test_every_reason_has_a_code_of_its_own() -> None:
+def test_every_reason_has_its_own_exit_code() -> None:
     assert sorted(EXIT_CODES.values()) == [3, 4, 5, 6, 7, 8]
 
 
@@ -49,7 +49,7 @@ def test_a_host_without_cgroup2(
     host: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (host / "proc/1/mountinfo").write_text(CGROUP2.replace("cgroup2", "tmpfs"))
-    assert ends(host, monkeypatch, "--check") == 3
+    assert exit_code(host, monkeypatch, "--check") == 3
     assert "boot the host with systemd.unified_cgroup_hierarchy=1" in capsys.readouterr().err
 
 
@@ -57,25 +57,25 @@ def test_a_host_without_the_hugetlb_controller(
     host: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (host / "sys/fs/cgroup/cgroup.controllers").write_text("cpu memory\n")
-    assert ends(host, monkeypatch, "--check") == 4
+    assert exit_code(host, monkeypatch, "--check") == 4
     assert "CONFIG_CGROUP_HUGETLB=y" in capsys.readouterr().err
 
 
-def test_a_place_that_is_no_hosts_root(
+def test_a_directory_that_is_not_the_root_of_a_host(
     host: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert ends(host / "sys", monkeypatch) == 5
+    assert exit_code(host / "sys", monkeypatch) == 5
     assert "--host-root" in capsys.readouterr().err
 
 
-def test_no_api_server_to_talk_to(
+def test_no_api_server_is_configured(
     host: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert ends(host, monkeypatch) == 7
+    assert exit_code(host, monkeypatch) == 7
     assert "Set KUBECONFIG" in capsys.readouterr().err
 
 
-def test_the_probes_port_is_taken(
+def test_another_program_has_the_port_of_the_probes(
     host: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cluster = {"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}
@@ -86,18 +86,18 @@ def test_the_probes_port_is_taken(
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert ends(host, monkeypatch, f"--health-port={port}") == 8
+        assert exit_code(host, monkeypatch, f"--health-port={port}") == 8
     assert f"127.0.0.1 port {port}" in capsys.readouterr().err
 
 
-def test_the_node_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_requires_the_name_of_the_node(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         parse([])
     assert ended.value.code == 2
     assert "--node-name" in capsys.readouterr().err
 
 
-def test_defaults() -> None:
+def test_has_defaults() -> None:
     options = parse(["--node-name", "n"])
     assert (options.host_root, options.cgroup_root) == (Path("/"), None)
     assert (options.mirror_unknown, options.bind, options.health_port) == (True, "*", 8082)

@@ -1,4 +1,4 @@
-"""What of a report fits into its object, and what goes first where it does not."""
+"""A report that is too large for its object leaves out the least important parts."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def size(fitted: Fitted) -> int:
     return len(json.dumps([*fitted.pods, *fitted.files]))
 
 
-def test_what_fits_is_told_as_it_is() -> None:
+def test_leaves_out_nothing_if_all_fits() -> None:
     pods, files = [row("a", {"l": "v"}), row("b", live=True)], [file("x")]
     assert fit(pods, files, ()) == Fitted(pods, files, LeftOut())
 
 
-def test_the_smallest_files_go_first() -> None:
+def test_leaves_out_the_smallest_files_first() -> None:
     pods, files = [row("a", {"l": "v"})], [file("large"), file("middle"), file("small")]
     most = sum(len(json.dumps(each)) + 2 for each in (*pods, *files)) - 1
     fitted = fit(pods, files, (), most)
@@ -42,16 +42,16 @@ def test_the_smallest_files_go_first() -> None:
     assert size(fitted) <= most
 
 
-def test_then_what_gone_pods_asked_for() -> None:
-    asked = {"hugepages-2Mi": "64Mi"}
-    pods = [row("gone", {"l": "v"}, demand=asked), row("live", live=True, demand=asked)]
+def test_leaves_out_the_demand_of_gone_pods_next() -> None:
+    demand = {"hugepages-2Mi": "64Mi"}
+    pods = [row("gone", {"l": "v"}, demand=demand), row("live", live=True, demand=demand)]
     fitted = fit(pods, (), (), most=len(json.dumps(pods)) - 60)
     assert ["demand" in each for each in fitted.pods] == [False, True]
     assert [each.get("labels") for each in fitted.pods] == [{"l": "v"}, None]
     assert fitted.left_out == LeftOut()
 
 
-def test_then_the_longest_labels_of_those_that_have_most() -> None:
+def test_leaves_out_the_longest_labels_of_the_pods_with_most_labels_next() -> None:
     much = {"app": "web", "long": "v" * 2000, "longer": "w" * 3000}
     fitted = fit([row("few", {"app": "db"}), row("much", much)], (), (), most=2000)
     assert [each["labels"] for each in fitted.pods] == [{"app": "db"}, {"app": "web"}]
@@ -61,15 +61,15 @@ def test_then_the_longest_labels_of_those_that_have_most() -> None:
     assert again.pods[0]["labelsLeftOut"] == 3
 
 
-def test_and_last_pods_that_no_report_told_of() -> None:
+def test_leaves_out_pods_that_were_never_reported_last() -> None:
     pods = [*(row(f"{number:02}") for number in range(20)), row("mirror", cgroup="hash")]
-    told = {"07", "13", "hash"}
-    fitted = fit(pods, (), told, most=1000)
+    reported = {"07", "13", "hash"}
+    fitted = fit(pods, (), reported, most=1000)
     uids = {each["uid"] for each in fitted.pods}
     assert {"07", "13", "mirror"} < uids
     assert fitted.left_out == LeftOut(pods=21 - len(uids))
     assert 800 < size(fitted) <= 1000
-    # Whoever comes later takes no place from these.
+    # A pod that comes later takes no room from the reported pods.
     later = [row("00-new"), *pods]
     assert fit(later, (), {*uids, "hash"}, most=1000).pods == fitted.pods
 
@@ -78,7 +78,7 @@ labels = st.dictionaries(st.text(max_size=40), st.text(max_size=2000), max_size=
 
 
 @given(labels=labels, most=st.integers(0, 5000))
-def test_of_labels_the_shortest_stay(labels: dict[str, str], most: int) -> None:
+def test_keeps_the_shortest_labels(labels: dict[str, str], most: int) -> None:
     kept, left_out = shorten(labels, most)
     assert kept.items() <= labels.items()
     assert len(kept) + left_out == len(labels)
@@ -89,16 +89,16 @@ def test_of_labels_the_shortest_stay(labels: dict[str, str], most: int) -> None:
 
 @given(
     rows=st.dictionaries(st.sampled_from("abcdefghij"), labels),
-    told=st.sets(st.sampled_from("abcdefghij")),
+    reported=st.sets(st.sampled_from("abcdefghij")),
     most=st.integers(0, 8000),
 )
-def test_whoever_was_told_of_stays_and_nobody_loses_a_byte(
-    rows: dict[str, dict[str, str]], told: set[str], most: int
+def test_keeps_every_reported_pod_and_all_other_fields(
+    rows: dict[str, dict[str, str]], reported: set[str], most: int
 ) -> None:
     pods = [row(uid, each) for uid, each in rows.items()]
-    fitted = fit(pods, (), told, most)
+    fitted = fit(pods, (), reported, most)
     kept = {each["uid"]: each for each in fitted.pods}
-    assert told & rows.keys() <= kept.keys()
+    assert reported & rows.keys() <= kept.keys()
     assert fitted.left_out.pods == len(rows) - len(kept)
     for uid, each in kept.items():
         whole = NodePodStatus.model_validate(each)
@@ -106,11 +106,11 @@ def test_whoever_was_told_of_stays_and_nobody_loses_a_byte(
             {**row(uid, dict(whole.labels)), "labelsLeftOut": whole.labels_left_out}
         )
         assert len(whole.labels) + (whole.labels_left_out or 0) == len(rows[uid])
-    if not told:
+    if not reported:
         assert not pods or size(fitted) <= max(most, 2)
 
 
-def test_a_node_of_thousands_of_gone_pods_with_many_labels_fits() -> None:
+def test_thousands_of_gone_pods_with_many_labels_fit() -> None:
     many = {f"label-{number}": "v" * 60 for number in range(20)}
     pods = [row(f"{number:036}", many) for number in range(3000)]
     fitted = fit(pods, [file("x")], ())

@@ -1,4 +1,4 @@
-"""What Prometheus reads of the last pass."""
+"""The agent's metrics as Prometheus reads them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def of(latest: Latest, *prefixes: str) -> dict[tuple[str, str], float]:
     return scraped(metrics.render, *prefixes)
 
 
-def test_before_the_first_pass_all_is_nothing() -> None:
+def test_all_metrics_are_zero_before_the_first_pass() -> None:
     values = of(Latest(), "node", "agent")
     assert values["node_retained_bytes", "hugepages-2Mi"] == 0
     assert values["node_retained_bytes", "hugepages-1Gi"] == 0
@@ -54,7 +54,7 @@ def test_before_the_first_pass_all_is_nothing() -> None:
     assert values["agent_last_pass_timestamp_seconds", ""] == 0
 
 
-def test_what_the_last_pass_came_to() -> None:
+def test_shows_the_result_of_the_last_pass() -> None:
     entries = (
         Entry("live", "ns", "live", live=True, charged=charge(8)),
         Entry("gone", "ns", "gone", charged=charge(4)),
@@ -96,7 +96,7 @@ def test_what_the_last_pass_came_to() -> None:
     }
 
 
-def test_an_agent_that_can_do_no_work_tells_of_its_build_and_the_pools() -> None:
+def test_an_agent_that_cannot_limit_pods_shows_its_build_and_the_pools() -> None:
     values = scraped(PoolMetrics(lambda: (pool(None, 64, 16),)).render, "build", "node")
     assert values == {
         ("build_info", "agent"): 1,

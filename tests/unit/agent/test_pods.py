@@ -1,4 +1,4 @@
-"""Which pod a cgroup is of, and what it may use; who claims to be a static pod."""
+"""NodePods: the pod of each cgroup, what the pod may use, and claims of static pods."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def pod(uid: str = "u", **more: object) -> Pod:
 
 
 def seen(pods: NodePods) -> dict[str, tuple[str, bool]]:
-    """By cgroup, the UID of its pod, and whether that has ended."""
+    """Return the UID of the pod, and True if it has ended, by the UID in the cgroup's name."""
     return {uid: (each.pod.uid, each.ended) for uid, each in pods.seen().items()}
 
 
-def with_pods(*them: Pod) -> NodePods:
+def with_pods(*added: Pod) -> NodePods:
     pods = NodePods()
-    for each in them:
+    for each in added:
         pods.changed(None, each)
     return pods
 
 
 def test_a_pod_may_use_its_demand_and_its_containers_their_requests() -> None:
-    containers = (Container("c", "1f", DEMAND), Container("not yet made", None, DEMAND))
+    containers = (Container("c", "1f", DEMAND), Container("not yet created", None, DEMAND))
     allowance = with_pods(pod(containers=containers)).allowance("u")
     assert allowance is not None
     assert (allowance.demand, dict(allowance.containers)) == (DEMAND, {"1f": DEMAND})
@@ -45,11 +45,11 @@ def test_a_pod_that_asks_for_nothing_may_use_nothing() -> None:
     assert not allowance.demand
 
 
-def test_a_pod_that_is_not_known_has_no_allowance() -> None:
+def test_an_unseen_pod_has_no_allowance() -> None:
     assert with_pods(pod()).allowance("other") is None
 
 
-def test_a_deleted_pod_is_kept_until_it_is_forgotten() -> None:
+def test_keeps_a_deleted_pod_until_it_is_forgotten() -> None:
     pods = with_pods(pod())
     pods.changed(pod(), None)
     assert seen(pods) == {"u": ("u", True)}
@@ -58,25 +58,25 @@ def test_a_deleted_pod_is_kept_until_it_is_forgotten() -> None:
     assert seen(pods) == {"u": ("u", True)}
     pods.forget(set(), pods.seen())
     assert seen(pods) == {}
-    # One in the API never is.
+    # A pod that is in the API is never forgotten.
     pods.changed(None, pod())
     pods.forget(set(), pods.seen())
     assert seen(pods) == {"u": ("u", False)}
 
 
-def test_one_that_was_deleted_while_it_was_looked_is_kept_until_the_next_look() -> None:
+def test_keeps_a_pod_deleted_during_a_pass_until_the_next_pass() -> None:
     pods = with_pods(pod())
     before = pods.seen()
     pods.changed(pod(), None)
     pods.forget(set(), before)
     assert seen(pods) == {"u": ("u", True)}
-    pods.forget(set(), {})  # bound and deleted meanwhile
+    pods.forget(set(), {})  # as if the pod was bound and deleted during the pass
     assert seen(pods) == {"u": ("u", True)}
     pods.forget(set(), pods.seen())
     assert seen(pods) == {}
 
 
-def test_ends_of_pods_that_ask_are_counted() -> None:
+def test_counts_the_ends_of_pods_with_demand() -> None:
     pods = with_pods(pod("a"), pod("b", demand=Charge()))
     pods.changed(pod("a"), pod("a", finished=True))
     pods.changed(pod("a", finished=True), None)
@@ -84,19 +84,19 @@ def test_ends_of_pods_that_ask_are_counted() -> None:
     assert pods.ends == 2
 
 
-def test_what_all_ask_for_together() -> None:
+def test_adds_up_the_demand_of_all_pods() -> None:
     pods = with_pods(pod("a"), pod("b"), pod("over", finished=True))
     assert pods.demand() == Charge({SIZE: 16 << 20})
 
 
-def test_a_static_pods_cgroup_is_named_by_its_hash() -> None:
+def test_finds_a_static_pod_by_its_hash() -> None:
     pods = with_pods(pod("mirror", static_hash=HASH))
     assert seen(pods) == {HASH: ("mirror", False)}
     assert pods.allowance(HASH) is not None
     assert pods.allowance("mirror") is None
 
 
-def test_a_mirror_that_was_made_anew_takes_the_place_of_the_one_before() -> None:
+def test_a_new_mirror_pod_replaces_the_old_mirror_pod() -> None:
     old, new = pod("old", static_hash=HASH), pod("new", static_hash=HASH)
     pods = with_pods(old)
     pods.changed(old, None)
@@ -125,13 +125,13 @@ def test_a_real_uid_always_wins(state: str) -> None:
     assert allowance.demand == DEMAND
 
 
-def test_of_two_that_claim_one_hash_neither_is_believed() -> None:
+def test_ignores_two_pods_that_claim_the_same_hash() -> None:
     pods = with_pods(pod("one", static_hash=HASH), pod("two", static_hash=HASH))
     assert seen(pods) == {"one": ("one", False), "two": ("two", False)}
     assert pods.allowance(HASH) is None
 
 
-def test_but_the_one_that_was_reported_before_stays() -> None:
+def test_a_reported_static_pod_keeps_its_hash() -> None:
     pods = with_pods(pod("one", static_hash=HASH), pod("two", static_hash=HASH))
     pods.remember({HASH: "one"}, frozenset())
     assert seen(pods) == {HASH: ("one", False), "two": ("two", False)}

@@ -1,4 +1,4 @@
-"""How the host is read: what is asked of the reader, and how often."""
+"""HostReader: how often it reads the charge list, and what it does with a cut list."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Answer = ChargeList | Exception
 
 
 class Reader:
-    """Answers in turn; the last answer stays."""
+    """Gives the answers in turn, and then repeats the last answer."""
 
     def __init__(self, *answers: Answer) -> None:
-        self.answers, self.asked = list(answers), 0
+        self.answers, self.requests = list(answers), 0
 
     async def read(self, largest: int | None = None) -> ChargeList:
-        self.asked += 1
+        self.requests += 1
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
             raise answer
@@ -42,7 +42,7 @@ def charge(pages: int) -> Charge:
 
 
 def count(cgroup: Path, pages: int) -> None:
-    """A cgroup that counts so many pages, with no process in it."""
+    """Make a cgroup that counts ``pages``, with a process in it."""
     cgroup.mkdir(parents=True, exist_ok=True)
     for name in ("rsvd.current", "current"):
         (cgroup / f"hugetlb.2MB.{name}").write_text(f"{pages * SMALL.bytes}\n")
@@ -50,7 +50,7 @@ def count(cgroup: Path, pages: int) -> None:
 
 
 def listed(cgroup2: Path, **pods: int) -> ChargeList:
-    """A list that is cut off, with what is charged to pods, by UID."""
+    """Return a list that is cut off; ``pods`` are the charged pages by UID."""
     cgroups, own = {}, dict[int, Mapping[PageSize, int]]()
     parent = cgroup2.stat().st_ino
     for id_, (uid, pages) in enumerate(pods.items(), 1 << 40):
@@ -63,7 +63,7 @@ def listed(cgroup2: Path, **pods: int) -> ChargeList:
 
 @pytest.fixture
 def host(tmp_path: Path) -> Callable[[Reader], HostReader]:
-    """Call it with a reader: a host of no pods that is read by it."""
+    """Return a function from a reader to the HostReader of a host without pods."""
     (tmp_path / "proc/1").mkdir(parents=True)
     (tmp_path / "proc/1/mountinfo").touch()
     cgroup2 = tmp_path / "cgroup2"
@@ -71,51 +71,51 @@ def host(tmp_path: Path) -> Callable[[Reader], HostReader]:
     (cgroup2 / "cgroup.controllers").touch()
 
     def make(reader: Reader) -> HostReader:
-        asked = cast(ChargeReader, reader)
-        return HostReader(HostRoot(tmp_path), cgroup2, (cgroup2,), (SMALL,), asked)
+        charge_reader = cast(ChargeReader, reader)
+        return HostReader(HostRoot(tmp_path), cgroup2, (cgroup2,), (SMALL,), charge_reader)
 
     return make
 
 
-async def test_a_reader_that_pauses_is_not_asked_twice(
+async def test_makes_no_second_request_to_a_reader_that_pauses(
     host: Callable[[Reader], HostReader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(read, "AFTER_FAILURE", 3600.0)
     reader = Reader(ReaderPauses("It failed.", 5.0), ReaderPauses("It failed.", 4.0))
     reading = host(reader)
     first = await reading.read(None)
-    assert reader.asked == 1
-    # The words stay the same, or each pass would write a report of its own.
+    assert reader.requests == 1
+    # The sentence stays the same; otherwise each pass would write a new report.
     assert (await reading.read(None)).unreadable == first.unreadable == "It failed."
 
 
-async def test_a_reader_that_failed_once_is_asked_again(
+async def test_makes_a_second_request_after_a_failure(
     host: Callable[[Reader], HostReader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(read, "AFTER_FAILURE", 0.0)
     reader = Reader(ChargeListUnreadable("It was killed."), AT_REST)
     assert (await host(reader).read(None)).unreadable == ""
-    assert reader.asked == 2
+    assert reader.requests == 2
 
 
-async def test_what_a_cut_list_may_lack_of_gone_pods_is_bounded_by_the_counters(
+async def test_counters_bound_what_a_cut_list_lacks_of_gone_pods(
     host: Callable[[Reader], HostReader], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The live pod has ten pages and a million mappings, two gone pods share six pages."""
+    """The live pod has ten pages and a million mappings. Two gone pods hold six pages."""
     monkeypatch.setattr(read, "AGAIN", 0.0)
     kubepods = tmp_path / "cgroup2/kubepods"
     count(kubepods, 16)
     count(kubepods / "podlive", 10)
     reader = Reader(listed(kubepods.parent, live=3, one=4, two=2))
     reading = await host(reader).read(None)
-    assert reader.asked == 2  # a third would be cut off as well
+    assert reader.requests == 2  # a third list would be cut off too
     assert (reading.whole, reading.missing) == (False, Charge())
     assert reading.charged == {"live": charge(10), "one": charge(4), "two": charge(2)}
     reader = Reader(listed(kubepods.parent, live=3, one=4))
     assert (await host(reader).read(None)).missing == charge(2)
 
 
-async def test_what_is_given_back_while_a_list_is_read_hides_nothing_that_is_missing(
+async def test_pages_given_back_during_the_read_do_not_lower_the_bound(
     host: Callable[[Reader], HostReader], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(read, "AGAIN", 0.0)
@@ -125,8 +125,8 @@ async def test_what_is_given_back_while_a_list_is_read_hides_nothing_that_is_mis
     class Late(Reader):
         async def read(self, largest: int | None = None) -> ChargeList:
             answer = await super().read(largest)
-            if self.asked == 2:
-                count(kubepods, 2)  # the pod "one" gives four pages back after its row was read
+            if self.requests == 2:
+                count(kubepods, 2)  # pod "one" gives four pages back after the walk read its row
             return answer
 
     reading = await host(Late(listed(kubepods.parent, one=4))).read(None)

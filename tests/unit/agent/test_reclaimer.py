@@ -1,4 +1,4 @@
-"""Which files are reclaimed, who is told, and what is said of those that can't be."""
+"""Reclaimer: which files it removes, which Events it publishes, and which failures it reports."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.agent import reclaim as module
-from hugetlb_quota.agent.reading import ChargedFile, Reading
-from hugetlb_quota.agent.reclaim import Reclaimer, project_waits
+from hugetlb_quota.agent.reading import SYSTEM, ChargedFile, Reading
+from hugetlb_quota.agent.reclaim import Reclaimer, due_files, due_pods, project_waits
 from hugetlb_quota.agent.report import Entry, Report
 from hugetlb_quota.node.hugetlbfs import Superblock
 from hugetlb_quota.node.reclaim import NotReclaimed, StillHeld, reclaim
@@ -40,14 +40,36 @@ HELD = Charge({SMALL: 2 << 20})
         ({"spec": {"reclaim": [{"uid": "u", "after": "1s", "newer": 1}]}}, {}),
     ],
 )
-def test_what_can_not_be_understood_is_kept(
+def test_keeps_the_files_if_a_wish_cannot_be_parsed(
     raw: Mapping[str, Any], waits: Mapping[str, timedelta]
 ) -> None:
     assert project_waits(raw) == waits
 
 
+def test_pods_are_due_after_their_wait() -> None:
+    gone = Entry("old", charged=HELD, ended_at=ENDED)
+    entries = (
+        gone,
+        replace(gone, uid="live", live=True, ended_at=None),
+        replace(gone, uid="young", ended_at=NOW),
+        replace(gone, uid="kept"),
+        replace(gone, uid="mirror", cgroup="hash"),
+    )
+    report = Report({each.cgroup_uid: each for each in entries})
+    waits = dict.fromkeys(("old", "live", "young", "mirror"), NOW - ENDED)
+    assert due_pods(report, waits, NOW) == {"old", "hash"}
+    assert due_pods(report, waits, NOW - timedelta(seconds=1)) == frozenset()
+
+
+def test_a_file_is_due_if_all_charged_pods_are_due() -> None:
+    charges = {"a": {"u": 2}, "b": {"u": 2, "v": 2}, "c": {"u": 2, SYSTEM: 2}, "d": {}}
+    files = [ChargedFile(path, None, SMALL, 7, 1, each) for path, each in charges.items()]
+    assert [file.path for file in due_files(files, {"u"})] == ["a"]
+    assert [file.path for file in due_files(files, {"u", "v"})] == ["a", "b"]
+
+
 class Node:
-    """A file of a pod that is gone, and what becomes of it."""
+    """A node with one file of a gone pod."""
 
     def __init__(self, point: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.mount = Superblock(point.stat().st_dev, SMALL, None, 0, "/dev/hugepages", point)
@@ -87,7 +109,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     return Node(tmp_path, monkeypatch)
 
 
-async def test_its_pod_is_told(node: Node, tmp_path: Path) -> None:
+async def test_publishes_an_event_on_the_pod(node: Node, tmp_path: Path) -> None:
     assert await node.reclaimer.reclaim_due(NOW) == 1
     assert node.reclaimed == [(tmp_path, ["f"])]
     (event,) = node.published
@@ -101,7 +123,7 @@ async def test_its_pod_is_told(node: Node, tmp_path: Path) -> None:
     assert "/dev/hugepages/f on node n was truncated and removed" in event["note"]
 
 
-async def test_of_a_pod_without_a_name_its_node_is(node: Node) -> None:
+async def test_publishes_an_event_on_the_node_if_the_pod_has_no_name(node: Node) -> None:
     node.entry = replace(node.entry, namespace="", name="")
     await node.reclaimer.reclaim_due(NOW)
     (event,) = node.published
@@ -113,20 +135,20 @@ async def test_of_a_pod_without_a_name_its_node_is(node: Node) -> None:
     )
 
 
-async def test_nothing_is_read_while_nobody_is_due(node: Node) -> None:
+async def test_reads_nothing_while_no_pod_is_due(node: Node) -> None:
     assert await node.reclaimer.reclaim_due(ENDED + timedelta(minutes=9)) == 0
     node.waits = {}
     assert await node.reclaimer.reclaim_due(NOW) == 0
     assert node.reads == 0
 
 
-async def test_what_somebody_holds_is_left_without_a_word(node: Node) -> None:
+async def test_leaves_a_held_file_silently(node: Node) -> None:
     node.fails = StillHeld()
     assert await node.reclaimer.reclaim_due(NOW) == 0
     assert node.reclaimer.failures == ()
 
 
-async def test_what_it_may_not_is_told_until_it_is_done(node: Node) -> None:
+async def test_reports_a_missing_right_until_the_file_is_removed(node: Node) -> None:
     node.fails = NotReclaimed("Permission denied")
     await node.reclaimer.reclaim_due(NOW)
     (failure,) = node.reclaimer.failures
@@ -137,14 +159,14 @@ async def test_what_it_may_not_is_told_until_it_is_done(node: Node) -> None:
     assert node.reclaimer.failures == ()
 
 
-async def test_the_way_to_the_file_is_handed_on_by_its_names(node: Node, tmp_path: Path) -> None:
+async def test_passes_on_the_path_as_names(node: Node, tmp_path: Path) -> None:
     node.files = [replace(node.files[0], path="a/b/f")]
     assert await node.reclaimer.reclaim_due(NOW) == 1
     assert node.reclaimed == [(tmp_path, ["a", "b", "f"])]
 
 
 @pytest.mark.parametrize("path", ["", "/f", "a//f", "a/", "./f", "../f", "a/../f"])
-async def test_a_path_that_does_not_lead_down_is_refused(
+async def test_refuses_a_path_that_does_not_lead_down(
     node: Node, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "reclaim", reclaim)
@@ -154,7 +176,7 @@ async def test_a_path_that_does_not_lead_down_is_refused(
     assert "its path does not lead down from its mount" in failure
 
 
-async def test_what_is_told_can_stand_in_json(node: Node) -> None:
+async def test_messages_can_be_written_as_json(node: Node) -> None:
     bad = os.fsdecode(b"\xff")
     node.files = [replace(node.files[0], path=f"{bad}/f")]
     node.fails = NotReclaimed("Permission denied")
@@ -168,7 +190,7 @@ async def test_what_is_told_can_stand_in_json(node: Node) -> None:
     assert b"the agent does not see /\\udcff." in failure.encode()
 
 
-async def test_what_is_out_of_its_sight_is_told(node: Node) -> None:
+async def test_reports_a_mount_that_the_agent_cannot_see(node: Node) -> None:
     far = replace(node.mount, device=node.mount.device + 1)
     node.files = [replace(node.files[0], mount=far)]
     await node.reclaimer.reclaim_due(NOW)
@@ -181,7 +203,7 @@ async def test_what_is_out_of_its_sight_is_told(node: Node) -> None:
 
 
 @pytest.mark.parametrize("change", [{"mount": None}, {"linked": False}])
-async def test_what_has_no_name_on_a_mount_is_left(node: Node, change: dict[str, Any]) -> None:
+async def test_leaves_a_file_without_a_mount_or_a_name(node: Node, change: dict[str, Any]) -> None:
     node.files = [replace(node.files[0], **change)]
     assert await node.reclaimer.reclaim_due(NOW) == 0
     assert (node.reclaimed, node.reclaimer.failures) == ([], ())

@@ -1,4 +1,4 @@
-"""What is reported: of each case one."""
+"""reconcile: one test for each case. test_reconcile_machine.py tries the combinations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from hugetlb_quota.accounting.volume import Volume
 from hugetlb_quota.agent.last_report import adopt
 from hugetlb_quota.agent.pods import SeenPod
 from hugetlb_quota.agent.reading import SYSTEM, ChargedFile, Reading
-from hugetlb_quota.agent.reclaim import due_files, due_pods
 from hugetlb_quota.agent.reconcile import LARGEST, reconcile
 from hugetlb_quota.agent.report import NO_REPORT, Entry, Report
 from hugetlb_quota.kube.pods import Pod
@@ -54,61 +53,61 @@ def one(report: Report) -> Entry:
 GONE: dict[str, Any] = {"live": False, "ended_at": NOW}
 
 
-def test_a_pod_that_asks_is_there_before_its_cgroup_is() -> None:
+def test_lists_a_pod_with_demand_before_it_has_a_cgroup() -> None:
     found = one(reconcile(Reading(), seen(), NO_REPORT, NOW))
     assert found == entry(charged=Charge())
 
 
-def test_one_that_asks_for_nothing_is_not_unless_it_is_charged() -> None:
+def test_lists_a_pod_without_demand_only_if_it_is_charged() -> None:
     reading = Reading(populated={"u": True})
     assert reconcile(reading, seen(demand=Charge()), NO_REPORT, NOW).entries == {}
     reading = replace(reading, charged={"u": charge(2)})
     assert one(reconcile(reading, seen(demand=Charge()), NO_REPORT, NOW)).charged == charge(2)
 
 
-def test_one_whose_request_can_not_be_understood_may_ask() -> None:
+def test_lists_a_pod_with_a_malformed_request() -> None:
     pods = seen(demand=Charge(), malformed="?")
     assert one(reconcile(Reading(), pods, NO_REPORT, NOW)).live
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["in the API", "deleted while away"])
-def test_one_that_left_something_is_gone_since_now(known: bool) -> None:
+@pytest.mark.parametrize("in_api", [True, False], ids=["in the API", "deleted while no agent ran"])
+def test_a_pod_that_left_pages_ends_now(in_api: bool) -> None:
     reading = Reading(charged={"u": charge(4)})
-    found = one(reconcile(reading, seen(ended=True) if known else {}, last(entry()), NOW))
+    found = one(reconcile(reading, seen(ended=True) if in_api else {}, last(entry()), NOW))
     assert found == entry(**GONE)
 
 
-def test_its_end_stays_and_what_it_left_is_as_the_kernel_says() -> None:
+def test_keeps_the_time_of_the_end_and_takes_the_charge_of_the_kernel() -> None:
     reading = Reading(charged={"u": charge(2)})
     found = one(reconcile(reading, {}, last(entry(**GONE)), LATER))
     assert found == entry(live=False, ended_at=NOW, charged=charge(2))
 
 
-def test_one_that_left_nothing_leaves() -> None:
+def test_drops_a_gone_pod_that_left_nothing() -> None:
     assert reconcile(Reading(), {}, last(entry()), NOW).entries == {}
     assert reconcile(Reading(), seen(ended=True), last(entry(**GONE)), NOW).entries == {}
 
 
-def test_a_process_in_its_cgroup_keeps_it_whatever_the_api_says() -> None:
+def test_a_process_in_the_cgroup_keeps_the_pod_live() -> None:
     reading = Reading(populated={"u": True})
     assert one(reconcile(reading, seen(ended=True), NO_REPORT, NOW)).live
     assert one(reconcile(reading, {}, last(entry()), NOW)).name == "name-of-u"
-    # Deleted while no agent ran, and never reported: it may have huge pages yet.
+    # A pod that was deleted while no agent ran, and was never reported, may still get huge pages.
     assert one(reconcile(reading, {}, NO_REPORT, NOW)) == Entry("u", live=True)
 
 
-def test_an_empty_cgroup_that_kubelet_left_behind_is_none() -> None:
+def test_ignores_an_empty_cgroup_that_kubelet_left_behind() -> None:
     reading = Reading(populated={"u": False})
     assert reconcile(reading, seen(ended=True), last(entry()), NOW).entries == {}
     assert reconcile(reading, {}, NO_REPORT, NOW).entries == {}
     charged = replace(reading, charged={"u": charge(4)})
     assert one(reconcile(charged, seen(ended=True), last(entry()), NOW)) == entry()
-    # Of one that has not ended it is that pod's.
+    # The cgroup may also belong to a pod that has not ended.
     assert one(reconcile(reading, seen(), NO_REPORT, NOW)).live
 
 
-def test_one_that_no_report_and_no_informer_named_is_told_by_its_uid() -> None:
-    """It came and went after a reboot, and before the agent's first report."""
+def test_lists_a_nameless_pod_by_its_uid() -> None:
+    """Such a pod came and went after a boot and before the agent's first report."""
     reading = Reading(charged={"u": charge(4)})
     found = one(reconcile(reading, {}, NO_REPORT, NOW))
     assert found == Entry("u", charged=charge(4), live=False, ended_at=NOW)
@@ -116,48 +115,48 @@ def test_one_that_no_report_and_no_informer_named_is_told_by_its_uid() -> None:
     assert named == entry(**GONE)
 
 
-def test_labels_are_as_they_were_seen_last() -> None:
+def test_keeps_the_last_labels() -> None:
     reading = Reading(charged={"u": charge(4)})
     found = one(reconcile(reading, seen(labels={"a": "c"}), last(entry()), NOW))
     assert found.labels == {"a": "c"}
     assert one(reconcile(reading, {}, last(found), NOW)).labels == {"a": "c"}
 
 
-def test_a_static_pod_is_told_by_both_its_uids() -> None:
+def test_lists_a_static_pod_with_both_uids() -> None:
     reading = Reading(populated={"hash": True}, charged={"hash": charge(4)})
     found = one(reconcile(reading, seen("mirror", static_hash="hash"), NO_REPORT, NOW))
     assert (found.uid, found.cgroup, found.live) == ("mirror", "hash", True)
-    # Its mirror is deleted while no agent runs.
+    # The mirror pod is deleted while no agent runs.
     assert one(reconcile(reading, {}, last(found), NOW)) == found
-    # And made anew.
-    again = one(reconcile(reading, seen("anew", static_hash="hash"), last(found), NOW))
-    assert (again.uid, again.cgroup) == ("anew", "hash")
+    # A new mirror pod comes.
+    again = one(reconcile(reading, seen("new", static_hash="hash"), last(found), NOW))
+    assert (again.uid, again.cgroup) == ("new", "hash")
 
 
-def test_one_that_runs_again_has_not_ended() -> None:
+def test_a_pod_that_runs_again_has_no_end() -> None:
     reading = Reading(populated={"u": True})
     found = one(reconcile(reading, {}, last(entry(**GONE)), LATER))
     assert (found.live, found.ended_at) == (True, None)
 
 
-def test_what_a_reading_may_lack_is_as_it_was() -> None:
+def test_keeps_the_charge_that_a_reading_may_lack() -> None:
     reading = Reading(whole=False, missing=charge(64))
     assert one(reconcile(reading, {}, last(entry(**GONE)), LATER)) == entry(**GONE)
-    # Of a part of it too; and never more than may be missing, or than it held.
+    # The reading may lack a part. The pod keeps no more than is missing, and than it held.
     part = replace(reading, charged={"u": charge(1)})
     assert one(reconcile(part, {}, last(entry(**GONE)), LATER)) == entry(**GONE)
     part = replace(part, missing=charge(2))
     assert one(reconcile(part, {}, last(entry(**GONE)), LATER)).charged == charge(3)
 
 
-def test_one_of_which_the_counters_prove_that_nothing_is_missing_goes() -> None:
-    """Though the reading is not whole: a live pod has more mappings than are looked at."""
+def test_drops_a_gone_pod_if_the_counters_prove_that_nothing_is_missing() -> None:
+    """The reading is not whole, because a live pod has more mappings than the reader looks at."""
     reading = Reading(populated={"l": True}, charged={"l": charge(8)}, whole=False)
     report = reconcile(reading, {}, last(entry("l"), entry(**GONE)), NOW)
     assert report.entries.keys() == {"l"}
 
 
-def test_without_a_list_the_gone_hold_what_they_did_within_what_is_left() -> None:
+def test_without_a_list_gone_pods_keep_their_charge_within_the_bound() -> None:
     reading = Reading(populated={"l": True}, charged={"l": charge(2)}, bound=charge(6))
     gone = entry("g", charged=charge(4), live=False)
     before = last(entry("l"), gone, entry("h", charged=charge(16)))
@@ -168,16 +167,16 @@ def test_without_a_list_the_gone_hold_what_they_did_within_what_is_left() -> Non
         "h": charge(6),
     }
     assert report.unlisted == Charge()
-    # What none of them held is nobody's that is known.
+    # The rest of the bound belongs to no listed pod.
     assert reconcile(reading, {}, last(entry("l")), NOW).unlisted == charge(6)
     assert reconcile(replace(reading, bound=charge(0)), {}, before, NOW).entries.keys() == {"l"}
 
 
-def test_without_a_list_one_that_ended_unseen_may_hold_all_that_it_asked_for() -> None:
+def test_without_a_list_an_unseen_end_may_leave_the_whole_demand() -> None:
     reading = Reading(bound=charge(64))
     live = replace(entry("p", charged=charge(2)), live=True, ended_at=None, demand=charge(32))
     assert one(reconcile(reading, {}, last(live), NOW)).charged == charge(32)
-    # Its end was seen: by then it held what was reported.
+    # If an agent saw the end, the pod holds what was reported then.
     gone = replace(live, live=False, ended_at=NOW)
     assert one(reconcile(reading, {}, last(gone), NOW)).charged == charge(2)
 
@@ -187,7 +186,7 @@ def file(path: str = "f", mount: Superblock | None = MOUNT, **charged: int) -> C
     return ChargedFile(path, mount, SMALL, 7, 1, owners)
 
 
-def test_files_are_told_with_whom_they_are_charged_to() -> None:
+def test_lists_files_with_the_pods_that_are_charged() -> None:
     reading = Reading(
         charged={"u": charge(2), "hash": charge(4)},
         files=(file("f", u=2, system=8), file("memfd:x", None, hash=4)),
@@ -203,7 +202,7 @@ def test_files_are_told_with_whom_they_are_charged_to() -> None:
     assert {f.since for f in again.files} == {NOW}
 
 
-def test_a_volume_is_remembered_and_one_of_kubelets_is_seen() -> None:
+def test_remembers_a_volume_and_finds_a_volume_of_kubelet() -> None:
     reading = Reading(charged={"u": charge(2)}, files=(file(u=2),))
     report = reconcile(reading, seen(volumes=(Volume("v", "/mnt/huge"),)), NO_REPORT, NOW)
     assert [f.volume for f in report.files] == ["v"]
@@ -213,7 +212,7 @@ def test_a_volume_is_remembered_and_one_of_kubelets_is_seen() -> None:
     assert [f.volume for f in reconcile(reading, {}, NO_REPORT, NOW).files] == ["e"]
 
 
-def test_the_largest_files_are_told_and_those_of_one_name_together() -> None:
+def test_lists_the_largest_files_and_joins_files_of_one_name() -> None:
     many = tuple(file(f"f{number:03}", u=2 + number) for number in range(LARGEST + 9))
     report = reconcile(Reading(charged={"u": charge(2)}, files=many), {}, NO_REPORT, NOW)
     assert len(report.files) == LARGEST
@@ -223,7 +222,7 @@ def test_the_largest_files_are_told_and_those_of_one_name_together() -> None:
     assert [f.charged >> 20 for f in report.files] == [6]
 
 
-def test_a_name_that_is_no_text_and_one_that_is_gone() -> None:
+def test_lists_a_file_with_a_binary_name_and_a_deleted_file() -> None:
     files = (file("a\udcff" + "x" * 300, u=4), replace(file("was", u=2), linked=False))
     report = reconcile(Reading(charged={"u": charge(6)}, files=files), {}, NO_REPORT, NOW)
     long, gone = (f.key.path for f in report.files)
@@ -231,26 +230,7 @@ def test_a_name_that_is_no_text_and_one_that_is_gone() -> None:
     assert gone == "was (deleted)"
 
 
-def test_due_are_those_that_are_gone_so_long() -> None:
-    report = last(
-        entry("old", **GONE),
-        entry("live"),
-        entry("young", live=False, ended_at=LATER),
-        entry("kept", **GONE),
-        entry("mirror", cgroup="hash", **GONE),
-    )
-    waits = dict.fromkeys(("old", "live", "young", "mirror"), timedelta(minutes=5))
-    assert due_pods(report, waits, LATER) == {"old", "hash"}
-    assert due_pods(report, waits, LATER - timedelta(seconds=1)) == frozenset()
-
-
-def test_a_file_is_due_when_all_are_who_are_charged_for_it() -> None:
-    files = [file("a", u=2), file("b", u=2, v=2), file("c", u=2, system=2), file("d")]
-    assert [f.path for f in due_files(files, {"u"})] == ["a"]
-    assert [f.path for f in due_files(files, {"u", "v"})] == ["a", "b"]
-
-
-def test_a_report_goes_on_from_itself() -> None:
+def test_adopts_its_own_report() -> None:
     reading = Reading(
         populated={"l": True},
         charged={"u": charge(2), "l": Charge({LARGE: 1 << 30})},
@@ -261,7 +241,7 @@ def test_a_report_goes_on_from_itself() -> None:
     assert adopt(as_status(report), "boot") == replace(report, system=Charge())
 
 
-def test_after_a_boot_the_last_report_tells_names_and_nothing_else() -> None:
+def test_adopts_only_names_after_a_boot() -> None:
     reading = Reading(
         populated={"u": True, "hash": True},
         charged={"u": charge(4), "hash": charge(2)},
@@ -271,19 +251,19 @@ def test_after_a_boot_the_last_report_tells_names_and_nothing_else() -> None:
     pods = {**seen(), **seen("mirror", static_hash="hash")}
     before = adopt(as_status(reconcile(reading, pods, NO_REPORT, NOW)), "another boot")
     assert reconcile(Reading(), {}, before, LATER) == NO_REPORT
-    # Kubelet started it anew, it was deleted, and then the agent starts.
+    # Kubelet starts the pod again, the pod is deleted, and then the agent starts.
     left = Reading(charged={"u": charge(8)}, populated={"hash": True})
     report = reconcile(left, {}, before, LATER)
     assert report.entries["u"] == Entry(
         "u", "ns", "name-of-u", {"a": "b"}, charged=charge(8), ended_at=LATER
     )
     assert (report.entries["hash"].uid, report.entries["hash"].live) == ("mirror", True)
-    # Not so where the counters alone are read: it had nothing that it may hold still.
+    # With counters alone the pod is dropped: the report before the boot gives it no charge.
     report = reconcile(Reading(bound=charge(64)), {}, before, LATER)
     assert (report.entries, report.unlisted) == ({}, charge(64))
 
 
-def test_fields_of_a_newer_release_are_passed_over() -> None:
+def test_ignores_fields_of_a_newer_release() -> None:
     report = reconcile(
         Reading(charged={"u": charge(2)}, files=(file(u=2),)), seen(), NO_REPORT, NOW
     )

@@ -1,7 +1,7 @@
-"""Passes of an agent over a node on which anything happens, and restarts from its own report.
+"""Compares reconcile with a model, while anything happens on the node and the agent restarts.
 
-Against a model that keeps everything: who the API has, which cgroups there are, and what the
-kernel charges to each, of those too that are gone.
+The model remembers everything: the pods of the API, the cgroups that exist, and the charge of each
+cgroup, also of cgroups that are gone.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from hugetlb_quota.page_size import PageSize
 SMALL = PageSize(2 << 20)
 BEGIN = datetime(2026, 11, 26, tzinfo=UTC)
 UIDS = ["first", "second", "static"]
-#: Of these the cgroup has another name.
+#: The static pod, with the hash in the name of its cgroup.
 STATIC = {"static": "hash"}
 
 uids = st.sampled_from(UIDS)
-#: What the agent does after something happened: a pass, one that is not whole, or that is not
-#: written; or it is killed and started again, or stays away. Of what is "cut" nothing is missing
-#: that a gone pod holds.
+#: What the agent does after something happened. "look" is a pass. In a "torn" pass the reading
+#: lacks the charge of a gone pod; a "cut" reading is not whole but lacks nothing of gone pods. An
+#: "unwritten" pass writes no report. "restart" starts the agent again and makes a pass, and "away"
+#: stops the agent.
 turns = st.sampled_from(["look", "look", "torn", "cut", "unwritten", "restart", "away", "nothing"])
 
 
@@ -48,7 +49,7 @@ def charge(pages: int) -> Charge:
 
 @dataclass
 class Kernel:
-    """What there is on the node; pages by file and by the UID of a cgroup."""
+    """The cgroups of the node, and the charged pages by file and by the UID of the cgroup."""
 
     populated: dict[str, bool] = field(default_factory=dict)
     files: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -68,7 +69,7 @@ def _in_bytes(owners: dict[str, int]) -> Iterator[tuple[str, int]]:
 
 
 class Node(RuleBasedStateMachine):
-    """The world, the agent, and what is expected of its reports."""
+    """The API, the kernel and the agent, and what must hold for each report."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +80,7 @@ class Node(RuleBasedStateMachine):
         self.pods: NodePods | None = NodePods()
         self.report: Report = NO_REPORT
         self.written: dict[str, Any] = {}
-        #: By cgroup, how the agent saw its pod last in a pass that told of it.
+        #: By the UID of the cgroup: the pod as the agent saw it when it last reported the pod.
         self.names: dict[str, Pod] = {}
         self.names_written: dict[str, Pod] = {}
         self.passed = False
@@ -89,14 +90,14 @@ class Node(RuleBasedStateMachine):
     @rule(uid=uids, asks=st.booleans(), starts=st.booleans(), turn=turns)
     def bind(self, uid: str, asks: bool, starts: bool, turn: str) -> None:
         if uid not in self.api and cgroup_of(uid) not in self.kernel.charged():
-            # A UID is one pod's.
+            # A UID belongs to one pod, so a charged UID is not used again.
             self.version += 1
             demand = charge(4) if asks else NOTHING
             static = STATIC.get(uid)
             self.api[uid] = Pod(
                 uid, "ns", f"n-{uid}", self.version, {}, demand=demand, static_hash=static
             )
-            self._tell(None, self.api[uid])
+            self._show(None, self.api[uid])
             if starts:
                 self.kernel.populated[cgroup_of(uid)] = True
         self._turn(turn)
@@ -111,15 +112,15 @@ class Node(RuleBasedStateMachine):
         if not deleted:
             self._change(uid, finished=True)
         elif (old := self.api.pop(uid, None)) is not None:
-            self._tell(old, None)
+            self._show(old, None)
         self._turn(turn)
 
     def _change(self, uid: str, **changes: Any) -> None:
         if (old := self.api.get(uid)) is not None:
             self.api[uid] = replace(old, **changes)
-            self._tell(old, self.api[uid])
+            self._show(old, self.api[uid])
 
-    def _tell(self, old: Pod | None, new: Pod | None) -> None:
+    def _show(self, old: Pod | None, new: Pod | None) -> None:
         if self.pods is not None:
             self.pods.changed(old, new)
 
@@ -178,7 +179,7 @@ class Node(RuleBasedStateMachine):
                 self._write()
 
     def _look(self, *, torn: bool, cut: bool) -> None:
-        """A pass; a reading that is not whole may lack something that a gone pod holds."""
+        """Make a pass. A torn reading lacks the charge of a gone pod."""
         assert self.pods is not None
         self.now += timedelta(seconds=1)
         charged = self.kernel.charged()
@@ -224,18 +225,18 @@ class Node(RuleBasedStateMachine):
         ]
 
     def _compare_ends(self, before: Report) -> None:
-        """An end, once told, never changes while the pod does not run again."""
+        """Check that a reported end does not change, unless the pod runs again."""
         for uid, entry in self.report.entries.items():
             assert (entry.ended_at is None) == entry.live
             former = before.entries.get(uid)
             if former is not None and not former.live and not entry.live:
                 assert entry.ended_at == former.ended_at
 
-    # What must hold after a pass over a node that stood still
+    # What must hold after a pass over a node on which nothing happens
 
     @invariant()
     def nothing_that_is_charged_is_lost(self) -> None:
-        """Also by a reading that was not whole: no entry is dropped while it is charged."""
+        """No entry is dropped while it is charged, also if a reading was not whole."""
         if self.pods is None:
             return
         for uid, pod in self.names.items():
@@ -244,7 +245,7 @@ class Node(RuleBasedStateMachine):
             assert entry.labels == pod.labels
 
     @invariant()
-    def what_the_kernel_charges_is_in_one_entry_each(self) -> None:
+    def each_charge_of_the_kernel_is_in_one_entry(self) -> None:
         if not self.passed:
             return
         charged = self.kernel.charged()
@@ -257,7 +258,7 @@ class Node(RuleBasedStateMachine):
         assert len({each.uid for each in entries.values()}) == len(entries)
 
     @invariant()
-    def who_is_live_is_told_and_who_is_not_leaves_with_its_last_page(self) -> None:
+    def live_pods_are_listed_and_gone_pods_leave_with_their_last_page(self) -> None:
         if not self.passed:
             return
         entries, charged = self.report.entries, self.kernel.charged()
@@ -275,12 +276,12 @@ class Node(RuleBasedStateMachine):
                 assert pod is None or not pod.demand
 
     @invariant()
-    def files_add_up_to_what_is_told_of_them(self) -> None:
+    def the_listed_files_are_the_files_of_the_kernel(self) -> None:
         if not self.passed:
             return
-        told = {(f.key.path, f.key.uid): f.charged for f in self.report.files}
+        listed = {(f.key.path, f.key.uid): f.charged for f in self.report.files}
         owners = {uid: each.uid for uid, each in self.report.entries.items()}
-        assert told == {
+        assert listed == {
             (file.path, owners.get(owner, owner)): amount
             for file in self._files()
             for owner, amount in file.charged.items()

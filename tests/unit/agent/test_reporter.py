@@ -1,4 +1,4 @@
-"""When and how a report is written."""
+"""Reporter: when it makes passes, and when and what it writes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def charge(mib: int) -> Charge:
 
 
 class Api:
-    """The two objects a reporter deals with, with the API server's manners."""
+    """An API server with the two objects that a Reporter uses."""
 
     def __init__(self) -> None:
         self.node: Json | None = {"metadata": {"name": "n", "uid": "node-uid"}}
@@ -84,12 +84,12 @@ class Api:
         return self._store({**self.report, "status": body["status"]})
 
     def touch(self) -> None:
-        """Somebody else writes the report."""
+        """Write the status as another program."""
         assert self.report is not None
         self._store({**self.report, "status": {**self.status, "reportedAt": "by another"}})
 
     def wish(self) -> None:
-        """The controller writes the spec."""
+        """Write the spec as the controller."""
         assert self.report is not None
         self._store({**self.report, "spec": {"reclaim": []}})
 
@@ -117,7 +117,7 @@ class Api:
 
 
 class Running:
-    """A reporter, of a host that has what it is told to."""
+    """A running Reporter. The test decides what the host and the API show."""
 
     def __init__(self) -> None:
         self.api, self.ready, self.due = Api(), asyncio.Event(), asyncio.Event()
@@ -126,10 +126,11 @@ class Running:
         self.reads = 0
         self.position, self.pods, self.latest = 5, NodePods(), Latest()
         self.problems: tuple[str, ...] = ()
-        #: Between passes; after so many there is something new.
+        #: The pauses between passes, in seconds.
         self.pauses: list[float] = []
+        #: The number of pauses in which something new comes.
         self.busy = 0
-        #: While it is not set, a pause does not end.
+        #: A pause ends only while this is set.
         self.rested = asyncio.Event()
         self.rested.set()
         self.reporter = Reporter(
@@ -163,7 +164,7 @@ class Running:
                 await asyncio.sleep(0.002)
 
     def end(self, position: int) -> None:
-        """A pod has come and gone, without a cgroup."""
+        """Let a pod come and go in the API, without a cgroup."""
         pod = Pod("p", "ns", "p", position, {}, demand=charge(8))
         self.pods.changed(None, pod)
         self.pods.changed(pod, None)
@@ -171,7 +172,7 @@ class Running:
         self.due.set()
 
     def see(self, *uids: str, mib: int = 8) -> None:
-        """Live ones of nobody that is known."""
+        """Show live cgroups of pods that the API does not have."""
         self.reading = replace(
             self.reading,
             populated=dict.fromkeys(uids, True),
@@ -193,12 +194,12 @@ async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_nothing_is_written_before_the_pods_are_known(running: Running) -> None:
+async def test_writes_nothing_before_the_pods_are_listed(running: Running) -> None:
     await asyncio.sleep(0.1)
     assert running.api.calls == []
 
 
-async def test_the_object_is_made_when_it_is_missing_and_owned_by_its_node(
+async def test_creates_a_missing_object_owned_by_its_node(
     running: Running,
 ) -> None:
     running.ready.set()
@@ -219,7 +220,7 @@ async def test_the_object_is_made_when_it_is_missing_and_owned_by_its_node(
     assert "leftOut" not in status
 
 
-async def test_it_goes_on_from_the_last_report_and_writes_over_it(running: Running) -> None:
+async def test_continues_from_the_last_report(running: Running) -> None:
     metadata = {"name": "n", "uid": "report-uid", "resourceVersion": "3"}
     gone = {**entry("a"), "live": False, "name": "was", "endedAt": "2026-01-01T00:00:00Z"}
     old = {"bootID": "boot", "pods": [gone]}
@@ -231,7 +232,7 @@ async def test_it_goes_on_from_the_last_report_and_writes_over_it(running: Runni
     assert "create hugetlbnodes" not in running.api.calls
 
 
-async def test_the_last_report_must_be_read_before_the_first_is_written(running: Running) -> None:
+async def test_reads_the_last_report_before_the_first_write(running: Running) -> None:
     running.api.down = True
     running.ready.set()
     await running.until(lambda: len(running.api.calls) > 3)
@@ -249,9 +250,7 @@ async def test_the_last_report_must_be_read_before_the_first_is_written(running:
         {"pods": [{**entry(""), "of a newer release": 1}]},
     ],
 )
-async def test_a_damaged_report_is_begun_anew_from_what_is_there(
-    running: Running, damaged: Json
-) -> None:
+async def test_replaces_a_damaged_report(running: Running, damaged: Json) -> None:
     metadata = {"name": "n", "uid": "report-uid", "resourceVersion": "3"}
     running.api.report = {"metadata": metadata, "status": {"bootID": "boot", **damaged}}
     running.see("b")
@@ -260,11 +259,11 @@ async def test_a_damaged_report_is_begun_anew_from_what_is_there(
     assert running.api.status["pods"] == [entry("b")]
 
 
-async def test_a_change_is_written_and_the_same_is_not(running: Running) -> None:
+async def test_writes_only_changes(running: Running) -> None:
     running.ready.set()
     await running.until(lambda: running.api.writes == 1)
     for _ in range(5):
-        running.position = 9  # alone it is no news
+        running.position = 9  # a new position alone causes no write
         running.due.set()
         await asyncio.sleep(0.03)
     assert running.api.writes == 1
@@ -274,8 +273,8 @@ async def test_a_change_is_written_and_the_same_is_not(running: Running) -> None
     assert running.api.status["podsResourceVersion"] == "9"
 
 
-async def test_an_end_is_written_even_if_it_changes_nothing_else(running: Running) -> None:
-    """Its charge waits for the version, also of a pod that was never listed."""
+async def test_writes_the_end_of_a_pod_even_if_nothing_else_changes(running: Running) -> None:
+    """The controller waits for the version, also if the pod was never in a report."""
     running.ready.set()
     await running.until(lambda: running.api.writes == 1)
     running.end(12)
@@ -283,7 +282,7 @@ async def test_an_end_is_written_even_if_it_changes_nothing_else(running: Runnin
     assert running.api.status["podsResourceVersion"] == "12"
 
 
-async def test_a_burst_is_one_write(running: Running) -> None:
+async def test_writes_a_burst_of_changes_once(running: Running) -> None:
     running.rested.clear()
     running.ready.set()
     await running.until(lambda: running.api.writes == 1)
@@ -295,27 +294,27 @@ async def test_a_burst_is_one_write(running: Running) -> None:
     assert running.api.writes == 2
 
 
-async def test_pauses_grow_while_there_is_something_new_after_each(running: Running) -> None:
+async def test_pauses_grow_while_each_pass_finds_something_new(running: Running) -> None:
     first, longest = 0.02, reporter.LONGEST_COALESCE
     running.busy = 5
     running.ready.set()
     await running.until(lambda: len(running.pauses) == 6)
     assert running.pauses == [min(first * 2**number, longest) for number in range(6)]
-    await asyncio.sleep(2 * longest)  # nothing is new
+    await asyncio.sleep(2 * longest)  # nothing new comes
     running.see("a")
     await running.until(lambda: len(running.pauses) == 7)
     assert running.pauses[-1] == first
 
 
-async def test_it_is_written_now_and_then_to_show_that_the_agent_lives(
-    running: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_writes_a_heartbeat(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reporter, "HEARTBEAT", 0.1)
     running.ready.set()
     await running.until(lambda: running.api.writes == 3)
 
 
-async def test_one_that_was_written_past_it_is_read_anew(running: Running) -> None:
+async def test_reads_the_object_again_after_another_program_wrote_the_status(
+    running: Running,
+) -> None:
     running.ready.set()
     await running.until(lambda: running.api.writes == 1)
     running.api.touch()
@@ -323,7 +322,7 @@ async def test_one_that_was_written_past_it_is_read_anew(running: Running) -> No
     await running.until(lambda: running.api.status["pods"] == [entry("a")])
 
 
-async def test_a_wish_that_came_meanwhile_keeps_no_report_from_being_written(
+async def test_a_changed_spec_does_not_delay_the_report(
     running: Running,
 ) -> None:
     running.ready.set()
@@ -332,12 +331,12 @@ async def test_a_wish_that_came_meanwhile_keeps_no_report_from_being_written(
     running.api.wish()
     running.see("a")
     await running.until(lambda: running.api.status["pods"] == [entry("a")])
-    assert running.reads == reads + 1  # written at once, not after another pass
+    assert running.reads == reads + 1  # no other pass was needed
     assert running.api.report is not None
     assert running.api.report["spec"] == {"reclaim": []}
 
 
-async def test_a_reading_that_is_not_whole_is_followed_by_another(
+async def test_repeats_a_reading_that_is_not_whole(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reporter, "AGAIN", 0.02)
@@ -346,13 +345,13 @@ async def test_a_reading_that_is_not_whole_is_followed_by_another(
     await running.until(lambda: running.reads > 2)
 
 
-async def test_a_deleted_pod_is_forgotten_with_its_cgroup(running: Running) -> None:
+async def test_forgets_a_deleted_pod_with_its_cgroup(running: Running) -> None:
     running.see("p")
     running.ready.set()
     await running.until(lambda: running.api.writes == 1)
     running.end(7)
     await running.until(lambda: running.api.writes == 2)
-    assert running.pods.allowance("p") is not None  # its process may live on
+    assert running.pods.allowance("p") is not None  # its process may still run
     assert running.api.status["pods"] == [
         {**entry("p"), "namespace": "ns", "name": "p", "demand": {"hugepages-2Mi": "8Mi"}}
     ]
@@ -361,7 +360,7 @@ async def test_a_deleted_pod_is_forgotten_with_its_cgroup(running: Running) -> N
     assert running.pods.allowance("p") is None
 
 
-async def test_limits_of_kubepods_that_are_too_low_are_told(running: Running) -> None:
+async def test_reports_limits_of_kubepods_that_are_too_low(running: Running) -> None:
     running.pods.changed(None, Pod("p", "ns", "p", 1, {}, demand=charge(8)))
     running.reading = replace(running.reading, ceiling=charge(0))
     running.problems = ("One.",)
@@ -375,12 +374,12 @@ async def test_limits_of_kubepods_that_are_too_low_are_told(running: Running) ->
     )
 
 
-def test_limits_of_kubepods_that_suffice_are_not_told() -> None:
+def test_does_not_report_limits_of_kubepods_that_suffice() -> None:
     assert list(too_low(charge(8), charge(8))) == []
     assert list(too_low(Charge(), charge(8))) == []
 
 
-async def test_one_that_was_deleted_is_made_anew_for_the_node_of_now(running: Running) -> None:
+async def test_creates_a_deleted_object_again_for_the_current_node(running: Running) -> None:
     running.ready.set()
     await running.until(lambda: running.api.writes == 1)
     running.api.report, running.api.node = None, {"metadata": {"name": "n", "uid": "new-uid"}}
@@ -390,7 +389,7 @@ async def test_one_that_was_deleted_is_made_anew_for_the_node_of_now(running: Ru
     assert running.api.report["metadata"]["ownerReferences"][0]["uid"] == "new-uid"
 
 
-async def test_without_its_node_it_waits(running: Running) -> None:
+async def test_waits_for_its_node(running: Running) -> None:
     running.api.node = None
     running.ready.set()
     await running.until(lambda: len(running.api.calls) > 4)
@@ -399,7 +398,7 @@ async def test_without_its_node_it_waits(running: Running) -> None:
     await running.until(lambda: running.api.writes)
 
 
-async def test_what_was_not_written_is_written_when_the_api_is_back(running: Running) -> None:
+async def test_writes_after_the_api_comes_back(running: Running) -> None:
     running.ready.set()
     await running.until(lambda: running.api.writes == 1)
     running.api.down = True
@@ -410,7 +409,7 @@ async def test_what_was_not_written_is_written_when_the_api_is_back(running: Run
     await running.until(lambda: running.api.status["podsResourceVersion"] == "12")
 
 
-async def test_a_report_without_room_says_so_and_proves_no_end(
+async def test_a_report_that_leaves_out_pods_proves_no_end(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit, "MOST", 250)
@@ -423,7 +422,7 @@ async def test_a_report_without_room_says_so_and_proves_no_end(
     status = running.api.status
     assert {"a", "b"} <= {each["uid"] for each in status["pods"]}
     assert status["leftOut"] == {"files": 0, "labels": 0, "pods": 6 - len(status["pods"])}
-    # The pods that are left out may be among those that have ended by then.
+    # A pod that is left out may have ended.
     assert status["podsResourceVersion"] == "5"
     complete = status["conditions"][-1]
     assert (complete["status"], complete["reason"]) == ("False", "TooLarge")
@@ -434,7 +433,7 @@ async def test_a_report_without_room_says_so_and_proves_no_end(
     assert "leftOut" not in running.api.status
 
 
-async def test_after_a_restart_it_proves_no_more_than_the_last_report_did(
+async def test_proves_no_more_than_the_last_report_after_a_restart(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit, "MOST", 250)
@@ -448,7 +447,7 @@ async def test_after_a_restart_it_proves_no_more_than_the_last_report_did(
     assert running.api.status["podsResourceVersion"] == "4"
 
 
-async def test_a_host_that_cannot_be_read_is_not_reported(running: Running) -> None:
+async def test_writes_no_report_of_an_unreadable_host(running: Running) -> None:
     running.ready.set()
     await running.until(lambda: running.api.writes == 1)
     running.fails = OSError("input/output error")
@@ -460,7 +459,7 @@ async def test_a_host_that_cannot_be_read_is_not_reported(running: Running) -> N
     await running.until(lambda: running.api.writes == 2)
 
 
-async def test_a_value_that_nobody_foresaw_ends_nothing(running: Running) -> None:
+async def test_continues_after_an_unexpected_value(running: Running) -> None:
     running.ready.set()
     await running.until(lambda: running.api.writes == 1)
     running.fails = ValueError("no number")
@@ -471,7 +470,7 @@ async def test_a_value_that_nobody_foresaw_ends_nothing(running: Running) -> Non
     await running.until(lambda: running.api.writes == 2)
 
 
-async def test_an_object_that_is_gone_is_written_anew_though_nothing_changed(
+async def test_writes_again_after_the_object_is_gone(
     running: Running,
 ) -> None:
     running.ready.set()
@@ -481,7 +480,7 @@ async def test_an_object_that_is_gone_is_written_anew_though_nothing_changed(
     await running.until(lambda: running.api.writes == 2)
 
 
-async def test_after_a_restore_of_etcd_it_claims_to_have_seen_no_more_than_it_has(
+async def test_reports_the_lower_position_after_etcd_was_restored(
     running: Running,
 ) -> None:
     running.ready.set()
@@ -492,7 +491,7 @@ async def test_after_a_restore_of_etcd_it_claims_to_have_seen_no_more_than_it_ha
     assert running.api.status["podsResourceVersion"] == "3"
 
 
-def test_ready_keeps_the_time_of_its_last_transition() -> None:
+def test_a_condition_keeps_the_time_of_its_last_transition() -> None:
     first = ready_condition((), {}, "T1")
     assert first["lastTransitionTime"] == "T1"
     assert ready_condition((), first, "T2") == first
@@ -502,6 +501,6 @@ def test_ready_keeps_the_time_of_its_last_transition() -> None:
     assert ready_condition((), broken, "T5")["lastTransitionTime"] == "T5"
 
 
-def test_many_problems_are_counted() -> None:
+def test_counts_problems_beyond_the_first_five() -> None:
     message = ready_condition(tuple(f"P{n}." for n in range(8)), {}, "T")["message"]
     assert message == "P0. P1. P2. P3. P4. And 3 more."

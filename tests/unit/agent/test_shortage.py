@@ -1,4 +1,4 @@
-"""Who is told that the kernel refused huge pages, how often, and in which words."""
+"""Shortage: on which pods it publishes Events, how often, and with which note."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ SMALL, LARGE = PageSize(2 << 20), PageSize(1 << 30)
 
 
 class Node:
-    """Cgroups as folders, and the Events that are made."""
+    """Cgroups as folders, and the published Events."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.pods: dict[str, PodCgroup] = {}
-        self.known: dict[str, SeenPod] = {}
+        self.shown: dict[str, SeenPod] = {}
         self.now = 0.0
-        self.told: list[tuple[str, str]] = []
+        self.events: list[tuple[str, str]] = []
         self.refused = Counter[PageSize]()
         self.shortage = self.start()
 
     def start(self) -> Shortage:
-        cgroups, seen = lambda: tuple(self.pods.values()), lambda: self.known
+        cgroups, seen = lambda: tuple(self.pods.values()), lambda: self.shown
         roots, sizes = (self.folder,), (SMALL, LARGE)
         return Shortage(self, "n1", cgroups, lambda: roots, sizes, seen, lambda: self.now)
 
     async def create(self, resource: Resource, body: Any, *_: Any, **__: Any) -> dict[str, Any]:
-        self.told.append((body["regarding"]["name"], body["note"]))
+        self.events.append((body["regarding"]["name"], body["note"]))
         return {}
 
     def count(self, uid: str, refused: int, size: PageSize = SMALL) -> None:
@@ -46,14 +46,14 @@ class Node:
         own = path / f"{size.cgroup}.events"
         more = refused - (int(own.read_text().split()[1]) if own.exists() else 0)
         own.write_text(f"max {refused}\n")
-        # The kernel counts it in every cgroup above too.
+        # The kernel counts the refusals in every ancestor too.
         self.refused[size] += more
         (self.folder / own.name).write_text(f"max {self.refused[size]}\n")
         self.pods[uid] = PodCgroup(uid, Qos.BURSTABLE, path)
 
-    def know(self, uid: str, mib: int) -> None:
+    def show(self, uid: str, mib: int) -> None:
         pod = Pod(uid, "ns", f"name-{uid}", 1, {}, demand=Charge({SMALL: mib << 20}))
-        self.known[uid] = SeenPod(pod, ended=False)
+        self.shown[uid] = SeenPod(pod, ended=False)
 
 
 @pytest.fixture
@@ -61,14 +61,14 @@ def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
 
 
-async def test_a_pod_is_told_once_in_a_while_with_the_number_of_all(node: Node) -> None:
+async def test_publishes_one_event_in_a_while_with_all_refusals(node: Node) -> None:
     await node.shortage.look()
-    node.know("a", 64)
+    node.show("a", 64)
     node.count("a", 0)
     await node.shortage.look()
     node.count("a", 1)
     await node.shortage.look()
-    assert node.told == [
+    assert node.events == [
         (
             "name-a",
             "This pod tried once to reserve more than its 64Mi of hugepages-2Mi: mmap fails with"
@@ -79,55 +79,55 @@ async def test_a_pod_is_told_once_in_a_while_with_the_number_of_all(node: Node) 
     for count in (3, 7, 12):
         node.count("a", count)
         await node.shortage.look()
-    assert len(node.told) == 1
+    assert len(node.events) == 1
     node.now += REST
     await node.shortage.look()
-    assert "tried 11 times to reserve" in node.told[1][1]
+    assert "tried 11 times to reserve" in node.events[1][1]
     assert node.shortage.refused == {SMALL: 12, LARGE: 0}
 
 
-async def test_what_an_agent_before_has_told_is_not_told_again(node: Node) -> None:
-    node.know("a", 64)
+async def test_publishes_nothing_that_an_earlier_agent_has_counted(node: Node) -> None:
+    node.show("a", 64)
     node.count("a", 5)
     again = node.start()
     await again.look()
-    assert node.told == []
+    assert node.events == []
     node.count("a", 6)
     await again.look()
-    assert "tried once" in node.told[0][1]
+    assert "tried once" in node.events[0][1]
 
 
-async def test_a_pod_that_asks_for_none_is_told_so_and_one_not_known_waits(node: Node) -> None:
+async def test_waits_for_the_api_and_says_that_a_pod_asks_for_no_such_pages(node: Node) -> None:
     await node.shortage.look()
     node.count("a", 2, LARGE)
     await node.shortage.look()
-    assert node.told == []
-    node.know("a", 64)
+    assert node.events == []
+    node.show("a", 64)
     await node.shortage.look()
     assert (
         "tried 2 times to take pages of hugepages-1Gi, which it does not ask for"
-        in (node.told[0][1])
+        in (node.events[0][1])
     )
 
 
-async def test_many_at_once_are_told_a_few_at_a_time_and_those_that_went_are_forgotten(
+async def test_publishes_a_few_events_at_a_time_and_forgets_gone_pods(
     node: Node,
 ) -> None:
     await node.shortage.look()
     for number in range(MOST_EVENTS + 3):
-        node.know(f"p{number}", 2)
+        node.show(f"p{number}", 2)
         node.count(f"p{number}", 1)
     await node.shortage.look()
-    assert len(node.told) == MOST_EVENTS
+    assert len(node.events) == MOST_EVENTS
     await node.shortage.look()
-    assert len({name for name, _ in node.told}) == len(node.told) == MOST_EVENTS + 3
+    assert len({name for name, _ in node.events}) == len(node.events) == MOST_EVENTS + 3
     node.pods.clear()
     await node.shortage.look()
     assert node.shortage._pods == {}
 
 
-async def test_a_new_pod_of_an_old_name_begins_at_nothing(node: Node) -> None:
-    node.know("a", 64)
+async def test_a_new_cgroup_with_an_old_name_starts_at_zero(node: Node) -> None:
+    node.show("a", 64)
     node.count("a", 0)
     await node.shortage.look()
     node.count("a", 2)

@@ -1,4 +1,4 @@
-"""A host that pods can't be limited on: what its HugeTLBNode says, and how the agent waits."""
+"""UnusableNode: the HugeTLBNode of a host where pods can't be limited, and how the agent waits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECONDS = 20.0
 
 
 class Api:
-    """The HugeTLBNode and its Node."""
+    """An API server with one Node and its HugeTLBNode."""
 
     def __init__(self) -> None:
         self.stored: Json | None = None
@@ -72,7 +72,7 @@ class Api:
 
 
 class Waiting:
-    """An agent that waits on the host below ``root``."""
+    """An agent that waits on the host at ``root``."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -130,7 +130,7 @@ def give_cgroup2(root: Path, controllers: str) -> None:
     (root / "proc/1/mountinfo").write_text(CGROUP2)
 
 
-async def test_says_what_is_lacking_answers_probes_and_goes_on_when_it_is_there(
+async def test_reports_what_the_host_lacks_until_it_lacks_nothing(
     waiting: Waiting,
 ) -> None:
     waiting.begin()
@@ -149,22 +149,22 @@ async def test_says_what_is_lacking_answers_probes_and_goes_on_when_it_is_there(
     assert await waiting.ends()
 
 
-async def test_a_host_that_has_all_is_begun_on_at_once(waiting: Waiting) -> None:
+async def test_does_not_wait_on_a_host_that_lacks_nothing(waiting: Waiting) -> None:
     give_cgroup2(waiting.root, "hugetlb\n")
     waiting.begin()
     assert await waiting.ends()
     assert waiting.api.stored is None
 
 
-async def test_a_signal_ends_the_waiting(waiting: Waiting) -> None:
+async def test_stops_waiting_at_a_signal(waiting: Waiting) -> None:
     waiting.begin()
     await waiting.until(lambda: waiting.api.writes)
     waiting.stop.set()
     assert not await waiting.ends()
 
 
-async def test_to_the_controller_such_a_node_has_no_agent(waiting: Waiting) -> None:
-    """Its pods are charged until they end, and no longer: nobody can tell more."""
+async def test_the_controller_sees_a_node_without_an_agent(waiting: Waiting) -> None:
+    """So the controller charges the node's pods until they end, and no longer."""
     waiting.api.stored = {
         "metadata": {"name": "n", "uid": "uid", "resourceVersion": "1"},
         "status": {"bootID": "boot-before", "podsResourceVersion": "7", "pods": [], "retained": []},
@@ -175,7 +175,7 @@ async def test_to_the_controller_such_a_node_has_no_agent(waiting: Waiting) -> N
     assert project_report({**waiting.api.stored, "metadata": {"name": "n"}}) is None
 
 
-async def test_names_outlast_a_boot_in_which_nothing_can_be_done(waiting: Waiting) -> None:
+async def test_keeps_the_names_of_pods_during_a_boot_without_limits(waiting: Waiting) -> None:
     pod = {"uid": "uid", "namespace": "ns", "name": "pod", "labels": {"a": "b"}, "live": True}
     nameless = {"uid": "other", "live": False, "charged": {"hugepages-2Mi": "8Mi"}}
     waiting.api.stored = {
@@ -186,16 +186,16 @@ async def test_names_outlast_a_boot_in_which_nothing_can_be_done(waiting: Waitin
         },
     }
     waiting.begin()
-    # The second write is made of the first one.
+    # The second write starts from the first.
     await waiting.until(lambda: waiting.api.writes >= 2)
     assert "bootID" not in waiting.api.status
-    (told,) = waiting.api.status["pods"]
-    assert (told["live"], told.get("charged", {})) == (False, {})
+    (row,) = waiting.api.status["pods"]
+    assert (row["live"], row.get("charged", {})) == (False, {})
     entry = adopt(waiting.api.status, "boot-after").entries["uid"]
     assert (entry.namespace, entry.name, entry.labels) == ("ns", "pod", {"a": "b"})
 
 
-async def test_what_was_reported_of_this_boot_stays_charged(waiting: Waiting) -> None:
+async def test_keeps_the_report_of_this_boot(waiting: Waiting) -> None:
     retained = [{"quotas": ["ns/q"], "charge": {"hugepages-2Mi": "8Mi"}}]
     waiting.api.stored = {
         "metadata": {"name": "n", "uid": "uid", "resourceVersion": "1"},
@@ -209,7 +209,7 @@ async def test_what_was_reported_of_this_boot_stays_charged(waiting: Waiting) ->
     assert waiting.api.ready[0] == "False"
 
 
-async def test_it_is_not_ready_before_it_has_told(
+async def test_is_not_ready_before_the_first_report(
     waiting: Waiting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unusable, "FIRST_BACKOFF", 0.01)
@@ -228,7 +228,7 @@ async def test_it_is_not_ready_before_it_has_told(
     assert await waiting.probe("/readyz") == 200
 
 
-async def test_a_place_that_is_no_host_is_an_error_of_the_command_line(waiting: Waiting) -> None:
+async def test_raises_an_error_if_the_root_is_not_a_host(waiting: Waiting) -> None:
     (waiting.root / "proc/1/mountinfo").unlink()
     with pytest.raises(HostUnreadable):
         await waiting.node.wait(waiting.stop)
