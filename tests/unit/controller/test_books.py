@@ -1,7 +1,7 @@
-"""A count of whoever changed leaves what a count of everybody finds, whatever changed.
+"""A count of what changed leaves the same charges as a count from scratch, whatever changed.
 
-Anything that the informers can tell comes in any order, sensible or not. Beside the books a
-census is kept that counts everybody each time.
+The machine sends every change that informers can send, in any order, also in an impossible order.
+A second census counts everything each time.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from hugetlb_quota.page_size import PageSize
 SMALL, LARGE = PageSize(2 << 20), PageSize(1 << 30)
 START = datetime(2030, 1, 1, tzinfo=UTC)
 NODES = st.sampled_from(["n", "m"])
-PLACES = st.sampled_from(["red", "blue"])
+NAMESPACES = st.sampled_from(["red", "blue"])
 UIDS = st.sampled_from([f"uid-{number}" for number in range(6)])
 LABELS = st.sampled_from([{}, {"team": "a"}, {"team": "b"}])
 SELECTORS = st.sampled_from([{}, {"matchLabels": {"team": "a"}}, {"matchLabels": {"team": "b"}}])
-KEYS = st.builds(QuotaKey, PLACES, st.sampled_from(["root", "left", "right", "leaf"]))
+KEYS = st.builds(QuotaKey, NAMESPACES, st.sampled_from(["root", "left", "right", "leaf"]))
 CHARGES = st.builds(
     lambda small, large: Charge({SMALL: small * SMALL.bytes, LARGE: large * LARGE.bytes}),
     st.integers(0, 2),
@@ -54,7 +54,7 @@ CHARGES = st.builds(
 )
 
 
-class Informed(RuleBasedStateMachine):
+class Changing(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.time = 0.0
@@ -81,24 +81,35 @@ class Informed(RuleBasedStateMachine):
         self.books.store.pod_changed(old, new)
 
     @rule(
-        uid=UIDS, place=PLACES, labels=LABELS, demand=CHARGES, node=NODES, state=st.integers(0, 3)
+        uid=UIDS,
+        namespace=NAMESPACES,
+        labels=LABELS,
+        demand=CHARGES,
+        node=NODES,
+        state=st.integers(0, 3),
     )
     def a_pod_is_seen(
-        self, uid: str, place: str, labels: dict[str, str], demand: Charge, node: str, state: int
+        self,
+        uid: str,
+        namespace: str,
+        labels: dict[str, str],
+        demand: Charge,
+        node: str,
+        state: int,
     ) -> None:
         if (before := self.pods.get(uid)) is not None:
-            place, demand = before.namespace, before.demand
+            namespace, demand = before.namespace, before.demand
         where = before.node if before is not None and before.node else node if state else None
-        pod = Pod(uid, place, f"name-of-{uid}", 0, labels, where, state == 3, demand=demand)
+        pod = Pod(uid, namespace, f"name-of-{uid}", 0, labels, where, state == 3, demand=demand)
         self.pod_becomes(uid, pod)
 
     @rule(uid=UIDS, missed=st.booleans())
-    def a_pod_goes(self, uid: str, missed: bool) -> None:
+    def a_pod_is_deleted(self, uid: str, missed: bool) -> None:
         if uid in self.pods:
             self.pod_becomes(uid, None, missed=missed)
 
     @rule()
-    def pods_are_listed_anew(self) -> None:
+    def pods_are_listed_again(self) -> None:
         self.version += 1
         self.listed_at = self.version
 
@@ -138,7 +149,7 @@ class Informed(RuleBasedStateMachine):
         self.quota_becomes(key, quota, counter)
 
     @rule(key=KEYS, again=st.booleans())
-    def a_quota_goes(self, key: QuotaKey, again: bool) -> None:
+    def a_quota_is_deleted(self, key: QuotaKey, again: bool) -> None:
         if (before := self.quotas.get(key)) is not None:
             self.quota_becomes(key, None, None)
             if again:
@@ -152,13 +163,13 @@ class Informed(RuleBasedStateMachine):
         charge=CHARGES,
         request=st.sampled_from(["one", "two"]),
         counted=st.sampled_from(["", "-", "?", "n", "m"]),
-        goes=st.booleans(),
+        ends=st.booleans(),
     )
-    def a_line_changes(self, key: QuotaKey, uid: str, goes: bool, **words: Any) -> None:
+    def a_line_changes(self, key: QuotaKey, uid: str, ends: bool, **words: Any) -> None:
         if (before := self.quotas.get(key)) is None:
             return
         if uid.startswith("uid-of-"):
-            words["counted"] = ""  # a quota that moves is no pod
+            words["counted"] = ""  # a quota that moves is not a pod
         line = Reservation(
             uid,
             f"red/name-of-{uid}",
@@ -167,10 +178,10 @@ class Informed(RuleBasedStateMachine):
             words["request"],
             counted=words["counted"],
         )
-        counter = before.counter.release(line.id) if goes else before.counter.charge(line)
+        counter = before.counter.release(line.id) if ends else before.counter.charge(line)
         self.quota_becomes(key, before.quota, counter)
 
-    @rule(name=PLACES, labels=st.sampled_from([{}, {"tenant": "acme"}]), leaving=st.booleans())
+    @rule(name=NAMESPACES, labels=st.sampled_from([{}, {"tenant": "acme"}]), leaving=st.booleans())
     def a_namespace_changes(self, name: str, labels: dict[str, str], leaving: bool) -> None:
         old = self.namespaces.get(name)
         self.namespaces[name] = Namespace(name, labels, leaving)
@@ -190,7 +201,7 @@ class Informed(RuleBasedStateMachine):
         self.time += seconds
 
     @rule(name=NODES, listed=st.booleans())
-    def a_node_goes(self, name: str, listed: bool) -> None:
+    def a_node_is_deleted(self, name: str, listed: bool) -> None:
         if name in self.nodes:
             self.node_becomes(name, None, listed)
 
@@ -222,44 +233,44 @@ class Informed(RuleBasedStateMachine):
         if (before := self.reports.get(name)) is not None:
             self.report_becomes(name, replace(before, pods_resource_version=self.version))
 
-    @rule(uid=UIDS, place=PLACES)
-    def a_pod_ends_unseen(self, uid: str, place: str) -> None:
-        """The usual course, so that an agent has something to decide on."""
+    @rule(uid=UIDS, namespace=NAMESPACES)
+    def a_pod_ends_before_its_node_reports(self, uid: str, namespace: str) -> None:
+        """A usual sequence, so that a report can release a pod."""
         self.node_becomes("n", NodeFacts("n", "boot-1", False, self.version), listed=False)
         self.report_becomes("n", NodeReport("n", None, "boot-1", self.version))
         if uid not in self.pods:
             demand = Charge({SMALL: SMALL.bytes})
-            self.pod_becomes(uid, Pod(uid, place, f"name-of-{uid}", 0, {}, "n", demand=demand))
+            self.pod_becomes(uid, Pod(uid, namespace, f"name-of-{uid}", 0, {}, "n", demand=demand))
             self.pod_becomes(uid, None)
-            self.counts()
+            self.a_count_is_made()
 
     @rule(
         name=NODES,
         uid=UIDS,
-        place=PLACES | st.just(""),
+        namespace=NAMESPACES | st.just(""),
         labels=LABELS,
         live=st.booleans(),
         charged=CHARGES,
         demand=CHARGES,
-        goes=st.booleans(),
+        ends=st.booleans(),
     )
-    def a_report_tells_of(self, name: str, uid: str, goes: bool, **entry: Any) -> None:
+    def a_report_has_an_entry(self, name: str, uid: str, ends: bool, **entry: Any) -> None:
         before = self.reports.get(name, NodeReport(name, None, "boot-1", self.version))
         rest = tuple(each for each in before.pods if each.uid != uid)
-        place = entry["place"]
-        told = ReportedPod(
+        namespace = entry["namespace"]
+        made = ReportedPod(
             uid,
-            place,
-            f"name-of-{uid}" if place else "",
-            entry["labels"] if place else {},
+            namespace,
+            f"name-of-{uid}" if namespace else "",
+            entry["labels"] if namespace else {},
             entry["live"],
             entry["charged"],
             entry["demand"],
         )
-        self.report_becomes(name, replace(before, pods=rest if goes else (*rest, told)))
+        self.report_becomes(name, replace(before, pods=rest if ends else (*rest, made)))
 
     @rule(name=NODES, uid=UIDS, pages=st.integers(0, 3))
-    def a_report_tells_of_a_file(self, name: str, uid: str, pages: int) -> None:
+    def a_report_has_a_file(self, name: str, uid: str, pages: int) -> None:
         if (before := self.reports.get(name)) is not None:
             rest = tuple(each for each in before.files if each.uid != uid)
             file = ReportedFile(uid, f"/dev/hugepages/{uid}", SMALL, pages * SMALL.bytes)
@@ -274,15 +285,15 @@ class Informed(RuleBasedStateMachine):
             self.report_becomes(name, replace(before, spec=NodeSpec({}, named)))
 
     @rule(name=NODES)
-    def a_report_goes(self, name: str) -> None:
+    def a_report_is_deleted(self, name: str) -> None:
         if name in self.reports:
             self.report_becomes(name, None)
 
     # The count
 
     @rule()
-    def counts(self) -> None:
-        changes = self.books.count(self.version, self.listed_at)
+    def a_count_is_made(self) -> None:
+        scope = self.books.count(self.version, self.listed_at)
         labels = {name: each.labels for name, each in self.namespaces.items()}
         forest = Forest((each.quota for each in self.quotas.values()), labels)
         counters = [each.counter for each in self.quotas.values()]
@@ -308,13 +319,13 @@ class Informed(RuleBasedStateMachine):
             assert mine.retained == total.retained.without_zeros()
             assert mine.files == total.files
             assert dict(mine.seen) == total.seen
-            now[key] = self.looked_at(key, total.seen)
+            now[key] = self.inputs_of_status(key, total.seen)
         different = {key for key in now if key not in self.last or now[key] != self.last[key]}
-        assert different <= changes.quotas
+        assert different <= scope.quotas
         self.last = now
 
-    def looked_at(self, key: QuotaKey, seen: Mapping[str, int]) -> object:
-        """All that a quota's status is made of."""
+    def inputs_of_status(self, key: QuotaKey, seen: Mapping[str, int]) -> object:
+        """All values that a quota's status depends on."""
         ledger, quota, forest = self.books.ledger, self.quotas[key], self.books.input.forest
         identities = ledger.identities
         above = [(link.key, link.hard, link.terminating) for link in forest.attached(key)]
@@ -333,10 +344,10 @@ class Informed(RuleBasedStateMachine):
         )
 
     def teardown(self) -> None:
-        self.counts()
-        self.counts()
+        self.a_count_is_made()
+        self.a_count_is_made()
         assert self.books.check(self.version)
 
 
-TestInformed = Informed.TestCase
-TestInformed.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestChanging = Changing.TestCase
+TestChanging.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

@@ -1,4 +1,4 @@
-"""Who is charged: pods that run, pods that ended until their node lets them go, what they left."""
+"""The census charges running pods, ended pods until they are released, and what gone pods left."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ def deleted(pod: Pod = POD) -> Census:
     return census
 
 
-def test_a_running_pod_is_charged_to_what_selects_it() -> None:
+def test_a_running_pod_is_charged_to_the_quotas_that_select_it() -> None:
     (charged,) = Census().count(snapshot(pods=(POD,))).pods
     assert charged == ChargedPod("uid", DEMAND, BOTH)
 
 
-def test_it_is_charged_what_the_kernel_charges_where_that_is_more() -> None:
+def test_a_running_pod_is_charged_the_kernels_charge_if_that_is_more() -> None:
     more = Charge.from_resources({"hugepages-2Mi": "66Mi", "hugepages-1Gi": "1Gi"})
     (charged,) = Census().count(snapshot(report(10, replace(LIVE, charged=more)), pods=(POD,))).pods
     assert charged.charge == more
@@ -113,22 +113,22 @@ def test_a_finished_pod_is_held_until_its_node_has_seen_the_end() -> None:
     assert census.was_released("uid")
 
 
-def test_a_deleted_pod_is_held_while_its_cgroup_is_there_and_then_charged_what_it_left() -> None:
+def test_a_deleted_pod_is_held_while_its_cgroup_exists_and_then_charged_what_it_left() -> None:
     census = deleted()
     assert uids(census.count(snapshot(report(20, LIVE)))) == {"uid"}
     assert uids(census.count(snapshot(report(11)))) == {"uid"}
-    # The agent saw the cgroup go before it saw that the pod has ended.
+    # The agent saw that the cgroup was removed before it saw the pod's end.
     early = census.count(snapshot(report(11, GONE)))
     assert (uids(early), early.retained) == ({"uid"}, ())
     gone = census.count(snapshot(report(12, GONE)))
     assert (uids(gone), gone.retained) == (set(), (Retained("uid", LEFT, BOTH),))
-    # Once let go, it does not come back.
+    # A released pod is not charged again.
     gone = census.count(snapshot(report(12)))
     assert (uids(gone), gone.retained) == (set(), ())
 
 
-def test_what_is_written_to_a_pod_that_was_let_go_charges_it_no_more() -> None:
-    """The Job controller takes its finalizer off a finished pod; later the pod is deleted."""
+def test_a_later_write_to_a_released_pod_does_not_charge_the_pod_again() -> None:
+    """The Job controller removes its finalizer from a finished pod; later the pod is deleted."""
     census, finished = Census(), replace(POD, finished=True)
     assert uids(census.count(snapshot(report(10), pods=(finished,)))) == set()
     written = replace(finished, resource_version=11)
@@ -139,7 +139,7 @@ def test_what_is_written_to_a_pod_that_was_let_go_charges_it_no_more() -> None:
     assert census.was_released("uid")
 
 
-def test_a_pod_let_go_for_want_of_an_agent_is_charged_when_one_shows_its_cgroup() -> None:
+def test_a_pod_released_without_an_agent_is_charged_when_an_agent_reports_its_cgroup() -> None:
     finished = replace(POD, finished=True)
     for pods in ((finished,), ()):
         census = Census()
@@ -151,7 +151,7 @@ def test_a_pod_let_go_for_want_of_an_agent_is_charged_when_one_shows_its_cgroup(
         assert uids(census.count(snapshot(report(21), pods=pods))) == set()
 
 
-def test_a_pod_that_only_its_node_knows_of_is_charged_where_its_labels_say() -> None:
+def test_a_pod_that_only_a_report_names_is_charged_by_the_reported_labels() -> None:
     live = replace(LIVE, demand=DEMAND)
     counted = Census().count(snapshot(report(20, live)))
     assert counted.pods == (ChargedPod("uid", DEMAND, BOTH),)
@@ -160,22 +160,22 @@ def test_a_pod_that_only_its_node_knows_of_is_charged_where_its_labels_say() -> 
     assert gone.retained == (Retained("uid", LEFT, BOTH),)
 
 
-def test_nothing_that_a_node_told_before_it_was_lost_or_booted_holds() -> None:
-    told = report(20, LIVE, replace(GONE, uid="gone"))
+def test_a_report_from_before_the_node_was_lost_or_booted_is_not_valid() -> None:
+    reported = report(20, LIVE, replace(GONE, uid="gone"))
     off = NodeFacts("worker", "boot", out_of_service=True)
     for nodes in ((), (off,)):
-        counted = Census().count(snapshot(told, nodes=nodes))
+        counted = Census().count(snapshot(reported, nodes=nodes))
         assert (counted.pods, counted.retained) == ((), ())
-    # One that was live may have been started anew after the boot.
+    # kubelet may have started the live pod again after the boot.
     census, (new, history) = Census(), booted()
-    counted = census.count(snapshot(told, nodes=(new,), history=history))
+    counted = census.count(snapshot(reported, nodes=(new,), history=history))
     assert (uids(counted), counted.retained) == ({"uid"}, ())
     later = census.count(snapshot(report(20, boot_id="new"), nodes=(new,), history=history))
     assert (later.pods, later.retained) == ((), ())
 
 
 def booted() -> tuple[NodeFacts, NodeHistory]:
-    """The node as it is, and that it has booted at 11."""
+    """The node after a boot at resourceVersion 11, and its history."""
     old, history = NodeFacts("worker", "boot", out_of_service=False, version=3), NodeHistory()
     new = replace(old, boot_id="new", version=11)
     history.node_changed(None, old, 3)
@@ -183,39 +183,39 @@ def booted() -> tuple[NodeFacts, NodeHistory]:
     return new, history
 
 
-def test_a_report_of_a_boot_that_its_node_has_not_told_of_holds() -> None:
-    """A stale Node after a boot; and a new controller, which does not know which is the later."""
+def test_a_report_with_a_boot_id_that_the_node_has_not_shown_is_valid() -> None:
+    """The Node may be late; and a new controller does not know which boot is later."""
     node = NodeFacts("worker", "boot", out_of_service=False)
-    told = report(20, replace(LIVE, uid="live"), replace(GONE, uid="gone"), boot_id="new")
+    reported = report(20, replace(LIVE, uid="live"), replace(GONE, uid="gone"), boot_id="new")
     history = NodeHistory()
     history.node_changed(None, node, 3)
     for seen in (history, None):
-        counted = Census().count(snapshot(told, nodes=(node,), history=seen))
+        counted = Census().count(snapshot(reported, nodes=(node,), history=seen))
         assert (uids(counted), [each.uid for each in counted.retained]) == ({"live"}, ["gone"])
-    # Now it tells. A report of the boot before comes no more, and would not hold.
+    # Now the Node shows the new boot. A report of the boot before would not be valid.
     history.node_changed(node, replace(node, boot_id="new"), 30)
-    counted = Census().count(snapshot(told, nodes=(node,), history=history))
+    counted = Census().count(snapshot(reported, nodes=(node,), history=history))
     assert [each.uid for each in counted.retained] == ["gone"]
-    before = replace(told, boot_id="boot")
+    before = replace(reported, boot_id="boot")
     assert Census().count(snapshot(before, nodes=(node,), history=history)).retained == ()
 
 
 def test_a_pod_that_ran_after_a_boot_waits_for_a_report_of_that_boot() -> None:
     new, history = booted()
-    told = report(9)
+    reported = report(9)
     later = deleted()
-    assert uids(later.count(snapshot(told, nodes=(new,), history=history))) == {"uid"}
-    # A new controller does not know when the node has booted.
-    assert uids(deleted().count(snapshot(told, nodes=(new,)))) == {"uid"}
-    told_since = report(12, boot_id="new")
-    assert uids(later.count(snapshot(told_since, nodes=(new,), history=history))) == set()
+    assert uids(later.count(snapshot(reported, nodes=(new,), history=history))) == {"uid"}
+    # A new controller does not know when the node booted.
+    assert uids(deleted().count(snapshot(reported, nodes=(new,)))) == {"uid"}
+    after_boot = report(12, boot_id="new")
+    assert uids(later.count(snapshot(after_boot, nodes=(new,), history=history))) == set()
     before = Census()
     before.pod_changed(None, POD, 9)
     before.pod_changed(POD, None, 10)
-    assert uids(before.count(snapshot(told, nodes=(new,), history=history))) == set()
+    assert uids(before.count(snapshot(reported, nodes=(new,), history=history))) == set()
 
 
-def test_a_pod_that_was_never_bound_is_let_go_at_once() -> None:
+def test_a_pod_that_was_never_bound_is_released_at_once() -> None:
     census = deleted(replace(POD, node=None))
     assert uids(census.count(snapshot(report(1)))) == set()
     assert census.was_released("uid")
@@ -307,43 +307,43 @@ def kept(counted: Count) -> dict[str, Identity]:
     return dict(counted.identities.kept)
 
 
-def test_a_pods_identity_is_kept_until_its_nodes_report_names_it() -> None:
+def test_an_identity_is_kept_until_the_nodes_report_names_the_pod() -> None:
     here = Identity("worker", BOTH, in_api=True)
     for silent in (report(9), report(9, NAMELESS), replace(report(9), boot_id="before")):
         assert kept(Census().count(snapshot(silent, pods=(POD,)))) == {"uid": here}
     named = Census().count(snapshot(report(9, LIVE), pods=(POD,), lines=(LINE,)))
     assert named.identities.settled == {"uid"}
-    # There is no agent that could be asked; and no node.
+    # No agent can report the pod if the node has none. An unbound pod has no node.
     assert kept(Census().count(snapshot(pods=(POD,)))) == {}
     unbound = Census().count(snapshot(report(9), pods=(replace(POD, node=None),)))
     assert kept(unbound) == {"uid": replace(here, counted="-")}
 
 
-def test_a_new_controller_goes_on_with_what_the_lines_tell() -> None:
+def test_a_new_controller_continues_from_the_lines() -> None:
     line = LINE.as_identity("worker")
     census = Census()
     held = census.count(snapshot(report(11), lines=(line,)))
     assert held.pods == (ChargedPod("uid", DEMAND, frozenset({TEAM})),)
     assert [each.nodes for each in held.held] == [{"worker"}]
     assert kept(held) == {"uid": Identity("worker", frozenset({TEAM}), in_api=False)}
-    # The agent is back and tells of it, with or without a name.
+    # The agent runs again and reports the pod.
     named = census.count(snapshot(report(12, GONE), lines=(line,)))
     assert (named.pods, named.retained) == ((), (Retained("uid", LEFT, BOTH),))
     assert named.identities.settled == {"uid"}
 
 
-def test_a_line_goes_when_its_node_has_reported_without_the_pod() -> None:
+def test_a_line_ends_when_its_node_has_reported_without_the_pod() -> None:
     line, census = LINE.as_identity("worker"), Census()
     assert uids(census.count(snapshot(report(11), lines=(line,), seen_up_to=12))) == {"uid"}
-    # What is known since grows; what matters is when the pod was missing first.
+    # The first version without the pod decides, not the latest version that was seen.
     gone = census.count(snapshot(report(12), lines=(line,), seen_up_to=50))
     assert not gone.pods
     assert gone.identities.settled == {"uid"}
-    # The quotas' informer may lag behind the write that takes the line away.
+    # The quotas' informer may show the line for some time after the write that removed it.
     assert uids(census.count(snapshot(report(12), lines=(line,), seen_up_to=60))) == set()
 
 
-def test_after_a_gap_in_what_is_known_of_pods_a_line_waits_for_a_later_report() -> None:
+def test_after_a_new_list_of_pods_a_line_waits_for_a_later_report() -> None:
     line, census = LINE.as_identity("worker"), Census()
     census.count(snapshot(report(11), lines=(line,), seen_up_to=12))
     gap = snapshot(report(12), lines=(line,), seen_up_to=40, listed_at=30)
@@ -352,11 +352,13 @@ def test_after_a_gap_in_what_is_known_of_pods_a_line_waits_for_a_later_report() 
     assert uids(census.count(snapshot(report(30), lines=(line,), listed_at=30))) == set()
 
 
-def test_a_uid_that_the_kernel_alone_names_is_paid_by_the_quota_that_has_its_line() -> None:
+def test_a_uid_that_only_the_kernel_names_is_paid_by_the_quota_with_its_line() -> None:
     line, census = LINE.as_identity("worker"), Census()
-    told = replace(report(50, NAMELESS), files=(ReportedFile("uid", "/huge/f", SMALL, 6 << 20),))
+    reported = replace(
+        report(50, NAMELESS), files=(ReportedFile("uid", "/huge/f", SMALL, 6 << 20),)
+    )
     for _ in range(2):
-        counted = census.count(snapshot(told, lines=(line,)))
+        counted = census.count(snapshot(reported, lines=(line,)))
         assert counted.pods == ()
         assert counted.retained == (Retained("uid", LEFT, frozenset({TEAM})),)
         assert kept(counted) == {"uid": Identity("worker", frozenset({TEAM}), in_api=False)}
@@ -369,25 +371,25 @@ def test_a_uid_that_the_kernel_alone_names_is_paid_by_the_quota_that_has_its_lin
     assert gone.identities.settled == {"uid"}
 
 
-def test_what_is_charged_to_nobody_is_told() -> None:
+def test_a_gone_pod_that_no_quota_pays_for_is_an_orphan() -> None:
     free = replace(GONE, uid="free", namespace="free")
-    told = report(50, NAMELESS, free, replace(free, uid="runs", live=True))
-    counted = Census().count(snapshot(told))
+    reported = report(50, NAMELESS, free, replace(free, uid="runs", live=True))
+    counted = Census().count(snapshot(reported))
     assert counted.orphans == {("worker", "uid", ""), ("worker", "free", "free/pod")}
     assert [(each.uid, each.quotas) for each in counted.retained] == [
         ("uid", frozenset()),
         ("free", frozenset()),
     ]
-    # Its quota and namespace were deleted, and there was none above.
-    meant = snapshot(told)
-    rule = replace(meant.attribution, heirs={("worker", "free"): frozenset()})
-    assert Census().count(replace(meant, attribution=rule)).orphans == {("worker", "uid", "")}
+    # An empty set of heirs: its quota and namespace were deleted, and there was no quota above.
+    intended = snapshot(reported)
+    rule = replace(intended.attribution, heirs={("worker", "free"): frozenset()})
+    assert Census().count(replace(intended, attribution=rule)).orphans == {("worker", "uid", "")}
 
 
 WORKERS = tuple(NodeFacts(name, "boot", out_of_service=False) for name in ("worker", "other"))
 
 
-def test_a_pod_that_may_have_been_bound_anywhere_waits_for_all_nodes() -> None:
+def test_a_pod_whose_node_is_unknown_waits_for_all_nodes() -> None:
     line, census = LINE.as_identity("-"), Census()
     late = snapshot(report(12), report(11, node="other"), lines=(line,), nodes=WORKERS)
     held = census.count(late)
@@ -397,7 +399,7 @@ def test_a_pod_that_may_have_been_bound_anywhere_waits_for_all_nodes() -> None:
     assert uids(census.count(both)) == set()
 
 
-def test_a_pod_whose_binding_a_list_may_have_hidden_is_held_by_its_line() -> None:
+def test_an_unbound_pod_that_a_list_shows_gone_waits_for_all_nodes() -> None:
     census, pending = Census(), replace(POD, node=None)
     census.pod_changed(None, pending, 10)
     census.pod_changed(pending, None, 12, missed=True)
@@ -406,7 +408,7 @@ def test_a_pod_whose_binding_a_list_may_have_hidden_is_held_by_its_line() -> Non
     assert uids(census.count(snapshot(report(12), lines=(line,)))) == set()
 
 
-def test_of_a_reservation_that_was_never_counted_a_silent_node_may_tell_yet() -> None:
+def test_an_uncounted_reservation_is_remembered_while_a_node_may_report_the_pod() -> None:
     census = Census()
     waiting = census.count(snapshot(report(11), lines=(LINE,)))
     assert (waiting.pods, kept(waiting)) == (
@@ -432,35 +434,35 @@ SELECTING = Forest(
 )
 
 
-def test_what_a_relabelled_pod_filled_moves_with_it() -> None:
+def test_the_charge_of_a_relabelled_pod_moves_to_the_quota_that_selects_it_now() -> None:
     census, moved = Census(), replace(POD, labels={"b": ""}, resource_version=12)
-    told = replace(LIVE, labels={"a": ""})
-    running = census.count(snapshot(report(11, told), pods=(moved,), forest=SELECTING))
+    reported = replace(LIVE, labels={"a": ""})
+    running = census.count(snapshot(report(11, reported), pods=(moved,), forest=SELECTING))
     assert [pod.quotas for pod in running.pods] == [{B}]
-    # It is gone, and its node has not seen the labels yet: who was told by the API knows better.
+    # The pod is gone, and its node has not seen the new labels. The labels of the API decide.
     finished = replace(moved, finished=True, resource_version=13)
-    gone = replace(told, live=False)
+    gone = replace(reported, live=False)
     left = census.count(snapshot(report(13, gone), pods=(finished,), forest=SELECTING))
     assert [each.quotas for each in left.retained] == [{B}]
 
 
-def test_a_quota_that_comes_to_select_it_pays_for_what_a_pod_that_is_gone_left() -> None:
-    census, told = Census(), report(20, replace(GONE, labels={"a": ""}))
-    assert [each.quotas for each in census.count(snapshot(told, forest=SELECTING)).retained] == [
-        {A}
-    ]
+def test_a_new_quota_that_selects_a_gone_pod_pays_for_what_the_pod_left() -> None:
+    census, reported = Census(), report(20, replace(GONE, labels={"a": ""}))
+    assert [
+        each.quotas for each in census.count(snapshot(reported, forest=SELECTING)).retained
+    ] == [{A}]
     both = Forest([*SELECTING, Quota(QuotaKey("ns", "all"))], {})
-    (left,) = census.count(snapshot(told, forest=both)).retained
+    (left,) = census.count(snapshot(reported, forest=both)).retained
     assert left.quotas == {A, QuotaKey("ns", "all")}
 
 
-def test_where_a_report_had_no_room_for_labels_all_pay_that_may_select_the_pod() -> None:
+def test_if_a_report_had_no_room_for_labels_all_quotas_that_may_select_the_pod_pay() -> None:
     web, db = (Quota(QuotaKey("ns", name), pod_selector=by_app(name)) for name in ("web", "db"))
     forest = Forest([web, db, Quota(QuotaKey("other", "all"))], {})
     some = replace(GONE, labels={"tier": "1"}, partial=True)
     counted = Census().count(snapshot(report(12, some), forest=forest))
     assert counted.retained == (Retained("uid", LEFT, frozenset({web.key, db.key})),)
-    # By what labels there are those don't pay that don't select it.
+    # A quota whose selector can't match the reported labels does not pay.
     some = replace(some, labels={"app": "db"})
     counted = Census().count(snapshot(report(12, some), forest=forest))
     assert counted.retained == (Retained("uid", LEFT, frozenset({db.key})),)

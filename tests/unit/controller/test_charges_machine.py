@@ -1,8 +1,8 @@
-"""Controller, agents and quotas against the kernel: whoever is away, nothing is lost or kept.
+"""No charge is lost or stays too long, whichever of controller and agents is late or killed.
 
-Each program sees the others' writes late, in its own time, and is killed at any moment; the
-controller in the midst of its writes too. Nodes boot. A quota is deleted and its parent
-inherits. The kernel and the API server alone know what is true.
+The machine compares the quotas' statuses with the kernel and the API server. Each program sees the
+writes of the others late, and is killed at any moment, the controller also between two writes.
+Nodes boot. A quota is deleted, and its parent inherits.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def quota(name: str) -> Quota:
 
 @dataclass
 class Status:
-    """What is stored of one quota; ``pods`` and ``retained`` say of which the sums are."""
+    """The stored status of one quota; ``pods`` and ``retained``: the charged UIDs."""
 
     counter: Counter
     pods: frozenset[str] = frozenset()
@@ -65,7 +65,7 @@ class Status:
 
 @dataclass
 class Agent:
-    """What it knows: its pods up to ``seen``, and by its last report who the others are."""
+    """An agent's memory: its pods up to ``seen``, and the pods named in its last report."""
 
     seen: int
     pods: dict[str, Pod]
@@ -82,7 +82,7 @@ class Cluster(RuleBasedStateMachine):
         self.serial = 0
         self.expected: dict[str, frozenset[QuotaKey]] = {}
         self.counted = set[str]()
-        # The kernel: by UID where its cgroup is and what is charged, and what is left of whom.
+        # The kernel: by UID the node and the charged pages, of cgroups and of gone pods.
         self.cgroups: dict[str, tuple[str, int]] = {}
         self.left: dict[str, tuple[str, int]] = {}
         # The API server.
@@ -99,21 +99,21 @@ class Cluster(RuleBasedStateMachine):
         }
         self.node_events: list[tuple[int, NodeFacts, NodeFacts]] = []
         self.objects = {"n": NodeReport("n", None, "boot-0", 1)}
-        # The other's agent never reported yet; one whose object was deleted writes it anew.
+        # The agent of m has not reported yet. An agent whose object was deleted creates it again.
         self.deleted = set[str]()
         self.heard = {"n"}
         self.agents: dict[str, Agent | None] = dict.fromkeys(NODES)
-        self.controller_begins()
+        self.controller_starts()
 
-    def controller_begins(self) -> None:
+    def controller_starts(self) -> None:
         self.census, self.history = Census(), NodeHistory()
         self.informed = dict(self.api)
         self.informed_at = self.listed_at = self.version
-        self.nodes_known, self.nodes_at = dict(self.nodes), self.version
+        self.nodes_seen, self.nodes_at = dict(self.nodes), self.version
         self.first_seen: dict[str, int] = {}
         for node in self.nodes.values():
             self.history.node_changed(None, node, 0)
-        self.objects_known: dict[str, NodeReport] = {}
+        self.objects_seen: dict[str, NodeReport] = {}
         self.sees_reports()
         self.sees_quotas()
 
@@ -182,7 +182,7 @@ class Cluster(RuleBasedStateMachine):
     @precondition(lambda self: self.api)
     @rule(data=st.data())
     def is_deleted(self, data: st.DataObject) -> None:
-        """By force if it has not finished: then its processes end later."""
+        """If the pod has not finished, the deletion is forced, and its processes end later."""
         self.changes(self.pod(data, set(self.api)), None)
 
     @precondition(lambda self: self.cgroups.keys() - self.api.keys())
@@ -197,7 +197,7 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NODES))
     def a_node_boots(self, name: str) -> None:
-        """What is bound to it and has not ended is started anew, after its Node tells of it."""
+        """The Node shows the new boot, and then kubelet restarts the pods that have not ended."""
         if name in self.deleted:
             return
         self.agents[name] = None
@@ -230,8 +230,8 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NODES))
     def a_report_is_deleted(self, name: str) -> None:
-        """Its agent runs, and knows what it reported; nobody else does."""
-        if self.agents[name] is not None and self.objects_known.get(name) == self.objects.get(name):
+        """The agent runs and remembers its report; no other program does."""
+        if self.agents[name] is not None and self.objects_seen.get(name) == self.objects.get(name):
             self.deleted.add(name)
             self.objects.pop(name, None)
 
@@ -247,7 +247,7 @@ class Cluster(RuleBasedStateMachine):
                 agent.pods[new.uid] = new
             elif new is None and old is not None and old.uid in agent.pods:
                 gone = agent.pods.pop(old.uid)
-                agent.carried[old.uid] = told(gone, live=False, charged=NOTHING)
+                agent.carried[old.uid] = entry(gone, live=False, charged=NOTHING)
         agent.seen = self.version
 
     @rule(name=st.sampled_from(NODES))
@@ -262,7 +262,7 @@ class Cluster(RuleBasedStateMachine):
         for uid in sorted(here.keys() | left.keys() | coming):
             live, charged = uid in here or uid in coming, pages(here.get(uid, left.get(uid, 0)))
             if uid in agent.pods:
-                entries.append(told(agent.pods[uid], live=live, charged=charged))
+                entries.append(entry(agent.pods[uid], live=live, charged=charged))
             elif uid in agent.carried:
                 entries.append(replace(agent.carried[uid], live=live, charged=charged))
             else:
@@ -297,7 +297,7 @@ class Cluster(RuleBasedStateMachine):
                 del self.quotas[RED], self.statuses[RED]
                 for uid, quotas in self.expected.items():
                     if RED in quotas:
-                        # The parent inherits what is left; where both paid, both do.
+                        # The parent inherits what the pod left, besides other payers.
                         self.expected[uid] = quotas - {RED} | {ROOT}
 
     # The controller
@@ -314,8 +314,8 @@ class Cluster(RuleBasedStateMachine):
         self.informed_at = self.version
 
     @rule()
-    def lists_pods_anew(self) -> None:
-        """What came and went since its last look it will never know."""
+    def lists_pods_again(self) -> None:
+        """The controller never sees pods that came and went since its last list."""
         before, self.informed = self.informed, dict(self.api)
         self.informed_at = self.listed_at = self.version
         for uid in before.keys() - self.informed.keys():
@@ -328,17 +328,17 @@ class Cluster(RuleBasedStateMachine):
     def sees_nodes(self, listed: bool) -> None:
         if listed:
             for name, node in self.nodes.items():
-                if node != self.nodes_known[name]:
-                    self.history.node_changed(self.nodes_known[name], node, 0)
+                if node != self.nodes_seen[name]:
+                    self.history.node_changed(self.nodes_seen[name], node, 0)
         else:
             for version, old, new in self.node_events:
                 if version > self.nodes_at:
                     self.history.node_changed(old, new, version)
-        self.nodes_known, self.nodes_at = dict(self.nodes), self.version
+        self.nodes_seen, self.nodes_at = dict(self.nodes), self.version
 
     @rule()
     def sees_reports(self) -> None:
-        before, self.objects_known = self.objects_known, dict(self.objects)
+        before, self.objects_seen = self.objects_seen, dict(self.objects)
         for name in NODES:
             old, new = before.get(name), self.objects.get(name)
             if old != new:
@@ -347,23 +347,23 @@ class Cluster(RuleBasedStateMachine):
 
     @rule()
     def sees_quotas(self) -> None:
-        self.known_quotas = dict(self.quotas)
-        self.known_counters = [status.counter for status in self.statuses.values()]
-        for counter in self.known_counters:
+        self.quotas_seen = dict(self.quotas)
+        self.counters_seen = [status.counter for status in self.statuses.values()]
+        for counter in self.counters_seen:
             for line in counter.pending:
                 self.first_seen.setdefault(line.uid, self.version)
 
     @rule(first=st.integers(1, 3), writes_specs=st.booleans())
     def recounts(self, first: int, writes_specs: bool) -> None:
-        """And is cut off after the ``first`` quotas."""
-        forest = Forest(self.known_quotas.values(), {})
-        lines = read_lines(self.known_counters, forest)
+        """Count, and write only the ``first`` quotas, as if killed then."""
+        forest = Forest(self.quotas_seen.values(), {})
+        lines = read_lines(self.counters_seen, forest)
         snapshot = Snapshot(
             Attribution(forest, heirs(self.reports.values()), lines),
             self.informed.values(),
             self.informed_at,
             self.listed_at,
-            evidence(self.nodes_known, self.reports.values(), self.history),
+            evidence(self.nodes_seen, self.reports.values(), self.history),
             self.reports,
         )
         count = self.census.count(snapshot)
@@ -388,7 +388,7 @@ class Cluster(RuleBasedStateMachine):
 
     @rule()
     def a_pod_runs_and_is_counted(self) -> None:
-        """The usual course, so that the unusual has something to happen to."""
+        """The usual sequence, so that other rules have a pod to act on."""
         self.is_admitted_and_created(("blue",))
         pod = self.api[f"pod-{self.serial}"]
         self.changes(pod, replace(pod, node="n"))
@@ -397,7 +397,7 @@ class Cluster(RuleBasedStateMachine):
 
     def writes(self, count: Count, forest: Forest, first: int) -> None:
         totals = tally(forest, count.pods, count.retained)
-        # From the leaves up, as the recount writes.
+        # From the leaves up, as the recounter writes.
         for name in [name for name in reversed(self.statuses) if name in totals][:first]:
             status = self.statuses[name]
             gone = {line.id for line in status.counter.pending if self.is_gone(line)}
@@ -413,20 +413,20 @@ class Cluster(RuleBasedStateMachine):
             )
 
     def is_gone(self, line: Reservation) -> bool:
-        """Released, or expired: then its create was over when the controller looked last."""
+        """Whether the pod was released, or its request had ended when pods were last seen."""
         watched = self.first_seen.get(line.uid, self.version + 1) <= self.informed_at
         return self.census.was_released(line.uid) or (watched and line.uid not in self.api)
 
     @rule()
     def another_controller_leads(self) -> None:
         if not self.deleted:
-            self.controller_begins()
+            self.controller_starts()
 
-    # What must hold
+    # Invariants
 
     @invariant()
-    def whatever_the_kernel_holds_counts_in_every_quota(self) -> None:
-        # Created and deleted while no controller looked, for as long as a reservation lives.
+    def every_charge_of_the_kernel_is_in_every_paying_quota(self) -> None:
+        # Pods that may have been created and deleted while no controller looked.
         doubtful = {
             line.uid
             for status in self.statuses.values()
@@ -441,33 +441,33 @@ class Cluster(RuleBasedStateMachine):
                 if self.is_remembered(uid):
                     continue
                 if uid not in self.counted:
-                    # No controller ever saw it, and its node has no agent: nobody can know.
+                    # No controller saw the pod, and its node has no agent: no program can know.
                     del self.expected[uid]
                     continue
             for name in {ROOT} | (paying & self.quotas.keys()):
                 if name in self.quotas and self.quotas[name].terminating:
-                    continue  # its parent may have inherited already
+                    continue  # the parent may have inherited the charge already
                 status = self.statuses[name]
                 pending = {line.uid for line in status.counter.pending}
                 assert uid in status.pods | status.retained.keys() | pending | doubtful, (uid, name)
 
     def is_remembered(self, uid: str) -> bool:
-        """Whether some quota has its line, and pays for it when its node reports first."""
+        """Whether some quota has the pod's line, and so pays when its node first reports."""
         lines = [line for status in self.statuses.values() for line in status.counter.reservations]
         return any(line.uid == uid for line in lines)
 
-    def everybody_looks(self) -> None:
+    def all_programs_run(self) -> None:
         for name in NODES:
             if self.agents[name] is None:
                 self.an_agent_starts(name)
             self.an_agent_watches(name)
             self.an_agent_reports(name)
         self.the_controller_keeps_up()
-        self.whatever_the_kernel_holds_counts_in_every_quota()
+        self.every_charge_of_the_kernel_is_in_every_paying_quota()
 
     def teardown(self) -> None:
         for _ in range(5):
-            self.everybody_looks()
+            self.all_programs_run()
         forest = Forest(self.quotas.values(), {})
         assert RED not in self.quotas or not self.quotas[RED].terminating or self.statuses[RED].pods
         for name, status in self.statuses.items():
@@ -477,7 +477,7 @@ class Cluster(RuleBasedStateMachine):
             left = {uid: pages(n) for uid, (_, n) in self.left.items() if uid in paid}
             assert status.retained == left, name
             assert status.counter.pending == (), name
-            # Who it is stays known of those that have no node yet, or that no agent ever saw.
+            # Only pods without a node, or that no agent ever saw, still have lines.
             unnamed = {
                 pod.uid for each in self.objects.values() for pod in each.pods if not pod.is_named
             }
@@ -485,7 +485,7 @@ class Cluster(RuleBasedStateMachine):
             assert lines <= unnamed | self.unbound(), name
 
 
-def told(pod: Pod, *, live: bool, charged: Charge) -> ReportedPod:
+def entry(pod: Pod, *, live: bool, charged: Charge) -> ReportedPod:
     return ReportedPod(pod.uid, pod.namespace, pod.name, pod.labels, live, charged, pod.demand)
 
 

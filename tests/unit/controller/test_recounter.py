@@ -92,7 +92,7 @@ async def test_a_refused_write_is_not_tried_again_at_once() -> None:
     assert api.tried == 1
 
 
-class Counting(FakeApi):
+class Silent(FakeApi):
     """An API of quotas whose watch tells nothing; the pods in ``pods`` are listed."""
 
     def __init__(self, *pods: Json) -> None:
@@ -127,7 +127,7 @@ def counted_under(api: FakeApi, term: int, pods: str) -> None:
 
 
 async def test_a_leader_that_was_paused_writes_over_no_later_count() -> None:
-    api = Counting(running("a"))
+    api = Silent(running("a"))
     counted_under(api, 9, "128Mi")
     terms = iter([7])
 
@@ -148,7 +148,7 @@ async def test_a_leader_that_was_paused_looks_who_leads_before_it_counts(
     """It would count what its successor has not seen, and drop the reservation for that."""
     clock = [0.0]
 
-    class Pausing(Counting):
+    class Pausing(Silent):
         async def replace(self, *arguments: Any, **options: Any) -> Json:
             written = await super().replace(*arguments, **options)
             clock[0] += 100  # while it is paused, another leads
@@ -171,7 +171,7 @@ async def test_a_leader_that_was_paused_looks_who_leads_before_it_counts(
 
 
 async def test_whoever_leads_later_writes_and_says_so() -> None:
-    api = Counting(running("a"))
+    api = Silent(running("a"))
     counted_under(api, 7, "128Mi")
     await run_for(recounter_of(api, term_of(9)), 0.5)
     assert api.raw("db/leaf")["status"]["pods"] == {"hugepages-2Mi": "64Mi"}
@@ -190,7 +190,7 @@ def flapping(api: FakeApi, **labels: str) -> None:
 
 
 async def test_what_is_charged_stays_with_the_parent_when_the_label_goes() -> None:
-    api = Counting(running("a"))
+    api = Silent(running("a"))
     flapping(api)
     await run_for(recounter_of(api), 0.5)
     leaf = api.raw("db/leaf")["status"]
@@ -202,14 +202,14 @@ async def test_what_is_charged_stays_with_the_parent_when_the_label_goes() -> No
 
 
 async def test_an_attachment_without_a_charge_goes_with_the_label() -> None:
-    api = Counting()
+    api = Silent()
     flapping(api)
     await run_for(recounter_of(api), 0.5)
     assert api.raw("db/leaf")["status"]["attachedTo"] == ""
 
 
 async def test_an_attachment_is_remembered_by_the_count() -> None:
-    api = Counting(running("a"))
+    api = Silent(running("a"))
     flapping(api, tenant="acme")
     await run_for(recounter_of(api), 0.5)
     assert api.raw("db/leaf")["status"]["attachedTo"] == "acme/tenant"
@@ -218,14 +218,14 @@ async def test_an_attachment_is_remembered_by_the_count() -> None:
 
 async def test_a_history_that_went_back_hangs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recounter_module, "RETRY", 0.05)
-    api = Counting(running("a"))
+    api = Silent(running("a"))
     counted_under(api, 1000, "128Mi")  # and the Lease is of 9, and still ours
     await run_for(recounter_of(api, term_of(9)), 0.8)
     assert api.raw("db/leaf")["status"]["pods"] == {"hugepages-2Mi": "64Mi"}
 
 
 async def test_a_quota_of_a_newer_release_is_counted_and_told_of_and_not_written() -> None:
-    api = Counting(running("a"))
+    api = Silent(running("a"))
     raw = quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="db/root")
     raw["spec"]["escrow"] = "1Gi"
     api.put(raw)
@@ -242,7 +242,7 @@ async def until(holds: Callable[[], object]) -> None:
             await asyncio.sleep(0.01)
 
 
-class Watched(Counting):
+class Watched(Silent):
     """The same, with watches that tell of what is put into ``events`` by kind."""
 
     def __init__(self, *pods: Json) -> None:
@@ -385,7 +385,7 @@ async def test_an_ended_pod_that_a_cut_report_holds_up_is_told_so() -> None:
     report = {"bootID": "boot", "podsResourceVersion": "70", "leftOut": {"pods": 1}}
     listed = {NODES: node, HUGETLB_NODES: {"metadata": metadata, "status": report}}
 
-    class WithNode(Counting):
+    class WithNode(Silent):
         async def list_page(self, resource: Resource, *_: Any, **__: Any) -> dict[str, Any]:
             if resource not in listed:
                 return await super().list_page(resource)
@@ -445,7 +445,7 @@ async def test_the_count_from_scratch_wins_and_says_that_it_differed(
     assert "HugeTLBQuota db/leaf" in caplog.text
 
 
-class Telling(Counting):
+class Telling(Silent):
     """Tells of quotas what is put into ``to_tell``."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a recount writes on a quota, and what it must not claim."""
+"""The status that a count writes."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def counter(amount: str) -> Counter:
     return replace(QUOTA.counter, pods=pods)
 
 
-def test_a_count_of_an_older_spec_is_not_claimed_for_the_newer() -> None:
+def test_a_count_of_an_older_spec_leaves_the_newer_spec_uncounted() -> None:
     before = replace(QUOTA, generation=1)
     assert not restate(QUOTA, counter("2Mi"), [FITS], counted=before, now=NOW).is_counted
     assert restate(QUOTA, counter("2Mi"), [FITS], counted=QUOTA, now=NOW).is_counted
 
 
-def test_a_quota_made_anew_under_its_name_is_not_given_the_count_of_the_one_before() -> None:
+def test_a_quota_created_again_does_not_get_the_count_of_the_deleted_quota() -> None:
     before = replace(QUOTA, uid="before")
     assert restate(QUOTA, counter("2Mi"), [FITS], counted=before, now=NOW) is QUOTA
 
 
-def test_a_condition_keeps_its_time_while_its_status_does() -> None:
+def test_a_condition_keeps_its_time_while_its_status_stays() -> None:
     first = restate(QUOTA, counter("2Mi"), [FITS], counted=QUOTA, now=NOW)
     later = NOW + timedelta(minutes=1)
     again = restate(first, counter("4Mi"), [FITS], counted=QUOTA, now=later)
@@ -48,7 +48,7 @@ def test_a_condition_keeps_its_time_while_its_status_does() -> None:
     assert turned(again.conditions, over.conditions) == over.conditions
 
 
-def test_what_was_good_from_the_first_is_not_told_of_and_what_was_bad_is() -> None:
+def test_a_new_condition_counts_as_changed_only_if_it_is_false() -> None:
     good = restate(QUOTA, counter("2Mi"), [FITS], counted=QUOTA, now=NOW).conditions
     bad = restate(QUOTA, counter("66Mi"), [OVER], counted=QUOTA, now=NOW).conditions
     assert turned((), good) == ()
