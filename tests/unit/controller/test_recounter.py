@@ -1,4 +1,4 @@
-"""How often the recount asks a server that has nothing good to say."""
+"""The recounter: when it counts, what it writes, and when it must not write."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ QUOTA = {
 
 
 class Refusing:
-    """Lists one quota, and refuses to have it read or written."""
+    """Lists one quota, and refuses to read or write the quota."""
 
     def __init__(self) -> None:
         self.tried = 0
@@ -93,12 +93,12 @@ async def test_a_refused_write_is_not_tried_again_at_once() -> None:
 
 
 class Silent(FakeApi):
-    """An API of quotas whose watch tells nothing; the pods in ``pods`` are listed."""
+    """An API of quotas whose watches send nothing; the pods in ``pods`` are listed."""
 
     def __init__(self, *pods: Json) -> None:
         super().__init__()
         self.pods = pods
-        self.told: list[str] = []
+        self.notes: list[str] = []
 
     async def list_page(self, resource: Resource, *_: Any, **__: Any) -> dict[str, Any]:
         if resource == PODS:
@@ -110,7 +110,7 @@ class Silent(FakeApi):
         yield {}
 
     async def create(self, resource: Resource, body: Json, *_: Any, **__: Any) -> Json:
-        self.told.append(body["note"])
+        self.notes.append(body["note"])
         return body
 
 
@@ -126,7 +126,7 @@ def counted_under(api: FakeApi, term: int, pods: str) -> None:
     api.put(raw)
 
 
-async def test_a_leader_that_was_paused_writes_over_no_later_count() -> None:
+async def test_a_paused_leader_overwrites_no_later_count() -> None:
     api = Silent(running("a"))
     counted_under(api, 9, "128Mi")
     terms = iter([7])
@@ -142,16 +142,16 @@ async def test_a_leader_that_was_paused_writes_over_no_later_count() -> None:
     assert api.writes == []
 
 
-async def test_a_leader_that_was_paused_looks_who_leads_before_it_counts(
+async def test_a_paused_leader_reads_the_lease_before_it_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It would count what its successor has not seen, and drop the reservation for that."""
+    """Otherwise it would count a pod that its successor has not seen, and end the reservation."""
     clock = [0.0]
 
     class Pausing(Silent):
         async def replace(self, *arguments: Any, **options: Any) -> Json:
             written = await super().replace(*arguments, **options)
-            clock[0] += 100  # while it is paused, another leads
+            clock[0] += 100  # paused; meanwhile another controller leads
             counted_under(self, 7, "0")
             return written
 
@@ -170,7 +170,7 @@ async def test_a_leader_that_was_paused_looks_who_leads_before_it_counts(
     assert len(api.writes) == 1
 
 
-async def test_whoever_leads_later_writes_and_says_so() -> None:
+async def test_a_later_leader_overwrites_the_count_with_its_own_term() -> None:
     api = Silent(running("a"))
     counted_under(api, 7, "128Mi")
     await run_for(recounter_of(api, term_of(9)), 0.5)
@@ -179,7 +179,7 @@ async def test_whoever_leads_later_writes_and_says_so() -> None:
 
 
 def flapping(api: FakeApi, **labels: str) -> None:
-    """acme/tenant, and db/leaf that was attached to it while its namespace had the label."""
+    """acme/tenant, and db/leaf, which was attached while its namespace had the label."""
     tenant = {"matchLabels": {"tenant": "acme"}}
     nobody = {"matchLabels": {"no": "pod"}}
     api.put(namespace("db", **labels))
@@ -189,7 +189,7 @@ def flapping(api: FakeApi, **labels: str) -> None:
     )
 
 
-async def test_what_is_charged_stays_with_the_parent_when_the_label_goes() -> None:
+async def test_a_charged_quota_stays_attached_when_the_label_is_removed() -> None:
     api = Silent(running("a"))
     flapping(api)
     await run_for(recounter_of(api), 0.5)
@@ -201,14 +201,14 @@ async def test_what_is_charged_stays_with_the_parent_when_the_label_goes() -> No
     assert "The charge of db/leaf stays charged to acme/tenant too." in ready["message"]
 
 
-async def test_an_attachment_without_a_charge_goes_with_the_label() -> None:
+async def test_an_uncharged_quota_is_detached_when_the_label_is_removed() -> None:
     api = Silent()
     flapping(api)
     await run_for(recounter_of(api), 0.5)
     assert api.raw("db/leaf")["status"]["attachedTo"] == ""
 
 
-async def test_an_attachment_is_remembered_by_the_count() -> None:
+async def test_the_count_stores_the_attachment() -> None:
     api = Silent(running("a"))
     flapping(api, tenant="acme")
     await run_for(recounter_of(api), 0.5)
@@ -216,15 +216,17 @@ async def test_an_attachment_is_remembered_by_the_count() -> None:
     assert "attachedTo" not in api.raw("acme/tenant")["status"]
 
 
-async def test_a_history_that_went_back_hangs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_after_a_restore_of_etcd_the_leader_overwrites_counts_of_later_terms(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(recounter_module, "RETRY", 0.05)
     api = Silent(running("a"))
-    counted_under(api, 1000, "128Mi")  # and the Lease is of 9, and still ours
+    counted_under(api, 1000, "128Mi")  # but the term of the present leader is 9
     await run_for(recounter_of(api, term_of(9)), 0.8)
     assert api.raw("db/leaf")["status"]["pods"] == {"hugepages-2Mi": "64Mi"}
 
 
-async def test_a_quota_of_a_newer_release_is_counted_and_told_of_and_not_written() -> None:
+async def test_a_quota_of_a_newer_release_is_counted_with_a_warning_and_not_written() -> None:
     api = Silent(running("a"))
     raw = quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="db/root")
     raw["spec"]["escrow"] = "1Gi"
@@ -233,7 +235,7 @@ async def test_a_quota_of_a_newer_release_is_counted_and_told_of_and_not_written
     await run_for(recounter_of(api), 0.5)
     assert api.raw("db/root")["status"]["pods"] == {"hugepages-2Mi": "64Mi"}
     assert set(api.writes) == {"PUT hugetlbquotas/status db/root"}
-    assert "HugeTLBQuota db/leaf can't be understood: spec.escrow" in api.told[0]
+    assert "HugeTLBQuota db/leaf can't be understood: spec.escrow" in api.notes[0]
 
 
 async def until(holds: Callable[[], object]) -> None:
@@ -243,52 +245,52 @@ async def until(holds: Callable[[], object]) -> None:
 
 
 class Watched(Silent):
-    """The same, with watches that tell of what is put into ``events`` by kind."""
+    """The same, with watches that send what is put into ``events`` of a kind."""
 
     def __init__(self, *pods: Json) -> None:
         super().__init__(*pods)
-        self.told_of: dict[Resource, asyncio.Queue[Json]] = {}
+        self.events: dict[Resource, asyncio.Queue[Json]] = {}
 
     async def watch(self, resource: Resource, *_: Any, **__: Any) -> AsyncIterator[dict[str, Any]]:
-        queue = self.told_of.setdefault(resource, asyncio.Queue())
+        queue = self.events.setdefault(resource, asyncio.Queue())
         while True:
             yield await queue.get()
 
     async def replace(self, resource: Resource, *arguments: Any, **options: Any) -> Json:
         written = await super().replace(resource, *arguments, **options)
         if resource == HUGETLB_QUOTAS:
-            self.told_of[resource].put_nowait({"type": "MODIFIED", "object": written})
+            self.events[resource].put_nowait({"type": "MODIFIED", "object": written})
         return written
 
-    def comes(self, name: str, version: int) -> None:
+    def create_pod(self, name: str, version: int) -> None:
         raw = running(name)
         raw["metadata"]["resourceVersion"] = str(version)
-        self.told_of[PODS].put_nowait({"type": "ADDED", "object": raw})
+        self.events[PODS].put_nowait({"type": "ADDED", "object": raw})
 
 
-async def test_nothing_is_written_and_nothing_counted_where_nothing_changed(
+async def test_without_changes_no_pod_is_counted_and_nothing_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(recounter_module, "PERIOD", 0.02)
     api = Watched(running("a"))
     api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}))
     counting = recounter_of(api)
-    looked: list[int] = []
+    pods_counted: list[int] = []
     count = counting.books.census.count
 
-    def counted(snapshot: Snapshot) -> Count:
-        looked.append(len(snapshot.pods))
+    def count_and_note(snapshot: Snapshot) -> Count:
+        pods_counted.append(len(snapshot.pods))
         return count(snapshot)
 
-    monkeypatch.setattr(counting.books.census, "count", counted)
+    monkeypatch.setattr(counting.books.census, "count", count_and_note)
     await run_for(counting, 0.8)
     assert len(api.writes) == 1
-    assert looked[0] == 1
-    assert len(looked) > 3
-    assert set(looked[1:]) == {0}
+    assert pods_counted[0] == 1
+    assert len(pods_counted) > 3
+    assert set(pods_counted[1:]) == {0}
 
 
-async def test_a_quota_is_written_twice_a_second_at_most_however_many_pods_come(
+async def test_a_quota_is_written_at_most_twice_a_second(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rests: list[float] = []
@@ -303,13 +305,13 @@ async def test_a_quota_is_written_twice_a_second_at_most_however_many_pods_come(
     monkeypatch.setattr(asyncio, "sleep", slept)
     async with asyncio.TaskGroup() as group:
         run = group.create_task(recounter_of(api).run())
-        await until(lambda: PODS in api.told_of and api.writes)
+        await until(lambda: PODS in api.events and api.writes)
         for number in range(20):
             before = len(api.writes)
-            api.comes(f"p{number}", 100 + number)
+            api.create_pod(f"p{number}", 100 + number)
             await until(lambda before=before: len(api.writes) > before)  # type: ignore[misc]
         run.cancel()
-    # Each count was followed by what was missing of half a second.
+    # After each count the loop slept for the rest of half a second.
     assert len([rest for rest in rests if rest > 0.3]) >= 20
 
 
@@ -331,7 +333,7 @@ async def test_a_reservation_whose_pod_never_came_ends_as_soon_as_it_may(
         run.cancel()
 
 
-async def test_a_write_that_failed_is_tried_again_though_nothing_changes(
+async def test_a_failed_write_is_tried_again_without_another_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(recounter_module, "RETRY", 0.05)
@@ -351,8 +353,8 @@ async def test_a_write_that_failed_is_tried_again_though_nothing_changes(
     assert api.raw("db/leaf")["status"]["pods"] == {"hugepages-2Mi": "64Mi"}
 
 
-async def test_of_many_quotas_a_few_are_written_at_a_time() -> None:
-    """A task for each of ten thousand takes the memory, and the event loop for itself."""
+async def test_only_a_few_quotas_are_written_at_the_same_time() -> None:
+    """Ten thousand tasks would take much memory, and block the event loop."""
 
     class Busy(Watched):
         writing = most = tasks = 0
@@ -377,7 +379,7 @@ async def test_of_many_quotas_a_few_are_written_at_a_time() -> None:
     assert api.tasks < 100
 
 
-async def test_an_ended_pod_that_a_cut_report_holds_up_is_told_so() -> None:
+async def test_a_condition_says_that_a_cut_report_holds_an_ended_pod() -> None:
     ended = running("a")
     ended["spec"]["nodeName"], ended["status"] = "worker", {"phase": "Succeeded"}
     metadata = {"name": "worker", "uid": "w", "resourceVersion": "70"}
@@ -404,7 +406,7 @@ async def test_an_ended_pod_that_a_cut_report_holds_up_is_told_so() -> None:
     assert api.raw("db/leaf")["status"]["pods"] == {"hugepages-2Mi": "64Mi"}
 
 
-async def test_a_quota_that_had_to_wait_is_counted_when_it_may_though_nothing_changes(
+async def test_a_new_quota_is_counted_as_soon_as_the_webhook_rules_are_in_force(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(recounter_module, "PERIOD", 0.05)
@@ -422,7 +424,7 @@ async def test_a_quota_that_had_to_wait_is_counted_when_it_may_though_nothing_ch
         run.cancel()
 
 
-async def test_the_count_from_scratch_wins_and_says_that_it_differed(
+async def test_a_differing_count_from_scratch_replaces_the_charges_and_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(write_plan, "CHECK_PERIOD", 0.5)
@@ -433,7 +435,7 @@ async def test_the_count_from_scratch_wins_and_says_that_it_differed(
     async with asyncio.TaskGroup() as group:
         run = group.create_task(counting.run())
         await until(lambda: api.writes)
-        # A pod of which the count does not hear.
+        # A pod in the store, of which no change was noted.
         missed = project_demanding_pod(running("b"))
         assert missed is not None
         counting.books.store.pods["b"] = missed
@@ -445,26 +447,26 @@ async def test_the_count_from_scratch_wins_and_says_that_it_differed(
     assert "HugeTLBQuota db/leaf" in caplog.text
 
 
-class Telling(Silent):
-    """Tells of quotas what is put into ``to_tell``."""
+class QuotasWatched(Silent):
+    """The watch of quotas sends what is put into ``events``."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.to_tell = asyncio.Queue[Json]()
+        self.events = asyncio.Queue[Json]()
 
     async def watch(self, resource: Resource, *_: Any, **__: Any) -> AsyncIterator[Json]:
         while resource == HUGETLB_QUOTAS:
-            yield await self.to_tell.get()
+            yield await self.events.get()
         await asyncio.Event().wait()
 
 
-async def test_a_quota_that_comes_is_told_of_and_a_charge_is_not() -> None:
-    api, told, seen = Telling(), list[str](), asyncio.Queue[str]()
+async def test_on_quotas_calls_back_for_a_new_quota_and_not_for_a_charge() -> None:
+    api, calls, seen = QuotasWatched(), list[str](), asyncio.Queue[str]()
     counted_under(api, 1, "0")
     recounter = recounter_of(api)
     quotas = recounter._informers.quotas
     quotas.on_change(lambda old, new, _: seen.put_nowait((new or old).key.name))  # type: ignore[union-attr]
-    recounter.on_quotas(lambda: told.append("look"))
+    recounter.on_quotas(lambda: calls.append("look"))
     running = asyncio.create_task(recounter.run())
     try:
         assert await seen.get() == "leaf"
@@ -472,15 +474,15 @@ async def test_a_quota_that_comes_is_told_of_and_a_charge_is_not() -> None:
         charged["status"]["pods"] = {"hugepages-2Mi": "2Mi"}
         charged["metadata"]["resourceVersion"] = "1000"
         await asyncio.wait_for(quotas.synced.wait(), 10)
-        listed = len(told)
-        api.to_tell.put_nowait({"type": "MODIFIED", "object": charged})
+        listed = len(calls)
+        api.events.put_nowait({"type": "MODIFIED", "object": charged})
         assert await seen.get() == "leaf"
-        assert len(told) == listed
+        assert len(calls) == listed
         made = quota("db/other", {"hugepages-2Mi": "128Mi"})
         made["metadata"]["resourceVersion"] = "1001"
-        api.to_tell.put_nowait({"type": "ADDED", "object": made})
+        api.events.put_nowait({"type": "ADDED", "object": made})
         assert await seen.get() == "other"
-        assert len(told) > listed
+        assert len(calls) > listed
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
