@@ -245,27 +245,27 @@ async def until(holds: Callable[[], object]) -> None:
 
 
 class Watched(Silent):
-    """The same, with watches that send what is put into ``events`` of a kind."""
+    """The same, with watches that send what is put into ``watch_events`` of a kind."""
 
     def __init__(self, *pods: Json) -> None:
         super().__init__(*pods)
-        self.events: dict[Resource, asyncio.Queue[Json]] = {}
+        self.watch_events: dict[Resource, asyncio.Queue[Json]] = {}
 
     async def watch(self, resource: Resource, *_: Any, **__: Any) -> AsyncIterator[dict[str, Any]]:
-        queue = self.events.setdefault(resource, asyncio.Queue())
+        queue = self.watch_events.setdefault(resource, asyncio.Queue())
         while True:
             yield await queue.get()
 
     async def replace(self, resource: Resource, *arguments: Any, **options: Any) -> Json:
         written = await super().replace(resource, *arguments, **options)
         if resource == HUGETLB_QUOTAS:
-            self.events[resource].put_nowait({"type": "MODIFIED", "object": written})
+            self.watch_events[resource].put_nowait({"type": "MODIFIED", "object": written})
         return written
 
     def create_pod(self, name: str, version: int) -> None:
         raw = running(name)
         raw["metadata"]["resourceVersion"] = str(version)
-        self.events[PODS].put_nowait({"type": "ADDED", "object": raw})
+        self.watch_events[PODS].put_nowait({"type": "ADDED", "object": raw})
 
 
 async def test_without_changes_no_pod_is_counted_and_nothing_is_written(
@@ -305,7 +305,7 @@ async def test_a_quota_is_written_at_most_twice_a_second(
     monkeypatch.setattr(asyncio, "sleep", slept)
     async with asyncio.TaskGroup() as group:
         run = group.create_task(recounter_of(api).run())
-        await until(lambda: PODS in api.events and api.writes)
+        await until(lambda: PODS in api.watch_events and api.writes)
         for number in range(20):
             before = len(api.writes)
             api.create_pod(f"p{number}", 100 + number)
@@ -448,15 +448,15 @@ async def test_a_differing_count_from_scratch_replaces_the_charges_and_is_logged
 
 
 class QuotasWatched(Silent):
-    """The watch of quotas sends what is put into ``events``."""
+    """The watch of quotas sends what is put into ``watch_events``."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.events = asyncio.Queue[Json]()
+        self.watch_events = asyncio.Queue[Json]()
 
     async def watch(self, resource: Resource, *_: Any, **__: Any) -> AsyncIterator[Json]:
         while resource == HUGETLB_QUOTAS:
-            yield await self.events.get()
+            yield await self.watch_events.get()
         await asyncio.Event().wait()
 
 
@@ -475,12 +475,12 @@ async def test_on_quotas_calls_back_for_a_new_quota_and_not_for_a_charge() -> No
         charged["metadata"]["resourceVersion"] = "1000"
         await asyncio.wait_for(quotas.synced.wait(), 10)
         listed = len(calls)
-        api.events.put_nowait({"type": "MODIFIED", "object": charged})
+        api.watch_events.put_nowait({"type": "MODIFIED", "object": charged})
         assert await seen.get() == "leaf"
         assert len(calls) == listed
         made = quota("db/other", {"hugepages-2Mi": "128Mi"})
         made["metadata"]["resourceVersion"] = "1001"
-        api.events.put_nowait({"type": "ADDED", "object": made})
+        api.watch_events.put_nowait({"type": "ADDED", "object": made})
         assert await seen.get() == "other"
         assert len(calls) > listed
     finally:
