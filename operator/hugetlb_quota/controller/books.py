@@ -59,11 +59,11 @@ class Books:
         return scope
 
     def check(self, seen_up_to: int) -> bool:
-        """Count from scratch, right after :meth:`count`; keep and log what differs.
+        """Count from scratch, right after :meth:`count`, and compare the charges.
 
-        A difference is a fault of this program.
+        A difference is a fault of this program. It is logged, and the new charges are kept.
 
-        :returns: whether the count from scratch found the same charges.
+        :returns: whether the charges are the same.
         """
         self.checks += 1
         scratch = Ledger()

@@ -117,7 +117,7 @@ class CountInput:
         }
 
     def _add_affected_by_forest(self, changes: Changes) -> None:
-        """Add what may pay, or be paid by, other quotas now."""
+        """Add the quotas, pods and nodes that changed specs and namespaces may affect."""
         store = self._store
         changed = changes.specs | {
             key for key in store.quotas if key.namespace in changes.namespaces
