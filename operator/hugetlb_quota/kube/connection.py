@@ -48,11 +48,11 @@ class Connection:
     def __init__(
         self,
         transport: Transport,
-        another: Callable[[], AbstractAsyncContextManager[Connection]],
+        open_another: Callable[[], AbstractAsyncContextManager[Connection]],
     ) -> None:
         self._transport = transport
-        #: Opens one more to the same server: each belongs to the event loop that opened it.
-        self.another = another
+        #: Opens another connection to the same server. A connection works in one event loop only.
+        self.open_another = open_another
 
     @classmethod
     @asynccontextmanager
@@ -185,8 +185,8 @@ class Connection:
     ) -> Json:
         """Merge ``body`` into an object.
 
-        :raises Conflict: when its ``metadata.uid`` or ``metadata.resourceVersion`` is another
-            than that in ``body``.
+        :raises Conflict: if ``body`` has a ``metadata.uid`` or ``metadata.resourceVersion`` other
+            than that of the object.
         """
         path = resource.path(namespace, name)
         return await self._request("PATCH", path, body=body, timeout=timeout)

@@ -1,4 +1,4 @@
-"""Leader election by a Lease: at most one process leads, and a loser of the Lease has stopped.
+"""Leader election by a Lease: at most one process leads, and a process that lost it has stopped.
 
 The election is that of kubernetes.aio. This module adds what that election lacks. Its requests
 may take five minutes. After a broken connection it ends while the work runs on. It does not
@@ -84,25 +84,26 @@ class _TimedLeaseLock(LeaseLock):
 
 
 class _Election:
-    """The election, in a thread of its own; all that is told here is told to the caller's loop."""
+    """The election in a thread of its own; it sets events and futures of the caller's loop."""
 
     def __init__(self, connection: Connection, namespace: str, name: str, identity: str) -> None:
         self._connection = connection
         self._names = (name, namespace, identity)
         self._loop = asyncio.get_running_loop()
+        #: Done when the thread runs; the result stops the election.
         self._running: asyncio.Future[Callable[[], None]] = self._loop.create_future()
-        #: The Lease is held.
+        #: Set when this process holds the Lease.
         self.begun = asyncio.Event()
-        #: Nobody tries to get the Lease, or to keep it, any more.
+        #: Done when the election has ended, so nothing acquires or renews the Lease any more.
         self.over: asyncio.Future[None] = self._loop.create_future()
-        # A program that is ended otherwise must not wait for it.
+        # A daemon thread, so that the program can exit without stop().
         threading.Thread(target=self._work, name="leader election", daemon=True).start()
 
     async def stop(self) -> None:
-        """End it, and wait until it has ended."""
+        """Stop the election, and wait until it has ended."""
         await asyncio.wait((self._running, self.over), return_when=asyncio.FIRST_COMPLETED)
         if self._running.done():
-            with suppress(RuntimeError):  # its loop is closed: it has ended by itself
+            with suppress(RuntimeError):  # the thread's loop is closed: the election has ended
                 self._running.result()()
         await asyncio.wait((self.over,))
         self.over.exception()
@@ -111,7 +112,7 @@ class _Election:
         error: BaseException | None = None
         try:
             asyncio.run(self._elect())
-        except BaseException as raised:  # told to whoever waits for `over`
+        except BaseException as raised:  # the exception of `over`
             error = raised
         self._loop.call_soon_threadsafe(self._end, error)
 
@@ -134,9 +135,9 @@ class _Election:
             self._loop.call_soon_threadsafe(self.begun.set)
 
         async def stopped() -> None:
-            """The election has nothing left to do; what follows is in :func:`lead`."""
+            """Do nothing: :func:`lead` sees the end of the election."""
 
-        async with self._connection.another() as connection:
+        async with self._connection.open_another() as connection:
             config = Config(
                 _TimedLeaseLock(*self._names, await connection.client()),
                 lease_duration=LEASE_DURATION,
@@ -187,7 +188,7 @@ async def lead(
             await asyncio.wait((working,))
         await election.stop()
         if working is not None and held:
-            await _give_back(connection, namespace, name, identity)
+            await _release(connection, namespace, name, identity)
 
 
 async def term(connection: Connection, namespace: str, name: str, identity: str) -> int:
@@ -208,9 +209,9 @@ async def term(connection: Connection, namespace: str, name: str, identity: str)
 
 
 async def take(connection: Connection, namespace: str, name: str, identity: str) -> bool:
-    """Take the Lease from whoever holds it, or renew it; whether anybody has held it before.
+    """Take the Lease from its holder, or renew the own Lease; whether the Lease had a holder.
 
-    :raises ApiError: when it can't be read or written; it may have been.
+    :raises ApiError: if a read or a write failed; the server may have done the write.
     """
     while True:
         try:
@@ -229,14 +230,14 @@ async def take(connection: Connection, namespace: str, name: str, identity: str)
             }
         try:
             await connection.replace(LEASES, name, lease, namespace)
-        except errors.Conflict:  # it was renewed just now
+        except errors.Conflict:  # the holder has just renewed the Lease
             continue
         if holder != identity:
-            logger.info("%s took Lease %s/%s, so that nobody leads.", identity, namespace, name)
+            logger.info("%s took Lease %s/%s.", identity, namespace, name)
         return bool(holder)
 
 
-async def _give_back(connection: Connection, namespace: str, name: str, identity: str) -> None:
+async def _release(connection: Connection, namespace: str, name: str, identity: str) -> None:
     """Release the Lease if this process still holds it, so that the next leader starts at once."""
     try:
         lease: dict[str, Any] = await connection.get(
@@ -247,6 +248,6 @@ async def _give_back(connection: Connection, namespace: str, name: str, identity
         # As in client-go's release(): no holder, and a short duration.
         lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
         await connection.replace(LEASES, name, lease, namespace, timeout=LEASE_REQUEST_TIMEOUT)
-        logger.info("%s gave Lease %s/%s back.", identity, namespace, name)
+        logger.info("%s released Lease %s/%s.", identity, namespace, name)
     except errors.ApiError as error:
-        logger.warning("Lease %s/%s was not given back: %s", namespace, name, error)
+        logger.warning("Lease %s/%s was not released: %s", namespace, name, error)
