@@ -1,4 +1,4 @@
-"""What a program that serves asks of its own process: open files, and few garbage collections."""
+"""Settings of a server's own process: open files, and few garbage collections."""
 
 from __future__ import annotations
 

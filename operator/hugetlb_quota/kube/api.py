@@ -38,7 +38,7 @@ class ObjectApi(Protocol):
 
 
 class PatchApi(Protocol):
-    """Some fields of one object."""
+    """Patch one object."""
 
     async def patch(
         self,

@@ -41,7 +41,7 @@ def ends(pem: str) -> float:
 def _inside(data: bytes, tag: int) -> bytes:
     """The content of the first ASN.1 element of ``data``."""
     if data[0] != tag:
-        raise ValueError(f"it has tag {data[0]:#x} where {tag:#x} is to be")
+        raise ValueError(f"it has tag {data[0]:#x} instead of {tag:#x}")
     start, length = _span(data)
     return data[start : start + length]
 

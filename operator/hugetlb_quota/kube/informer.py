@@ -22,7 +22,7 @@ from hugetlb_quota.kube.resources import Resource
 
 T = TypeVar("T")
 
-#: The events that the informer takes before other tasks get their turn.
+#: The number of events after which the informer lets other tasks run.
 BATCH: Final = 16
 #: The first and the longest wait after an error, in seconds; a wait has jitter.
 FIRST_BACKOFF: Final = 0.5
@@ -151,7 +151,7 @@ class Informer(Generic[T]):
                 backoff.reset()
                 continue
             except errors.Gone as error:
-                logger.info("%s: listing anew: %s", self._name, error)
+                logger.info("%s: listing again: %s", self._name, error)
                 self._position = ""
                 self.trouble = str(error)
             except errors.ApiUnreachable as error:
@@ -159,7 +159,7 @@ class Informer(Generic[T]):
                 # The position stays valid: the next watch continues from it.
                 logger.warning("%s: %s Trying again.", self._name, error)
             except errors.ApiError as error:
-                logger.warning("%s: listing anew after an error: %s", self._name, error)
+                logger.warning("%s: listing again after an error: %s", self._name, error)
                 self._position = ""
                 self.trouble = str(error)
             if self._position not in ("", begun_at):
@@ -184,7 +184,7 @@ class Informer(Generic[T]):
         self._position = metadata["resourceVersion"]
         self.listed_at = at
         self.trouble = ""
-        self._moved(listed=True)
+        self._notify_progress(listed=True)
         self.synced.set()
 
     def _page(self, continuation: str | None) -> Awaitable[dict[str, Any]]:
@@ -213,7 +213,7 @@ class Informer(Generic[T]):
             raise errors.Gone(
                 410,
                 "Expired",
-                f"{self._name} are at {version}, and had been at {self._position}:"
+                f"{self._name} have the resourceVersion {version}, and had {self._position} before:"
                 " etcd was restored from a backup.",
             )
 
@@ -247,12 +247,12 @@ class Informer(Generic[T]):
                 self._apply(key, uid, value, version, ended=version)
             self._position = str(version)
             self.trouble = ""
-            self._moved(listed=False)
+            self._notify_progress(listed=False)
             events += 1
             if events % BATCH == 0:
                 await asyncio.sleep(0)
 
-    def _moved(self, *, listed: bool) -> None:
+    def _notify_progress(self, *, listed: bool) -> None:
         for follower in self._followers:
             follower(listed)
 
@@ -267,7 +267,7 @@ class Informer(Generic[T]):
         before = self._kept.get(key)
         if before is not None and value is not None and before.uid != uid:
             self._drop(key)
-            self._tell(before.value, None, version if ended is None else ended)
+            self._notify(before.value, None, version if ended is None else ended)
             before = None
         if value is not None:
             self._kept[key] = _Kept(uid, value)
@@ -276,13 +276,13 @@ class Informer(Generic[T]):
             self._drop(key)
         old = None if before is None else before.value
         if old != value:
-            self._tell(old, value, version)
+            self._notify(old, value, version)
 
     def _drop(self, key: ObjectKey) -> None:
         del self._kept[key]
         del self._store[key]
 
-    def _tell(self, old: T | None, new: T | None, version: int) -> None:
+    def _notify(self, old: T | None, new: T | None, version: int) -> None:
         for listener in self._listeners:
             listener(old, new, version)
 

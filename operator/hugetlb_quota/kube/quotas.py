@@ -417,13 +417,13 @@ def _integer(value: Any) -> int:
 def _read_condition(raw: Any) -> Condition:
     try:
         return _shared_condition(tuple(raw.items()))
-    except (AttributeError, TypeError):  # no object, or fields that are no words
+    except (AttributeError, TypeError):  # not an object, or a value that has no hash
         return read_leniently(Condition, raw)
 
 
 @lru_cache(maxsize=4096)
 def _shared_condition(fields: tuple[tuple[str, Any], ...]) -> Condition:
-    """Most quotas that were made together say the same of themselves."""
+    """One object for equal conditions: many quotas have equal conditions."""
     return read_leniently(Condition, dict(fields))
 
 

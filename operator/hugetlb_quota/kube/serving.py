@@ -1,4 +1,4 @@
-"""What admission and controller share: the keys of the Secret, and the webhooks' paths."""
+"""The keys of admission's Secret and the paths of the webhooks, for admission and controller."""
 
 from __future__ import annotations
 

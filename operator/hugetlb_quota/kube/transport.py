@@ -66,7 +66,7 @@ class Transport(Protocol):
 class _Session:
     """Keep-alive connections to one server.
 
-    The models and the session of the kubernetes package take longer than the API server takes
+    The kubernetes package's own session and models would take longer than the API server takes
     for a small write.
     """
 
@@ -244,6 +244,7 @@ def _proxy(configuration: Configuration, host: str) -> dict[str, Any]:
 
 
 def _server() -> str:
+    """The URL of the API server, from the environment of a pod."""
     host, port = (os.environ.get(f"KUBERNETES_SERVICE_{name}") for name in ("HOST", "PORT"))
     if not host or not port:
         raise ValueError("KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set")

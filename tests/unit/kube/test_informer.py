@@ -128,7 +128,7 @@ async def test_events_change_the_store_in_order() -> None:
     assert asked == ["list", "watch 7", "watch 10"]
 
 
-async def test_of_many_events_at_once_it_lets_others_have_their_turns() -> None:
+async def test_other_tasks_run_between_many_events() -> None:
     turns = 0
 
     async def others() -> None:

@@ -46,8 +46,8 @@ def test_the_fields_of_a_projected_pod() -> None:
     )
 
 
-def test_pods_of_one_workload_share_what_they_say() -> None:
-    """Tens of thousands are kept."""
+def test_pods_of_one_workload_share_labels_and_demand() -> None:
+    """The programs keep tens of thousands of pods."""
     one, other = (
         project_pod(
             pod(
@@ -80,7 +80,7 @@ def test_a_static_pods_cgroup_is_named_by_its_hash() -> None:
     assert project_pod(pod({})).static_hash is None
 
 
-def test_nobody_makes_a_pod_static_by_an_annotation() -> None:
+def test_other_annotations_make_no_pod_static() -> None:
     """Only kubelet's mirror pod has config.mirror; kubelet never runs another pod that has it.
 
     Anyone can write the other two annotations on a running pod. If they counted, the pod's
@@ -90,7 +90,7 @@ def test_nobody_makes_a_pod_static_by_an_annotation() -> None:
     assert project_pod(pod({}, annotations=forged)).static_hash is None
 
 
-def test_a_size_named_for_the_pod_as_a_whole() -> None:
+def test_a_request_at_pod_level_names_its_size() -> None:
     kept = project_pod(pod({"resources": HUGE, "containers": [{"name": "main"}]}))
     assert kept.pod_level == {PageSize(2 * 1024**2)}
     assert kept.demand == FOUR_MIB

@@ -89,7 +89,7 @@ def test_a_written_status_is_stored() -> None:
     assert not again.with_counter(again.counter.release(HELD)).is_stored
 
 
-def test_a_size_that_is_charged_and_not_limited_is_shown_too() -> None:
+def test_a_charged_size_without_a_limit_is_shown() -> None:
     raw = {**RAW, "spec": {"hard": {"hugepages-1Gi": "8Gi"}}}
     assert QuotaObject.from_json(raw).status()["summary"] == "2Mi: 96Mi/unlimited, 1Gi: 0/8Gi"
 
@@ -117,7 +117,7 @@ def stored(**status: Any) -> QuotaObject:
     return QuotaObject.from_json({**RAW, "status": {**whole, "observedGeneration": 2, **status}})
 
 
-def test_fields_of_a_newer_release_refuse_nothing_and_stay() -> None:
+def test_fields_of_a_newer_release_are_kept_and_refuse_nothing() -> None:
     newer = stored(
         escrow={"a": 1},
         retained={"hugepages-2Mi": "128Mi", "hugepages-7Ti": "7Ti"},
@@ -172,7 +172,7 @@ def test_sums_have_no_bound() -> None:
     assert quota.counter.used.of(LARGE) == 17179869182 * 1024**3
 
 
-def test_a_spec_that_did_not_change_is_not_read_again() -> None:
+def test_an_unchanged_spec_is_not_parsed_again() -> None:
     known = QuotaObject.from_json(RAW)
     assert QuotaObject.from_json({**RAW, "spec": dict(RAW["spec"])}, known).quota is known.quota
     restored = {**RAW, "spec": {"hard": {}}}  # an older etcd: another spec of this generation
