@@ -96,34 +96,34 @@ class QuotaObject:
     as_read: _AsRead = field(default=_NOTHING_READ, compare=False, repr=False)
 
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any], known: QuotaObject | None = None) -> Self:
+    def from_json(cls, raw: Mapping[str, Any], earlier: QuotaObject | None = None) -> Self:
         """From the API server's JSON.
 
-        :param known: an earlier version of the object; an unchanged spec is not parsed again.
+        :param earlier: an earlier version of the object; an unchanged spec is not parsed again.
         :raises InvalidQuota: if the spec is invalid.
         """
         metadata = raw.get("metadata") or {}
         key = QuotaKey(metadata.get("namespace") or "", metadata.get("name") or "")
-        quota = _read_spec(key, metadata, raw.get("spec"), known)
-        return cls._of(raw, metadata, quota, known)
+        quota = _read_spec(key, metadata, raw.get("spec"), earlier)
+        return cls._of(raw, metadata, quota, earlier)
 
     @classmethod
-    def to_count(cls, raw: Mapping[str, Any], known: QuotaObject | None = None) -> Self:
+    def to_count(cls, raw: Mapping[str, Any], earlier: QuotaObject | None = None) -> Self:
         """Like :meth:`from_json`, for the controller, which must count an invalid quota too.
 
-        A quota with an invalid spec has the last valid spec (that of ``known``) or, without
-        ``known``, the valid parts of its spec.
+        A quota with an invalid spec has the last valid spec (that of ``earlier``) or, without
+        ``earlier``, the valid parts of its spec.
         """
         try:
-            return cls.from_json(raw, known)
+            return cls.from_json(raw, earlier)
         except InvalidQuota as error:
             metadata = raw["metadata"]
-            if known is not None and known.uid == (metadata.get("uid") or ""):
+            if earlier is not None and earlier.uid == (metadata.get("uid") or ""):
                 gone = metadata.get("deletionTimestamp") is not None
-                quota = replace(known.quota, terminating=gone)
+                quota = replace(earlier.quota, terminating=gone)
             else:
                 quota = _what_can_be_read(error.key, metadata, raw.get("spec"))
-            return replace(cls._of(raw, metadata, quota, known), invalid=error.why)
+            return replace(cls._of(raw, metadata, quota, earlier), invalid=error.why)
 
     @classmethod
     def _of(
@@ -131,12 +131,12 @@ class QuotaObject:
         raw: Mapping[str, Any],
         metadata: Mapping[str, Any],
         quota: Quota,
-        known: QuotaObject | None,
+        earlier: QuotaObject | None,
     ) -> Self:
         key = quota.key
         status = raw.get("status")
         stored: Mapping[str, Any] = status if isinstance(status, dict) else {}
-        read = _read_status(stored, known)
+        read = _read_status(stored, earlier)
         reservations, unreadable = reservation.parse_all(stored.get("reservations"))
         if quota.attached_to != (attached_to := _read_attached_to(stored)):
             quota = replace(quota, attached_to=attached_to)
@@ -329,20 +329,20 @@ def _selector(selector: LabelSelector) -> Selector:
 
 
 def _read_spec(
-    key: QuotaKey, metadata: Mapping[str, Any], spec: Any, known: QuotaObject | None
+    key: QuotaKey, metadata: Mapping[str, Any], spec: Any, earlier: QuotaObject | None
 ) -> Quota:
     uid = metadata.get("uid") or ""
     generation = _integer(metadata.get("generation")) or 1
     terminating = metadata.get("deletionTimestamp") is not None
     if (
-        known is not None
-        and not known.invalid
-        and (known.uid, known.generation) == (uid, generation)
-        and known.quota.terminating == terminating
+        earlier is not None
+        and not earlier.invalid
+        and (earlier.uid, earlier.generation) == (uid, generation)
+        and earlier.quota.terminating == terminating
         # After a restore of etcd, the same generation can have another spec.
-        and known.spec == spec
+        and earlier.spec == spec
     ):
-        return known.quota
+        return earlier.quota
     try:
         parsed = HugeTLBQuotaSpec.model_validate(spec)
         return quota_from_spec(key, parsed, uid=uid, generation=generation, terminating=terminating)
@@ -369,11 +369,11 @@ def _what_can_be_read(key: QuotaKey, metadata: Mapping[str, Any], spec: Any) -> 
     )
 
 
-def _read_status(stored: Mapping[str, Any], known: QuotaObject | None) -> _AsRead:
-    """The controller's fields; if they are those of ``known``, they are not parsed again."""
+def _read_status(stored: Mapping[str, Any], earlier: QuotaObject | None) -> _AsRead:
+    """The controller's fields; if they are those of ``earlier``, they are not parsed again."""
     fields = ("pods", "retained", "retainedFiles", "conditions")
-    if known is not None and all(stored.get(name) == known.stored.get(name) for name in fields):
-        return known.as_read
+    if earlier is not None and all(stored.get(name) == earlier.stored.get(name) for name in fields):
+        return earlier.as_read
     return _AsRead(
         pods=_read_charge(stored.get("pods")),
         retained=_read_charge(stored.get("retained")),

@@ -1,3 +1,5 @@
+"""The projection of a pod to the fields that the programs keep."""
+
 from __future__ import annotations
 
 from typing import Any

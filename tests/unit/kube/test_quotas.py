@@ -1,3 +1,5 @@
+"""A quota read from JSON, and its status written as JSON."""
+
 from __future__ import annotations
 
 from dataclasses import replace
