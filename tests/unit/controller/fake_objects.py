@@ -1,4 +1,4 @@
-"""An API server in memory that reads one object and writes it by compare-and-swap."""
+"""An API server in memory: get and compare-and-swap of one object."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Json = dict[str, Any]
 
 
 class Killed(BaseException):
-    """The program is no more."""
+    """The program was killed."""
 
 
 class FakeObjects:
-    """`killed_at`: the write with which the program is killed; `lands`: whether it is stored."""
+    """`killed_at`: the number of the write that kills the program; `lands`: whether to store it."""
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str], Json] = {}
@@ -52,7 +52,7 @@ class FakeObjects:
         last = self.killed_at == len(self.writes)
         if last and not self.lands:
             raise Killed
-        stored = self.objects[resource.plural, name]
+        stored = await self.get(resource, name, namespace)
         if stored["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"]:
             raise errors.Conflict(409, "Conflict", "it changed")
         self.put(resource, body)
@@ -63,7 +63,7 @@ class FakeObjects:
 
 
 def configuration() -> Json:
-    """The webhook configuration as the chart makes it."""
+    """The webhook configuration of the chart."""
     names = ("pods.hugetlb.dev", "relabelled.pods.hugetlb.dev", "quotas.hugetlb.dev")
     service = {"name": "admission", "namespace": "system", "port": 443}
     webhooks: list[Json] = [
