@@ -67,10 +67,11 @@ async def _main(arguments: argparse.Namespace) -> None:
         loop.add_signal_handler(number, program.cancel)
     async with Connection.open("hugetlb-quota-controller") as connection:
         lease = (connection, arguments.lease_namespace, LEASE, arguments.identity)
+        read_term = partial(term, *lease)
         recounter = Recounter(
             connection,
             arguments.identity,
-            lambda: term(*lease),
+            read_term,
             lifetime=lifetime(arguments.request_timeout),
             may_begin=lambda: rules.in_force or not arguments.webhooks,
         )
@@ -78,12 +79,12 @@ async def _main(arguments: argparse.Namespace) -> None:
             connection,
             # With --require-quota admission must refuse pods even if there is no quota.
             quotas_exist=lambda: arguments.require_quota or recounter.quotas_exist,
-            confirm=lambda: term(*lease),
+            confirm=read_term,
             on_in_force=recounter.look,
             on_removed=partial(_publish_rules_removed, connection, arguments),
         )
         names = _names(arguments)
-        keeper = Keeper(connection, names, _policy(arguments), lambda: term(*lease))
+        keeper = Keeper(connection, names, _policy(arguments), read_term)
         webhooks = Webhooks(connection, names, keeper, rules)
         recounter.on_quotas(webhooks.wake)
         metrics = ControllerMetrics(recounter)
@@ -208,7 +209,7 @@ def _add_certificates(parser: argparse.ArgumentParser) -> None:
         "--require-quota",
         action="store_true",
         help="give the webhooks their rules even if there is no quota; admission then refuses pods"
-        " without a quota",
+        " with huge pages that no quota selects",
     )
     usual = Policy("", ())
     for flag, default, what in (

@@ -107,6 +107,7 @@ class WebhookRules:
     :param on_removed: called after rules that were in force were removed and put back, with a
         sentence; at most once a minute.
     :param clock: the present time in seconds, by any clock.
+    :param probe: says why admission can't answer the API server.
     """
 
     def __init__(
@@ -151,11 +152,12 @@ class WebhookRules:
         return await self._turn_off(configuration)
 
     async def restore(self, configuration: Json) -> bool:
-        """Put the rules back if somebody removed rules that were in force; whether that was so.
+        """Put the rules back if somebody removed rules that were in force.
 
-        The write does not wait for admission: without the removal the rules would be there too,
-        whether or not admission answers. If the write fails, the next call writes again.
+        The write does not wait until admission answers, because without the removal the rules
+        would be there too. After a failed write or a Conflict, the next call writes again.
 
+        :returns: whether the rules were removed.
         :raises ApiError: if the write failed; the server may have done the write.
         """
         if self.in_force and not has_rules(configuration):
@@ -203,8 +205,10 @@ class WebhookRules:
             # Before the write: a quota that is created during the write must wait.
             self._not_in_force()
             self._must_restore = False
-            await self._write(without_rules(configuration))
-            logger.info("There is no quota: the API server calls admission about no pod any more.")
+            if await self._write(without_rules(configuration)):
+                logger.info(
+                    "There is no quota: the API server no longer calls admission about pods."
+                )
         return UNUSED_FOR
 
     def _not_in_force(self) -> None:
