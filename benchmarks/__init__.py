@@ -1,6 +1,6 @@
-"""Figures that anyone can get: ``make bench``, or each module by itself.
+"""Benchmarks that anyone can run: ``make bench``, or each module by itself.
 
-``python -m benchmarks`` runs the suites that its registry names and writes docs/performance.md.
-A suite is a module that prints Markdown tables, or lines for a terminal, and with ``--json FILE``
-writes what it measured; where that has ``charts`` (see `report`), they are drawn.
+``python -m benchmarks`` runs the suites of its list and writes docs/performance.md. A suite is a
+module that prints Markdown tables, or lines for a terminal. With ``--json FILE`` a suite writes its
+measurements; if these have ``charts`` (see `report`), the charts are drawn.
 """

@@ -1,7 +1,7 @@
 """``python -m benchmarks [--quick] [--only NAME] [--out DIRECTORY]``: runs all suites.
 
-Each suite's tables become its section of DIRECTORY/performance.md, between two marks; what
-stands outside them stays. What it measured and its charts go to DIRECTORY/performance/.
+The tables of each suite become a section of DIRECTORY/performance.md, between two marks. Text
+outside the marks stays. The measurements and charts go to DIRECTORY/performance/.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ TREE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Suite:
-    """A module of benchmarks, what it is called, and with which words it is run.
+    """A module of benchmarks, its title, and its command line.
 
-    `minutes`: how long it may take.
+    `quick`: the command line of a short run. `minutes`: the time limit.
     """
 
     name: str
@@ -59,18 +59,18 @@ SUITES = (
         4,
     ),
 )
-"""All of them are to end within 20 minutes on two quiet cores."""
+"""All suites together end within 20 minutes on two quiet cores."""
 
 
 def main() -> None:
-    """Run the suites; exit code 1 when one failed, after all have run."""
+    """Run all suites; then exit with code 1 if a suite failed."""
     arguments = _arguments()
     chosen = [suite for suite in SUITES if arguments.only in (None, suite.name)]
     out: Path = arguments.out or (TREE / ("build/benchmarks" if arguments.quick else "docs"))
     (out / "performance").mkdir(parents=True, exist_ok=True)
-    failed = [suite.name for suite in chosen if not _take(suite, out, quick=arguments.quick)]
+    failed = [suite.name for suite in chosen if not _run(suite, out, quick=arguments.quick)]
     if failed:
-        sys.exit(f"Failed, and left as they were in {out}: {', '.join(failed)}.")
+        sys.exit(f"Failed, and unchanged in {out}: {', '.join(failed)}.")
     print(f"{out / 'performance.md'} is written.", file=sys.stderr)
 
 
@@ -80,14 +80,18 @@ def _arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--quick", action="store_true", help="a little of everything; no figures")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a short run without useful figures",
+    )
     parser.add_argument("--only", choices=[suite.name for suite in SUITES])
     parser.add_argument("--out", type=Path, help="default: docs; with --quick build/benchmarks")
     return parser.parse_args()
 
 
-def _take(suite: Suite, out: Path, *, quick: bool) -> bool:
-    """Run one suite and write its section; whether that went well."""
+def _run(suite: Suite, out: Path, *, quick: bool) -> bool:
+    """Run one suite and write its section; return whether that succeeded."""
     module, *words = shlex.split(suite.quick if quick else suite.words)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
@@ -120,18 +124,18 @@ def _take(suite: Suite, out: Path, *, quick: bool) -> bool:
 def _section(suite: Suite, tables: str, charts: Sequence[dict[str, Any]], seconds: int) -> str:
     pictures = [f"![{chart['title']}](performance/{chart['file']}.svg)" for chart in charts]
     if not re.search(r"^\|", tables, re.MULTILINE):
-        tables = f"```text\n{tables.rstrip()}\n```"  # lines for a terminal
+        tables = f"```text\n{tables.rstrip()}\n```"  # these are lines for a terminal
     about = (
         f"{datetime.now(UTC):%Y-%m-%d}, revision {_revision()}, Kubernetes {kubernetes_version()}."
-        f" {Machine.this()}; etcd, the API server and all clients run on it too."
+        f" {Machine.this()}; etcd, the API server and all clients ran on the same machine."
         f" `python -m benchmarks --only {suite.name}` took {seconds} s."
-        f" All that was measured: [{suite.name}.json](performance/{suite.name}.json)."
+        f" All measurements: [{suite.name}.json](performance/{suite.name}.json)."
     )
     return "\n\n".join((f"## {suite.title}", about, *pictures, tables.strip()))
 
 
 def put_section(page: str, name: str, section: str) -> str:
-    """`page` with `section` between the marks of `name`; at its end when it has none."""
+    """`page` with `section` between the marks of `name`, or at the end if there are no marks."""
     begin, end = f"<!-- {name}: made by make bench -->", f"<!-- {name}: end -->"
     block = f"{begin}\n{section}\n{end}"
     found = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)

@@ -1,14 +1,14 @@
-"""Pods created per second, beside what a native ResourceQuota costs on the same pods.
+"""Measure pods created per second, and compare with a native ResourceQuota on the same pods.
 
-``python -m benchmarks.admission [--rounds N] [--minutes N] [--quick] [--json FILE]``: on a control
-plane of its own, with the operator as the chart ships it. Each figure is of a namespace of its
-own, and its baseline is of the same round: compare figures of one run only, for machines are
-noisy. Told are medians, and the least and the most of all rounds.
+``python -m benchmarks.admission [--rounds N] [--minutes N] [--quick] [--json FILE]`` starts its own
+control plane, with the operator as in the chart. Each figure has a new namespace, and a baseline of
+the same round. Machines are noisy, so compare only figures of one run. The result is the median,
+minimum and maximum of all rounds.
 
-Replicas stand behind nftables in a network namespace of this benchmark, which needs root. As
-with the chart's Service, an API server stays with one of them (sessionAffinity); "in turn" is
-each connection to the next, as several API servers' would go. The pods name a scheduler that
-does not exist, so that admission alone is measured. Refused are those that did not come through.
+nftables, in a network namespace of this benchmark, balances the replicas; this needs root. As with
+the chart's Service, an API server stays with one replica (sessionAffinity). "in turn": each
+connection goes to the next replica, as with several API servers. The pods name a scheduler that
+does not exist, so that only admission is measured. "refused" counts all pods that were not created.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ from tests.kube.programs import Program
 from tests.waiting import eventually
 
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
-#: Where the webhooks are called: the first way to balance, and so on.
+#: The port of the first way to balance; the other ways have the next ports.
 FIRST_PORT = 9443
 PODS = 400
-#: Two replicas, of which an API server stays with one.
+#: The chart's defaults: two replicas, and an API server stays with one of them.
 SHIPPED = (2, False)
-#: Seconds over which the API server is watched at rest.
+#: The seconds for which the API server is measured at rest.
 REST = 5.0
 _INSIDE = "ADMISSION_BENCHMARK_INSIDE"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured. `ways`: replicas, and whether they are asked in turn.
+    """What to measure. `ways`: the number of replicas, and whether they are called in turn.
 
-    All chains are measured in the way that the chart ships; in the others a chain of 3.
+    The chart's way is measured with all chains, the other ways with a chain of 3.
     """
 
     creators: tuple[int, ...] = (1, 8, 32, 128, 512)
@@ -104,34 +104,34 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="a little of everything")
-    parser.add_argument("--pods", type=int, help="for each figure, at least")
-    parser.add_argument("--rounds", type=int, help="whose medians are told")
-    parser.add_argument("--minutes", type=float, help="no other round is begun that ends later")
-    parser.add_argument("--creators", type=numbers, help="as 1,8,32")
-    parser.add_argument("--chains", type=numbers, help="as 1,3,6")
-    parser.add_argument("--replicas", type=numbers, help="as 1,2, each with sessionAffinity")
-    parser.add_argument("--turns", type=numbers, help="as 2,3, each asked in turn")
-    parser.add_argument("--nodes", type=numbers, help="as 5,5000, which watch as agents do")
+    parser.add_argument("--quick", action="store_true", help="a short run of everything")
+    parser.add_argument("--pods", type=int, help="the least number of pods for each figure")
+    parser.add_argument("--rounds", type=int, help="the number of rounds")
+    parser.add_argument("--minutes", type=float, help="start no round that would end later")
+    parser.add_argument("--creators", type=numbers, help="such as 1,8,32")
+    parser.add_argument("--chains", type=numbers, help="such as 1,3,6")
+    parser.add_argument("--replicas", type=numbers, help="such as 1,2, with sessionAffinity")
+    parser.add_argument("--turns", type=numbers, help="such as 2,3, called in turn")
+    parser.add_argument("--nodes", type=numbers, help="such as 5,5000, which watch like agents")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 
 def _options(arguments: argparse.Namespace) -> Options:
     base = QUICK if arguments.quick else Options()
-    told = {
+    given = {
         field.name: value
         for field in fields(Options)
         if (value := getattr(arguments, field.name, None)) is not None
     }
     if arguments.replicas or arguments.turns:
-        one = [(number, False) for number in arguments.replicas or ()]
-        told["ways"] = (*one, *((number, True) for number in arguments.turns or ()))
-    return Options(**{**vars(base), **told})
+        affine = [(number, False) for number in arguments.replicas or ()]
+        given["ways"] = (*affine, *((number, True) for number in arguments.turns or ()))
+    return Options(**{**vars(base), **given})
 
 
 def _enter_network_namespace() -> None:
-    """Run again where nftables are this benchmark's own."""
+    """Run this program again in a new network namespace, with its own nftables."""
     if shutil.which("nft") is None or os.geteuid() != 0:
         sys.exit("The replicas' balancer needs root and nft (Debian: apt-get install nftables).")
     command = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
@@ -140,7 +140,7 @@ def _enter_network_namespace() -> None:
 
 
 class _Round:
-    """One control plane, first without the operator, then with it."""
+    """A control plane, first without the operator, then with the operator."""
 
     def __init__(self, options: Options, plane: ControlPlane) -> None:
         self._options = options
@@ -148,23 +148,23 @@ class _Round:
         self._namespaces = count()
         self.figures: list[admission_tables.Figure] = []
 
-    def natively(self) -> None:
-        """Without the operator: under a ResourceQuota, and pods that nobody limits."""
+    def measure_native(self) -> None:
+        """Measure without the operator: pods under a ResourceQuota, and pods without a limit."""
         for creators in self._options.creators:
             where = self._namespace()
             _make_resource_quota(self._plane.api, where)
             self._take("native", creators, where)
-        self.plainly("plain, no operator")
+        self.measure_plain("plain, no operator")
 
-    def plainly(self, subject: str) -> None:
-        """Pods without huge pages."""
+    def measure_plain(self, subject: str) -> None:
+        """Measure pods without huge pages."""
         for creators in self._options.creators[:3]:
             self._take(subject, creators, self._namespace(), huge=False)
 
-    def with_operator(self, cluster: Cluster) -> None:
-        """Everything under HugeTLBQuotas."""
+    def measure_operator(self, cluster: Cluster) -> None:
+        """Measure with the operator: pods under HugeTLBQuotas."""
         options = self._options
-        self.plainly("plain, operator")
+        self.measure_plain("plain, operator")
         programs = [cluster.admission]
         while len(programs) < max(replicas for replicas, _ in options.ways):
             programs.append(cluster.programs.start_admission())
@@ -177,8 +177,8 @@ class _Round:
                 for creators in options.creators:
                     self._take(f"chain of {length}", creators, self._chain(length), way=way)
 
-    async def watched(self) -> None:
-        """What an admission costs the API server while nodes watch."""
+    async def measure_watched(self) -> None:
+        """Measure the cost of an admission for the API server while nodes watch."""
         server = self._plane.child("kube-apiserver").pid
         creators = self._options.creators[min(2, len(self._options.creators) - 1)]
         for nodes in self._options.nodes:
@@ -209,7 +209,7 @@ class _Round:
         self.figures.append(figure)
 
     def _pods(self, creators: int) -> int:
-        # A single creator takes a while for each; of many each is to have more than one.
+        # A single creator is slow, so create fewer pods. Many creators create at least two each.
         least = max(self._options.pods, 2 * creators)
         return min(least, 100 * creators)
 
@@ -227,28 +227,28 @@ class _Round:
 def _measure(options: Options) -> list[admission_tables.Figure]:
     with ControlPlane() as plane:
         taken = _Round(options, plane)
-        taken.natively()
+        taken.measure_native()
         with Cluster(control_plane=plane) as cluster:
-            taken.with_operator(cluster)
+            taken.measure_operator(cluster)
         return taken.figures
 
 
 def _measure_watched(options: Options) -> list[admission_tables.Figure]:
     with ControlPlane() as plane, Cluster(control_plane=plane):
         taken = _Round(options, plane)
-        asyncio.run(taken.watched())
+        asyncio.run(taken.measure_watched())
         return taken.figures
 
 
 def _lengths(options: Options, way: tuple[int, bool]) -> tuple[int, ...]:
-    """The chains that are measured in this way."""
+    """The lengths of chains to measure in this way."""
     if way == SHIPPED or SHIPPED not in options.ways:
         return options.chains
     return tuple(length for length in options.chains if length == 3) or options.chains
 
 
 def _balance(programs: Sequence[Program], ways: Sequence[tuple[int, bool]]) -> None:
-    """Give each way a port that leads to its replicas, as a Service does."""
+    """Give each way a port that leads to its replicas, like a Service."""
     rules = []
     for port, (replicas, turns) in enumerate(ways, FIRST_PORT):
         ports = [program.address.rpartition(":")[2] for program in programs[:replicas]]
@@ -284,7 +284,7 @@ def _make_chain(api: Api, namespace: str, length: int) -> None:
         spec: Object = {"hard": {"hugepages-2Mi": "1Ti"}}
         if level:
             spec["parentRef"] = {"namespace": namespace, "name": f"q{level - 1}"}
-        # Only the last selects pods; the others are charged as its ancestors.
+        # Only the last quota selects pods; the other quotas are its ancestors.
         if level < length - 1:
             spec["podSelector"] = {"matchLabels": {"none": "at-all"}}
         body = {

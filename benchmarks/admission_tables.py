@@ -1,4 +1,4 @@
-"""What admission's figures are told as: tables, charts, and which aims were reached."""
+"""Report admission's figures: tables, charts, and the aims that were reached."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from benchmarks.report import Chart, Line, Spread, each, ratios
 
 @dataclass(frozen=True)
 class Figure:
-    """One measurement, and what it is of.
+    """One measurement and its subject.
 
-    `turns`: the replicas were asked in turn. `watches`: that many were open, for `nodes`;
-    `rest`: cores that the API server took with them before anything was created.
+    `turns`: the replicas were called in turn. `watches`: the number of open watches of `nodes`.
+    `rest`: the cores that the API server used with these watches before the creation.
     """
 
     subject: str
@@ -29,7 +29,7 @@ class Figure:
 
     @property
     def column(self) -> tuple[str, int, bool]:
-        """What it is of, whatever the creators."""
+        """The column of the table: everything except the number of creators."""
         return self.subject, self.replicas, self.turns
 
 
@@ -56,7 +56,7 @@ class _Found:
 
     @property
     def columns(self) -> list[Column]:
-        """In the order in which they were measured."""
+        """All columns, in the order of their measurement."""
         return list(dict.fromkeys(column for column, _ in self._by_place))
 
     @property
@@ -64,24 +64,24 @@ class _Found:
         return sorted({creators for _, creators in self._by_place})
 
     def get(self, column: Column, creators: int) -> list[Figure]:
-        """One of each round; none where it was not measured."""
+        """The figure of each round; empty if there was no measurement."""
         return self._by_place.get((column, creators), [])
 
     def ratio(self, column: Column, creators: int, to: Column, to_creators: int = 0) -> Spread:
-        """Pods a second, to those of another column in the same round."""
+        """The ratio of pods per second to those of another column in the same round."""
         ours, theirs = self.get(column, creators), self.get(to, to_creators or creators)
         return ratios([one.done.pods_per_second for one in ours],
                       [one.done.pods_per_second for one in theirs])  # fmt: skip
 
 
 def markdown(rounds: Rounds) -> str:
-    """All tables."""
+    """All tables as Markdown."""
     found = _Found(rounds)
     return "\n\n".join(_parts(found))
 
 
 def charts(rounds: Rounds) -> list[Chart]:
-    """Pods a second by creators: by the length of the chain, and by the replicas."""
+    """The charts of pods per second: one by the length of the chain, one by the replicas."""
     found = _Found(rounds)
     by_chain, by_way = _by_chain(found), _by_way(found)
     first, other = by_chain[1], by_way[1]
@@ -93,7 +93,7 @@ def charts(rounds: Rounds) -> list[Chart]:
 
 
 def _by_chain(found: _Found) -> list[Column]:
-    """Native, and each chain in the way that the chart ships, else in the last."""
+    """The columns native and each chain, in the chart's way or else in the last way."""
     ours = [column for column in found.columns if column[0].startswith("chain")]
     ways = [column[1:] for column in ours]
     way = (2, False) if (2, False) in ways else ways[-1]
@@ -101,7 +101,7 @@ def _by_chain(found: _Found) -> list[Column]:
 
 
 def _by_way(found: _Found) -> list[Column]:
-    """Native, and a chain of 3, else the longest, in each way."""
+    """The columns native and each way, with a chain of 3 or else the last chain."""
     ours = [column for column in found.columns if column[0].startswith("chain")]
     chains = [column[0] for column in ours]
     chain = "chain of 3" if "chain of 3" in chains else chains[-1]
@@ -120,12 +120,12 @@ def _chart(found: _Found, file: str, title: str, columns: list[Column]) -> Chart
         )
         for column in columns
     )
-    return Chart(file, title, "creators at the same time", "pods a second", lines)
+    return Chart(file, title, "creators at the same time", "pods per second", lines)
 
 
 def _parts(found: _Found) -> Iterator[str]:
     yield (
-        f"Medians of {found.rounds} rounds, and the least and the most. Native is a ResourceQuota"
+        f"Medians of {found.rounds} rounds, with minimum and maximum. Native is a ResourceQuota"
         " on the same pods; the ratio is to native in the same round."
     )
     by_chain, by_way = _by_chain(found), _by_way(found)
@@ -141,10 +141,10 @@ def _parts(found: _Found) -> Iterator[str]:
     for title, value in values:
         yield f"**{title}, {_way(by_chain[1][1:])}**"
         yield _table(found, by_chain, lambda figures, _: _milliseconds(figures, value))  # noqa: B023
-    yield "**Pods that ask for no huge pages: admission is not asked**"
+    yield "**Pods that ask for no huge pages: the API server does not call admission**"
     yield _plain(found)
     if found.watched:
-        yield "**An admission while nodes watch as agents do** (chain of 3)"
+        yield "**An admission while nodes watch like agents** (chain of 3)"
         yield _watched(found)
     yield "**Aims**"
     yield aims(found)
@@ -187,7 +187,7 @@ def _plain(found: _Found) -> str:
                     found.ratio(PLAIN_WITH, creators, PLAIN),
                 )
             )
-    return report.markdown(("creators", "no operator", "with it", "ratio"), rows)
+    return report.markdown(("creators", "without operator", "with operator", "ratio"), rows)
 
 
 def _watched(found: _Found) -> str:
@@ -205,7 +205,7 @@ def _watched(found: _Found) -> str:
     ]
     titles = (
         *("nodes", "watches open", "API server at rest, of a core"),
-        *(f"pods a second, {first[0].creators} creators", "its CPU ms a pod", "ratio"),
+        *(f"pods per second, {first[0].creators} creators", "CPU ms per pod", "ratio"),
     )
     return report.markdown(titles, rows)
 
@@ -215,7 +215,7 @@ def _middle(figures: list[Figure]) -> float:
 
 
 def aims(found: _Found) -> str:
-    """What issue 10 asks for, where it was measured, and whether it was reached."""
+    """The aims for which there is a measurement, and whether they were reached."""
     three, six = ("chain of 3", 2, False), ("chain of 6", 2, False)
     rows: list[tuple[object, ...]] = []
 
@@ -259,11 +259,11 @@ def _refusals(found: _Found) -> str:
 
 def _way(way: tuple[int, bool]) -> str:
     replicas, turns = way
-    return f"{replicas} replica{'s' * (replicas > 1)}{', asked in turn' if turns else ''}"
+    return f"{replicas} replica{'s' * (replicas > 1)}{', called in turn' if turns else ''}"
 
 
 def _short_name(column: Column, among: list[Column]) -> str:
-    """The parts of its name that tell it from the others."""
+    """The parts of the column's name that differ from the other columns."""
     subject, replicas, turns = column
     others = [each for each in among if each[1]]
     if not replicas:

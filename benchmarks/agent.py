@@ -1,11 +1,11 @@
-"""What the agent costs, and how soon it acts; each figure with its baseline in the same run.
+"""Measure the cost and the speed of the agent; each figure has a baseline of the same run.
 
     python -m benchmarks.agent [--pods N] [--files N] [--seconds N] [--json FILE]
 
-The agent runs as in a pod, by a ServiceAccount, against a stand-in for the API server. Columns:
-the same without an agent, or else the baseline that the row names; with it; and what is to be
-reached. Files are empty, on a hugetlbfs of their own: the kernel's list walks them as any other.
-Nothing is asserted. Needs root, cgroup2 with hugetlb, 32 huge pages, and `make reader`.
+The agent runs as in a pod, with a ServiceAccount, against a fake API server. The columns are: the
+figure without an agent, or the baseline that the row names; the figure with the agent; the aim. The
+files are empty, on a hugetlbfs of the benchmark: the kernel's list walks them like other files. The
+benchmark asserts nothing. Needs root, cgroup2 with hugetlb, 32 huge pages, and `make reader`.
 """
 
 from __future__ import annotations
@@ -35,37 +35,37 @@ from tests.tracking import PAGE, hugetlbfs
 
 _PAGES = 32
 _LIMIT = 8 << 20
-#: Until what was just made is settled, in seconds.
+#: The seconds to wait after new pods or files, until the agent is at rest again.
 _SETTLE = 5.0
 
 
 @dataclass
 class Row:
-    """One figure; ``baseline`` and ``figure`` as text, for people."""
+    """One figure. The texts are for people; ``values`` are the measurements."""
 
     name: str
     baseline: str
     figure: str
-    reach: str
+    aim: str
     values: dict[str, Any]
 
 
 @dataclass
 class Table:
-    """What was measured until now."""
+    """The rows until now."""
 
     rows: list[Row] = field(default_factory=list)
 
-    def add(self, name: str, baseline: str, figure: str, reach: str, **values: Any) -> None:
-        """Print a row, and keep it."""
-        self.rows.append(Row(name, baseline, figure, reach, values))
-        sys.stdout.write(f"{name:<50}{baseline:>28}{figure:>28}  {reach}\n")
+    def add(self, name: str, baseline: str, figure: str, aim: str, **values: Any) -> None:
+        """Print a row, and remember it."""
+        self.rows.append(Row(name, baseline, figure, aim, values))
+        sys.stdout.write(f"{name:<50}{baseline:>28}{figure:>28}  {aim}\n")
         sys.stdout.flush()
 
 
 @dataclass
 class Node:
-    """The agent, what it talks to, and a hugetlbfs."""
+    """The agent, its API server, and a hugetlbfs."""
 
     agent: PodAgent
     api: Api
@@ -74,19 +74,19 @@ class Node:
     table: Table
 
     def processes(self) -> list[int]:
-        """The agent and its reader."""
+        """The process IDs of the agent and its reader."""
         assert self.agent.process
         pid = self.agent.process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return [pid, *map(int, children)]
 
     def cgroup(self, uid: str) -> Path:
-        """That of a pod."""
+        """The cgroup of a pod."""
         return self.agent.subtree / naming.pod_level("systemd", "Burstable", uid)
 
 
 async def run_in(cgroup: Path, *arguments: object) -> Any:
-    """What a program of :mod:`benchmarks.opens` prints that runs in a pod's container."""
+    """Run a program of :mod:`benchmarks.opens` in a pod's container; return its result."""
     async with running_in(cgroup, *arguments) as process:
         assert process.stdout
         return json.loads(await process.stdout.readline())
@@ -94,7 +94,7 @@ async def run_in(cgroup: Path, *arguments: object) -> Any:
 
 @asynccontextmanager
 async def running_in(cgroup: Path, *arguments: object) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The program, until its input ends."""
+    """Run the program in a pod's container until the context ends."""
     (container,) = (each for each in cgroup.iterdir() if each.is_dir())
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.opens", *map(str, arguments)),
@@ -111,21 +111,21 @@ async def running_in(cgroup: Path, *arguments: object) -> AsyncIterator[asyncio.
 
 
 async def programs(node: Node) -> dict[str, dict[str, float]]:
-    """What programs in two pods meet, by what they do."""
+    """Run the programs in two pods; return their results by situation."""
     options, first, second = node.options, node.cgroup("first"), node.cgroup("second")
     file = node.point / "opened"
-    found = {"rest": await run_in(first, "open", file, options.opens)}
+    results = {"rest": await run_in(first, "open", file, options.opens)}
     async with running_in(second, "openers", file, options.openers) as crowd:
         assert crowd.stdout
         await crowd.stdout.readline()
         await asyncio.sleep(1)
-        found["crowd"] = await run_in(first, "open", file, options.opens)
-    found["churn"] = await run_in(first, "churn", node.point / "churn", options.rounds)
-    return found
+        results["crowd"] = await run_in(first, "open", file, options.opens)
+    results["churn"] = await run_in(first, "churn", node.point / "churn", options.rounds)
+    return results
 
 
-def tell_programs(node: Node, without: dict[str, Any], with_: dict[str, Any]) -> None:
-    """Rows for what they met."""
+def add_programs(node: Node, without: dict[str, Any], with_: dict[str, Any]) -> None:
+    """Add the rows of the programs."""
     names = {
         "rest": "open(2), agent at rest",
         "crowd": f"open(2), {node.options.openers:,} openers",
@@ -148,22 +148,22 @@ def tell_programs(node: Node, without: dict[str, Any], with_: dict[str, Any]) ->
 
 
 def memory(pid: int) -> tuple[float, float]:
-    """RSS and PSS in MiB."""
+    """The RSS and PSS of a process, in MiB."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
     return kib["Rss"] / 1024, kib["Pss"] / 1024
 
 
 async def at_rest(node: Node) -> None:
-    """CPU and memory with many pods and files."""
+    """Measure CPU and memory at rest, with many pods and files."""
     options, pids = node.options, node.processes()
     before, begun = [cpu_seconds(pid) for pid in pids], time.monotonic()
     await asyncio.sleep(options.seconds)
     passed = time.monotonic() - begun
     shares = [(cpu_seconds(pid) - spent) / passed for pid, spent in zip(pids, before, strict=True)]
     name = f"CPU at rest, {options.pods:,} pods, {options.files:,} files"
-    told = f"{shares[0]:.2%} + {shares[1]:.2%}"
-    node.table.add(name, "none", told, "0.30 % of a core", agent=shares[0], reader=shares[1])
+    figure = f"{shares[0]:.2%} + {shares[1]:.2%}"
+    node.table.add(name, "none", figure, "0.30 % of a core", agent=shares[0], reader=shares[1])
     bare = subprocess.Popen(
         [sys.executable, "-c", "import asyncio; input()"], stdin=subprocess.PIPE
     )
@@ -183,7 +183,7 @@ async def at_rest(node: Node) -> None:
 
 
 async def ends(node: Node, name: str) -> list[float]:
-    """Milliseconds from a pod's end to its file in the report as that of one that is gone."""
+    """The milliseconds from a pod's end until the report lists its file as a gone pod's."""
     took = []
     for number in range(node.options.ends):
         pod = Pod(node.agent, f"{name}-{number}")
@@ -201,7 +201,7 @@ async def ends(node: Node, name: str) -> list[float]:
 
 
 async def limits(node: Node, name: str, pause: float) -> None:
-    """From the mkdir of pods' cgroups to their limits."""
+    """Measure the time from the mkdir of pods' cgroups to their limits."""
     uids = [f"{name}-{number}" for number in range(node.options.burst)]
     others = len(node.api.listed())
     for uid in uids:
@@ -233,7 +233,7 @@ async def limits(node: Node, name: str, pause: float) -> None:
 
 
 async def idle_pods(node: Node, first: int, last: int) -> None:
-    """Pods that do nothing."""
+    """Make pods that do nothing."""
     for number in range(first, last):
         await bind(node.api, f"idle-{number}")
         make_cgroup(node.agent, f"idle-{number}")
@@ -241,7 +241,7 @@ async def idle_pods(node: Node, first: int, last: int) -> None:
 
 
 async def measure(node: Node) -> None:
-    """All rows."""
+    """Measure all rows."""
     options = node.options
     (node.point / "opened").touch()
     for uid in ("first", "second"):
@@ -253,7 +253,7 @@ async def measure(node: Node) -> None:
     for uid in ("first", "second"):
         await bind(node.api, uid)
     await until(lambda: len(node.api.listed()) == 2)
-    tell_programs(node, without, await programs(node))
+    add_programs(node, without, await programs(node))
     few = quantiles(await ends(node, "few"))
     await idle_pods(node, 0, options.pods)
     for number in range(options.files):
@@ -277,7 +277,7 @@ async def measure(node: Node) -> None:
 
 
 async def run(options: argparse.Namespace) -> Table:
-    """Set the stage, and measure."""
+    """Make the cgroups, the hugetlbfs and the API server, and measure."""
     root = cgroup_tree.cgroup2_mount()
     subtree = root / f"hq-benchmark-{os.getpid()}"
     table = Table()
@@ -292,7 +292,7 @@ async def run(options: argparse.Namespace) -> Table:
         api, account = secure_api(directory)
         await api.start()
         agent = PodAgent(api, subtree, directory / "agent.log", account)
-        table.add("", "without, or baseline", "with the agent", "to reach")
+        table.add("", "without, or baseline", "with the agent", "aim")
         try:
             await measure(Node(agent, api, point, options, table))
         finally:
@@ -322,7 +322,7 @@ def main() -> None:
     )
     parser.add_argument("--ends", type=int, default=10, help="pods that end (default 10)")
     parser.add_argument("--burst", type=int, default=200, help="pods made at once (default 200)")
-    parser.add_argument("--json", type=Path, help="write all values there too")
+    parser.add_argument("--json", type=Path, help="also write all values to this file")
     options = parser.parse_args()
     table = asyncio.run(run(options))
     if options.json:

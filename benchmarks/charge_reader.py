@@ -1,16 +1,16 @@
-"""What reading the kernel's charge list takes: ``python -m benchmarks.charge_reader``, as root.
+"""Measure reads of the kernel's charge list: ``python -m benchmarks.charge_reader``, as root.
 
-On a hugetlbfs of its own, with pages borrowed for it:
+The benchmark mounts its own hugetlbfs and borrows pages for these rows:
 
-- *empty files*: so many inodes that hold nothing, which the reader passes;
-- *directories*: each of them is a row, as paths are made of them;
-- *mappings*: VMAs of one file, which the reader walks for private ones among them;
-- *charged pages*: as many as ``--pages``, each the only one of a file.
+- *empty files*: inodes without pages, which the reader skips;
+- *directories*: each directory is a row of the list, because paths are made of directories;
+- *mappings*: VMAs of one file, which the reader searches for private mappings;
+- *charged pages*: ``--pages`` pages, each the only page of a file.
 
-Columns: ``kernel`` is a read alone, ``request`` from Python to Python with its list decoded, both
-the median of ``--reads``; ``MiB`` is what is resident of the reader, its buffer not included.
-The last rows decode an answer with ``--files`` charged files, more than there are pages for here.
-Nothing is asserted: compare on the same machine.
+Columns: ``kernel`` is the read alone; ``request`` is the whole request from Python, with the
+decoding; both are the median of ``--reads``. ``MiB`` is the resident memory of the reader without
+its buffer. The last rows decode a synthetic answer with ``--files`` charged files. The benchmark
+asserts nothing: compare results of the same machine.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.tracking import PAGE, Actor, hugetlbfs
 
 
 async def measure(reader: ChargeReader, title: str, count: int, reads: int) -> None:
-    """Print a row."""
+    """Read several times, and print a row."""
     kernel, request = [], []
     for _ in range(reads):
         begun = time.perf_counter()
@@ -53,11 +53,11 @@ def _row(title: str, kernel: float | None, request: float, resident: float | Non
 
 
 def synthetic(files: int) -> bytes:
-    """An answer with so many files of one page, in one directory, of 100 pods."""
+    """An answer with ``files`` files of one page, in one directory, of 100 pods."""
     sections = [bytearray() for _ in range(9)]
     names = sections[8]
 
-    def named(name: bytes) -> int:
+    def add_name(name: bytes) -> int:
         names.extend(name)
         return len(names) - len(name)
 
@@ -66,18 +66,18 @@ def synthetic(files: int) -> bytes:
     sections[6] += struct.pack("=4xIQQQ", 0, 1, 0, 0)
     for pod in range(100):
         name = b"kubepods-pod%d.slice" % pod
-        sections[6] += struct.pack("=4xIQQQ", len(name), 2 + pod, 1, named(name))
-    sections[2] += struct.pack("=4xIQQQqIHHQ", 0, 1, 1, 0, 0, 2, 1, 1, named(b"/"))
+        sections[6] += struct.pack("=4xIQQQ", len(name), 2 + pod, 1, add_name(name))
+    sections[2] += struct.pack("=4xIQQQqIHHQ", 0, 1, 1, 0, 0, 2, 1, 1, add_name(b"/"))
     for number in range(2, files + 2):
         name = b"rtemap_%d" % number
-        at = named(name)
+        at = add_name(name)
         sections[2] += struct.pack("=4xIQQQqIHHQ", 0, number, number, 1, PAGE, 1, 0, len(name), at)
         sections[3] += struct.pack("=4xIQqqQ", 0, number, 0, 1, 2 + number % 100)
     return struct.pack("=9Q", *map(len, sections)) + b"".join(sections)
 
 
 def measure_decoder(files: int, largest: int | None) -> None:
-    """Print a row."""
+    """Decode a synthetic answer, and print a row."""
     payload = synthetic(files)
     begun = time.perf_counter()
     charges = decode(payload, at_rest=True, largest=largest)
@@ -88,7 +88,7 @@ def measure_decoder(files: int, largest: int | None) -> None:
 
 
 async def on_hugetlbfs(options: argparse.Namespace, folder: Path) -> None:
-    """Each layout, and its removal."""
+    """Make, measure and remove each layout."""
     reader = ChargeReader()
     await reader.read()
     await measure(reader, "of nothing", 0, options.reads)
@@ -105,7 +105,7 @@ async def on_hugetlbfs(options: argparse.Namespace, folder: Path) -> None:
     await each("directories", options.files // 10, Path.mkdir)
     with Actor() as actor:
         actor.do(f"fd = create({str(folder / 'mapped')!r}); os.ftruncate(fd, PAGE)")
-        # Two protections in turn, so that neighbours don't become one.
+        # Two protections in turn, so that the kernel does not merge neighbours.
         actor.do(
             f"for n in range({options.mappings}):\n"
             " a = map_pages(1, SHARED | NORESERVE, fd, protection=1 + 2 * (n & 1))"

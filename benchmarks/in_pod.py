@@ -1,4 +1,4 @@
-"""The agent as a pod has it: by a ServiceAccount, over TLS, without the kubernetes package."""
+"""The agent as in a pod: with a ServiceAccount, over TLS, without the kubernetes package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PROGRAM = (
 
 
 def secure_api(directory: Path) -> tuple[Api, Path]:
-    """A stand-in for the API server, and the ServiceAccount's directory, made in ``directory``."""
+    """A fake API server, and the directory of a ServiceAccount, both below ``directory``."""
     authority = trustme.CA()
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(tls)
@@ -32,14 +32,14 @@ def secure_api(directory: Path) -> tuple[Api, Path]:
 
 
 class PodAgent(Agent):
-    """``account``: where its ServiceAccount is."""
+    """An agent with a ServiceAccount. ``account``: the directory of the ServiceAccount."""
 
     def __init__(self, api: Api, subtree: Path, log: Path, account: Path) -> None:
         super().__init__(api, subtree, log)
         self.program = [sys.executable, "-c", _PROGRAM.format(account=str(account))]
 
     def environment(self) -> dict[str, str]:
-        """What kubelet sets."""
+        """The environment variables that kubelet sets."""
         return {
             "KUBERNETES_SERVICE_HOST": "127.0.0.1",
             "KUBERNETES_SERVICE_PORT": str(self.api.port),

@@ -1,9 +1,9 @@
-"""From the mkdir of a pod's cgroup to the agent's limit on it, for ``benchmarks.agent``.
+"""Measure the time from the mkdir of a pod's cgroup to its limit, for ``benchmarks.agent``.
 
-``python -m benchmarks.limits BYTES PAUSE DIRECTORY...`` makes each directory, ``PAUSE`` seconds
-after the one before, and prints as JSON two lists of seconds: of each mkdir itself, and from its
-return to the limit of ``BYTES`` in hugetlb.2MB.rsvd.max. A process of its own, so that nothing
-else of the benchmark is in its way; the kernel tells of each write (inotify).
+``python -m benchmarks.limits BYTES PAUSE DIRECTORY...`` makes each directory ``PAUSE`` seconds
+after the previous one, and prints two lists of seconds as JSON: the time of each mkdir, and the
+time from its return to the limit of ``BYTES`` in hugetlb.2MB.rsvd.max. This is a separate process,
+so that the rest of the benchmark does not delay it. inotify reports each write.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pathlib import Path
 _EVENT = struct.Struct("iIII")
 _MODIFY = 0x2
 _FILE = "hugetlb.2MB.rsvd.max"
-#: Seconds without an event after which what has no limit is said to get none.
+#: The seconds to wait for the limits.
 _PATIENCE = 20.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Limits:
-    """Knows when the limit of which cgroup was written."""
+    """The times at which the limits of cgroups were written."""
 
     def __init__(self, limit: int, count: int) -> None:
         self._limit = str(limit)
@@ -38,24 +38,24 @@ class Limits:
         self._written: dict[int, float] = {}
         self._turn = threading.Lock()
         self._all = threading.Event()
-        threading.Thread(target=self._hear, daemon=True).start()
+        threading.Thread(target=self._read_events, daemon=True).start()
 
     def watch(self, number: int, directory: Path) -> None:
-        """Note when the cgroup ``directory`` has its limit."""
+        """Watch the cgroup ``directory`` for its limit."""
         with self._turn:
             watch = _libc.inotify_add_watch(self._inotify, bytes(directory), _MODIFY)
             assert watch >= 0, directory
             self._of_watch[watch] = number
-        # Written before it was watched?
+        # The limit may have been written before the watch.
         if (directory / _FILE).read_text().strip() == self._limit:
             self._note(number, time.perf_counter())
 
     def wait(self) -> dict[int, float]:
-        """When each limit was written, in seconds of ``time.perf_counter``."""
+        """Wait for all limits; return the time of each, by ``time.perf_counter``."""
         assert self._all.wait(_PATIENCE), f"{len(self._written)} of {self._count} are limited"
         return self._written
 
-    def _hear(self) -> None:
+    def _read_events(self) -> None:
         while True:
             buffer, now = os.read(self._inotify, 1 << 16), time.perf_counter()
             at = 0
@@ -77,19 +77,19 @@ class Limits:
 def measure(
     limit: int, pause: float, directories: Sequence[Path]
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each mkdir, and from each to its limit."""
+    """The seconds of each mkdir, and the seconds from each mkdir to its limit."""
     limits = Limits(limit, len(directories))
-    made, took = [], []
+    made_at, took = [], []
     for number, directory in enumerate(directories):
         begun = time.perf_counter()
         directory.mkdir()
-        made.append(time.perf_counter())
-        took.append(made[-1] - begun)
+        made_at.append(time.perf_counter())
+        took.append(made_at[-1] - begun)
         limits.watch(number, directory)
         if pause:
             time.sleep(pause)
     written = limits.wait()
-    return took, [written[number] - at for number, at in enumerate(made)]
+    return took, [written[number] - at for number, at in enumerate(made_at)]
 
 
 if __name__ == "__main__":

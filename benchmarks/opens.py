@@ -1,11 +1,11 @@
 """Programs that open, map and remove files on hugetlbfs, for ``benchmarks.agent``.
 
-Each is ``python -m benchmarks.opens WHAT FILE COUNT`` and prints one line of JSON:
+Each program is ``python -m benchmarks.opens WHAT FILE COUNT`` and prints one line of JSON:
 
-- ``open``: microseconds of each of ``COUNT`` open(2) of ``FILE``, as p50, p99 and the longest;
-- ``openers``: so many threads that each open ``FILE`` twice a second, until the input ends;
-- ``churn``: so many rounds of map four pages of a new file, unmap and unlink; how many mmap
-  were refused.
+- ``open``: the microseconds of ``COUNT`` calls of open(2) of ``FILE``, as p50, p99 and maximum;
+- ``openers``: ``COUNT`` threads that each open ``FILE`` twice a second, until the input ends;
+- ``churn``: ``COUNT`` rounds that map four pages of a new file, unmap them and remove the file; the
+  number of refused mmap(2).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-#: Between two opens of an opener, in seconds.
+#: The seconds between two opens of one thread.
 _PAUSE = 0.5
 _LENGTH = 4 * (2 << 20)
 _WARM_UP = 200
@@ -32,7 +32,7 @@ _FAILED = ctypes.c_void_p(-1).value
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:
-    """p50, p99 and the largest."""
+    """The p50, p99 and maximum of ``values``."""
     order = sorted(values)
     return {
         "p50": order[len(order) // 2],
@@ -42,7 +42,7 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def opens(path: str, count: int) -> dict[str, float]:
-    """Microseconds of open(2)."""
+    """Measure ``count`` calls of open(2), in microseconds."""
     took = []
     for _ in range(count + _WARM_UP):
         begun = time.perf_counter_ns()
@@ -53,7 +53,7 @@ def opens(path: str, count: int) -> dict[str, float]:
 
 
 def openers(path: str, count: int) -> dict[str, int]:
-    """Open ``path`` from so many threads until the input ends; how often."""
+    """Open ``path`` from ``count`` threads until the input ends; return the number of opens."""
     done = 0
     over = threading.Event()
 
@@ -77,7 +77,7 @@ def openers(path: str, count: int) -> dict[str, int]:
 
 
 def churn(path: str, rounds: int) -> dict[str, float]:
-    """How many of the mmap were refused, and milliseconds of a round."""
+    """Run ``rounds``; return the number of refused mmap(2), and the milliseconds of a round."""
     refused, begun = 0, time.perf_counter()
     for number in range(rounds):
         name = f"{path}-{number}"

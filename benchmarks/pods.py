@@ -1,4 +1,4 @@
-"""Creators: clients that each create one pod after the other, as fast as they are answered."""
+"""Creators: clients that each create pods one after the other, without a pause."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.kube.api import Object
 from tests.kube.control_plane import ControlPlane
 
 TIMEOUT = 60.0
-"""Seconds for one create; what takes longer counts as refused."""
+"""The seconds that one create may take; a longer create counts as refused."""
 
 
 @dataclass(frozen=True)
 class Creation:
-    """What it took to create pods; times in milliseconds, of those that were created.
+    """The measurements of one run. Times are milliseconds, of the pods that were created.
 
-    `api_cpu` is CPU time of the API server for each of them. `why`: the first refusal.
+    `api_cpu`: the CPU time of the API server for each created pod. `why`: the first refusal.
     """
 
     pods_per_second: float
@@ -36,7 +36,7 @@ class Creation:
 async def create(
     plane: ControlPlane, namespace: str, creators: int, pods: int, *, huge: bool = True
 ) -> Creation:
-    """Create that many pods in `namespace`; `huge`: they ask for a huge page."""
+    """Create `pods` pods in `namespace`; `huge`: each asks for a huge page."""
     url = f"{plane.server}/api/v1/namespaces/{namespace}/pods"
     numbers = iter(range(pods))
     took: list[float] = []
@@ -50,14 +50,14 @@ async def create(
                 started = time.monotonic()
                 try:
                     async with session.post(url, json=_pod(number, huge=huge)) as answer:
-                        said = await answer.text()
+                        text = await answer.text()
                 except (aiohttp.ClientError, TimeoutError) as error:
                     refusals.append(repr(error))
                     continue
                 if answer.status == 201:
                     took.append(time.monotonic() - started)
                 else:
-                    refusals.append(said)
+                    refusals.append(text)
 
         server = plane.child("kube-apiserver").pid
         before, started = cpu_seconds(server), time.monotonic()
@@ -75,7 +75,7 @@ async def create(
 
 
 def container(resources: Mapping[str, str]) -> Object:
-    """Make a container that asks for ``resources`` and that nobody starts."""
+    """A container that asks for ``resources``; its image does not exist."""
     return {
         "name": "main",
         "image": "none",

@@ -1,10 +1,10 @@
-"""What one count costs in the process, without an API server: to profile it.
+"""Measure and profile one count of the controller, without an API server.
 
     python -m benchmarks.recount [--pods N] [--quotas N] [--nodes N] [--times N] [--profile WHAT]
 
-The CPU time of the counts of a Recounter that is given a synthetic world: the first, which
-writes every quota; one when nothing changed; and after each kind of change. ``--profile`` tells
-where the time of one of them goes.
+The benchmark prints the CPU time of counts of a Recounter with synthetic objects: the first count,
+which writes every quota; a count without a change; and a count after each kind of change.
+``--profile`` profiles one of these counts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FAMILY = 10
 
 
 class Store:
-    """An API server's objects and the watches of them."""
+    """The objects of a fake API server, and their watches."""
 
     def __init__(self) -> None:
         self.version = 1000
@@ -46,7 +46,7 @@ class Store:
         self.writes = 0
 
     def put(self, kind: Resource, raw: Json, event: str = "MODIFIED") -> None:
-        """Store an object and tell of it."""
+        """Store an object, and send the event to all watches."""
         self.version += 1
         meta = raw["metadata"]
         raw = {**raw, "metadata": {**meta, "resourceVersion": str(self.version)}}
@@ -104,7 +104,7 @@ def pod(number: int, quotas: int, nodes: int) -> Json:
 
 def report(node: int, pods: list[Json], seen: int, beat: int = 0) -> Json:
     """A node's report."""
-    told = [
+    entries = [
         {
             "uid": each["metadata"]["uid"],
             "namespace": each["metadata"]["namespace"],
@@ -120,7 +120,7 @@ def report(node: int, pods: list[Json], seen: int, beat: int = 0) -> Json:
         "bootID": "boot",
         "podsResourceVersion": str(seen),
         "reportedAt": f"2030-01-01T00:{beat // 60:02d}:{beat % 60:02d}Z",
-        "pods": told,
+        "pods": entries,
     }
     return {"metadata": {"name": f"node-{node}"}, "spec": {}, "status": status}
 
@@ -146,7 +146,7 @@ def quota(number: int) -> Json:
 
 
 class Bench:
-    """A Recounter and its world."""
+    """A Recounter and its objects."""
 
     def __init__(self, pods: int, quotas: int, nodes: int) -> None:
         self.sizes = (pods, quotas, nodes)
@@ -184,18 +184,18 @@ class Bench:
         await self.recounter._term.is_held()
         return tasks
 
-    def creates_a_pod(self) -> None:
+    def create_pod(self) -> None:
         _, quotas, nodes = self.sizes
         self.store.put(PODS, pod(self.next, quotas, nodes), "ADDED")
         self.next += 1
 
-    def beats(self) -> None:
+    def heartbeat(self) -> None:
         self.store.put(HUGETLB_NODES, report(0, self.on[0], 1, self.store.version % 3600))
 
-    def moves_on(self) -> None:
+    def advance_report(self) -> None:
         self.store.put(HUGETLB_NODES, report(0, self.on[0], self.store.version))
 
-    def selects_others(self) -> None:
+    def change_selector(self) -> None:
         changed = quota(1)
         changed["metadata"]["generation"] = self.store.version
         changed["spec"]["podSelector"]["matchLabels"]["app"] = str(self.store.version)
@@ -211,11 +211,11 @@ async def measure(arguments: argparse.Namespace) -> None:
     bench = Bench(arguments.pods, arguments.quotas, arguments.nodes)
     print(f"{'made':<28}{time.process_time() - made:9.3f} s")
     kinds: dict[str, Callable[[], None]] = {
-        "nothing changed": bench.nothing,
-        "a heartbeat": bench.beats,
-        "a report that moved on": bench.moves_on,
-        "a pod came": bench.creates_a_pod,
-        "a selector changed": bench.selects_others,
+        "no change": bench.nothing,
+        "a heartbeat": bench.heartbeat,
+        "a report that advanced": bench.advance_report,
+        "a new pod": bench.create_pod,
+        "a changed selector": bench.change_selector,
     }
     async with asyncio.TaskGroup() as group:
         begun = time.process_time()
@@ -232,7 +232,7 @@ async def measure(arguments: argparse.Namespace) -> None:
 async def count(
     name: str, bench: Bench, times: int, change: Callable[[], None], profiled: str
 ) -> None:
-    """Change, count and print the median of ``times``; writes are those of the last."""
+    """Change and count ``times`` times; print the median, and the writes of the last count."""
     took, profile = [], cProfile.Profile()
     for _ in range(times):
         change()
@@ -251,7 +251,7 @@ async def count(
 
 
 def main() -> None:
-    """Measure, and print."""
+    """Measure, and print the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--quotas", type=int, default=10_000)
     parser.add_argument("--nodes", type=int, default=5_000)
     parser.add_argument("--times", type=int, default=3)
-    parser.add_argument("--profile", default="", help="the name of a line that is printed")
+    parser.add_argument("--profile", default="", help="the name of the printed line to profile")
     asyncio.run(measure(parser.parse_args()))
 
 

@@ -1,4 +1,4 @@
-"""The forms that figures take: medians with their spread, Markdown tables, charts, the machine."""
+"""How figures are reported: medians with a spread, Markdown tables, charts, the machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Spread:
-    """What several rounds measured: the median, and the least and the most."""
+    """The median, minimum and maximum of several rounds."""
 
     median: float
     low: float
@@ -21,18 +21,18 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Of one value a round."""
-        found = list(values)
-        return cls(statistics.median(found), min(found), max(found))
+        """The spread of ``values``, one value for each round."""
+        every = list(values)
+        return cls(statistics.median(every), min(every), max(every))
 
     def __str__(self) -> str:
-        """``402 (350-447)``: three digits, as many as noisy machines give."""
+        """``402 (350-447)``, with three digits: noisy machines give no more."""
         return f"{_short(self.median)} ({_short(self.low)}-{_short(self.high)})"
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart: its name, and a spread by the place on the x axis."""
+    """One line of a chart: the name, and the spread at each place of the x axis."""
 
     name: str
     points: dict[float, Spread]
@@ -40,7 +40,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over one logarithmic x axis; `file` is what its SVG is called, without the suffix."""
+    """Lines over a logarithmic x axis; `file`: the name of the SVG file without suffix."""
 
     file: str
     title: str
@@ -49,7 +49,7 @@ class Chart:
     lines: tuple[Line, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in a suite's JSON: each line's points are x, median, least and most."""
+        """The chart for a suite's JSON. The points of a line are x, median, minimum, maximum."""
         lines = [
             {
                 "name": line.name,
@@ -61,7 +61,7 @@ class Chart:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Chart:
-        """From a suite's JSON."""
+        """Read a chart from a suite's JSON."""
         lines = tuple(
             Line(line["name"], {x: Spread(*values) for x, *values in line["points"]})
             for line in raw["lines"]
@@ -71,7 +71,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Machine:
-    """On what, and with which versions."""
+    """The machine of a run, and its versions."""
 
     processor: str
     cores: int
@@ -81,7 +81,7 @@ class Machine:
 
     @classmethod
     def this(cls) -> Machine:
-        """The one that this runs on."""
+        """The machine of this process."""
         return cls(
             processor=_field("/proc/cpuinfo", "model name") or platform.machine(),
             cores=len(os.sched_getaffinity(0)),
@@ -91,7 +91,7 @@ class Machine:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields."""
+        """The fields as JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -108,7 +108,7 @@ def markdown(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def ratios(values: Sequence[float], baseline: Sequence[float]) -> Spread:
-    """Each round's value to the baseline of the same round."""
+    """The ratio of each round's value to the baseline of the same round."""
     return Spread.of(value / base for value, base in zip(values, baseline, strict=True))
 
 

@@ -1,8 +1,8 @@
-"""What it takes until a program is Ready, as a container: ``python -m benchmarks.start``.
+"""Measure how a program starts in a container: ``python -m benchmarks.start``.
 
-Wall time from its start to the first answer 200 of /readyz, CPU time until then, and resident
-memory then, the lowest of several starts; admission, controller (which leads) and agent, each
-alone. Root, and the control plane of the tests.
+For each start: the wall time and the CPU time until /readyz first answers 200, and the resident
+memory at that time. The result is the lowest of several starts of admission, controller (which
+leads) and agent, each alone. Needs root and the control plane of the tests.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _start(containers: Containers, plane: ControlPlane, name: str) -> tuple[float, float, int]:
-    """Seconds, CPU seconds and bytes of one start."""
+    """Start once; return seconds, CPU seconds and resident bytes."""
     pod, node, extra = f"{name}-{uuid.uuid4().hex[:8]}", None, ""
     if name == "agent":
         node, extra = f"node-{pod}", f"--cgroup-root={pod}"

@@ -1,8 +1,7 @@
-"""Draws a chart as SVG: the same bytes for the same figures.
+"""Draws a chart as SVG. The same figures give the same bytes.
 
-By hand, since a plotting library in the dev group weighs a hundred times what this takes, and
-writes colours that are right on one background only. The colours here are CSS, so a reader's
-dark mode turns them.
+There is no plotting library, because a library is a hundred times larger than this module, and its
+colours fit only one background. The colours here are CSS, and follow the reader's dark mode.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from benchmarks.report import Chart, Line, Spread
 
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 190, 48, 52
-#: On white and on near-black, each at least 4.5 to 1.
+#: Colours for white and for near-black, with a contrast of at least 4.5 to 1.
 LIGHT = ("#57606a", "#0550ae", "#a8480a", "#6f2da8", "#116329", "#a40e26")
 DARK = ("#9ba3ad", "#79b8ff", "#ffa657", "#d2a8ff", "#7ee787", "#ff9492")
 _STYLE = """text{{font:13px system-ui,sans-serif;fill:#1f2328}}.t{{font-weight:600;font-size:15px}}
@@ -23,7 +22,7 @@ _STYLE = """text{{font:13px system-ui,sans-serif;fill:#1f2328}}.t{{font-weight:6
 
 
 def draw(chart: Chart) -> str:
-    """The SVG. Places on the x axis are a logarithm apart; the y axis begins at 0."""
+    """The SVG. The x axis is logarithmic; the y axis begins at 0."""
     places = sorted({x for line in chart.lines for x in line.points})
     most = max(spread.high for line in chart.lines for spread in line.points.values())
     step = _step(most)
@@ -86,14 +85,14 @@ def _last(line: Line) -> Spread:
 
 
 def _step(most: float) -> float:
-    """A round distance of grid lines, of which there are about five."""
+    """The distance of about five grid lines, as a round number."""
     rough = most / 5
     power = 10.0 ** math.floor(math.log10(rough)) if rough > 0 else 1.0
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
 
 
 def _apart(places: list[float], distance: float = 16.0) -> list[float]:
-    """Where to write names, so that none is on another: from the top down, each in its order."""
+    """The places for the names, moved down so that names do not overlap; the order stays."""
     found = [0.0] * len(places)
     before = -math.inf
     for index in sorted(range(len(places)), key=lambda each: places[each]):

@@ -1,4 +1,4 @@
-"""Nodes that only watch: the two watches that an agent holds, read and thrown away."""
+"""Nodes that only watch: each holds the two watches of an agent, and discards the events."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PATHS = (
 )
 AT_ONCE = 32
 OPENING = 90.0
-"""Seconds to open all of them; those that are not open by then are left out."""
+"""The seconds to open all watches; watches that are not open by then are dropped."""
 
 
 @asynccontextmanager
 async def watching(plane: ControlPlane, nodes: int) -> AsyncIterator[int]:
-    """Hold the watches of that many nodes; gives how many watches are open.
+    """Hold the watches of `nodes` nodes; yield the number of open watches.
 
-    Each is a TLS connection of its own, as an agent's is.
+    Each watch has its own TLS connection, as in an agent.
     """
     context = plane.admin_tls()
     address = urlsplit(plane.server)

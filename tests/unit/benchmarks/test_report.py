@@ -1,4 +1,4 @@
-"""The forms of figures: what a reader sees of several rounds, and the drawn charts."""
+"""The report of the benchmarks: medians, tables, charts and sections."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def figure(
     return Figure(subject, creators, done, replicas)
 
 
-def test_a_spread_is_the_median_with_the_least_and_the_most() -> None:
+def test_a_spread_has_median_minimum_and_maximum() -> None:
     assert str(Spread.of([3.0, 1.0, 400.4])) == "3 (1-400)"
 
 
-def test_a_ratio_is_of_each_round() -> None:
+def test_a_ratio_compares_values_of_the_same_round() -> None:
     # The machine was twice as fast in the second round.
     assert ratios([40.0, 80.0], [100.0, 200.0]) == Spread(0.4, 0.4, 0.4)
 
@@ -47,11 +47,11 @@ def test_a_table_is_markdown() -> None:
     assert markdown(("a", "b"), [(1, "x")]) == "| a | b |\n| --- | --- |\n| 1 | x |"
 
 
-def test_a_chart_comes_back_from_json() -> None:
+def test_a_chart_survives_json() -> None:
     assert Chart.from_json(json.loads(json.dumps(chart().to_json()))) == chart()
 
 
-def test_an_svg_has_each_line_its_whiskers_and_its_name() -> None:
+def test_an_svg_has_lines_whiskers_and_names() -> None:
     root = ElementTree.fromstring(svg.draw(chart()))
     assert len(root.findall(f"{SVG}polyline")) == 3
     assert len([each for each in root.findall(f"{SVG}line") if each.get("class") != "g"]) == 6
@@ -59,7 +59,7 @@ def test_an_svg_has_each_line_its_whiskers_and_its_name() -> None:
     assert {"Pods per second", "chain of 3 & more", "creators", "128"} <= set(written)
 
 
-def test_names_at_the_ends_of_near_lines_are_not_on_each_other() -> None:
+def test_names_of_near_lines_do_not_overlap() -> None:
     root = ElementTree.fromstring(svg.draw(chart()))
     named = [each for each in root.findall(f"{SVG}text") if each.get("class", "").startswith("n")]
     heights = sorted(float(each.get("y", "")) for each in named)
@@ -71,7 +71,7 @@ def test_an_svg_is_the_same_for_the_same_figures() -> None:
 
 
 @pytest.mark.parametrize(("background", "colours"), [("#ffffff", svg.LIGHT), ("#0d1117", svg.DARK)])
-def test_names_can_be_read_in_light_and_in_dark(background: str, colours: tuple[str, ...]) -> None:
+def test_text_is_readable_in_light_and_dark_mode(background: str, colours: tuple[str, ...]) -> None:
     drawn = svg.draw(chart())
     light, _, dark = drawn.partition("@media(prefers-color-scheme:dark)")
     text = light if colours is svg.LIGHT else dark
@@ -82,7 +82,7 @@ def test_names_can_be_read_in_light_and_in_dark(background: str, colours: tuple[
 
 
 def contrast(one: str, other: str) -> float:
-    """As WCAG 2 has it."""
+    """The contrast ratio of WCAG 2."""
 
     def luminance(colour: str) -> float:
         parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
@@ -93,26 +93,26 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def test_each_figure_stands_beside_native_of_its_round() -> None:
+def test_each_figure_has_a_ratio_to_native() -> None:
     rounds = [
         [figure("native", 100), figure("chain of 3", 50, replicas=2)],
         [figure("native", 200), figure("chain of 3", 80, replicas=2)],
     ]
-    told = admission_tables.markdown(rounds)
-    assert "| 8 | 150 (100-200) | 65 (50-80); 0.45 |" in told
-    assert "| chain of 3, 2 replicas, 8 creators, of native | 0.4 | 0.45 | yes |" in told
-    assert "No pod was refused." in told
+    text = admission_tables.markdown(rounds)
+    assert "| 8 | 150 (100-200) | 65 (50-80); 0.45 |" in text
+    assert "| chain of 3, 2 replicas, 8 creators, of native | 0.4 | 0.45 | yes |" in text
+    assert "No pod was refused." in text
 
 
-def test_refused_pods_are_counted_and_said_why() -> None:
+def test_refused_pods_are_counted_with_a_reason() -> None:
     rounds = [[figure("native", 100), figure("chain of 3", 30, replicas=2, refused=7)]]
-    told = admission_tables.markdown(rounds)
-    assert "30 (30-30); 0.30; 7 refused" in told
-    assert "7 pods were refused; the first: `no room`" in told
-    assert "| 0.4 | 0.3 | no |" in told
+    text = admission_tables.markdown(rounds)
+    assert "30 (30-30); 0.30; 7 refused" in text
+    assert "7 pods were refused; the first: `no room`" in text
+    assert "| 0.4 | 0.3 | no |" in text
 
 
-def test_a_section_is_put_in_its_place() -> None:
+def test_a_section_replaces_the_old_section() -> None:
     page = put_section("# Performance\n\nBy hand.\n", "admission", "first")
     page = put_section(page, "agent", "other")
     page = put_section(page, "admission", "second, with \\1")
