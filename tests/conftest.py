@@ -27,7 +27,7 @@ REQUIRED = ("unit", "model", "kernel", "cluster", "image")
 #: Layers whose tests and programs mount; they skip where root is lacking.
 MOUNTING = ("kernel", "cluster", "image")
 #: Takes huge pages in a process of its own.
-AGENTS_BENCHMARK = "tests/cluster/test_bench.py::test_a_suite_makes_its_page[agent]"
+AGENTS_BENCHMARK = "tests/cluster/test_bench.py::test_a_suite_writes_its_section[agent]"
 #: Reasons of skips that REQUIRE_LAYERS accepts.
 OPTIONAL = (
     "no PostgreSQL is installed",

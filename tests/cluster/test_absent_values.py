@@ -39,19 +39,19 @@ def whole(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_without_any_value_it_is_as_by_default(helm: Path) -> None:
+def test_without_any_value_renders_the_defaults(helm: Path) -> None:
     nothing = dict.fromkeys(chart_readme.values()) | {"image": charts.IMAGE}
     assert charts.render(helm, values=nothing) == charts.render(helm)
 
 
-def test_without_each_of_them_it_is_as_by_default(helm: Path) -> None:
+def test_without_one_value_renders_the_defaults(helm: Path) -> None:
     nothing = whole(without(chart_readme.values()))
     assert nothing["admission"]["tls"]["certManager"] == {"enabled": None}
     nothing["image"] |= charts.IMAGE
     assert charts.render(helm, values=nothing) == charts.render(helm)
 
 
-def test_without_any_group_it_is_as_by_default(helm: Path) -> None:
+def test_without_one_group_renders_the_defaults(helm: Path) -> None:
     expected = charts.render(helm)
     for path in groups(chart_readme.values()):
         if path[0] == "image" or {"nodeSelector", "resources", "updateStrategy"} & set(path[:-1]):
@@ -62,7 +62,7 @@ def test_without_any_group_it_is_as_by_default(helm: Path) -> None:
         assert charts.render(helm, values=values) == expected, path
 
 
-def test_what_is_false_or_nothing_stays_so(helm: Path) -> None:
+def test_false_and_empty_values_stay(helm: Path) -> None:
     values = {
         "uninstall": {"removeFinalizers": False},
         "admission": {"drainSeconds": 0, "topologySpreadConstraints": []},

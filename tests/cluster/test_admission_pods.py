@@ -163,7 +163,7 @@ def reservations(api: Api, namespace: str, name: str) -> tuple[Reservation, ...]
     return read
 
 
-def test_a_pod_is_reserved_under_the_uid_it_gets(api: Api, tenant: tuple[str, str]) -> None:
+def test_a_reservation_has_the_uid_of_the_pod(api: Api, tenant: tuple[str, str]) -> None:
     top, below = tenant
     created = [
         api.create("v1/pods", pod(below, "named", "32Mi")),
@@ -199,7 +199,7 @@ def test_a_pod_over_its_own_quota_is_refused(api: Api, tenant: tuple[str, str]) 
     assert len(reserved(api, below, "leaf")) == 1
 
 
-def test_a_pod_over_the_tenants_quota_is_refused_naming_the_tenant(
+def test_a_pod_over_the_tenants_quota_is_refused_and_the_tenant_named(
     api: Api, tenant: tuple[str, str]
 ) -> None:
     top, below = tenant
@@ -234,9 +234,7 @@ def test_a_quota_without_its_parent_refuses_pods(api: Api, tenant: tuple[str, st
     assert len(reserved(api, top, "later")) == 1
 
 
-def test_a_quota_that_the_controller_has_not_counted_admits_nothing(
-    api: Api, tenant: tuple[str, str]
-) -> None:
+def test_an_uncounted_quota_admits_no_pod(api: Api, tenant: tuple[str, str]) -> None:
     _, below = tenant
     api.create(QUOTAS, quota(below, "new", "64Mi"))
     with pytest.raises(ApiError, match=f"not yet counted what runs under HugeTLBQuota {below}/new"):
@@ -244,7 +242,7 @@ def test_a_quota_that_the_controller_has_not_counted_admits_nothing(
     assert reserved(api, below, "leaf") == set()
 
 
-def test_a_relabelled_pod_is_reserved_where_it_goes(api: Api, tenant: tuple[str, str]) -> None:
+def test_a_relabelled_pod_is_reserved_in_its_new_quota(api: Api, tenant: tuple[str, str]) -> None:
     _, below = tenant
     gold = {"matchLabels": {"class": "gold"}}
     counted(api, quota(below, "gold", "32Mi", selector=gold))
@@ -296,7 +294,7 @@ def test_pods_of_a_replica_set_show_the_reason(api: Api, tenant: tuple[str, str]
     assert len(api.list("v1/pods", namespace=below, labels="app=pg")) == 1
 
 
-def test_who_applies_a_quota_neither_loses_nor_owns_its_reservations(
+def test_applying_a_quota_neither_removes_nor_owns_reservations(
     api: Api, tenant: tuple[str, str]
 ) -> None:
     _, below = tenant
@@ -313,7 +311,7 @@ def test_who_applies_a_quota_neither_loses_nor_owns_its_reservations(
         assert entry["manager"] != "user" or "f:status" not in entry["fieldsV1"]
 
 
-def test_a_quota_made_just_before_the_pod_is_never_missed(
+def test_a_quota_made_just_before_the_pod_limits_the_pod(
     api: Api, tenant: tuple[str, str], control_plane: ControlPlane
 ) -> None:
     top, below = tenant
@@ -373,7 +371,7 @@ def test_many_creates_through_two_replicas_never_exceed_a_limit(
     assert all(re.search(r"asks for .* is missing", replica.log()) for replica in replicas)
 
 
-def test_the_api_server_shows_an_answer_that_is_no_decision(
+def test_bad_requests_get_an_error_in_words(
     replicas: tuple[Program, Program], control_plane: ControlPlane, helm: Path
 ) -> None:
     """The server's own words for bad requests, over the wire, as the API server would see them."""

@@ -111,14 +111,14 @@ def test_a_malformed_limit_changes_nothing(
     assert names == ["root"]
 
 
-def test_its_own_parent(api: Api, tenant: tuple[str, str]) -> None:
+def test_refuses_a_quota_as_its_own_parent(api: Api, tenant: tuple[str, str]) -> None:
     top, _ = tenant
     assert "names itself as its parent" in refusal(
         lambda: api.create(QUOTAS, quota(top, "self", "2Mi", parent=(top, "self")))
     )
 
 
-def test_a_cycle(api: Api, tenant: tuple[str, str]) -> None:
+def test_refuses_a_cycle(api: Api, tenant: tuple[str, str]) -> None:
     top, _ = tenant
     api.create(QUOTAS, quota(top, "middle", "64Mi", parent=(top, "root")))
     told = refusal(
@@ -132,7 +132,7 @@ def test_a_cycle(api: Api, tenant: tuple[str, str]) -> None:
     assert f"{top}/root -> {top}/middle -> {top}/root" in told
 
 
-def test_a_foreign_parent(
+def test_refuses_a_parent_that_does_not_select_the_namespace(
     api: Api, tenant: tuple[str, str], control_plane: ControlPlane, unique: Callable[[str], str]
 ) -> None:
     top, _ = tenant
@@ -143,7 +143,7 @@ def test_a_foreign_parent(
     api.delete("v1/namespaces", strange)
 
 
-def test_a_parent_that_does_not_exist_is_a_warning_that_kubectl_prints(
+def test_kubectl_prints_the_warning_about_a_missing_parent(
     tenant: tuple[str, str], control_plane: ControlPlane
 ) -> None:
     top, _ = tenant
@@ -159,7 +159,7 @@ def test_a_parent_that_does_not_exist_is_a_warning_that_kubectl_prints(
         ({"a": "x y"}, "can match no pod, because 'x y' is not a valid value of the label"),
     ],
 )
-def test_a_selector_that_selects_no_pod_as_it_is_created(
+def test_warns_of_a_selector_that_selects_no_new_pod(
     api: Api, tenant: tuple[str, str], selector: dict[str, str], said: str
 ) -> None:
     top, _ = tenant
@@ -168,13 +168,13 @@ def test_a_selector_that_selects_no_pod_as_it_is_created(
     assert said in refusal(lambda: api.create(QUOTAS, new))
 
 
-def test_above_its_parent(api: Api, tenant: tuple[str, str]) -> None:
+def test_refuses_a_limit_above_the_parents(api: Api, tenant: tuple[str, str]) -> None:
     top, below = tenant
     told = refusal(lambda: api.create(QUOTAS, quota(below, "q", "512Mi", parent=(top, "root"))))
     assert f"512Mi of {SIZE} is above the 256Mi of {top}/root" in told
 
 
-def test_lowered_below_its_child(api: Api, tenant: tuple[str, str]) -> None:
+def test_refuses_a_limit_below_a_childs(api: Api, tenant: tuple[str, str]) -> None:
     top, below = tenant
     lower = {"spec": {"hard": {SIZE: "64Mi"}}}
     told = refusal(lambda: api.patch(QUOTAS, "root", lower, namespace=top))
@@ -182,7 +182,7 @@ def test_lowered_below_its_child(api: Api, tenant: tuple[str, str]) -> None:
     assert api.get(QUOTAS, "root", namespace=top)["spec"]["hard"] == {SIZE: "256Mi"}
 
 
-def test_a_charged_quota_neither_moves_to_nowhere_nor_goes(
+def test_a_charged_quota_can_neither_leave_its_tree_nor_be_deleted(
     api: Api, tenant: tuple[str, str]
 ) -> None:
     _, below = tenant
@@ -198,7 +198,7 @@ def test_a_charged_quota_neither_moves_to_nowhere_nor_goes(
     api.delete(QUOTAS, "leaf", namespace=below)
 
 
-def test_finalizers_do_not_wait_for_a_decision(api: Api, tenant: tuple[str, str]) -> None:
+def test_a_change_of_finalizers_needs_no_decision(api: Api, tenant: tuple[str, str]) -> None:
     _, below = tenant
     charge(api, below, "leaf", "512Mi")
     mark = {"metadata": {"annotations": {"a": "b"}}}
@@ -224,7 +224,9 @@ def race(*changes: Callable[[], object]) -> list[bool]:
         return list(pool.map(accepted, changes))
 
 
-def test_two_that_are_put_below_each_other(api: Api, tenant: tuple[str, str]) -> None:
+def test_two_quotas_put_below_each_other_at_the_same_time(
+    api: Api, tenant: tuple[str, str]
+) -> None:
     top, _ = tenant
     for name in ("a", "b"):
         api.create(QUOTAS, quota(top, name, "64Mi"))

@@ -117,7 +117,7 @@ def world(control_plane: ControlPlane, helm: Path) -> Iterator[World]:
             world.api.delete("v1/nodes", name)
 
 
-def test_limits_and_reports_from_the_first_pod_to_a_restart_after_kill_9(world: World) -> None:
+def test_limits_and_reports_survive_kill_9(world: World) -> None:
     agent = world.start_agent()
     held = world.run("held", "4Mi", "8Mi", "--hold")
     over = world.run("over", "16Mi", "8Mi", "--hold")
@@ -154,7 +154,7 @@ def test_limits_and_reports_from_the_first_pod_to_a_restart_after_kill_9(world: 
     assert agent.stop() == 0
 
 
-def test_a_pod_that_calls_itself_static_is_held_and_listed_like_any_other(world: World) -> None:
+def test_a_pod_that_calls_itself_static_is_limited_and_listed(world: World) -> None:
     world.start_agent()
     forged = {"kubernetes.io/config.source": "file", "kubernetes.io/config.hash": "0123abcd"}
     uid = world.run("forged", "4Mi", "8Mi", "--hold", annotations=forged)
@@ -167,7 +167,7 @@ def test_a_pod_that_calls_itself_static_is_held_and_listed_like_any_other(world:
     assert world.listed() == ["forged"]
 
 
-def test_a_pod_deleted_by_force_is_listed_as_long_as_its_cgroup_is_there(world: World) -> None:
+def test_a_pod_deleted_by_force_is_listed_while_its_cgroup_exists(world: World) -> None:
     world.start_agent()
     uid = world.run("held", "4Mi", "8Mi", "--hold")
     eventually(lambda: world.limits(uid) == (8, 8))

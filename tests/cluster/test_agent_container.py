@@ -92,7 +92,7 @@ def test_sets_limits_and_reads_pools_mounts_and_the_charge_list(
     assert (pod_cgroup / LIMIT).read_text() == "4194304\n"
 
 
-def test_with_the_rights_to_reclaim_it_sees_the_hugetlbfs_that_are_named_and_nothing_else(
+def test_with_reclaim_the_agent_sees_only_the_named_hugetlbfs(
     helm: Path, pod_cgroup: Path, tmp_path: Path
 ) -> None:
     root, point = tmp_path / "root", tmp_path / "huge"

@@ -47,13 +47,13 @@ def report(name: str) -> Object:
     }
 
 
-def test_writes_its_own(agent: Api, node: str) -> None:
+def test_writes_its_own_report(agent: Api, node: str) -> None:
     created = agent.create(NODES, report(node))
     stored = agent.replace(NODES, created | {"status": {"bootID": "one"}}, subresource="status")
     assert stored["status"]["bootID"] == "one"
 
 
-def test_writes_no_other(
+def test_writes_no_other_report(
     agent: Api, installed: ControlPlane, node: str, unique: Callable[[str], str]
 ) -> None:
     other = unique("other")
@@ -75,7 +75,7 @@ def test_writes_no_other(
         {"reclaim": [{"uid": "uid", "after": "1s"}]},
     ],
 )
-def test_makes_its_own_without_a_spec(agent: Api, node: str, spec: Object) -> None:
+def test_creates_its_report_without_a_spec(agent: Api, node: str, spec: Object) -> None:
     why = "an agent writes the status of a HugeTLBNode; its spec is the controller's"
     with pytest.raises(ApiError, match=why) as refused:
         agent.create(NODES, report(node) | {"spec": spec})
@@ -83,7 +83,7 @@ def test_makes_its_own_without_a_spec(agent: Api, node: str, spec: Object) -> No
     agent.create(NODES, {key: it for key, it in report(node).items() if key != "spec"})
 
 
-def test_changes_no_spec_even_with_the_right_to(
+def test_changes_no_spec_even_with_the_right(
     agent: Api, installed: ControlPlane, node: str, unique: Callable[[str], str]
 ) -> None:
     """By its role it can't; somebody may have given it more."""
@@ -118,7 +118,7 @@ def test_changes_no_spec_even_with_the_right_to(
     installed.api.delete(ROLES, role)
 
 
-def test_a_token_that_names_no_node_writes_none(
+def test_a_token_without_a_node_writes_no_report(
     agent: Api, installed: ControlPlane, node: str
 ) -> None:
     kubeconfig = installed.service_account_kubeconfig(chart.NAMESPACE, ACCOUNT)
@@ -126,7 +126,7 @@ def test_a_token_that_names_no_node_writes_none(
         installed.api_for(kubeconfig).create(NODES, report(node))
 
 
-def test_others_are_not_held_to_a_node(installed: ControlPlane, agent: Api, node: str) -> None:
+def test_the_policy_applies_only_to_agents(installed: ControlPlane, agent: Api, node: str) -> None:
     """The policy is about agents: an administrator may remove a report."""
     agent.create(NODES, report(node))
     installed.api.delete(NODES, node)
@@ -154,7 +154,7 @@ def node_of(name: str) -> Regarding:
     return Regarding("hugetlb.dev/v1alpha1", "HugeTLBNode", "", name)
 
 
-def test_tells_of_pods_and_of_its_own_node(agent: Api, node: str, namespace: str) -> None:
+def test_writes_events_about_pods_and_its_own_node(agent: Api, node: str, namespace: str) -> None:
     for reason in ("Reclaimed", "HugePagesRefused"):
         agent.create(EVENTS, told(pod_of(namespace), node, reason))
         agent.create(EVENTS, told(node_of(node), node, reason))
@@ -172,7 +172,7 @@ def test_tells_of_pods_and_of_its_own_node(agent: Api, node: str, namespace: str
         ),
     ],
 )
-def test_tells_in_its_own_name(
+def test_writes_events_only_in_its_own_name(
     agent: Api, node: str, namespace: str, changed: Object, why: str
 ) -> None:
     with pytest.raises(ApiError, match=why.format(node=node)) as refused:
@@ -180,7 +180,7 @@ def test_tells_in_its_own_name(
     assert refused.value.code == 403
 
 
-def test_tells_of_nothing_else(agent: Api, node: str, namespace: str) -> None:
+def test_writes_no_other_events(agent: Api, node: str, namespace: str) -> None:
     others = (
         Regarding("hugetlb.dev/v1alpha1", "HugeTLBQuota", namespace, "q"),
         Regarding("apps/v1", "Deployment", namespace, "d"),
@@ -193,7 +193,7 @@ def test_tells_of_nothing_else(agent: Api, node: str, namespace: str) -> None:
             agent.create(EVENTS, told(regarding, node))
 
 
-def test_without_a_node_in_its_token_it_tells_nothing(
+def test_a_token_without_a_node_writes_no_event(
     installed: ControlPlane, node: str, namespace: str
 ) -> None:
     kubeconfig = installed.service_account_kubeconfig(chart.NAMESPACE, ACCOUNT)
@@ -201,5 +201,7 @@ def test_without_a_node_in_its_token_it_tells_nothing(
         installed.api_for(kubeconfig).create(EVENTS, told(pod_of(namespace), node))
 
 
-def test_others_tell_what_they_like(installed: ControlPlane, namespace: str) -> None:
+def test_the_policy_for_events_applies_only_to_agents(
+    installed: ControlPlane, namespace: str
+) -> None:
     installed.api.create(EVENTS, told(pod_of(namespace), "me", "Anything"))

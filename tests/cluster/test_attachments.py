@@ -87,7 +87,7 @@ def by_selector(api: Api, top: str, below: str, on: bool) -> None:
 
 
 @pytest.mark.parametrize("flap", [by_label, by_selector])
-def test_a_link_that_flaps_loses_no_charge_and_admits_no_pod(
+def test_a_flapping_link_loses_no_charge_and_admits_no_pod(
     api: Api,
     spaces: tuple[str, str, str],
     flap: Callable[[Api, str, str, bool], None],
@@ -117,7 +117,7 @@ def test_a_link_that_flaps_loses_no_charge_and_admits_no_pod(
     assert status(api, top, "root")["used"] == {"hugepages-2Mi": "128Mi"}
 
 
-def test_the_namespace_of_a_parent_goes_when_the_pods_below_have_gone(
+def test_a_parents_namespace_is_deleted_when_the_pods_below_are_gone(
     api: Api, spaces: tuple[str, str, str]
 ) -> None:
     top, first, second = spaces

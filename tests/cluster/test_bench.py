@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.timeout(420)
 @pytest.mark.parametrize("suite", bench.SUITES, ids=lambda suite: suite.name)
-def test_a_suite_makes_its_page(suite: bench.Suite, assets: Path, tmp_path: Path) -> None:
+def test_a_suite_writes_its_section(suite: bench.Suite, assets: Path, tmp_path: Path) -> None:
     lacking = [
         why for why in (preflight._cgroup2(), preflight._pages(), preflight._reader()) if why
     ]

@@ -34,7 +34,7 @@ def within_limits(api: Api, namespace: str, name: str) -> str:
     return str(next(each["status"] for each in conditions if each["type"] == "WithinLimits"))
 
 
-def test_what_a_binder_moves_is_counted_and_said(
+def test_a_pod_that_a_binder_moves_is_counted_and_reported(
     api: Api, cluster_namespace: str, unique: Callable[[str], str]
 ) -> None:
     namespace, node = cluster_namespace, unique("node")

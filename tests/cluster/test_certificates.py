@@ -203,7 +203,7 @@ def test_rotations_under_load_fail_no_admission(
 
 
 @pytest.mark.timeout(300)
-def test_pods_are_asked_about_from_the_first_quota_on_and_only_once_admission_answers(
+def test_the_webhook_has_rules_from_the_first_quota_on_once_admission_answers(
     plane: ControlPlane, chart: charts.Chart, programs: Programs
 ) -> None:
     api = plane.api
@@ -230,7 +230,7 @@ def test_pods_are_asked_about_from_the_first_quota_on_and_only_once_admission_an
 
 
 @pytest.mark.timeout(300)
-def test_what_is_applied_once_more_changes_nothing(
+def test_applying_the_manifests_again_changes_nothing(
     plane: ControlPlane, chart: charts.Chart, programs: Programs
 ) -> None:
     """As GitOps tools do, at each sync: by kubectl apply, and by server-side apply."""
@@ -257,7 +257,7 @@ def test_what_is_applied_once_more_changes_nothing(
 
 
 @pytest.mark.timeout(300)
-def test_what_passes_while_the_configuration_is_replaced_is_counted(
+def test_pods_that_pass_while_the_configuration_is_replaced_are_counted(
     plane: ControlPlane, chart: charts.Chart, programs: Programs
 ) -> None:
     """`kubectl replace` takes the rules away; prints for how long pods pass by."""
@@ -300,7 +300,7 @@ def state(api: Api, secrets: list[Object]) -> object:
     return [(each["name"], each["clientConfig"], each.get("rules")) for each in webhooks], data
 
 
-def test_nobody_else_may_read_the_ca(control_plane: ControlPlane) -> None:
+def test_only_the_controller_may_read_the_ca(control_plane: ControlPlane) -> None:
     charts.install(control_plane, charts.render(control_plane.assets / "helm"))
 
     def may(program: str, verb: str, what: str) -> bool:
@@ -340,7 +340,7 @@ def legacy_chart(folder: Path, chart: charts.Chart, ca: authority.Pair) -> Path:
 
 
 @pytest.mark.timeout(300)
-def test_an_upgrade_from_a_chart_that_made_certificates_cuts_nobody_off(
+def test_an_upgrade_from_a_chart_that_made_certificates_fails_no_request(
     plane: ControlPlane, chart: charts.Chart, programs: Programs, helm: Helm, tmp_path: Path
 ) -> None:
     api = plane.api
@@ -367,7 +367,7 @@ def test_an_upgrade_from_a_chart_that_made_certificates_cuts_nobody_off(
     assert "Traceback" not in controller.log()
 
 
-def test_what_helm_has_installed_holds_nothing_of_the_leaders(
+def test_helm_does_not_manage_the_leaders_fields(
     plane: ControlPlane, chart: charts.Chart, programs: Programs, helm: Helm
 ) -> None:
     helm("install", NAME, str(charts.CHART), OF, "--take-ownership", "--force-conflicts")

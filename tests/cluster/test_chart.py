@@ -27,7 +27,7 @@ def rendered(helm: Path) -> chart.Chart:
     return chart.render(helm)
 
 
-def test_the_programs_have_these_rights_and_no_others(rendered: chart.Chart) -> None:
+def test_the_programs_have_exactly_these_rights(rendered: chart.Chart) -> None:
     """A right more is a deliberate change: of this table too."""
     assert rights_of(rendered, "hugetlb-quota-admission") == {
         "hugetlb.dev/hugetlbquotas": READ,
@@ -114,7 +114,7 @@ def test_emits_the_crds_of_the_source_tree(rendered: chart.Chart) -> None:
         assert crd == source[name]
 
 
-def test_leaves_the_crds_out_when_told(helm: Path) -> None:
+def test_can_render_without_crds(helm: Path) -> None:
     assert not chart.render(helm, values={"crds": {"install": False}}).of_kind(chart.CRD)
 
 
@@ -164,7 +164,7 @@ DIGEST = f"sha256:{'0' * 64}"
         ({"repository": "r.test:5000/b", "digest": DIGEST}, "", f"r.test:5000/b@{DIGEST}"),
     ],
 )
-def test_all_programs_are_of_the_image_that_is_named(
+def test_all_programs_use_the_named_image(
     image: dict[str, str], registry: str, expected: str, helm: Path
 ) -> None:
     values = {"image": image, "global": {"imageRegistry": registry}}
@@ -187,7 +187,7 @@ def spread(told: chart.Chart, program: str) -> Any:
     return workload(told, program)["spec"]["template"]["spec"].get("topologySpreadConstraints")
 
 
-def test_replicas_spread_as_told(helm: Path) -> None:
+def test_replicas_spread_as_configured(helm: Path) -> None:
     usual = chart.render(helm)
     own = workload(usual, "controller")["spec"]["selector"]
     assert [each["labelSelector"] for each in spread(usual, "controller")] == [own, own]
@@ -204,7 +204,7 @@ def test_replicas_spread_as_told(helm: Path) -> None:
 
 
 @pytest.mark.parametrize("program", ["admission", "controller", "agent"])
-def test_each_program_takes_what_people_add(program: str, helm: Path) -> None:
+def test_each_program_gets_the_configured_additions(program: str, helm: Path) -> None:
     added = {
         "podLabels": {"team": "a"},
         "podAnnotations": {"note": "b"},
@@ -227,7 +227,7 @@ def test_each_program_takes_what_people_add(program: str, helm: Path) -> None:
     assert account["metadata"]["annotations"] == {"role": "c"}
 
 
-def test_where_programs_run_is_for_the_cluster_to_say(helm: Path) -> None:
+def test_the_values_say_where_programs_run(helm: Path) -> None:
     values = {
         "fixedUser": False,
         "admission": {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"},
@@ -242,7 +242,7 @@ def test_where_programs_run_is_for_the_cluster_to_say(helm: Path) -> None:
     assert workload(told, "agent")["spec"]["updateStrategy"]["type"] == "OnDelete"
 
 
-def test_rendering_twice_gives_the_same_bytes_and_no_key(helm: Path, rendered: chart.Chart) -> None:
+def test_rendering_is_repeatable_and_has_no_key(helm: Path, rendered: chart.Chart) -> None:
     assert chart.render(helm).objects == chart.render(helm).objects
     assert len(rendered.of_kind("Secret")) == 2
     assert not [each for each in rendered.of_kind("Secret") if each.keys() & {"data", "stringData"}]
@@ -251,7 +251,7 @@ def test_rendering_twice_gives_the_same_bytes_and_no_key(helm: Path, rendered: c
     assert not [each for each in clients if "caBundle" in each or "path" in each["service"]]
 
 
-def test_pods_are_asked_about_in_all_namespaces_but_those_that_are_spared(helm: Path) -> None:
+def test_the_webhook_covers_all_namespaces_except_spared_ones(helm: Path) -> None:
     def selectors(**admission: Any) -> list[Object]:
         (found,) = chart.render(helm, values={"admission": admission}).of_kind(chart.WEBHOOKS)
         return [each.get("namespaceSelector", {}) for each in found["webhooks"]]
@@ -271,7 +271,7 @@ def test_pods_are_asked_about_in_all_namespaces_but_those_that_are_spared(helm: 
     assert told == [both, both, chosen]
 
 
-def test_ones_own_certificate_is_used(helm: Path) -> None:
+def test_a_given_certificate_is_used(helm: Path) -> None:
     pem = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"
     values = {"admission": {"tls": {"existingSecret": "mine", "caBundle": pem}}}
     own = chart.render(helm, values=values)
@@ -287,7 +287,7 @@ def test_ones_own_certificate_is_used(helm: Path) -> None:
     }
 
 
-def test_cert_manager_makes_the_certificates_when_told(helm: Path) -> None:
+def test_cert_manager_can_make_the_certificates(helm: Path) -> None:
     told = chart.render(helm, values={"admission": {"tls": {"certManager": {"enabled": True}}}})
     by_name = {each["metadata"]["name"]: each["spec"] for each in told.of_kind("Certificate")}
     serving = by_name["hugetlb-quota-admission"]
@@ -304,9 +304,7 @@ def test_cert_manager_makes_the_certificates_when_told(helm: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "budget"), [({}, 300), ({"startupSeconds": 121}, 122)], ids=["default", "told"]
 )
-def test_every_program_may_take_long_to_start(
-    values: dict[str, Any], budget: int, helm: Path
-) -> None:
+def test_every_program_may_start_slowly(values: dict[str, Any], budget: int, helm: Path) -> None:
     told = chart.render(helm, values=values)
     workloads = told.of_kind("Deployment") + told.of_kind("DaemonSet")
     assert len(workloads) == 3
@@ -317,7 +315,7 @@ def test_every_program_may_take_long_to_start(
         assert probe["httpGet"]["path"] == "/healthz"
 
 
-def test_makes_no_quota_for_critical_pods_unless_told(helm: Path, rendered: chart.Chart) -> None:
+def test_makes_a_quota_for_critical_pods_only_on_request(helm: Path, rendered: chart.Chart) -> None:
     assert not rendered.of_kind("ResourceQuota")
     told = chart.render(helm, values={"priorityClassQuota": {"create": True, "pods": 40}})
     (quota,) = told.of_kind("ResourceQuota")
@@ -325,14 +323,14 @@ def test_makes_no_quota_for_critical_pods_unless_told(helm: Path, rendered: char
     assert quota["spec"]["hard"] == {"pods": "40"}
 
 
-def test_all_programs_listen_where_they_are_told(helm: Path, rendered: chart.Chart) -> None:
+def test_all_programs_listen_at_the_configured_address(helm: Path, rendered: chart.Chart) -> None:
     told = chart.render(helm, values={"bindAddress": "fd00::1"})
     for program in ("admission", "controller", "agent"):
         assert "--bind=*" in rendered.container(program).command
         assert "--bind=fd00::1" in told.container(program).command
 
 
-def test_all_programs_log_as_they_are_told_and_admission_may_require_quotas(
+def test_all_programs_log_as_configured_and_admission_may_require_quotas(
     helm: Path, rendered: chart.Chart
 ) -> None:
     values = {"log": {"level": "debug", "format": "json"}, "admission": {"requireQuota": True}}
@@ -344,20 +342,20 @@ def test_all_programs_log_as_they_are_told_and_admission_may_require_quotas(
     assert "--require-quota" not in rendered.container("admission").command
 
 
-def test_the_agent_is_told_not_to_mirror(helm: Path, rendered: chart.Chart) -> None:
+def test_mirroring_can_be_turned_off(helm: Path, rendered: chart.Chart) -> None:
     told = chart.render(helm, values={"agent": {"mirrorUnknown": False}})
     assert "--no-mirror-unknown" in told.container("agent").command
     assert "--no-mirror-unknown" not in rendered.container("agent").command
 
 
-def test_a_path_to_reclaim_in_that_is_no_directory_is_not_made(helm: Path) -> None:
+def test_a_missing_reclaim_path_is_not_created(helm: Path) -> None:
     told = chart.render(helm, values={"agent": {"reclaim": True, "reclaimPaths": ["/typo"]}})
     (daemon_set,) = told.of_kind("DaemonSet")
     volumes = daemon_set["spec"]["template"]["spec"]["volumes"]
     assert {"path": "/typo", "type": "Directory"} in [each.get("hostPath") for each in volumes]
 
 
-def test_the_agent_is_annotated_for_prometheus_where_it_answers(helm: Path) -> None:
+def test_the_agents_annotations_for_prometheus_name_its_port(helm: Path) -> None:
     def annotations(**agent: Any) -> dict[str, str]:
         (daemon_set,) = chart.render(helm, values={"agent": agent}).of_kind("DaemonSet")
         found: dict[str, str] = daemon_set["spec"]["template"]["metadata"].get("annotations", {})
@@ -371,7 +369,7 @@ def test_the_agent_is_annotated_for_prometheus_where_it_answers(helm: Path) -> N
     assert annotations(metrics={"annotations": False}) == {}
 
 
-def test_no_container_is_privileged_and_the_agent_alone_keeps_capabilities(
+def test_no_container_is_privileged_and_only_the_agent_has_capabilities(
     rendered: chart.Chart, helm: Path
 ) -> None:
     for program in ("admission", "controller"):
@@ -413,7 +411,7 @@ def release(
     control_plane.api.delete("v1/namespaces", name)
 
 
-def test_an_upgrade_to_other_values_goes_through(release: Callable[..., str]) -> None:
+def test_an_upgrade_to_other_values_succeeds(release: Callable[..., str]) -> None:
     assert "Set a first quota" in release()
     told = release("--set=admission.failurePolicy=Ignore")
     assert "WARNING: admission.failurePolicy is Ignore" in told

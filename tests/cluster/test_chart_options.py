@@ -53,7 +53,7 @@ def constraints(helm: Path, **agent: Any) -> tuple[Object, Object]:
 
 
 @pytest.mark.parametrize("reclaim", [False, True])
-def test_on_openshift_the_agent_is_allowed_what_it_takes_and_no_more(
+def test_the_constraints_for_openshift_allow_exactly_what_the_agent_needs(
     reclaim: bool, helm: Path
 ) -> None:
     made, spec = constraints(helm, reclaim=reclaim)
@@ -78,12 +78,12 @@ def test_on_openshift_the_agent_is_allowed_what_it_takes_and_no_more(
         assert made[f"allowH{field[1:]}"] == spec.get(field, False)
 
 
-def test_elsewhere_nothing_of_it_is_made(helm: Path) -> None:
+def test_without_openshift_makes_no_constraints(helm: Path) -> None:
     kinds = {found["kind"] for found in chart.render(helm).objects}
     assert not kinds & {"SecurityContextConstraints", "FlowSchema", "PriorityLevelConfiguration"}
 
 
-def test_admission_and_controller_have_seats_of_their_own(
+def test_admission_and_controller_have_a_flow_schema(
     control_plane: ControlPlane, helm: Path
 ) -> None:
     """By the header in which the API server tells which FlowSchema a request came under."""

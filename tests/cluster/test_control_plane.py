@@ -67,7 +67,7 @@ def test_schedules_pods_to_a_ready_node(
     assert bound["spec"]["nodeName"] == node
 
 
-def test_ends_with_its_parent_even_when_that_is_killed(assets: Path) -> None:
+def test_ends_with_its_parent_even_if_the_parent_is_killed(assets: Path) -> None:
     code = (
         "import time\n"
         "from tests.kube.control_plane import ControlPlane\n"
@@ -118,7 +118,7 @@ def test_says_what_is_missing_without_go(
     assert ("lacks kube-controller-manager, kube-scheduler" in str(missing.value)) == bool(held)
 
 
-def test_takes_what_the_given_assets_lack_from_the_build(
+def test_builds_programs_that_the_given_assets_lack(
     assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "etcd").touch(mode=0o755)

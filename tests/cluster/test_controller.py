@@ -173,7 +173,7 @@ def reported(created: Object, charged: str = "64Mi", *, live: bool = True) -> Ob
     }
 
 
-def test_a_pod_is_counted_in_its_quota_and_every_ancestor_and_uncounted_when_it_goes(
+def test_a_pod_is_counted_in_its_quota_and_all_ancestors_until_it_ends(
     controller: Program, api: Api, namespace: str
 ) -> None:
     api.create(QUOTAS, quota(namespace, "tenant", "256Mi"))
@@ -189,7 +189,7 @@ def test_a_pod_is_counted_in_its_quota_and_every_ancestor_and_uncounted_when_it_
     eventually(lambda: (used(api, namespace, "team"), used(api, namespace, "tenant")) == ("0",) * 2)
 
 
-def test_a_parent_that_appears_later_is_attached_to(
+def test_a_quota_attaches_to_a_parent_that_appears_later(
     controller: Program, api: Api, namespace: str
 ) -> None:
     api.create(QUOTAS, quota(namespace, "team", "128Mi", **parent(namespace, "tenant")))
@@ -198,7 +198,7 @@ def test_a_parent_that_appears_later_is_attached_to(
     eventually(lambda: condition(api, namespace, "team", "Ready") == ("True", "Attached"))
 
 
-def test_a_parent_of_another_namespace_attaches_only_those_it_selects(
+def test_a_parent_attaches_only_namespaces_that_it_selects(
     controller: Program, plane: ControlPlane, api: Api, namespace: str
 ) -> None:
     other = f"{namespace}-db"
@@ -212,7 +212,7 @@ def test_a_parent_of_another_namespace_attaches_only_those_it_selects(
     eventually(lambda: condition(api, other, "team", "Ready") == ("True", "Attached"))
 
 
-def test_a_limit_lowered_below_use_is_told(controller: Program, api: Api, namespace: str) -> None:
+def test_a_limit_below_the_use_is_reported(controller: Program, api: Api, namespace: str) -> None:
     api.create(QUOTAS, quota(namespace, "team", "128Mi"))
     api.create("v1/pods", pod(namespace, "a", "64Mi"))
     eventually(lambda: used(api, namespace, "team") == "64Mi")
@@ -229,7 +229,7 @@ def test_a_limit_lowered_below_use_is_told(controller: Program, api: Api, namesp
     assert "64Mi of hugepages-2Mi is charged and the limit is 32Mi" in event["message"]
 
 
-def test_an_ended_pod_stays_charged_until_its_node_tells_that_it_is_gone(
+def test_an_ended_pod_stays_charged_until_its_node_reports_the_end(
     controller: Program, api: Api, namespace: str, unique: Callable[[str], str]
 ) -> None:
     node = unique("node")
@@ -251,7 +251,7 @@ def test_an_ended_pod_stays_charged_until_its_node_tells_that_it_is_gone(
     eventually(lambda: used(api, namespace, "team") == "0")
 
 
-def test_a_new_controller_learns_of_an_ended_pod_from_its_node_alone(
+def test_a_new_controller_learns_of_an_ended_pod_from_the_nodes_report(
     alone: Programs, api: Api, namespace: str, unique: Callable[[str], str]
 ) -> None:
     node = unique("node")
@@ -273,7 +273,7 @@ def test_a_new_controller_learns_of_an_ended_pod_from_its_node_alone(
     eventually(lambda: used(api, namespace, "team") == "0")
 
 
-def test_a_leader_that_was_paused_writes_over_no_count_of_its_successor(
+def test_a_paused_leader_does_not_overwrite_its_successors_count(
     alone: Programs, api: Api, namespace: str
 ) -> None:
     first = alone.start_controller(webhooks=False)
@@ -303,7 +303,7 @@ def test_a_leader_that_was_paused_writes_over_no_count_of_its_successor(
 
 
 @pytest.mark.parametrize("evidence", ["node deleted", "new boot", "out of service"])
-def test_a_node_that_is_gone_or_has_booted_releases_at_once(
+def test_a_deleted_or_rebooted_node_releases_its_charges_at_once(
     controller: Program, api: Api, namespace: str, unique: Callable[[str], str], evidence: str
 ) -> None:
     node = unique("node")
@@ -325,7 +325,7 @@ def test_a_node_that_is_gone_or_has_booted_releases_at_once(
     eventually(lambda: used(api, namespace, "team") == "0")
 
 
-def test_a_report_that_is_deleted_holds_until_the_agent_has_made_it_anew(
+def test_charges_stay_while_a_deleted_report_is_missing(
     controller: Program, api: Api, namespace: str, unique: Callable[[str], str]
 ) -> None:
     node = unique("node")
@@ -343,7 +343,7 @@ def test_a_report_that_is_deleted_holds_until_the_agent_has_made_it_anew(
     eventually(lambda: used(api, namespace, "team") == "0")
 
 
-def test_a_quota_has_the_controllers_finalizer_and_no_annotation_of_a_library(
+def test_a_quota_has_the_controllers_finalizer_and_no_annotation_of_kopf(
     controller: Program, api: Api, namespace: str
 ) -> None:
     api.create(QUOTAS, quota(namespace, "team", "128Mi"))
@@ -372,7 +372,7 @@ def reserve(api: Api, namespace: str, name: str, uid: str, pod_name: str) -> Non
     )
 
 
-def test_a_reservation_of_an_unseen_pod_outlives_every_recount_until_it_expires(
+def test_a_reservation_of_an_unseen_pod_stays_until_it_expires(
     alone: Programs, api: Api, namespace: str, unique: Callable[[str], str]
 ) -> None:
     controller = alone.start_controller(webhooks=False, extra=(f"--request-timeout={LIFETIME}",))
@@ -397,7 +397,7 @@ def test_a_reservation_of_an_unseen_pod_outlives_every_recount_until_it_expires(
     eventually(lambda: status(api, namespace, "team")["reservations"] == [])
 
 
-def test_a_sum_beyond_2_to_the_63rd_is_counted_as_any_other(
+def test_a_sum_beyond_2_to_the_63rd_is_counted(
     controller: Program, api: Api, namespace: str
 ) -> None:
     api.create(QUOTAS, quota(namespace, "team", "128Mi"))
@@ -416,9 +416,7 @@ def test_a_sum_beyond_2_to_the_63rd_is_counted_as_any_other(
     eventually(lambda: sums() == {"hugepages-2Mi": "2Mi", "hugepages-1Gi": "8589934591Gi"})
 
 
-def test_a_status_that_can_not_be_read_is_written_anew(
-    controller: Program, api: Api, namespace: str
-) -> None:
+def test_an_unreadable_status_is_replaced(controller: Program, api: Api, namespace: str) -> None:
     api.create(QUOTAS, quota(namespace, "team", "128Mi"))
     api.create("v1/pods", pod(namespace, "a", "64Mi"))
     eventually(lambda: used(api, namespace, "team") == "64Mi")
@@ -428,7 +426,7 @@ def test_a_status_that_can_not_be_read_is_written_anew(
     assert status(api, namespace, "team")["retained"] == {}
 
 
-def test_a_reservation_ends_in_the_write_that_counts_its_pod_and_its_identity_when_named(
+def test_a_reservation_ends_when_its_pod_is_counted_and_an_identity_when_reported(
     controller: Program, api: Api, namespace: str, unique: Callable[[str], str]
 ) -> None:
     node = unique("node")
@@ -453,7 +451,7 @@ def test_a_reservation_ends_in_the_write_that_counts_its_pod_and_its_identity_wh
     assert used(api, namespace, "team") == "32Mi"
 
 
-def test_a_uid_that_the_kernel_alone_names_is_paid_by_the_quota_that_has_its_identity(
+def test_a_uid_that_only_the_kernel_names_is_charged_by_its_identity(
     controller: Program, api: Api, namespace: str, unique: Callable[[str], str]
 ) -> None:
     node = unique("node")
@@ -481,7 +479,7 @@ def has_counted(controller: Program) -> bool:
     return re.search(r"recount_duration_seconds_count [1-9]", told) is not None
 
 
-def test_a_report_that_can_not_be_read_changes_no_count(
+def test_an_unreadable_report_changes_no_count(
     alone: Programs, api: Api, namespace: str, unique: Callable[[str], str]
 ) -> None:
     node = unique("node")
@@ -508,7 +506,7 @@ def test_a_report_that_can_not_be_read_changes_no_count(
     eventually(lambda: used(api, namespace, "team") == "32Mi")
 
 
-def test_the_parent_inherits_what_is_retained_and_truncate_goes_on(
+def test_the_parent_inherits_retained_charges_and_the_truncate_policy(
     controller: Program, api: Api, namespace: str, unique: Callable[[str], str]
 ) -> None:
     node = unique("node")
@@ -568,7 +566,7 @@ def test_a_deleted_quota_waits_until_nothing_is_charged(
     eventually(gone)
 
 
-def test_whenever_it_is_killed_what_is_counted_has_its_finalizer_and_what_is_deleted_goes(
+def test_after_any_kill_counted_quotas_are_guarded_and_deleted_quotas_disappear(
     programs: Programs, api: Api, namespace: str
 ) -> None:
     names = [f"q-{number:03}" for number in range(200)]

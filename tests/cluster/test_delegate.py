@@ -83,7 +83,7 @@ def refused(world: World, why: str, **spec: object) -> None:
         world.change("team", **spec)
 
 
-def test_changes_limits_up_to_those_above_and_no_further(world: World) -> None:
+def test_changes_limits_up_to_the_limit_above(world: World) -> None:
     world.change("team", hard={SIZE: "16Mi"})
     world.change("team", hard={SIZE: "64Mi"})
     refused(world, "is above the 64Mi of", hard={SIZE: "66Mi"})
@@ -96,7 +96,7 @@ def test_does_not_detach(world: World) -> None:
     refused(world, "the podSelector", podSelector={"matchLabels": {"no": "pod"}})
 
 
-def test_does_not_have_it_collected_as_garbage(world: World) -> None:
+def test_cannot_delete_a_quota_by_garbage_collection(world: World) -> None:
     owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "gone", "uid": "no-such"}
     with pytest.raises(ApiError, match="or the owners of"):
         world.delegate.patch(
@@ -121,7 +121,7 @@ def test_does_not_attach_elsewhere(world: World, unique: Callable[[str], str]) -
     world.admin.delete("v1/namespaces", elsewhere)
 
 
-def test_makes_changes_and_deletes_quotas_within_the_namespace(world: World) -> None:
+def test_manages_quotas_within_the_namespace(world: World) -> None:
     ci = world.quota("ci", "8Mi", world.inside, podSelector={"matchLabels": {"for": "ci"}})
     world.delegate.create(QUOTAS, ci)
     world.change("ci", hard={SIZE: "4Mi"}, podSelector={"matchLabels": {"for": "tests"}})

@@ -112,7 +112,7 @@ def team(cluster: Cluster, worker: TestNode, hugetlbfs: Path, cluster_namespace:
     return Team(cluster, worker, hugetlbfs, cluster_namespace)
 
 
-def test_refuse_names_the_file_and_its_removal_lets_the_quota_go(team: Team) -> None:
+def test_refuse_names_the_file_until_the_file_is_removed(team: Team) -> None:
     with pytest.raises(ApiError, match=str(team.file)):
         team.delete()
     team.file.unlink()
@@ -121,7 +121,7 @@ def test_refuse_names_the_file_and_its_removal_lets_the_quota_go(team: Team) -> 
     eventually(lambda: not team.exists())
 
 
-def test_reparent_charges_the_quota_above_and_never_nobody(team: Team) -> None:
+def test_reparent_charges_the_quota_above_at_every_moment(team: Team) -> None:
     team.let_reparent()
     team.delete()
 
@@ -135,7 +135,7 @@ def test_reparent_charges_the_quota_above_and_never_nobody(team: Team) -> None:
     eventually(lambda: team.retained(team.root, "root") == {})
 
 
-def test_a_namespace_that_goes_leaves_its_charges_to_the_quota_above(team: Team) -> None:
+def test_a_deleted_namespace_leaves_its_charges_to_the_quota_above(team: Team) -> None:
     team.api.delete("v1/namespaces", team.namespace)
     eventually(lambda: not team.exists(), timeout=60)
     assert team.retained(team.root, "root") == LEFT

@@ -15,7 +15,7 @@ from tests.generated_pods import pod_spec, with_overhead
 PODS = 10_000
 
 
-def test_not_one_difference_on_thousands_of_generated_pods(assets: Path) -> None:
+def test_no_difference_on_thousands_of_generated_pods(assets: Path) -> None:
     seed = seeds.seed()
     draw = random.Random(seed)
     specs = [with_overhead(draw, pod_spec(draw)) for _ in range(PODS)]

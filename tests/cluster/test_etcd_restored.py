@@ -22,7 +22,7 @@ def restored(assets: Path) -> Iterator[Cluster]:
 
 # A reservation of the lost history may live for 100 s.
 @pytest.mark.timeout(420)
-def test_admission_and_count_go_on_from_what_was_restored(restored: Cluster) -> None:
+def test_admission_and_count_continue_from_the_restored_state(restored: Cluster) -> None:
     plane, namespace = restored.control_plane, "restored"
     api = plane.api
     plane.create_namespace(namespace)

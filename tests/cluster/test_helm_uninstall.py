@@ -67,7 +67,7 @@ def application(folder: Path, policy: str) -> str:
     return str(folder)
 
 
-def test_an_application_with_its_own_quota_goes_with_it(
+def test_an_application_is_uninstalled_with_its_own_quota(
     cluster: Cluster, cluster_namespace: str, tmp_path: Path
 ) -> None:
     helm = runner(cluster.control_plane)
@@ -95,7 +95,7 @@ def alone(assets: Path) -> Iterator[Cluster]:
 
 
 @pytest.mark.timeout(300)
-def test_before_the_operator_goes_its_finalizers_do(alone: Cluster) -> None:
+def test_the_uninstall_removes_finalizers_before_the_operator(alone: Cluster) -> None:
     api = alone.control_plane.api
     api.create(QUOTAS, simple_quota("default"))
 
@@ -140,7 +140,7 @@ def hugetlb(plane: ControlPlane, *words: str) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.timeout(300)
-def test_who_has_lost_the_operator_takes_its_finalizers_off_with_kubectl(alone: Cluster) -> None:
+def test_the_plugin_removes_finalizers_when_the_operator_is_lost(alone: Cluster) -> None:
     """As after `helm uninstall --no-hooks`."""
     plane, api = alone.control_plane, alone.control_plane.api
     for namespace in ("stays", "goes"):
@@ -186,7 +186,7 @@ def test_who_has_lost_the_operator_takes_its_finalizers_off_with_kubectl(alone: 
     assert (done.returncode, "No quota has the operator's" in done.stdout) == (0, True)
 
 
-def test_the_crds_that_stayed_are_taken_over_by_a_release_of_any_name(
+def test_a_release_of_any_name_can_take_over_existing_crds(
     control_plane: ControlPlane, unique: Callable[[str], str]
 ) -> None:
     charts.install(control_plane, charts.render(control_plane.assets / "helm"))

@@ -58,7 +58,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_it_follows_pods_from_creation_to_deletion(
+async def test_follows_pods_from_creation_to_deletion(
     control_plane: ControlPlane, connection: Connection, namespace: str
 ) -> None:
     api = control_plane.api
@@ -83,7 +83,7 @@ async def test_it_follows_pods_from_creation_to_deletion(
         assert watched.resource_version >= version
 
 
-async def test_a_field_selector_shows_only_one_nodes_pods(
+async def test_a_field_selector_shows_only_the_pods_of_one_node(
     control_plane: ControlPlane, connection: Connection, namespace: str, node: str
 ) -> None:
     api = control_plane.api
@@ -99,7 +99,7 @@ async def test_a_field_selector_shows_only_one_nodes_pods(
         assert set(watched.store) == {(namespace, "bound")}
 
 
-async def test_what_vanished_while_it_was_away_is_told(
+async def test_notices_pods_that_were_deleted_while_it_was_disconnected(
     control_plane: ControlPlane,
     connection: Connection,
     namespace: str,

@@ -42,7 +42,7 @@ def worker(cluster: Cluster, unique: Callable[[str], str]) -> Iterator[TestNode]
 
 
 @pytest.mark.timeout(400)
-def test_what_the_kernel_holds_never_passes_hard(
+def test_the_kernels_charge_never_exceeds_the_limit(
     cluster: Cluster, cluster_namespace: str, worker: TestNode, hugetlbfs: Path
 ) -> None:
     api = cluster.control_plane.api

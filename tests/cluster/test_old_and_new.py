@@ -147,7 +147,7 @@ class Tenant:
 
 
 @pytest.mark.parametrize(("admission", "controller"), [("before", "now"), ("now", "before")])
-def test_each_program_works_with_the_other_of_the_commit_before(
+def test_each_program_works_with_programs_of_the_commit_before(
     releases: Releases, admission: str, controller: str
 ) -> None:
     asked = releases.programs(admission).start_admission()
@@ -178,7 +178,7 @@ def test_each_program_works_with_the_other_of_the_commit_before(
         assert "Traceback" not in program.log()
 
 
-async def test_replicas_of_both_take_turns(releases: Releases) -> None:
+async def test_replicas_of_both_commits_alternate(releases: Releases) -> None:
     leader = releases.now.start_controller()
     replicas = {name: releases.programs(name).start_admission() for name in ("before", "now")}
     forwarder = Forwarder([port_of(each) for each in replicas.values()])

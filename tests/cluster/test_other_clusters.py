@@ -96,7 +96,7 @@ def test_the_operator_works_on_ipv6_alone(
 
 
 @pytest.mark.parametrize("critical", CRITICAL)
-def test_critical_pods_where_they_need_a_quota_about_them(
+def test_critical_pods_where_they_need_a_resourcequota(
     plane: ControlPlane, helm: Path, critical: str, unique: Callable[[str], str]
 ) -> None:
     namespace = unique("operator")

@@ -161,7 +161,7 @@ def test_tree_of_one_quota(run: Run) -> None:
     assert data(run("tree", "web", "-n", "acme-web", "-o", "json"))["items"] == [found]
 
 
-def test_no_such_quota(run: Run) -> None:
+def test_suggests_a_quota_for_a_wrong_name(run: Run) -> None:
     for command in ("tree", "who"):
         done = run(command, "tenant")
         assert done.returncode == 3
@@ -170,7 +170,7 @@ def test_no_such_quota(run: Run) -> None:
         )
 
 
-def test_tree_watches(plane: ControlPlane) -> None:
+def test_tree_watch_shows_changes(plane: ControlPlane) -> None:
     command = [sys.executable, "-m", "hugetlb_quota.plugin", "tree", "acme-db/db", "--watch"]
     env = {"KUBECONFIG": str(plane.admin_kubeconfig), "HOME": "/nonexistent", "PYTHONUTF8": "1"}
     watching = subprocess.Popen(
@@ -245,7 +245,7 @@ def test_who(run: Run) -> None:
     assert f"in {FILE}" in run("who", "web", "-n", "acme-web").stdout
 
 
-def test_explain_asks_the_api_server(run: Run) -> None:
+def test_explain_makes_a_dry_run(run: Run) -> None:
     done = run("explain", "-f", "-", stdin=deployment("100Mi"))
     assert done.returncode == 1
     assert "refused, by a dry run of the API server" in done.stdout
@@ -265,7 +265,7 @@ def test_explain_as_data(run: Run) -> None:
     assert found["fitsAt"] == {"hugepages-2Mi": "48Mi"}
 
 
-def test_explain_tells_of_other_refusals_too(run: Run) -> None:
+def test_explain_shows_other_refusals_too(run: Run) -> None:
     done = run("explain", "-f", "-", stdin=deployment("1Mi"))
     assert done.returncode == 1
     assert "not positive integer multiple of hugepages-2Mi" in done.stdout
@@ -311,7 +311,7 @@ def test_check(run: Run) -> None:
     assert "lab/lost is ParentNotFound" in told
 
 
-def test_check_reads_what_is_deployed(run: Run, plane: ControlPlane, helm: Path) -> None:
+def test_check_reads_the_deployed_programs(run: Run, plane: ControlPlane, helm: Path) -> None:
     rendered = chart.render(helm)
     workloads = rendered.of_kind("Deployment") + rendered.of_kind("DaemonSet")
     # YAML 1.2's octal, which this reader of YAML takes for a text.
@@ -337,7 +337,7 @@ def test_check_reads_what_is_deployed(run: Run, plane: ControlPlane, helm: Path)
     assert "The programs and the plugin have version" in told["versions"]
 
 
-def test_a_viewer_sees_all_but_pods(viewer: Callable[[str | None], Path]) -> None:
+def test_a_viewer_sees_everything_except_pods(viewer: Callable[[str | None], Path]) -> None:
     kubeconfig = viewer(None)
     tree = hugetlb(kubeconfig, "tree")
     assert (tree.returncode, tree.stderr) == (0, "")
@@ -377,7 +377,7 @@ def test_without_any_right(plane: ControlPlane) -> None:
     assert "hugetlb-quota-view" in hugetlb(kubeconfig, "tree").stderr
 
 
-def test_as_kubectls_plugin(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_as_a_plugin_of_kubectl(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
     scripts = Path(sys.executable).parent
     monkeypatch.setenv("PATH", f"{scripts}:{os.environ.get('PATH', '')}")
     done = plane.kubectl("hugetlb", "who", "acme/tenant", "-o", "json")

@@ -25,7 +25,7 @@ def bound(cluster: Cluster, unique: Callable[[str], str]) -> Iterator[str]:
     api.delete(NODES, name)
 
 
-def test_who_explains_all_that_is_counted(
+def test_who_explains_everything_that_is_counted(
     cluster: Cluster, cluster_namespace: str, bound: str
 ) -> None:
     api, namespace = cluster.control_plane.api, cluster_namespace

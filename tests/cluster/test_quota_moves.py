@@ -75,7 +75,9 @@ def settled(api: Api, namespace: str) -> bool:
     )
 
 
-def test_charges_move_with_the_quota_or_it_stays(api: Api, cluster_namespace: str) -> None:
+def test_charges_move_with_the_quota_or_the_move_is_refused(
+    api: Api, cluster_namespace: str
+) -> None:
     namespace = cluster_namespace
     make(api, namespace, "old", "128Mi")
     make(api, namespace, "new", "96Mi")
@@ -102,7 +104,7 @@ def test_charges_move_with_the_quota_or_it_stays(api: Api, cluster_namespace: st
     assert used(api, namespace)["small"] == "64Mi"
 
 
-def test_a_wider_selector_that_takes_the_root_over_its_limit_is_warned_of_and_said(
+def test_a_wider_selector_that_exceeds_the_roots_limit_gives_a_warning(
     cluster: Cluster, api: Api, cluster_namespace: str
 ) -> None:
     namespace = cluster_namespace
@@ -129,9 +131,7 @@ def test_a_wider_selector_that_takes_the_root_over_its_limit_is_warned_of_and_sa
     eventually(said)
 
 
-def test_pods_that_are_refused_make_one_event(
-    cluster: Cluster, api: Api, cluster_namespace: str
-) -> None:
+def test_refused_pods_make_one_event(cluster: Cluster, api: Api, cluster_namespace: str) -> None:
     namespace = cluster_namespace
     make(api, namespace, "root", "64Mi")
     make(api, namespace, "leaf", "64Mi", parent="root")

@@ -83,7 +83,7 @@ def fill(api: Api, namespace: str, node: str, hugetlbfs: Path, file: str) -> Non
     api.delete("v1/pods", file, namespace=namespace)
 
 
-def test_what_nobody_holds_goes_after_its_time_and_what_is_kept_or_held_stays(
+def test_only_unused_files_under_truncate_are_removed_in_time(
     reclaiming: Cluster, worker: TestNode, hugetlbfs: Path
 ) -> None:
     api = reclaiming.control_plane.api

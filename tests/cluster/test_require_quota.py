@@ -46,7 +46,7 @@ def pod(name: str, asks: str | None) -> Object:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": made["spec"]}
 
 
-def test_pages_are_given_under_a_quota_alone(api: Api) -> None:
+def test_only_governed_pods_get_pages(api: Api) -> None:
     replica_set = {
         "apiVersion": "apps/v1",
         "kind": "ReplicaSet",

@@ -174,7 +174,7 @@ def world(cluster: Cluster, cluster_namespace: str, tmp_path: Path) -> Iterator[
             cluster.control_plane.api.delete("v1/nodes", name)
 
 
-def test_a_file_stays_charged_until_it_is_removed_through_kill_9(world: World) -> None:
+def test_a_file_stays_charged_through_kill_9_until_it_is_removed(world: World) -> None:
     agent = world.start_agent()
     world.run("leaver", asks="12Mi", maps="10Mi")
     eventually(lambda: world.is_over("leaver"))
@@ -200,7 +200,7 @@ def test_a_file_stays_charged_until_it_is_removed_through_kill_9(world: World) -
     eventually(lambda: world.quota().used == {"hugepages-2Mi": "8Mi"})
 
 
-def test_a_file_is_told_with_its_volume(world: World) -> None:
+def test_a_file_is_reported_with_its_volume(world: World) -> None:
     """A hostPath's and an emptyDir's, the pod's end and a kill -9 later still."""
     agent = world.start_agent()
 
@@ -251,9 +251,7 @@ def test_a_file_is_told_with_its_volume(world: World) -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("controller", ["goes on", "is another", "is away too"])
-def test_two_pods_whose_whole_lives_fell_in_their_agents_downtime(
-    world: World, controller: str
-) -> None:
+def test_two_pods_that_lived_only_while_the_agent_was_down(world: World, controller: str) -> None:
     """They leave files of different sizes under different quotas."""
     agent = world.start_agent()
     for name in "ab":
@@ -302,7 +300,7 @@ def test_two_pods_whose_whole_lives_fell_in_their_agents_downtime(
         eventually(lambda: world.quota(name).reservations == [])  # noqa: B023
 
 
-def test_what_a_relabelled_pod_filled_moves_with_it(world: World) -> None:
+def test_the_files_of_a_relabelled_pod_move_with_it(world: World) -> None:
     """Under q, which governs it all the time, in a and then in b; the agent is away meanwhile."""
     agent = world.start_agent()
     for name in "ab":

@@ -42,7 +42,7 @@ def kinds(manifest: str) -> dict[tuple[str, str], Any]:
 
 
 @pytest.mark.timeout(300)
-def test_the_release_before_comes_back_and_the_leaders_fields_stay(
+def test_a_rollback_restores_the_release_and_keeps_the_leaders_fields(
     plane: ControlPlane, helm: Helm, tmp_path: Path
 ) -> None:
     commit = previous.commit()

@@ -38,11 +38,11 @@ def promtool(*words: str | Path) -> str:
     return done.stdout
 
 
-def test_prometheus_takes_the_rules() -> None:
+def test_prometheus_accepts_the_rules() -> None:
     assert f"SUCCESS: {len(alerts())} rules found" in promtool("check", "rules", ALERTS)
 
 
-def test_each_alert_fires_when_it_must_and_not_before() -> None:
+def test_each_alert_fires_in_time_and_not_before() -> None:
     promtool("test", "rules", UNIT_TESTS)
     tests = [
         each
@@ -55,7 +55,7 @@ def test_each_alert_fires_when_it_must_and_not_before() -> None:
     assert names == fires == quiet
 
 
-def test_each_alert_links_its_runbook_and_each_runbook_is_of_an_alert() -> None:
+def test_each_alert_has_one_runbook() -> None:
     linked = {each["annotations"]["runbook_url"]: each["alert"] for each in alerts()}
     assert set(linked) == {f"docs/runbooks/{page.name}" for page in RUNBOOKS.glob("*.md")}
     for page, alert in linked.items():
@@ -67,7 +67,7 @@ def test_each_alert_links_its_runbook_and_each_runbook_is_of_an_alert() -> None:
             assert (RUNBOOKS / link).exists(), f"{page} links {link}"
 
 
-def test_the_chart_makes_what_an_operator_asks_for_and_nothing_else(helm: Path) -> None:
+def test_the_chart_makes_monitoring_objects_only_on_request(helm: Path) -> None:
     kinds = {"PodMonitor", "PrometheusRule"}
     assert not [each for each in chart.render(helm).objects if each["kind"] in kinds]
     values = {

@@ -78,9 +78,7 @@ def phase_is(*phases: str) -> Callable[[Json | None], bool]:
     return lambda found: found is not None and found["status"].get("phase") in phases
 
 
-def test_node_is_registered_as_a_kubelet_registers_it(
-    running: TestNode, control_plane: ControlPlane
-) -> None:
+def test_the_node_registers_like_a_kubelet(running: TestNode, control_plane: ControlPlane) -> None:
     node = control_plane.api.get("v1/nodes", running.name)
     assert node["status"]["allocatable"]["hugepages-2Mi"] == "32Mi"
     assert node["status"]["nodeInfo"]["bootID"] == (
@@ -98,7 +96,7 @@ def test_node_is_registered_as_a_kubelet_registers_it(
     assert lease["spec"]["holderIdentity"] == running.name
 
 
-def test_pod_is_scheduled_runs_and_its_output_is_in_its_status(
+def test_a_pod_is_scheduled_and_runs_and_its_status_has_the_output(
     running: TestNode, control_plane: ControlPlane, namespace: str
 ) -> None:
     made = control_plane.api.create(
@@ -121,7 +119,7 @@ def test_pod_is_scheduled_runs_and_its_output_is_in_its_status(
     wait(control_plane, made, lambda found: found is None)
 
 
-def test_what_does_not_fit_the_node_stays_pending(
+def test_a_pod_that_does_not_fit_stays_pending(
     running: TestNode, control_plane: ControlPlane, namespace: str
 ) -> None:
     made = control_plane.api.create("v1/pods", pod("a", namespace, running, "true", huge="64Mi"))
@@ -134,7 +132,7 @@ def test_what_does_not_fit_the_node_stays_pending(
     assert "Insufficient hugepages-2Mi" in refused["status"]["conditions"][0]["message"]
 
 
-def test_deletion_removes_the_cgroup_then_the_object(
+def test_a_deletion_removes_the_cgroup_before_the_object(
     running: TestNode, control_plane: ControlPlane, namespace: str
 ) -> None:
     # It takes a while to end, so that a wrong order shows.
@@ -170,7 +168,7 @@ def test_deletion_removes_the_cgroup_then_the_object(
     assert not volumes.mounts_below(running.state_dir)
 
 
-def test_a_killed_nodes_pods_run_on_until_it_comes_back(
+def test_the_pods_of_a_killed_node_run_until_it_returns(
     running: TestNode, control_plane: ControlPlane, namespace: str
 ) -> None:
     made = control_plane.api.create("v1/pods", pod("a", namespace, running, "sleep", "600"))
@@ -190,7 +188,7 @@ def test_a_killed_nodes_pods_run_on_until_it_comes_back(
     until(lambda: not any(Path(f"/proc/{pid}/root").exists() for pid in before))
 
 
-def test_a_forced_deletion_ends_the_pod_too(
+def test_a_forced_deletion_also_ends_the_pod(
     running: TestNode, control_plane: ControlPlane, namespace: str
 ) -> None:
     made = control_plane.api.create("v1/pods", pod("a", namespace, running, "sleep", "600"))
@@ -204,7 +202,7 @@ def test_a_forced_deletion_ends_the_pod_too(
 
 
 @pytest.mark.parametrize("end", ["SIGTERM", "end of stdin"])
-def test_a_node_that_ends_takes_all_it_made_with_it(
+def test_a_node_that_ends_removes_everything_it_made(
     running: TestNode, control_plane: ControlPlane, namespace: str, end: str
 ) -> None:
     spec = pod(

@@ -108,7 +108,7 @@ def test_a_pod_without_huge_pages_never_waits_for_admission(
 
 
 @pytest.mark.parametrize("case", COUNTED)
-def test_a_pod_with_huge_pages_is_asked_about(
+def test_admission_is_called_for_a_pod_with_huge_pages(
     case: str, control_plane: ControlPlane, namespace: str, asked: Asked
 ) -> None:
     control_plane.api.create("v1/pods", copy.deepcopy(COUNTED[case]), namespace=namespace)
@@ -116,7 +116,7 @@ def test_a_pod_with_huge_pages_is_asked_about(
     assert (request["operation"], request["namespace"]) == ("CREATE", namespace)
 
 
-def test_overhead_of_a_runtime_class_counts(
+def test_admission_is_called_for_the_overhead_of_a_runtime_class(
     control_plane: ControlPlane, namespace: str, asked: Asked, unique: Callable[[str], str]
 ) -> None:
     runtime = unique("runtime")
@@ -138,7 +138,7 @@ def test_overhead_of_a_runtime_class_counts(
 
 
 @pytest.mark.parametrize("metadata", [{"name": "given"}, {"generateName": "made-"}])
-def test_uid_and_name_are_known_at_creation(
+def test_a_create_request_has_uid_and_name(
     metadata: dict[str, str], control_plane: ControlPlane, namespace: str, asked: Asked
 ) -> None:
     body = pod(containers=[container("main", WITH_HUGE)]) | {"metadata": metadata}
@@ -159,7 +159,7 @@ def test_kube_system_and_the_operators_own_namespace_are_spared(
         assert asked(PODS) == []
 
 
-def test_no_namespace_moves_into_those_that_are_spared(
+def test_no_namespace_can_become_spared(
     control_plane: ControlPlane, namespace: str, asked: Asked
 ) -> None:
     """The label that the selector goes by is the API server's: it is the name, whoever writes."""
@@ -170,7 +170,7 @@ def test_no_namespace_moves_into_those_that_are_spared(
     assert len(asked(PODS)) == 1
 
 
-def test_a_dry_run_is_asked_about_as_such(
+def test_admission_is_called_for_a_dry_run_as_a_dry_run(
     control_plane: ControlPlane, namespace: str, asked: Asked
 ) -> None:
     body = pod(containers=[container("main", WITH_HUGE)])
@@ -179,7 +179,7 @@ def test_a_dry_run_is_asked_about_as_such(
     assert request["dryRun"] is True
 
 
-def test_an_update_is_asked_about_when_labels_change(
+def test_admission_is_called_for_an_update_of_labels(
     control_plane: ControlPlane, namespace: str, asked: Asked
 ) -> None:
     api = control_plane.api
@@ -214,7 +214,7 @@ def test_labels_of_a_pod_without_huge_pages_change_freely(
     assert asked(PODS) == []
 
 
-def test_who_claims_to_mirror_a_static_pod_is_asked_about_unless_a_kubelet(
+def test_admission_is_called_for_a_mirror_pod_unless_a_kubelet_makes_it(
     control_plane: ControlPlane, namespace: str, asked: Asked, node: str
 ) -> None:
     raw = pod(nodeName=node)
@@ -241,7 +241,7 @@ def test_who_claims_to_mirror_a_static_pod_is_asked_about_unless_a_kubelet(
     assert asked(PODS) == []
 
 
-def test_a_quota_is_asked_about_when_its_spec_changes(
+def test_admission_is_called_for_a_quota_whose_spec_changes(
     control_plane: ControlPlane, namespace: str, asked: Asked
 ) -> None:
     api, quotas = control_plane.api, "hugetlb.dev/v1alpha1/hugetlbquotas"
