@@ -24,7 +24,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if any(Path(__file__).parent in item.path.parents for item in session.items):
         with suppress(build.AssetsMissingError):
             build.assets()
-        # The agents read the kernel's charge list where it can be built.
+        # The agents read the kernel's charge list if the reader can be built.
         if preflight._reader() is None:
             charge_reading.build()
 
@@ -57,8 +57,8 @@ def control_plane(assets: Path) -> Iterator[ControlPlane]:
 def cluster(assets: Path) -> Iterator[Cluster]:
     """Another control plane, with the operator running; its nodes are each test's own.
 
-    The API server asks about pods all the time: without any quota, it would stop after a minute,
-    and a pod that is made just after the next quota could pass that by.
+    The webhook's rules stay all the time. Without a quota the controller would remove the rules
+    after a minute, and a pod created just after the next quota could bypass admission.
     """
     with Cluster(assets=assets) as running:
         running.control_plane.create_namespace("first")

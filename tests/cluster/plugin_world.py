@@ -1,7 +1,7 @@
-"""A cluster for the plugin's tests: a tenant's quotas, pods, reports, and nobody who counts them.
+"""A cluster for the plugin's tests: a tenant's quotas, pods and reports, without a controller.
 
-Statuses are written by hand, as controller and agents write them, so that every number is known.
-Admission is real: it answers dry runs.
+The module writes the statuses like controller and agents, so every number is fixed. Admission is
+real, and answers dry runs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from tests.kube.programs import Programs
 QUOTAS: Final = "hugetlb.dev/v1alpha1/hugetlbquotas"
 NODES: Final = "hugetlb.dev/v1alpha1/hugetlbnodes"
 SIZE: Final = "hugepages-2Mi"
-#: What fills acme/tenant, in MiB: db-0 (64) and web-0 (64), what old left (32), new (16).
+#: The file of the gone pod old. acme/tenant has 64Mi for each of db-0 and web-0, 32Mi that old left
+#: in this file, and 16Mi reserved for new.
 FILE: Final = "/mnt/huge/segment"
 OLD_UID: Final = "11111111-2222-3333-4444-555555555555"
 NEW_UID: Final = "66666666-7777-8888-9999-000000000000"
 
 
 def fill(plane: ControlPlane, chart: charts.Chart) -> None:
-    """Make everything but the webhooks, which would reserve for these pods."""
+    """Make everything except the webhooks, which would add reservations for these pods."""
     charts.install(plane, chart)
     for name, labels in (("acme", {}), ("acme-db", ACME), ("acme-web", ACME), ("lab", {})):
         plane.create_namespace(name, labels)
@@ -39,7 +40,7 @@ def fill(plane: ControlPlane, chart: charts.Chart) -> None:
 
 
 def serve(plane: ControlPlane, chart: charts.Chart) -> Programs:
-    """Start admission, and have the API server ask it."""
+    """Start admission, and let the API server call it."""
     programs = Programs(plane, chart)
     admission = programs.start_admission()
     admission.wait_ready()
@@ -51,7 +52,7 @@ ACME: Final = {"tenant": "acme"}
 
 
 def a_pod(name: str, asks: str, *, namespace: str | None = None, node: str | None = None) -> Object:
-    """A pod with one container that asks for pages of 2 MiB."""
+    """A pod with one container that asks for 2 MiB pages."""
     resources = {"limits": {SIZE: asks, "memory": "64Mi", "cpu": "10m"}}
     metadata = {"name": name} | ({} if namespace is None else {"namespace": namespace})
     spec: Object = {"containers": [{"name": "c", "image": "none", "resources": resources}]}

@@ -1,4 +1,4 @@
-"""Values that are absent render as their defaults: `helm upgrade --reuse-values`, and null."""
+"""Absent values render as their defaults, after `helm upgrade --reuse-values` and with null."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tools import chart_readme
 
 
 def groups(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The paths of all maps that have anything in them."""
+    """The paths of all maps that are not empty."""
     for name, value in values.items():
         if isinstance(value, dict) and value:
             yield (*path, name)
@@ -23,7 +23,7 @@ def groups(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple
 
 
 def without(values: dict[str, Any]) -> dict[str, Any]:
-    """The same, with null for each value that is not a group of values."""
+    """The same values, with null for each value that is not a group of values."""
     return {
         name: without(value) if isinstance(value, dict) and value else None
         for name, value in values.items()
@@ -31,7 +31,7 @@ def without(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def whole(values: dict[str, Any]) -> dict[str, Any]:
-    """What of :func:`without` no user means: {limits: null} takes the limits away."""
+    """The same, with null for a whole group, because {limits: null} would remove the limits."""
     kept = ("nodeSelector", "resources", "updateStrategy", "labels")
     return {
         name: None if name in kept else whole(value) if isinstance(value, dict) else value
@@ -84,7 +84,7 @@ def test_false_and_empty_values_stay(helm: Path) -> None:
 def test_the_values_of_an_older_chart_are_enough(
     control_plane: ControlPlane, unique: Callable[[str], str], tmp_path: Path
 ) -> None:
-    """Of a chart that had next to none, upgraded with --reuse-values as operators do."""
+    """A chart with few values is upgraded with --reuse-values."""
     older = tmp_path / "older"
     (older / "templates").mkdir(parents=True)
     (older / "Chart.yaml").write_text("{apiVersion: v2, name: hugetlb-quota, version: 0.0.1}")
@@ -106,7 +106,7 @@ def test_the_values_of_an_older_chart_are_enough(
         release=name,
         values={"admission": {"replicas": 3}},
     )
-    # Hooks are in no manifest, and CRDs that are there stay whose they are.
+    # The manifest has no hooks, and existing CRDs keep their owner.
     left_out = {"Job", charts.CRD}
 
     def told(objects: list[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Admission as the chart ships it, asked by a real API server; the test plays the controller."""
+"""A real API server calls admission as the chart installs it; the test acts as the controller."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MIB = 1024**2
 
 
 class RoundRobin:
-    """Passes TCP connections on to several servers in turn: a Service, as far as it matters."""
+    """Forwards TCP connections to several servers in turn, like a Service."""
 
     def __init__(self, *addresses: str) -> None:
         self._targets = cycle(int(address.rpartition(":")[2]) for address in addresses)
@@ -60,7 +60,7 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 
 @pytest.fixture(scope="module")
 def replicas(control_plane: ControlPlane, helm: Path) -> Iterator[tuple[Program, Program]]:
-    """Two replicas of admission, asked in turn."""
+    """Two replicas of admission, called in turn."""
     rendered = chart.render(helm)
     chart.install(control_plane, rendered)
     programs = Programs(control_plane, rendered)
@@ -84,7 +84,7 @@ def api(control_plane: ControlPlane, replicas: object) -> Api:
 def tenant(
     api: Api, control_plane: ControlPlane, unique: Callable[[str], str]
 ) -> Iterator[tuple[str, str]]:
-    """Two namespaces: TENANT/root of 256Mi, and DB/leaf of 128Mi below it."""
+    """Two namespaces: TENANT/root with 256Mi, and DB/leaf with 128Mi below."""
     top, below = unique("tenant"), unique("db")
     control_plane.create_namespace(top)
     control_plane.create_namespace(below, {"tenant": top})
@@ -139,7 +139,7 @@ def pod(namespace: str, name: str, amount: str = "64Mi", **metadata: Any) -> Obj
 
 
 def counted(api: Api, raw: Object) -> None:
-    """Create a quota and say, as the controller would, that nothing runs under it yet."""
+    """Create a quota, and write like the controller that the quota has no charges yet."""
     made = api.create(QUOTAS, raw)
     api.replace(
         QUOTAS,
@@ -255,7 +255,7 @@ def test_a_relabelled_pod_is_reserved_in_its_new_quota(api: Api, tenant: tuple[s
         api.patch("v1/pods", "large", label, namespace=below)
     with pytest.raises(ApiError, match=f"HugeTLBQuota {below}/gold has no room"):
         api.patch("v1/pods", "large", label, namespace=below, subresource="status")
-    # Annotations are nobody's business.
+    # A change of annotations needs no decision.
     api.patch("v1/pods", "large", {"metadata": {"annotations": {"a": "b"}}}, namespace=below)
 
 
@@ -267,7 +267,7 @@ def test_a_pod_that_a_later_check_refuses_leaves_only_its_reservation(
     with pytest.raises(ApiError) as refused:
         api.create("v1/pods", pod(below, "twice", "32Mi"))
     assert refused.value.reason == "AlreadyExists"
-    # The create failed after admission; what it reserved goes when it expires.
+    # The create failed after admission; the reservation stays until it expires.
     assert len(reserved(api, below, "leaf")) == 2
 
 
@@ -304,7 +304,7 @@ def test_applying_a_quota_neither_removes_nor_owns_reservations(
     api.patch(QUOTAS, "mine", observed, namespace=below, subresource="status")
     made = api.create("v1/pods", pod(below, "a", "32Mi", labels={"class": "mine"}))
     mine["spec"]["hard"] = {"hugepages-2Mi": "96Mi"}
-    # Also one who applies what was read, status and all.
+    # Also apply an object that was read with its status.
     applied = api.apply(mine | {"status": {"reservations": []}}, manager="user")
     assert reserved(api, below, "mine") == {made["metadata"]["uid"]}
     for entry in applied["metadata"]["managedFields"]:
@@ -315,14 +315,14 @@ def test_a_quota_made_just_before_the_pod_limits_the_pod(
     api: Api, tenant: tuple[str, str], control_plane: ControlPlane
 ) -> None:
     top, below = tenant
-    other = control_plane.api  # another client: another connection for each thread
+    other = control_plane.api  # a new client, so that each thread has its own connection
     answered: list[str] = []
     expected: list[str] = []
 
     def attempt(number: int) -> None:
         mine = {"try": str(number)}
         where = (top, below)[number % 2]
-        # Governed by a leaf already, or by nothing: its own quota has no room either way.
+        # Another quota may govern the pod or not: the new quota has no room in any case.
         counted(other, quota(where, f"try-{number}", "0", selector={"matchLabels": mine}))
         try:
             api.create("v1/pods", pod(where, f"try-{number}", "2Mi", labels=mine))
@@ -364,25 +364,25 @@ def test_many_creates_through_two_replicas_never_exceed_a_limit(
     admitted = dict(each for each in results if each is not None)
     assert reserved(api, top, "root") == set(admitted)
     assert sum(admitted.values()) <= 256
-    # No pod of the smallest size is left that would still fit.
+    # No pod of the smallest size still fits.
     assert sum(admitted.values()) > 256 - 32
     assert status(api, top, "root")["used"] == {"hugepages-2Mi": f"{sum(admitted.values())}Mi"}
-    # Both replicas were at work.
+    # Both replicas were called.
     assert all(re.search(r"asks for .* is missing", replica.log()) for replica in replicas)
 
 
 def test_bad_requests_get_an_error_in_words(
     replicas: tuple[Program, Program], control_plane: ControlPlane, helm: Path
 ) -> None:
-    """The server's own words for bad requests, over the wire, as the API server would see them."""
+    """Send bad requests, and check the text of the answers that the API server would show."""
     path = chart.serving(control_plane, chart.render(helm)).path
     url = f"{replicas[0].address}/{path}/validate-pods?timeout=10s"
-    trust = False  # its certificate is for the Service's name
+    trust = False  # the certificate is for the name of the Service
     bad = requests.post(url, data=b"{", verify=trust, timeout=10)
     assert (bad.status_code, "Invalid JSON" in bad.text) == (400, True)
     large = requests.post(url, data=b" " * (3 * MIB + 1), verify=trust, timeout=10)
     assert (large.status_code, "larger than 3145728 bytes" in large.text) == (413, True)
-    # Whoever does not know the path can ask nothing, and learns nothing.
+    # A client that does not know the path gets no decision and no information.
     for guess in ("", "/guessed"):
         guessed = f"{replicas[0].address}{guess}/validate-pods?timeout=10s"
         answer = requests.post(guessed, data=b"{", verify=trust, timeout=10)

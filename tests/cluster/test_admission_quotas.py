@@ -1,4 +1,4 @@
-"""Bad quotas meet the API server, the CRD and admission as shipped; nothing changes."""
+"""The API server, the CRD and admission refuse bad quotas, and nothing changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.kube.programs import Programs
 
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
 SIZE = "hugepages-2Mi"
-#: Before changes were kept apart, 40 of 40 cycles were accepted.
+#: Before admission put changes in an order, 40 of 40 cycles were accepted.
 RACES = 40
 
 
@@ -40,7 +40,7 @@ def api(control_plane: ControlPlane, helm: Path) -> Iterator[Api]:
 def tenant(
     api: Api, control_plane: ControlPlane, unique: Callable[[str], str]
 ) -> Iterator[tuple[str, str]]:
-    """Two namespaces: TENANT/root of 256Mi, and DB/leaf of 128Mi below it."""
+    """Two namespaces: TENANT/root with 256Mi, and DB/leaf with 128Mi below."""
     top, below = unique("tenant"), unique("db")
     control_plane.create_namespace(top)
     control_plane.create_namespace(below, {"tenant": top})
@@ -74,7 +74,7 @@ def quota(
 
 
 def charge(api: Api, namespace: str, name: str, amount: str) -> None:
-    """As the controller counts pods."""
+    """Write a charge for pods like the controller."""
     found = api.get(QUOTAS, name, namespace=namespace)
     found["status"] = {"pods": {SIZE: amount}, "used": {SIZE: amount}}
     api.replace(QUOTAS, found, subresource="status")
@@ -207,7 +207,7 @@ def test_a_change_of_finalizers_needs_no_decision(api: Api, tenant: tuple[str, s
 
 
 def race(*changes: Callable[[], object]) -> list[bool]:
-    """Make all at the same time; which were accepted."""
+    """Send all requests at the same time; return which were accepted."""
     together = threading.Barrier(len(changes))
 
     def accepted(change: Callable[[], object]) -> bool:

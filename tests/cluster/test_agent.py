@@ -1,4 +1,4 @@
-"""The agent on a real API server, with the rights it ships with, beside a test node's kubelet."""
+"""The agent on a real API server, with the chart's rights, beside the kubelet of a test node."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class World:
         self.api.create(QUOTAS, quota, namespace=self.namespace)
 
     def start_agent(self) -> Program:
-        """Start the agent, and wait until it enforces and has reported once."""
+        """Start the agent, and wait until it sets limits and has reported once."""
         agent = self.programs.start_agent(self.node.name, cgroup_root=self.node.cgroup_parent)
         agent.wait_ready()
         eventually(
@@ -59,7 +59,7 @@ class World:
     def run(
         self, name: str, maps: str, asks: str, *options: str, annotations: Object | None = None
     ) -> str:
-        """Make a pod on the node; its UID."""
+        """Make a pod on the node; return its UID."""
         resources = {"limits": {"hugepages-2Mi": asks, "memory": "64Mi", "cpu": "100m"}}
         container = {"name": "c", "image": "none", "resources": resources}
         container |= {"command": command("map_pages", maps, "--map-first", *options)}
@@ -131,7 +131,7 @@ def test_limits_and_reports_survive_kill_9(world: World) -> None:
     )
     for pod in world.report().pods:
         assert (pod.namespace, pod.live) == (world.namespace, True)
-    # The second asked mmap for more than its limit: it was refused there, and runs on.
+    # The second pod mapped more than its limit: mmap failed, and the pod still runs.
     eventually(lambda: world.pod("over")["status"].get("phase") == "Running")
     node = world.api.get("v1/nodes", world.node.name)
     assert world.report().boot_id == node["status"]["nodeInfo"]["bootID"]
@@ -172,7 +172,7 @@ def test_a_pod_deleted_by_force_is_listed_while_its_cgroup_exists(world: World) 
     uid = world.run("held", "4Mi", "8Mi", "--hold")
     eventually(lambda: world.limits(uid) == (8, 8))
     eventually(lambda: [pod.charged for pod in world.report().pods] == [{"hugepages-2Mi": "4Mi"}])
-    # With the node's kubelet dead nothing ends the pod's process.
+    # The node's kubelet is dead, so nothing ends the pod's process.
     world.node.kill()
     last = int(world.pod("held")["metadata"]["resourceVersion"])
     world.api.delete("v1/pods", "held", namespace=world.namespace, grace_seconds=0)

@@ -1,6 +1,6 @@
-"""What the DaemonSet mounts, and its capabilities, are enough for the agent's work.
+"""The mounts and capabilities of the DaemonSet are enough for the agent.
 
-A container's namespaces are made by hand, with the shipped volumes mounted as a runtime would.
+The test makes the namespaces of a container, and mounts the chart's volumes like a runtime.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LIMIT = "hugetlb.2MB.rsvd.max"
 
 @pytest.fixture
 def pod_cgroup() -> Iterator[Path]:
-    """A pod's cgroup, beside the container's own, in a subtree of this test."""
+    """A pod's cgroup beside the agent's, in a subtree of this test."""
     if os.geteuid() != 0:
         pytest.skip("root is needed to make cgroups and namespaces")
     if not (shutil.which("unshare") and shutil.which("setpriv")):
@@ -79,14 +79,14 @@ def test_sets_limits_and_reads_pools_mounts_and_the_charge_list(
     )
     assert (pod_cgroup / LIMIT).read_text() != "4194304\n"
     with reserved_pages(PAGE, 1), hugetlbfs(tmp_path / "huge") as superblock:
-        # Of another user, as a pod's volume with an fsGroup is.
+        # Another user owns the directory, as with a pod's volume with an fsGroup.
         with (superblock.path / "file-of-another").open("w") as file:
             os.posix_fallocate(file.fileno(), 0, PAGE)
         os.chown(superblock.path, 4711, 4711)
         superblock.path.chmod(0o700)
         done = _in_container(pod, root, pod_cgroup.parent / "agent", program)
     assert "file-of-another" in done.stdout, done.stderr
-    # The limit is set; the pools, which are none of its business to change, are read-only.
+    # The agent has set the limit. The pools are read-only, because it must not change them.
     assert "Read-only file system" in done.stderr
     assert "nr_hugepages" in done.stderr
     assert (pod_cgroup / LIMIT).read_text() == "4194304\n"
@@ -120,7 +120,7 @@ def test_with_reclaim_the_agent_sees_only_the_named_hugetlbfs(
 
 
 def agent_pod(helm: Path, values: Object | None = None) -> Object:
-    """The DaemonSet's pod."""
+    """The pod of the DaemonSet."""
     (daemon_set,) = chart.render(helm, values=values or {}).of_kind("DaemonSet")
     found: Object = daemon_set["spec"]["template"]["spec"]
     return found
@@ -133,7 +133,7 @@ def _in_container(
     host_paths = {volume["name"]: volume["hostPath"]["path"] for volume in pod["volumes"]}
     script = ["set -e", f"echo $$ > {own_cgroup}/cgroup.procs"]
     mounts = []
-    # Runtimes mount the shallower first.
+    # Runtimes mount the shorter paths first.
     for mount in sorted(container["volumeMounts"], key=lambda each: each["mountPath"].count("/")):
         assert mount["mountPropagation"] == "HostToContainer"
         target = root / mount["mountPath"].removeprefix("/host/")

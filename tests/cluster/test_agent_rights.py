@@ -1,6 +1,6 @@
-"""An agent writes the report of its own node and of no other, whatever RBAC lets it name.
+"""An agent can write only the report of its own node, although RBAC allows every name.
 
-And its Events are about what an agent tells of, in its own name.
+And it can write only an agent's Events, in its own name.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def installed(control_plane: ControlPlane, helm: Path) -> ControlPlane:
 
 @pytest.fixture
 def agent(installed: ControlPlane, node: str) -> Iterator[Api]:
-    """The API as the agent of `node` sees it."""
+    """The API with the token of the agent of `node`."""
     kubeconfig = installed.service_account_kubeconfig(chart.NAMESPACE, ACCOUNT, node=node)
     yield installed.api_for(kubeconfig)
     for left in installed.api.list(NODES):
@@ -86,7 +86,7 @@ def test_creates_its_report_without_a_spec(agent: Api, node: str, spec: Object) 
 def test_changes_no_spec_even_with_the_right(
     agent: Api, installed: ControlPlane, node: str, unique: Callable[[str], str]
 ) -> None:
-    """By its role it can't; somebody may have given it more."""
+    """The agent's role forbids this too, but an administrator may give the agent more rights."""
     role = unique("more")
     rules = [{"apiGroups": ["hugetlb.dev"], "resources": ["hugetlbnodes"], "verbs": ["update"]}]
     rbac = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": role}}
@@ -107,7 +107,7 @@ def test_changes_no_spec_even_with_the_right(
         except ApiError as error:
             if "cannot update resource" not in error.message:
                 raise
-            return False  # RBAC takes a moment to know
+            return False  # RBAC takes a moment to apply the right
         return True
 
     eventually(relabels)
@@ -127,13 +127,13 @@ def test_a_token_without_a_node_writes_no_report(
 
 
 def test_the_policy_applies_only_to_agents(installed: ControlPlane, agent: Api, node: str) -> None:
-    """The policy is about agents: an administrator may remove a report."""
+    """The policy restricts only agents: an administrator may remove a report."""
     agent.create(NODES, report(node))
     installed.api.delete(NODES, node)
 
 
 def told(regarding: Regarding, instance: str, reason: str = "Reclaimed") -> Object:
-    """An Event as the agent on the node `instance` makes it."""
+    """An Event like those of the agent on the node `instance`."""
     made: Object = event(
         regarding,
         kind="Normal",

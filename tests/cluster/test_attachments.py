@@ -1,4 +1,4 @@
-"""What is charged through a link stays charged when the link may hold no more."""
+"""A charge through a link stays when the parent no longer allows the link."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def api(cluster: Cluster) -> Api:
 
 @pytest.fixture
 def spaces(cluster: Cluster, unique: Callable[[str], str]) -> Iterator[tuple[str, str, str]]:
-    """TOP with root of 128Mi; FIRST with leaf below mid, and SECOND with mid, below it."""
+    """TOP has root with 128Mi. FIRST and SECOND have mid below root; FIRST has leaf below mid."""
     plane = cluster.control_plane
     top, first, second = unique("top"), unique("first"), unique("second")
     plane.create_namespace(top)
@@ -107,7 +107,7 @@ def test_a_flapping_link_loses_no_charge_and_admits_no_pod(
     with pytest.raises(ApiError, match=f"{top}/root does not let quotas of namespace {first}"):
         run(api, first, "c", "2Mi")
 
-    # It holds for as long as there is a charge, and no longer.
+    # The link holds while there is a charge, and not longer.
     api.delete("v1/pods", "a", namespace=first)
     eventually(lambda: counted(api, top, "root") == "0")
     eventually(lambda: status(api, first, "mid").get("attachedTo") == "")

@@ -1,4 +1,4 @@
-"""`make bench`, small: every suite runs, and its page, figures and charts are whole."""
+"""A short `make bench`: every suite runs, and its section, figures and charts are complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels that a trusted binder gives to a pod: nobody is asked, and the count has it."""
+"""A trusted binder changes a pod's labels without admission, and the count follows."""
 
 from __future__ import annotations
 

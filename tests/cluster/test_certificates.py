@@ -1,4 +1,4 @@
-"""The webhooks' certificates on a real API server: made, rotated under load, and left alone."""
+"""The webhooks' certificates on a real API server: made, rotated under load, and kept."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OF = f"--set=image.repository={charts.IMAGE['repository']}"
 
 @pytest.fixture
 def plane(assets: Path) -> Iterator[ControlPlane]:
-    """A control plane of the test's own."""
+    """A control plane for this test alone."""
     with ControlPlane(assets) as running:
         yield running
 
@@ -53,7 +53,7 @@ def programs(plane: ControlPlane, chart: charts.Chart) -> Iterator[Programs]:
 
 
 def start(plane: ControlPlane, chart: charts.Chart, programs: Programs, *extra: str) -> Program:
-    """Start both programs from nothing; the controller."""
+    """Start admission and the controller; return the controller."""
     admission = programs.start_admission()
     charts.register_webhooks(plane, chart, admission.address, complete=False)
     controller = programs.start_controller(extra=extra)
@@ -85,15 +85,15 @@ def told(api: Api) -> Trust:
     return stored.read_trust(api.get(WEBHOOKS, NAME))
 
 
-def asks(api: Api) -> bool:
-    """Whether the API server asks about pods."""
+def calls_admission(api: Api) -> bool:
+    """Whether the API server calls admission for pods."""
     configuration = api.get(WEBHOOKS, NAME)
     rules = {each["name"]: each.get("rules") for each in configuration["webhooks"]}
     return bool(rules["pods.hugetlb.dev"] and rules["relabelled.pods.hugetlb.dev"])
 
 
 def refusal(api: Api, body: Object) -> str:
-    """What refuses a pod; "" when nothing does."""
+    """The refusal of a pod; "" if the pod is admitted."""
     try:
         api.create("v1/pods", body)
     except ApiError as error:
@@ -102,7 +102,7 @@ def refusal(api: Api, body: Object) -> str:
 
 
 def make_quota(api: Api, namespace: str) -> None:
-    """Make a quota, and wait until it is said to hold."""
+    """Make a quota, and wait until its condition says that it is in force."""
 
     def made() -> bool:
         try:
@@ -116,7 +116,7 @@ def make_quota(api: Api, namespace: str) -> None:
 
 
 class Stream:
-    """Creates pods all the time, each of which a quota refuses by name; keeps other answers."""
+    """Creates pods without a pause that a quota must refuse by name; keeps all other answers."""
 
     def __init__(self, api: Api, namespace: str) -> None:
         self.api, self.namespace = api, namespace
@@ -143,7 +143,7 @@ class Stream:
 
 
 class Passing(Stream):
-    """The same; tells how many passed by, and for how long."""
+    """The same, but counts the pods that passed, and measures for how long."""
 
     def __init__(self, api: Api, namespace: str) -> None:
         super().__init__(api, namespace)
@@ -152,7 +152,7 @@ class Passing(Stream):
 
     @property
     def seconds(self) -> float:
-        """From the last refusal before the first that passed to the first refusal after it."""
+        """The time from the last refusal before a pod passed to the next refusal."""
         return self._last - self._first if self.passed else 0.0
 
     def _run(self) -> None:
@@ -192,7 +192,7 @@ def test_rotations_under_load_fail_no_admission(
         first = seen[-1]
         rotate()
         eventually(lambda: len(told(plane.api).bundle) == 2)
-        # The leader is killed in the middle, and goes on when it is started again.
+        # The leader is killed in the middle, and continues after its restart.
         controller.kill9()
         programs.start_controller(identity=controller.identity, extra=QUICK)
         eventually(at_rest_with_another, timeout=120)
@@ -209,23 +209,23 @@ def test_the_webhook_has_rules_from_the_first_quota_on_once_admission_answers(
     api = plane.api
     for name in ("early", "team"):
         plane.create_namespace(name)
-    # Nothing runs, as with an image that can't be pulled: no pod is refused, no quota is made.
+    # No program runs, as with an image that can't be pulled: pods are admitted, quotas are not.
     charts.register_webhooks(plane, chart, "https://127.0.0.1:1", complete=False)
     assert refusal(api, pod("early", "1Gi")) == ""
     with pytest.raises(ApiError, match="failed calling webhook"):
         api.create(QUOTAS, quota("team"))
     controller = start(plane, chart, programs)
-    assert not asks(api)
+    assert not calls_admission(api)
     assert refusal(api, pod("early", "1Gi")) == ""
     make_quota(api, "team")
-    # It is said to hold: from here on nothing passes it by.
-    assert asks(api)
+    # The condition says that the quota is in force: from now on no pod passes.
+    assert calls_admission(api)
     assert "has room for" in refusal(api, pod("team", "1Gi"))
     assert refusal(api, pod("team", "2Mi")) == ""
-    # Admission goes: pods are refused, and it stays so.
+    # Admission ends: pods are refused, and stay refused.
     programs.running[0].stop()
     assert "failed calling webhook" in refusal(api, pod("team", "2Mi"))
-    assert asks(api)
+    assert calls_admission(api)
     assert "Traceback" not in controller.log()
 
 
@@ -233,7 +233,7 @@ def test_the_webhook_has_rules_from_the_first_quota_on_once_admission_answers(
 def test_applying_the_manifests_again_changes_nothing(
     plane: ControlPlane, chart: charts.Chart, programs: Programs
 ) -> None:
-    """As GitOps tools do, at each sync: by kubectl apply, and by server-side apply."""
+    """GitOps tools do this at each sync: by kubectl apply, and by server-side apply."""
     start(plane, chart, programs)
     plane.create_namespace("load")
     make_quota(plane.api, "load")
@@ -249,7 +249,7 @@ def test_applying_the_manifests_again_changes_nothing(
                 plane.kubectl(*way, "-f", "-", input=manifest)
                 assert state(plane.api, secrets) == before, way
                 time.sleep(0.5)
-        # Where somebody writes over it all, the leader puts it back.
+        # If somebody overwrites the fields, the leader restores them.
         plane.kubectl("replace", "-f", "-", input=yaml.safe_dump(shipped))
         eventually(lambda: state(plane.api, secrets) == before)
     mended = [each for each in stream.others if "let through" not in each]
@@ -260,7 +260,7 @@ def test_applying_the_manifests_again_changes_nothing(
 def test_pods_that_pass_while_the_configuration_is_replaced_are_counted(
     plane: ControlPlane, chart: charts.Chart, programs: Programs
 ) -> None:
-    """`kubectl replace` takes the rules away; prints for how long pods pass by."""
+    """`kubectl replace` removes the rules; the test prints for how long pods pass."""
     api = plane.api
     controller = start(plane, chart, programs)
     for namespace in ("load", "other"):
@@ -272,7 +272,11 @@ def test_pods_that_pass_while_the_configuration_is_replaced_are_counted(
     bare = api.get(WEBHOOKS, NAME)["metadata"]["generation"]
     with Passing(api, "load") as passing:
         plane.kubectl("replace", "-f", "-", input=yaml.safe_dump(shipped))
-        eventually(lambda: api.get(WEBHOOKS, NAME)["metadata"]["generation"] > bare and asks(api))
+        eventually(
+            lambda: (
+                api.get(WEBHOOKS, NAME)["metadata"]["generation"] > bare and calls_admission(api)
+            )
+        )
         eventually(lambda: passing.refused_since >= 20)
     print(f"\n{passing.passed} pods passed by in {passing.seconds * 1000:.0f} ms")
 
@@ -285,13 +289,13 @@ def test_pods_that_pass_while_the_configuration_is_replaced_are_counted(
     events = api.list("events.k8s.io/v1/events", namespace="default")
     (told_of,) = [each for each in events if each["reason"] == "RulesTakenAway"]
     assert told_of["regarding"]["name"] == NAME
-    # A quota that comes right after is said to hold only once it does.
+    # The condition of a quota made right after this becomes True only with the rules.
     make_quota(api, "other")
     assert "has room for" in refusal(api, pod("other", "1Gi"))
 
 
 def state(api: Api, secrets: list[Object]) -> object:
-    """All that the leader has put into what the chart applies."""
+    """All fields that the leader has set in the chart's objects."""
     webhooks = api.get(WEBHOOKS, NAME)["webhooks"]
     data = [
         api.get("v1/secrets", each["metadata"]["name"], namespace=charts.NAMESPACE)["data"]
@@ -327,7 +331,7 @@ def helm(plane: ControlPlane) -> Helm:
 
 
 def legacy_chart(folder: Path, chart: charts.Chart, ca: authority.Pair) -> Path:
-    """A chart as it was when it made certificates itself: CA, path and rules in the manifest."""
+    """An old chart that made certificates itself: CA, path and rules are in the manifest."""
     (configuration,) = chart.of_kind(charts.WEBHOOKS)
     trust = Trust((ca.certificate,), "old")
     full = with_rules(stored.write_trust(configuration, trust))
@@ -347,18 +351,18 @@ def test_an_upgrade_from_a_chart_that_made_certificates_fails_no_request(
     ca = authority.make_authority("old", datetime.now(UTC), timedelta(days=3650))
     folder = tmp_path / "legacy"
     helm("install", NAME, str(legacy_chart(folder, chart, ca)), "--take-ownership")
-    for _ in range(2):  # and once more, when it is of this chart already
+    for _ in range(2):  # and upgrade again from this chart
         helm("upgrade", NAME, str(charts.CHART), OF, "--take-ownership", "--force-conflicts")
         assert told(api) == Trust((ca.certificate,), "old")
-        assert asks(api)
-    # The Service is the chart's now; here nobody routes its address.
+        assert calls_admission(api)
+    # The Service comes from the chart now; no program routes its address here.
     charts.install(plane, chart, certificates=False)
     controller = programs.start_controller()
     eventually(lambda: len(told(api).bundle) == 2)
     assert ca.certificate in told(api).bundle
     assert told(api).path == "old"
     assert charts.serving(plane, chart).path == "old"
-    # What served before goes on until every API server has seen the new CA.
+    # The old certificate serves until every API server has read the new CA.
     assert charts.serving(plane, chart).pair is None
     eventually(lambda: charts.serving(plane, chart).pair is not None, timeout=60)
     assert ca.certificate in told(api).bundle

@@ -1,7 +1,7 @@
-"""Never over the limit, whatever is killed and paused: see tests/chaos.
+"""Pods never exceed a limit, whatever is killed and paused: see tests/chaos.
 
-CHAOS_SECONDS and CHAOS_SEED (`make chaos SECONDS=600 SEED=1`) make it longer and choose what
-happens; without, it is short, and its seed is printed.
+CHAOS_SECONDS and CHAOS_SEED (`make chaos SECONDS=600 SEED=1`) set the duration and the random
+choices. Without them the run is short, and prints its seed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ async def test_pods_never_have_more_than_the_limit(assets: Path) -> None:
 
 
 async def race(cluster: Cluster, seed: int) -> None:
-    """Let users race while harm is done; then all must be right, and have been."""
+    """Let users race while programs are killed; check everything during and after."""
     plane, programs = cluster.control_plane, cluster.programs
     replicas = [cluster.admission, *(programs.start_admission() for _ in range(2))]
     controllers = [cluster.controller, programs.start_controller()]
@@ -93,9 +93,9 @@ async def race(cluster: Cluster, seed: int) -> None:
 
 
 async def wait_until_settled(ledger: Ledger) -> None:
-    """Each counter comes to what a count from scratch says, and no reservation is left.
+    """Wait until each counter equals a count from scratch, and no reservation is left.
 
-    It must stay so for SETTLED seconds: a request of before the quiet may still come through.
+    This must last for SETTLED seconds: a request from before the quiet may still arrive.
     """
     since, deadline = time.monotonic(), time.monotonic() + QUIET_TIMEOUT
     while time.monotonic() < since + SETTLED:
@@ -112,7 +112,7 @@ async def wait_until_settled(ledger: Ledger) -> None:
 
 
 async def stop(task: asyncio.Task[None]) -> None:
-    """Cancel it; raise what it raised by itself."""
+    """Cancel the task; raise the error that the task raised before."""
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task

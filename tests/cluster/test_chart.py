@@ -1,4 +1,4 @@
-"""What the chart gives a cluster: rights, CRDs, commands; and what it refuses."""
+"""The objects of the chart: rights, CRDs, commands; and the values that the chart refuses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rendered(helm: Path) -> chart.Chart:
 
 
 def test_the_programs_have_exactly_these_rights(rendered: chart.Chart) -> None:
-    """A right more is a deliberate change: of this table too."""
+    """Another right needs a deliberate change of this table."""
     assert rights_of(rendered, "hugetlb-quota-admission") == {
         "hugetlb.dev/hugetlbquotas": READ,
         "hugetlb.dev/hugetlbquotas/status": {"update"},
@@ -76,7 +76,7 @@ def test_the_programs_have_exactly_these_rights(rendered: chart.Chart) -> None:
 def test_tenants_read_quotas_and_cannot_write_them(
     control_plane: ControlPlane, namespace: str, rendered: chart.Chart
 ) -> None:
-    """The default role `admin`, by which tenants own a namespace, is no more than `view` here."""
+    """The default role `admin`, which tenants have in their namespace, may only view quotas."""
     chart.install(control_plane, rendered)
     users = {}
     for role in ("view", "admin", "hugetlb-quota-manager"):
@@ -260,7 +260,7 @@ def test_the_webhook_covers_all_namespaces_except_spared_ones(helm: Path) -> Non
         return {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": [*names]}
 
     usual: Object = {"matchExpressions": [spared("kube-system", chart.NAMESPACE)]}
-    # Quotas are asked about everywhere.
+    # Admission is called for the quotas of all namespaces.
     assert selectors() == [usual, usual, {}]
     assert selectors(sparedNamespaces=[], spareOwnNamespace=False) == [{}, {}, {}]
     chosen: Object = {"matchLabels": {"a": "b"}}
@@ -391,7 +391,7 @@ def test_no_container_is_privileged_and_only_the_agent_has_capabilities(
 def release(
     control_plane: ControlPlane, unique: Callable[[str], str], tmp_path: Path
 ) -> Iterator[Callable[..., str]]:
-    """Run helm on a release of its own that is asked about no namespace."""
+    """Run helm on a release whose webhooks select no namespace."""
     name = unique("release")
     quiet = tmp_path / "values.yaml"
     selector = {"matchLabels": {"release": name}}
@@ -406,7 +406,7 @@ def release(
                    f"--values={quiet}", *args)  # fmt: skip
 
     yield install_or_upgrade
-    run("uninstall", "--no-hooks")  # no kubelet runs the Job
+    run("uninstall", "--no-hooks")  # without a kubelet, the Job never runs
     assert name not in control_plane.kubectl("get", "clusterrole,clusterrolebinding").stdout
     control_plane.api.delete("v1/namespaces", name)
 
@@ -418,7 +418,7 @@ def test_an_upgrade_to_other_values_succeeds(release: Callable[..., str]) -> Non
 
 
 def rights_of(rendered: chart.Chart, account: str) -> Rights:
-    """Collect what a ServiceAccount may do, by resource, over all its bindings."""
+    """Collect the verbs of a ServiceAccount by resource, over all bindings."""
     rights: Rights = {}
     for binding in rendered.of_kind("ClusterRoleBinding") + rendered.of_kind("RoleBinding"):
         if account not in {subject["name"] for subject in binding["subjects"]}:

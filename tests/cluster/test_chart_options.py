@@ -1,4 +1,4 @@
-"""What the chart makes by value for some clusters alone: OpenShift, and seats at the API server."""
+"""Options of the chart for some clusters: OpenShift, and seats at the API server."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.kube.api import Object
 from tests.kube.control_plane import ControlPlane
 from tests.waiting import eventually
 
-#: The fields of SecurityContextConstraints (security.openshift.io/v1) that are written, by its
-#: documentation; there is no such API server here.
+#: The fields of SecurityContextConstraints (security.openshift.io/v1), from the documentation,
+#: because the API server of the tests does not know the kind.
 REQUIRED: Final = {
     "allowHostDirVolumePlugin": bool,
     "allowHostIPC": bool,
@@ -71,7 +71,7 @@ def test_the_constraints_for_openshift_allow_exactly_what_the_agent_needs(
     assert made["allowPrivilegedContainer"] == security["privileged"]
     assert made["allowPrivilegeEscalation"] == security["allowPrivilegeEscalation"]
     assert made["seccompProfiles"] == ["runtime/default"]
-    # The token's volume is put in by the API server, and is projected.
+    # The API server adds the token's volume, which is a projected volume.
     kinds = {kind for volume in spec["volumes"] for kind in volume if kind != "name"}
     assert set(made["volumes"]) == kinds | {"projected"}
     for field in ("hostNetwork", "hostPID", "hostIPC"):
@@ -86,7 +86,7 @@ def test_without_openshift_makes_no_constraints(helm: Path) -> None:
 def test_admission_and_controller_have_a_flow_schema(
     control_plane: ControlPlane, helm: Path
 ) -> None:
-    """By the header in which the API server tells which FlowSchema a request came under."""
+    """Compare the header in which the API server names the FlowSchema of a request."""
     values = {"flowSchema": {"enabled": True, "matchingPrecedence": 950}}
     rendered = chart.render(helm, values=values)
     chart.install(control_plane, rendered)

@@ -1,7 +1,7 @@
 """Every program as its container: the chart's user, a read-only root, nothing in the environment.
 
-What a program asks of a machine that a container does not have (a home, a user's name, a place
-for temporary files, DNS) shows here.
+A program fails here if it needs something that its container lacks: a home, the name of its user, a
+folder for temporary files, DNS.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def test_the_controller_leads_and_handles_a_deletion(
     namespace: str,
     unique: Callable[[str], str],
 ) -> None:
-    # There is no webhook configuration to look after.
+    # There is no webhook configuration for the controller to complete.
     controller = containers.start("controller", unique("controller"), extra="--webhooks=")
     controller.wait_ready()
 
@@ -67,7 +67,7 @@ def test_the_controller_leads_and_handles_a_deletion(
         assert controller.child.exit_status is None, controller.log()
         return found
 
-    # The recount's part, and kopf's.
+    # The work of the recount, and of kopf.
     eventually(lambda: stored().get("status", {}).get("observedGeneration"))  # type: ignore[attr-defined]
     eventually(lambda: stored()["metadata"].get("finalizers"))  # type: ignore[attr-defined]
     control_plane.api.delete(QUOTAS, "q", namespace=namespace)
@@ -78,7 +78,7 @@ def test_the_controller_leads_and_handles_a_deletion(
 def test_the_agent_reports(
     containers: Containers, control_plane: ControlPlane, node: str, unique: Callable[[str], str]
 ) -> None:
-    # None of this host's pods: other tests' nodes may be on it.
+    # The agent has its own cgroup root, so it sees no nodes of other tests.
     agent = containers.start(
         "agent", unique("agent"), node=node, extra=f"--cgroup-root={unique('none')}"
     )

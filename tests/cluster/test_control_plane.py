@@ -1,4 +1,4 @@
-"""The control plane of the tests is a real one, and leaves nothing behind."""
+"""The control plane of the tests is real, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_schedules_pods_to_a_ready_node(
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {"name": "scheduled", "namespace": namespace},
-            # Nodes of other tests may go at any moment.
+            # Nodes of other tests may disappear at any moment.
             "spec": {
                 "containers": [{"name": "main", "image": "none"}],
                 "nodeSelector": {"kubernetes.io/hostname": node},
@@ -144,7 +144,7 @@ def _user(plane: ControlPlane, namespace: str, node: str | None) -> dict[str, di
 
 
 def _runs(pid: int, directory: str) -> bool:
-    """Whether this pid is a live program of that control plane: pids are used again."""
+    """Whether this PID is a running program of the control plane; PIDs are reused."""
     try:
         return directory.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,6 +1,6 @@
-"""The controller alone, on a real API server: nobody admits, so the recount is all there is.
+"""The controller on a real API server, without admission: only the recount charges pods.
 
-Nodes and their reports are written by the test, which plays kubelet and agent by hand.
+The test writes Nodes and reports, like kubelet and agent.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CHARGE = Charge({PageSize(2 * MIB): 32 * MIB})
 
 @pytest.fixture(scope="module")
 def plane(assets: Path) -> Iterator[ControlPlane]:
-    """A control plane of its own, since no webhook must be in the way."""
+    """A control plane for this module alone, without webhooks."""
     with ControlPlane(assets) as running:
         yield running
 
@@ -51,7 +51,7 @@ def programs(plane: ControlPlane) -> Iterator[Programs]:
 
 @pytest.fixture
 def controller(programs: Programs) -> Program:
-    """One that counts; that of the test before, if there is one."""
+    """A controller that counts; the previous test's controller if it still runs."""
     for running in programs.running:
         if running.child.exit_status is None:
             return running
@@ -62,7 +62,7 @@ def controller(programs: Programs) -> Program:
 
 @pytest.fixture
 def alone(programs: Programs) -> Iterator[Programs]:
-    """Starts controllers of the test's own; no other runs."""
+    """Start controllers for this test alone; no other controller runs."""
     programs.stop()
     yield programs
     programs.stop()
@@ -161,7 +161,7 @@ def report(
 
 
 def reported(created: Object, charged: str = "64Mi", *, live: bool = True) -> Object:
-    """The pod as its node's agent tells of it."""
+    """The entry of the pod in its node's report."""
     meta = created["metadata"]
     return {
         "uid": meta["uid"],
@@ -180,7 +180,7 @@ def test_a_pod_is_counted_in_its_quota_and_all_ancestors_until_it_ends(
     api.create(QUOTAS, quota(namespace, "team", "128Mi", **parent(namespace, "tenant")))
     eventually(lambda: condition(api, namespace, "team", "Ready") == ("True", "Attached"))
     api.create("v1/pods", pod(namespace, "a", "64Mi"))
-    # The pod is in both quotas' namespace, and counts once in the tenant.
+    # Both quotas of the namespace select the pod; the tenant counts it once.
     eventually(
         lambda: (used(api, namespace, "team"), used(api, namespace, "tenant")) == ("64Mi",) * 2
     )
@@ -241,7 +241,7 @@ def test_an_ended_pod_stays_charged_until_its_node_reports_the_end(
     eventually(lambda: used(api, namespace, "team") == "64Mi")
     deleted = api.delete("v1/pods", "a", namespace=namespace)
     stays = lambda: used(api, namespace, "team") == "64Mi"  # noqa: E731
-    # A report from before the pod's end says nothing of it, whatever it lists.
+    # A report from before the pod's end is no evidence, whatever it lists.
     report(api, node, version="2", pods=[])
     eventually(stays, hold=1.5)
     newer = str(int(deleted["metadata"]["resourceVersion"]) + 1_000_000)
@@ -264,7 +264,7 @@ def test_a_new_controller_learns_of_an_ended_pod_from_the_nodes_report(
     eventually(lambda: used(api, namespace, "team") == "64Mi")
     first.kill9()
     api.delete("v1/pods", "a", namespace=namespace)
-    # As its container that is started again: it leads at once.
+    # The same as a restart of its container: the controller leads at once.
     second = alone.start_controller(identity=first.identity, webhooks=False)
     second.wait_ready()
     eventually(lambda: has_counted(second))
@@ -283,7 +283,7 @@ def test_a_paused_leader_does_not_overwrite_its_successors_count(
         api.create(QUOTAS, quota(namespace, team, "128Mi"))
     api.create("v1/pods", pod(namespace, "a", "64Mi"))
     eventually(lambda: all(used(api, namespace, team) == "64Mi" for team in teams))
-    # What the first sees when it goes on: a change that it has to count, and the past.
+    # After the pause the first controller sees a change to count, and old state.
     os.kill(first.child.pid, signal.SIGSTOP)
     second = alone.start_controller(webhooks=False)
     try:
@@ -295,7 +295,7 @@ def test_a_paused_leader_does_not_overwrite_its_successors_count(
         eventually(
             lambda: all(used(api, namespace, team) == "96Mi" for team in teams), hold=5, every=0.02
         )
-        # It has ended by itself, and not by an error.
+        # The controller ended by itself, without an error.
         eventually(lambda: first.child.exit_status == 1)
         assert "Traceback" not in first.log()
     finally:
@@ -377,7 +377,7 @@ def test_a_reservation_of_an_unseen_pod_stays_until_it_expires(
 ) -> None:
     controller = alone.start_controller(webhooks=False, extra=(f"--request-timeout={LIFETIME}",))
     controller.wait_ready()
-    # A report whose Node stays would be waited for.
+    # The controller would wait for a report of an existing Node.
     for kind in ("v1/nodes", NODES):
         for left in api.list(kind):
             api.delete(kind, left["metadata"]["name"])
@@ -390,7 +390,7 @@ def test_a_reservation_of_an_unseen_pod_stays_until_it_expires(
     api.create("v1/pods", pod(namespace, "a", "64Mi"))
     eventually(lambda: used(api, namespace, "team") == "96Mi", hold=8)
     eventually(lambda: used(api, namespace, "team") == "64Mi", timeout=120)
-    # An agent that has not reported since may yet tell of it.
+    # An agent that has not reported since then may still list the pod.
     (line,) = status(api, namespace, "team")["reservations"]
     assert line.endswith(" ?")
     report(api, node, version="1000000", pods=[])
@@ -494,11 +494,11 @@ def test_an_unreadable_report_changes_no_count(
     eventually(lambda: used(api, namespace, "team") == "6Mi")
     report(api, node, version="no number", pods=[])
     eventually(lambda: used(api, namespace, "team") == "6Mi", hold=2)
-    # The next one has never read any.
+    # The next controller has never read a good report.
     first.kill9()
     second = alone.start_controller(identity=first.identity, webhooks=False)
     second.wait_ready()
-    # What comes before its first count could be what an earlier controller counted.
+    # Before its first count, the values could be those of an earlier controller.
     eventually(lambda: has_counted(second))
     api.create("v1/pods", pod(namespace, "b", "32Mi"))
     eventually(lambda: used(api, namespace, "team") == "38Mi", hold=2)
@@ -587,7 +587,7 @@ def test_after_any_kill_counted_quotas_are_guarded_and_deleted_quotas_disappear(
         for least in (1, 70, 140):
             eventually(lambda n=least: len(counted()) >= n, timeout=60, every=0.01)  # type: ignore[misc]
             program.kill9()
-            # One list: a write that was under way may land after the kill.
+            # Look at one list: a write in progress may arrive after the kill.
             seen = counted()
             assert guarded(seen) == seen
             program.start_again()

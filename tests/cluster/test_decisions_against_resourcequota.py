@@ -1,4 +1,4 @@
-"""Decisions, judged by native ResourceQuota: flat quotas, random pods, the same admitted."""
+"""HugeTLBQuota and ResourceQuota admit the same random pods under flat quotas."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
 
 @pytest.fixture
 def namespaces(cluster: Cluster, cluster_namespace: str) -> Iterator[tuple[str, str]]:
-    """One under a HugeTLBQuota, one under a ResourceQuota with the same limit."""
+    """One namespace with a HugeTLBQuota, and one with a ResourceQuota of the same limit."""
     ours, theirs = cluster_namespace, f"{cluster_namespace}-native"
     cluster.control_plane.create_namespace(theirs)
     api = cluster.control_plane.api
@@ -63,7 +63,7 @@ def test_the_same_pods_are_admitted(cluster: Cluster, namespaces: tuple[str, str
             name = living.pop(draw.randrange(len(living)))
             for namespace in namespaces:
                 api.delete("v1/pods", name, namespace=namespace, grace_seconds=0)
-            # Both count a deletion in their own time; only what is settled is compared.
+            # Both count a deletion with a delay, so wait before comparing.
             eventually(lambda: _settled(api, ours, theirs))
             continue
         name = f"p{step}"
@@ -79,7 +79,7 @@ def test_the_same_pods_are_admitted(cluster: Cluster, namespaces: tuple[str, str
 
 
 def _create(api: Api, namespace: str, name: str, spec: Json) -> bool:
-    # No node has the label, so that no pod is bound and every deletion is at once.
+    # No node has the label, so no pod is bound and a deletion is immediate.
     body = {
         "apiVersion": "v1",
         "kind": "Pod",

@@ -1,4 +1,4 @@
-"""A delegate manages the quotas of a namespace, and can't get out from below the quota above."""
+"""A delegate manages the quotas of one namespace, and can't escape the quota above."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZE = "hugepages-2Mi"
 
 @dataclass
 class World:
-    """A tenant's quota of 64Mi, and one of 32Mi attached to it in the delegate's namespace."""
+    """A tenant's quota of 64Mi, and below it a quota of 32Mi in the delegate's namespace."""
 
     admin: Api
     delegate: Api
@@ -138,7 +138,7 @@ def test_does_not_forge_a_status(world: World) -> None:
     assert denied.value.code == 403
     with pytest.raises(ApiError, match="cannot patch resource"):
         world.delegate.patch(QUOTAS, "team", forged, namespace=world.team, subresource="status")
-    # Through the object itself it is passed over.
+    # A write of the object itself ignores the status.
     stored = world.delegate.patch(QUOTAS, "team", forged, namespace=world.team)
     assert stored.get("status", {}).get("observedGeneration") != 99
 
@@ -151,7 +151,7 @@ def test_does_not_change_the_limit_of_a_root(world: World) -> None:
 
 
 def test_does_not_grant_the_right_to_attach(world: World, cluster: Cluster) -> None:
-    """RBAC lets nobody grant what they lack, also an admin of the namespace."""
+    """RBAC lets nobody grant a right that they lack, not even an admin of the namespace."""
     plane = cluster.control_plane
     username = world.delegate.create(
         "authentication.k8s.io/v1/selfsubjectreviews",
@@ -172,5 +172,5 @@ def test_does_not_grant_the_right_to_attach(world: World, cluster: Cluster) -> N
             world.delegate.create("rbac.authorization.k8s.io/v1/roles", grant)
         return refused.value.message
 
-    # Until the role of an admin is in force, it may make no role at all.
+    # Until the admin's role is in force, the admin may create no role at all.
     eventually(lambda: "attempting to grant RBAC permissions not currently held" in denied())

@@ -1,4 +1,4 @@
-"""A quota under which pods left files is deleted, or is not, as its policy says."""
+"""The policy of a quota says whether it can be deleted when its pods left files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def worker(cluster: Cluster, unique: Callable[[str], str]) -> Iterator[TestNode]
 
 
 class Team:
-    """A root quota in one namespace, a team's below it in another, and a file a pod left."""
+    """A root quota, a team's quota below it in another namespace, and a file that a pod left."""
 
     def __init__(self, cluster: Cluster, node: TestNode, hugetlbfs: Path, namespace: str) -> None:
         self.api: Api = cluster.control_plane.api
@@ -46,14 +46,14 @@ class Team:
         self._make(self.namespace, "team", {"parentRef": {"namespace": self.root, "name": "root"}})
         self._leave(node, hugetlbfs)
         for where, name in ((self.namespace, "team"), (self.root, "root")):
-            # For a moment the pod is charged beside what it left: then nothing may be deleted.
+            # For a moment both the pod and its file are charged: then nothing may be deleted.
             eventually(lambda: self._charged(where, name) == (LEFT, LEFT))  # noqa: B023
 
     def retained(self, namespace: str, name: str) -> Object:
         return self._charged(namespace, name)[0]
 
     def _charged(self, namespace: str, name: str) -> tuple[Object, Object]:
-        """What is retained, and what is used in all."""
+        """The retained charge, and the whole use."""
         status = self.api.get(QUOTAS, name, namespace=namespace).get("status") or {}
         return status.get("retained") or {}, status.get("used") or {}
 
@@ -126,7 +126,7 @@ def test_reparent_charges_the_quota_above_at_every_moment(team: Team) -> None:
     team.delete()
 
     def gone() -> bool:
-        assert team.retained(team.root, "root") == LEFT  # at every moment
+        assert team.retained(team.root, "root") == LEFT  # the root is charged at every moment
         return not team.exists()
 
     eventually(gone)

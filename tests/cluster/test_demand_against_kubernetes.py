@@ -1,4 +1,4 @@
-"""Demand, judged by Kubernetes' own code: component-helpers' ``resource.PodRequests``."""
+"""Demand equals the result of Kubernetes' own code: ``resource.PodRequests``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""etcd is restored from a backup: nothing hangs, and nothing trusts the history that was lost."""
+"""etcd is restored from a backup: no program hangs, and none trusts the lost history."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.waiting import eventually
 
 @pytest.fixture
 def restored(assets: Path) -> Iterator[Cluster]:
-    """A control plane of its own."""
+    """A control plane for this test alone."""
     with Cluster(assets=assets) as running:
         yield running
 
 
-# A reservation of the lost history may live for 100 s.
+# A reservation of the lost history may last 100 s.
 @pytest.mark.timeout(420)
 def test_admission_and_count_continue_from_the_restored_state(restored: Cluster) -> None:
     plane, namespace = restored.control_plane, "restored"
@@ -35,20 +35,20 @@ def test_admission_and_count_continue_from_the_restored_state(restored: Cluster)
 
     run(api, namespace, "lost", "64Mi")
     eventually(lambda: used(api, namespace) == {"root": "128Mi", "leaf": "128Mi"})
-    # So much that the new history does not come to where the lost one was.
+    # Write so much that the new history does not reach the lost resourceVersions.
     for number in range(300):
         mark = {"metadata": {"annotations": {"number": str(number)}}}
         api.patch(QUOTAS, "root", mark, namespace=namespace)
     plane.restore(backup)
 
-    # Made before anybody has followed anything anew.
+    # Create it before any program watches again.
     api.create(QUOTAS, quota(namespace, "new", "0", parent="root"))
 
     def refused() -> bool:
         try:
             run(api, namespace, "too-much", "2Mi")
         except ApiError as error:
-            # Not counted yet, or the API server has only just begun.
+            # The quota is not counted yet, or the API server has just started.
             return f"HugeTLBQuota {namespace}/new has no room" in error.message
         raise AssertionError("A quota that was made after the restore was missed.")
 

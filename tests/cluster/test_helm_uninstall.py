@@ -1,6 +1,6 @@
-"""`helm uninstall`: of an application with its own quota, and of the operator.
+"""`helm uninstall` of an application with its own quota, and of the operator.
 
-And `kubectl hugetlb uninstall`, where the operator is gone without its farewell.
+And `kubectl hugetlb uninstall` after the operator was deleted without its hook.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def runner(plane: ControlPlane) -> Helm:
 
 
 def application(folder: Path, policy: str) -> str:
-    """A chart of a quota and a pod under it."""
+    """A chart with a quota and a pod that the quota governs."""
     quota = {
         "apiVersion": "hugetlb.dev/v1alpha1",
         "kind": "HugeTLBQuota",
@@ -89,7 +89,7 @@ def test_an_application_is_uninstalled_with_its_own_quota(
 
 @pytest.fixture
 def alone(assets: Path) -> Iterator[Cluster]:
-    """A cluster of the test's own, with the operator running."""
+    """A cluster for this test alone, with the operator running."""
     with Cluster(assets=assets) as running:
         yield running
 
@@ -121,7 +121,7 @@ def test_the_uninstall_removes_finalizers_before_the_operator(alone: Cluster) ->
     assert lease()["acquireTime"] == taken["acquireTime"]
     assert farewell.child.wait(120) == 0
     assert "HugeTLBQuota default/q" in farewell.log()
-    # Nobody leads who would put it back.
+    # No controller leads that would add the finalizer again.
     assert leader.child.wait(60) != 0
     assert finalizers() == []
     assert "leads" not in standby.log()
@@ -141,7 +141,7 @@ def hugetlb(plane: ControlPlane, *words: str) -> subprocess.CompletedProcess[str
 
 @pytest.mark.timeout(300)
 def test_the_plugin_removes_finalizers_when_the_operator_is_lost(alone: Cluster) -> None:
-    """As after `helm uninstall --no-hooks`."""
+    """The same state as after `helm uninstall --no-hooks`."""
     plane, api = alone.control_plane, alone.control_plane.api
     for namespace in ("stays", "goes"):
         plane.create_namespace(namespace)
@@ -195,7 +195,7 @@ def test_a_release_of_any_name_can_take_over_existing_crds(
     done = helm("install", *words)
     assert done.returncode == 0, done.stderr
     assert "hugetlbquotas.hugetlb.dev does not belong to this release" in done.stdout
-    # What the notes say makes it this release's.
+    # The commands in the notes make the CRDs part of this release.
     for what in ("kubectl annotate crd", "kubectl label crd"):
         command = next(line for line in done.stdout.splitlines() if what in line)
         control_plane.kubectl(*command.split()[1:])

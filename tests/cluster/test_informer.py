@@ -78,7 +78,7 @@ async def test_follows_pods_from_creation_to_deletion(
             if old is not None and old.name == "after" and new is None
         )
         assert old.uid == created["metadata"]["uid"]
-        # Later than all that was told of it: a report that has come this far has seen its end.
+        # The version is later than all events of the pod: a report with it has seen the end.
         assert version > old.resource_version
         assert watched.resource_version >= version
 
@@ -105,7 +105,7 @@ async def test_notices_pods_that_were_deleted_while_it_was_disconnected(
     namespace: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(informer, "PAGE", 2)  # several pages
+    monkeypatch.setattr(informer, "PAGE", 2)  # more than one page
     api = control_plane.api
     for index in range(5):
         api.create("v1/pods", pod(f"p{index}"), namespace=namespace)
@@ -115,9 +115,9 @@ async def test_notices_pods_that_were_deleted_while_it_was_disconnected(
     api.delete("v1/pods", "p1", namespace=namespace, grace_seconds=0)
     api.delete("v1/pods", "p3", namespace=namespace, grace_seconds=0)
     made_anew = api.create("v1/pods", pod("p3"), namespace=namespace)
-    watched._position = ""  # as after a 410
+    watched._position = ""  # the same as after a 410
     async with running(watched) as told:
-        # The scheduler may have written to the others meanwhile: those changes are told too.
+        # The scheduler may have written to the other pods meanwhile: these changes are events too.
         await until(lambda: any(old is None for old, _, _ in told))
         gone = {old.name for old, new, _ in told if old is not None and new is None}
         assert gone == {"p1", "p3"}

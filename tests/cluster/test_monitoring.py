@@ -41,9 +41,9 @@ def pod(name: str, node: str, asks: str) -> Object:
 
 @pytest.fixture
 def prometheus(cluster: Cluster, cluster_namespace: str, tmp_path: Path) -> Iterator[Prometheus]:
-    """It scrapes admission, the controller, and the agent of a node with a pod on it.
+    """Prometheus scrapes admission, the controller, and the agent of a node with a pod.
 
-    The pod fills its quota of 12Mi, and maps 14Mi.
+    The pod fills its quota of 12Mi, and tries to map 14Mi.
     """
     for check in (_root, _cgroup2, _pages, _no_prometheus):
         if (missing := check()) is not None:
@@ -102,7 +102,7 @@ def test_every_query_of_rules_and_dashboard_has_data(
     prometheus: Prometheus, cluster_namespace: str
 ) -> None:
     of_quota = f'{{quota_namespace="{cluster_namespace}",quota="full"}}'
-    # The pod was seen, and at least two scrapes have passed, so that rates have data too.
+    # The pod was seen, and at least two scrapes have passed, so rates have data too.
     prometheus.wait_for(f"hugetlb_quota_pods_bytes{of_quota} == {12 * MIB}")
     prometheus.wait_for('hugetlb_quota_admission_decisions_total{cause="rule"} > 0')
     prometheus.wait_for("rate(hugetlb_quota_admission_decisions_total[1m])")
@@ -118,10 +118,10 @@ def test_every_query_of_rules_and_dashboard_has_data(
     causes = prometheus.query("count by (cause) (hugetlb_quota_admission_decisions_total)")
     assert {each["metric"]["cause"] for each in causes} > {"none", "rule", "unreachable", "bug"}
 
-    # What is wrong here is told, and nothing else of this quota or these programs.
+    # The alerts for this quota and these programs are exactly the expected ones.
     eventually(lambda: "HugeTLBQuotaNearLimit" in prometheus.alerts())
     others = {"HugeTLBAdmissionRefuses", "HugeTLBCertificateEnds", "HugeTLBNotCounted"}
-    # One is pending while a scrape is late, as on a busy machine.
+    # An alert is pending while a scrape is late, as on a busy machine.
     eventually(lambda: not others & prometheus.alerts())
 
 

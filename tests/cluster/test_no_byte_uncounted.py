@@ -1,4 +1,4 @@
-"""The sum never passes the limit: pods end and leave files behind, others press to come in."""
+"""The sum never exceeds the limit while pods end, leave files behind, and new pods try to start."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ MIB = 1024**2
 PAGE = 2 * MIB
 HARD = 32 * MIB
 EACH = 4 * MIB
-#: How long it goes on at least, and at most until it was tight and turned over.
+#: The shortest duration, and the longest until the quota was full and pods were replaced.
 LEAST, MOST = 15.0, 90.0
 
 
 @pytest.fixture
 def worker(cluster: Cluster, unique: Callable[[str], str]) -> Iterator[TestNode]:
-    """A node with far more pages than the quota, so that only the quota can hold them back."""
+    """A node with far more pages than the quota, so that only the quota limits pods."""
     name = unique("worker")
     kubeconfig = cluster.control_plane.user_kubeconfig(f"system:node:{name}", "system:nodes")
     with reserved_pages(PAGE, 2 * HARD // PAGE):
@@ -61,17 +61,17 @@ def test_the_kernels_charge_never_exceeds_the_limit(
         api.delete("v1/pods", pod["metadata"]["name"], namespace=cluster_namespace)
 
     def is_relieved() -> bool:
-        # A pod that had just begun makes its file on the way.
+        # A pod that has just started may still make its file.
         for file in hugetlbfs.iterdir():
             file.unlink()
         return _status(api, cluster_namespace).get("used") == {"hugepages-2Mi": "0"}
 
-    # A create that was cut off for want of time leaves a reservation until it expires.
+    # A create that timed out leaves a reservation until the reservation expires.
     eventually(is_relieved, timeout=150)
 
 
 class _Press:
-    """Creates pods as fast as they are refused, removes their files now and then, and looks."""
+    """Creates pods without a pause, sometimes removes their files, and checks the sum."""
 
     def __init__(self, api: Api, namespace: str, node: TestNode, hugetlbfs: Path) -> None:
         self._api = api
@@ -84,7 +84,7 @@ class _Press:
 
     @property
     def has_shown_something(self) -> bool:
-        """Whether it was tight, and did turn over."""
+        """Whether the quota was full, and pods were replaced."""
         tight = self.most >= HARD - EACH
         return tight and self.admitted >= 20 and self.refused >= 20
 

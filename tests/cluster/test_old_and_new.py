@@ -1,4 +1,4 @@
-"""Programs of the commit before beside those of this tree, under this tree's CRDs and rights."""
+"""Programs of the previous commit run beside programs of this tree, with its CRDs and rights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOM = 8
 
 @dataclass(frozen=True)
 class Releases:
-    """A control plane with this tree's chart, and who starts the programs of each tree."""
+    """A control plane with this tree's chart, and starters for the programs of each tree."""
 
     plane: ControlPlane
     chart: charts.Chart
@@ -36,11 +36,11 @@ class Releases:
     before: Programs
 
     def programs(self, release: str) -> Programs:
-        """Find who starts those of "now" or "before"."""
+        """Return the starter for the programs of "now" or "before"."""
         return self.now if release == "now" else self.before
 
     def ask(self, admission: Program) -> None:
-        """Let the API server ask this one."""
+        """Let the API server call this replica."""
         charts.register_webhooks(self.plane, self.chart, admission.address)
 
 
@@ -53,7 +53,7 @@ def releases(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     helm = assets / "helm"
     chart = charts.render(helm)
     before = charts.render(helm, chart=tree / "charts" / "hugetlb-quota")
-    # An upgrade keeps the secret that the webhooks' paths begin with.
+    # An upgrade keeps the secret start of the webhooks' paths.
     kept = [each for each in before.objects if each["kind"] != "Secret"]
     before = charts.Chart(chart.namespace, [*kept, *chart.of_kind("Secret")])
     with ControlPlane(assets) as plane:
@@ -65,7 +65,7 @@ def releases(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 class Tenant:
-    """A namespace under two quotas, with room for ROOM pods, and who creates them."""
+    """A namespace under two quotas with room for ROOM pods, and the creators of pods."""
 
     def __init__(self, plane: ControlPlane) -> None:
         self.api: Api = plane.api
@@ -88,12 +88,12 @@ class Tenant:
         return [each.get("status", {}) for each in self.api.list(QUOTAS, namespace=self.namespace)]
 
     def pods(self) -> list[str]:
-        """List the pods that are there."""
+        """List the existing pods."""
         found = self.api.list("v1/pods", namespace=self.namespace)
         return [each["metadata"]["name"] for each in found]
 
     def fill(self) -> None:
-        """Create until no more fit, many at a time; then there are ROOM, never more."""
+        """Create many pods at a time until no more fit; then there are exactly ROOM pods."""
 
         def full() -> bool:
             with ThreadPoolExecutor(max_workers=8) as users:
@@ -102,16 +102,16 @@ class Tenant:
             return len(self.pods()) == ROOM
 
         eventually(full, timeout=60)
-        # What was on its way is over, and still nothing fits.
+        # All requests have ended, and still no pod fits.
         assert not self._create()
 
     def leave(self, count: int) -> None:
-        """Delete that many pods."""
+        """Delete ``count`` pods."""
         for name in self.pods()[:count]:
             self.api.delete("v1/pods", name, namespace=self.namespace, grace_seconds=0)
 
     def wait_settled(self) -> None:
-        """Wait until both quotas say what there is, without reservations."""
+        """Wait until both quotas count exactly the existing pods, without reservations."""
         used = f"{2 * ROOM}Mi"
         eventually(
             lambda: all(
@@ -138,7 +138,7 @@ class Tenant:
         try:
             self.api.create("v1/pods", pod)
         except ApiError as error:
-            # Or its connection was of a replica that has just gone.
+            # Or the connection went to a replica that has just ended.
             expected = ("denied the request", "failed calling webhook")
             if not any(each in error.message for each in expected):
                 raise
@@ -159,7 +159,7 @@ def test_each_program_works_with_programs_of_the_commit_before(
     tenant.fill()
     tenant.leave(3)
     tenant.fill()
-    # The upgrade goes on: what was of before is replaced, and nothing is lost.
+    # The upgrade continues: the old programs are replaced, and no charge is lost.
     if admission == "before":
         successor = releases.now.start_admission()
         successor.wait_ready()

@@ -1,4 +1,4 @@
-"""Clusters unlike the usual one of these tests: IPv6 alone, and critical pods limited by quota."""
+"""Special clusters: only IPv6, and critical pods that need a ResourceQuota."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NODES = "hugetlb.dev/v1alpha1/hugetlbnodes"
 
 @pytest.fixture(scope="module")
 def plane(assets: Path) -> Iterator[ControlPlane]:
-    """A control plane on ::1 that lets critical pods nowhere without a quota about them."""
+    """A control plane on ::1 that admits critical pods only with a ResourceQuota for them."""
     with ControlPlane(assets, address="::1", limited_priority_classes=CRITICAL) as running:
         yield running
 
@@ -51,7 +51,7 @@ def pod(namespace: str, name: str, *, hugepages: str = "", **spec: object) -> Ob
 
 
 def is_everywhere(program: Program) -> bool:
-    """Whether its one listening socket is of both families, as ss(8) shows it."""
+    """Whether the one listening socket serves IPv4 and IPv6, as ss(8) shows."""
     port = program.address.rpartition(":")[2]
     listening = Path("/proc/net/tcp6").read_text().splitlines()
     return any(re.search(rf": 0{{32}}:{int(port):04X} \S+ 0A ", line) for line in listening)
@@ -72,7 +72,7 @@ def test_the_operator_works_on_ipv6_alone(
         program.wait_ready()
         assert program.address.split("//")[1].startswith("[::1]:")
         assert is_everywhere(program)
-    # Another rendering has another secret in the webhooks' paths.
+    # Each rendering has another secret in the webhooks' paths.
     chart.register_webhooks(plane, containers.chart, admission.address)
     quota = {
         "apiVersion": "hugetlb.dev/v1alpha1",
@@ -87,7 +87,7 @@ def test_the_operator_works_on_ipv6_alone(
         return str(status.get("pods", {}).get("hugepages-2Mi"))
 
     eventually(lambda: plane.api.list(NODES, fields=f"metadata.name={node}"))
-    # Admission itself waits a moment until the controller has counted.
+    # Admission waits a moment until the controller has counted the quota.
     eventually(lambda: plane.api.get(QUOTAS, "q", namespace=namespace).get("status"))
     plane.api.create("v1/pods", pod(namespace, "fits", hugepages="64Mi"))
     with pytest.raises(ApiError, match=f"HugeTLBQuota {namespace}/q has no room"):
@@ -122,5 +122,5 @@ def test_critical_pods_where_they_need_a_resourcequota(
         return True
 
     eventually(created)
-    # Until the controller manager has counted the quota.
+    # Wait until the controller manager has counted the quota.
     assert [why for why in refused if "quota" not in why] == []

@@ -31,20 +31,20 @@ VIEW = f"{chart.RELEASE}-view"
 
 @pytest.fixture(scope="module")
 def bare(assets: Path) -> Iterator[ControlPlane]:
-    """A control plane of this module's own: what is shown is all that there is."""
+    """A control plane for this module alone, because commands show all objects."""
     with ControlPlane(assets) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def without_anything(bare: ControlPlane) -> Done:
-    """What the plugin says before anything is installed."""
+    """The result of the plugin before the chart is installed."""
     return hugetlb(bare.admin_kubeconfig, "tree")
 
 
 @pytest.fixture(scope="module")
 def plane(bare: ControlPlane, without_anything: Done, helm: Path) -> Iterator[ControlPlane]:
-    """With the tenant of ``plugin_world``, and admission that answers dry runs."""
+    """The control plane with the tenant of ``plugin_world``, and with admission for dry runs."""
     rendered = chart.render(helm)
     plugin_world.fill(bare, rendered)
     programs = plugin_world.serve(bare, rendered)
@@ -60,7 +60,7 @@ def run(plane: ControlPlane) -> Run:
 
 @pytest.fixture
 def viewer(plane: ControlPlane) -> Callable[[str | None], Path]:
-    """A kubeconfig of a user with the view role: everywhere, or in one namespace alone."""
+    """Make a kubeconfig of a user with the view role, in all namespaces or in one."""
 
     def make(namespace: str | None) -> Path:
         user = f"viewer-of-{namespace or 'all'}"
@@ -112,7 +112,7 @@ def data(done: Done) -> Any:
 
 
 def rows(done: Done) -> list[list[str]]:
-    """The words of each line of a table but the first."""
+    """The words of each line of a table except the first."""
     return [line.split() for line in done.stdout.splitlines()[1:]]
 
 
@@ -178,7 +178,7 @@ def test_tree_watch_shows_changes(plane: ControlPlane) -> None:
         stdout=subprocess.PIPE,
         text=True,
         env=env,
-        # As a terminal's shell has it; background jobs and processes of `pytest -n` ignore it.
+        # Background jobs and processes of `pytest -n` ignore SIGINT; a shell's jobs do not.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     assert watching.stdout is not None
@@ -299,7 +299,7 @@ def test_check(run: Run) -> None:
     found = data(done)
     assert done.returncode == 1
     levels = {(each["topic"], each["level"]) for each in found["findings"]}
-    # Nobody runs Deployments here, nor leads; all else is as the chart has it.
+    # No Deployment runs here, and no controller leads; everything else is as in the chart.
     assert ("CRDs", "OK") in levels
     (webhooks,) = [each for each in found["findings"] if each["topic"] == "webhooks"]
     assert "hugetlb-quota-admission has no ready endpoint" in webhooks["message"]
@@ -314,7 +314,7 @@ def test_check(run: Run) -> None:
 def test_check_reads_the_deployed_programs(run: Run, plane: ControlPlane, helm: Path) -> None:
     rendered = chart.render(helm)
     workloads = rendered.of_kind("Deployment") + rendered.of_kind("DaemonSet")
-    # YAML 1.2's octal, which this reader of YAML takes for a text.
+    # An octal number of YAML 1.2, which PyYAML reads as a string.
     shipped = json.loads(json.dumps(workloads).replace('"0o440"', str(0o440)))
     lease = {
         "apiVersion": "coordination.k8s.io/v1",

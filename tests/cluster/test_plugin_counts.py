@@ -1,4 +1,4 @@
-"""What ``kubectl hugetlb who`` lists is what the controller has counted."""
+"""``kubectl hugetlb who`` lists exactly what the controller has counted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.waiting import eventually
 
 @pytest.fixture
 def bound(cluster: Cluster, unique: Callable[[str], str]) -> Iterator[str]:
-    """A Node that reports, as far as its HugeTLBNode says; nothing runs there."""
+    """A Node with a HugeTLBNode; nothing runs there."""
     name, api = unique("reporting"), cluster.control_plane.api
     api.create("v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
     yield name
@@ -73,7 +73,7 @@ def test_who_explains_everything_that_is_counted(
 
 
 def quota(namespace: str, name: str, parent: dict[str, str] | None) -> dict[str, Any]:
-    """The upper one selects no pod itself."""
+    """A quota; a quota without a parent selects no pod."""
     spec: dict[str, Any] = {"hard": {SIZE: "64Mi"}}
     if parent is None:
         spec["podSelector"] = {"matchLabels": {"no": "pod"}}

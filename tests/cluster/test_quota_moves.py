@@ -1,4 +1,4 @@
-"""A quota moves to another parent with all that is charged to it, or stays where it is."""
+"""A quota moves to another parent with all its charges, or the move is refused."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def used(api: Api, namespace: str) -> dict[str, str]:
 
 
 def settled(api: Api, namespace: str) -> bool:
-    """Whether nothing is reserved; the identity of a pod without a node may stay."""
+    """Whether there is no reservation; the identity of a pod without a node may stay."""
     return all(
         len(line.split()) == 7
         for each in api.list(QUOTAS, namespace=namespace)
@@ -88,7 +88,7 @@ def test_charges_move_with_the_quota_or_the_move_is_refused(
     assert used(api, namespace) == {"old": "64Mi", "new": "0", "small": "0", "team": "64Mi"}
 
     move(api, namespace, "team", "new")
-    # In the new parent from the moment of the change: it was reserved before the answer.
+    # The new parent has the charge from the change on, because admission reserved it before.
     assert used(api, namespace)["new"] == "64Mi"
     after = {"old": "0", "new": "64Mi", "small": "0", "team": "64Mi"}
     eventually(lambda: used(api, namespace) == after and settled(api, namespace))
@@ -110,7 +110,7 @@ def test_a_wider_selector_that_exceeds_the_roots_limit_gives_a_warning(
     namespace = cluster_namespace
     make(api, namespace, "root", "64Mi")
     run(api, namespace, "a", "64Mi")
-    run(api, namespace, "b", "64Mi")  # nothing governs them
+    run(api, namespace, "b", "64Mi")  # no quota governs these pods
     make(api, namespace, "leaf", "64Mi")
     parent = {"spec": {"parentRef": {"namespace": namespace, "name": "root"}}}
     api.patch(QUOTAS, "leaf", parent, namespace=namespace)
@@ -151,7 +151,7 @@ def test_refused_pods_make_one_event(cluster: Cluster, api: Api, cluster_namespa
         )
 
     refuse(5)
-    # Ten minutes may end just now.
+    # A period of ten minutes may end at this moment.
     eventually(lambda: sum(count for _, count in told()) == 10)
     refuse(5)
     eventually(lambda: sum(count for _, count in told()) == 20)

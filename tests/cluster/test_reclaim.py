@@ -1,4 +1,4 @@
-"""Files of pods that are gone are removed where their quota asks for it, and nowhere else."""
+"""The agent removes files of gone pods if their quota says so, and no other files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAGE = 2 << 20
 
 @pytest.fixture
 def reclaiming(assets: Path) -> Iterator[Cluster]:
-    """A cluster whose agents have the rights to."""
+    """A cluster whose agents may reclaim files."""
     with Cluster(assets=assets, values={"agent": {"reclaim": True}}) as running:
         yield running
 
@@ -51,7 +51,7 @@ def make_team(api: Api, namespace: str, retained: Object) -> None:
 
 
 def fill(api: Api, namespace: str, node: str, hugetlbfs: Path, file: str) -> None:
-    """A pod of an ordinary user fills a file of two pages and goes."""
+    """A pod of an ordinary user fills a file of two pages and ends."""
     resources = {"hugepages-2Mi": "4Mi", "cpu": "1m", "memory": "16Mi"}
     container = {
         "name": "main",

@@ -1,4 +1,4 @@
-"""No quota, no pages: where the chart says so, on a real API server."""
+"""With admission.requireQuota, pods without a quota get no pages, on a real API server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def api(assets: Path) -> Iterator[Api]:
     with Cluster(assets=assets, values=values) as running:
         running.control_plane.create_namespace("free")
         api = running.control_plane.api
-        # No quota says when the rules are in force.
+        # There is no quota whose condition says when the rules are in force.
         eventually(lambda: WHY in _refusal(api), timeout=60)
         yield api
 

@@ -1,4 +1,4 @@
-"""What a pod leaves in a file counts in its quota until the file goes, on a real API server."""
+"""The pages that a pod leaves in a file stay charged until the file is removed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
 
 
 class World:
-    """One node with its agent, a hugetlbfs of its host, and a namespace under a quota of 16Mi."""
+    """A node with its agent, a hugetlbfs, and a namespace with a quota of 16Mi."""
 
     def __init__(self, cluster: Cluster, namespace: str, node: TestNode, mount: Path) -> None:
         self.cluster, self.api, self.namespace = cluster, cluster.control_plane.api, namespace
@@ -55,7 +55,7 @@ class World:
         return self.agents[-1]
 
     def restart_controller(self) -> None:
-        """As a crash of its container: it leads on at once under the same name."""
+        """Restart like a crashed container: the controller leads at once, under the same name."""
         before = self.cluster.controller
         if before.child.exit_status is None:
             before.kill9()
@@ -78,7 +78,7 @@ class World:
         return self.node.name in names and bool(self.report().boot_id)
 
     def make_quota(self, name: str) -> None:
-        """A quota below q of the pods that have its name as a label."""
+        """Make a quota below q that selects the pods with its name as a label."""
         spec = {
             "hard": {"hugepages-2Mi": "16Mi"},
             "parentRef": {"namespace": self.namespace, "name": "q"},
@@ -89,17 +89,17 @@ class World:
         create_quota(self.api, {**kind, "metadata": metadata, "spec": spec})
 
     def fill(self, file: str, maps: str) -> list[str]:
-        """The command that does so and ends."""
+        """The command of a pod that fills a file and ends."""
         return command("map_pages", maps, f"--file={self.mount / file}")
 
     def run(self, name: str, asks: str, maps: str) -> None:
-        """A pod that maps ``maps`` of a file of its name and ends."""
+        """Run a pod that maps ``maps`` of a file with the pod's name, and ends."""
         self.start(name, asks, self.fill(name, maps))
 
     def move_on(self) -> None:
-        """Have the agent tell how far it has seen, by a pod that comes.
+        """Make the agent report a newer resourceVersion, by a new pod.
 
-        Where none comes or goes, it hears of that once a minute.
+        Without a new or ended pod, the agent learns a newer one once a minute.
         """
         self.start("passing", "", ["true"])
 
@@ -129,7 +129,7 @@ class World:
 
     @contextmanager
     def used_never_below(self, least: str) -> Iterator[None]:
-        """Looks at the quota's use all the time."""
+        """Check the quota's use without a pause."""
         seen, over = set[int](), threading.Event()
 
         def look() -> None:
@@ -201,7 +201,7 @@ def test_a_file_stays_charged_through_kill_9_until_it_is_removed(world: World) -
 
 
 def test_a_file_is_reported_with_its_volume(world: World) -> None:
-    """A hostPath's and an emptyDir's, the pod's end and a kill -9 later still."""
+    """A file of a hostPath and of an emptyDir, also after the pod's end and a kill -9."""
     agent = world.start_agent()
 
     def container(name: str, mount: str, file: str) -> Object:
@@ -242,7 +242,7 @@ def test_a_file_is_reported_with_its_volume(world: World) -> None:
     agent.kill9()
     reported = world.report().reported_at
     world.start_agent()
-    # The new one's own report, of a pod that the API server has no more.
+    # The new agent reports a pod that the API server no longer has.
     eventually(lambda: world.report().reported_at > reported, timeout=90)
     assert told() == {("db/kept", "data", True)}
     (world.mount / "db/kept").unlink()
@@ -252,7 +252,7 @@ def test_a_file_is_reported_with_its_volume(world: World) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("controller", ["goes on", "is another", "is away too"])
 def test_two_pods_that_lived_only_while_the_agent_was_down(world: World, controller: str) -> None:
-    """They leave files of different sizes under different quotas."""
+    """The pods leave files of different sizes under different quotas."""
     agent = world.start_agent()
     for name in "ab":
         world.make_quota(name)
@@ -263,7 +263,7 @@ def test_two_pods_that_lived_only_while_the_agent_was_down(world: World, control
     for name, maps in left.items():
         world.start(name, "8Mi", world.fill(name, maps), quota=name)
     for name in left:
-        # Once it is counted, its identity alone says whose it is.
+        # Once a pod is counted, only its identity says whose the UID is.
         eventually(lambda: world.identified(name) == [world.node.name])  # noqa: B023
     if controller == "is away too":
         world.cluster.controller.kill9()
@@ -285,7 +285,7 @@ def test_two_pods_that_lived_only_while_the_agent_was_down(world: World, control
             )
             assert world.quota(name).retained == {"hugepages-2Mi": maps}
         eventually(lambda: world.quota().used == {"hugepages-2Mi": "10Mi"}, hold=1)
-    # No agent ever saw them in the API: their lines say who pays, and stay for that.
+    # No agent ever saw the pods in the API: their lines say which quotas pay, and stay.
     assert {pod.namespace for pod in world.report().pods} == {""}
     for name in left:
         assert world.identified(name) == [world.node.name]
@@ -293,7 +293,7 @@ def test_two_pods_that_lived_only_while_the_agent_was_down(world: World, control
         assert file.pod == f"{world.namespace}/{name}"
         (world.mount / name).unlink()
     if controller == "is away too":
-        # The new controller knows that they ended before it began, and no more.
+        # The new controller only knows that the pods ended before its start.
         world.move_on()
     eventually(lambda: world.quota().used == {"hugepages-2Mi": "0"}, timeout=120)
     for name in left:
@@ -301,16 +301,16 @@ def test_two_pods_that_lived_only_while_the_agent_was_down(world: World, control
 
 
 def test_the_files_of_a_relabelled_pod_move_with_it(world: World) -> None:
-    """Under q, which governs it all the time, in a and then in b; the agent is away meanwhile."""
+    """The quota q always governs the pod; first a and then b, while the agent is down."""
     agent = world.start_agent()
     for name in "ab":
         world.make_quota(name)
-    # It goes on when it is told to, by its first file's becoming readable to nobody.
+    # The pod continues when its first file loses all read permissions.
     wait = f"while [ $(stat -c %a {world.mount / 'one'}) != 0 ]; do sleep 0.1; done"
     steps = [shlex.join(world.fill("one", "4Mi")), wait, shlex.join(world.fill("two", "6Mi"))]
     world.start("mover", "10Mi", ["/bin/sh", "-c", "; ".join(steps)], quota="a")
     eventually(lambda: [(f.path, f.charged) for f in world.report().files] == [("one", "4Mi")])
-    # A reservation of a pod that was never counted here stays for its whole life.
+    # The reservation of a pod that was never counted stays until it expires.
     eventually(lambda: world.quota("a").pods == {"hugepages-2Mi": "10Mi"})
 
     agent.kill9()

@@ -1,4 +1,4 @@
-"""Each right that a program has is used: the API server's own audit log says so."""
+"""The programs use each of their rights: the API server's audit log shows it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Right(NamedTuple):
 
 @pytest.fixture
 def audited(assets: Path, tmp_path: Path) -> Iterator[tuple[Cluster, Path]]:
-    """A cluster whose API server tells of every request of the programs."""
+    """A cluster whose API server logs every request of the programs."""
     policy, log = tmp_path / "policy.yaml", tmp_path / "audit.log"
     rules = [
         {"level": "Metadata", "userGroups": [f"system:serviceaccounts:{chart.NAMESPACE}"]},
@@ -61,11 +61,11 @@ def audited(assets: Path, tmp_path: Path) -> Iterator[tuple[Cluster, Path]]:
 
 
 def used(log: Path, among: tuple[str, ...] = PROGRAMS) -> set[Right]:
-    """What was asked for and not refused."""
+    """The rights of all requests that were not refused."""
     who = {ACCOUNT.format(chart.NAMESPACE, program): program for program in among}
     found = set()
     for line in log.read_text().splitlines():
-        with suppress(json.JSONDecodeError):  # the last may be half written
+        with suppress(json.JSONDecodeError):  # the last line may be incomplete
             event = json.loads(line)
             program, about = who.get(event["user"]["username"]), event.get("objectRef")
             if program is None or about is None:
@@ -80,7 +80,7 @@ def used(log: Path, among: tuple[str, ...] = PROGRAMS) -> set[Right]:
 
 def granted(rendered: chart.Chart) -> set[Right]:
     return {
-        # A right in a namespace, or to one name, is the same request.
+        # A right in one namespace, or for one name, allows the same request.
         Right(program, resource.partition(" ")[0], verb)
         for program in PROGRAMS
         for resource, verbs in rights_of(rendered, f"hugetlb-quota-{program}").items()
@@ -111,7 +111,7 @@ def pod(namespace: str, name: str, node: str, maps: str) -> Object:
 
 
 def a_day(api: Api, node: str, hugetlbfs: Path) -> None:
-    """Quotas come, change and go; pods are admitted, refused, leave files; others are late."""
+    """Create, change and delete quotas; admit and refuse pods; let pods leave files."""
     retained = {"policy": "Truncate", "after": "1s"}
     create_quota(api, quota("day", "team", "8Mi", retained=retained, childNamespaces={}))
     above = {"namespace": "day", "name": "team"}
@@ -119,7 +119,7 @@ def a_day(api: Api, node: str, hugetlbfs: Path) -> None:
     fill(api, "day", node, hugetlbfs, "left")
     eventually(lambda: not list(hugetlbfs.iterdir()), timeout=60)
     api.create("v1/pods", pod("day", "greedy", node, "4Mi"))
-    # One that is admitted and never made: its reservation ends by a live read.
+    # A pod that is admitted and never created: a live read ends its reservation.
     api.create(
         "v1/resourcequotas",
         {
@@ -138,9 +138,9 @@ def a_day(api: Api, node: str, hugetlbfs: Path) -> None:
     for times in (1, 2):
         with pytest.raises(ApiError, match="Ask for less"):
             api.create("v1/pods", too_much)
-        # The second is added to the Event of the first.
+        # The second refusal updates the Event of the first.
         eventually(lambda times=times: _told(api) == times)  # type: ignore[misc]
-    # One whose parent is not there refuses its pods, once it was read again.
+    # A quota without its parent refuses pods, after admission has read it again.
     nowhere, label = {"namespace": "day", "name": "nowhere"}, {"is": "lost"}
     selector = {"matchLabels": label}
     api.create(QUOTAS, quota("below", "lost", "2Mi", parentRef=nowhere, podSelector=selector))
@@ -182,7 +182,7 @@ def test_every_right_is_used(
         agent = cluster.start_agent(name, cgroup_root=node.cgroup_parent)
         a_day(api, name, hugetlbfs)
         agent.stop()
-    # kopf told of each try to delete, by the names of its handlers.
+    # kopf wrote Events about each try to delete, with the names of its handlers.
     assert "andler" not in cluster.controller.log()
     rights = granted(cluster.chart)
     assert len(rights) > 30

@@ -1,4 +1,4 @@
-"""`helm upgrade` from the chart of the commit before, and `helm rollback` to that."""
+"""`helm upgrade` from the chart of the previous commit, and `helm rollback`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Helm = Callable[..., str]
 
 @pytest.fixture
 def plane(assets: Path) -> Iterator[ControlPlane]:
-    """A control plane of the test's own."""
+    """A control plane for this test alone."""
     with ControlPlane(assets) as running:
         yield running
 
@@ -52,7 +52,7 @@ def test_a_rollback_restores_the_release_and_keeps_the_leaders_fields(
     name = charts.RELEASE
     helm("install", name, str(before), "--create-namespace", OF)
     first = kinds(helm("get", "manifest", name))
-    # What the controller that leads puts in.
+    # The fields that the leading controller sets.
     rendered = charts.render(plane.assets / "helm")
     charts.complete(plane, rendered)
     told = plane.api.get(WEBHOOKS, name)
@@ -71,10 +71,10 @@ def test_a_rollback_restores_the_release_and_keeps_the_leaders_fields(
     helm("rollback", name)
     check("rolled back")
     assert kinds(helm("get", "manifest", name)) == first
-    # What only the later release has is gone.
+    # Objects that only the later release has are gone.
     for kind, gone in second.keys() - first.keys():
         assert gone not in plane.kubectl("get", kind, "-A", check=False).stdout
-    # And forth again, with CRDs and all.
+    # And upgrade again, with CRDs.
     helm("upgrade", name, str(charts.CHART), OF)
     check("upgraded again")
     assert kinds(helm("get", "manifest", name)) == second
@@ -84,5 +84,5 @@ def test_a_rollback_restores_the_release_and_keeps_the_leaders_fields(
         "metadata": {"namespace": "default", "name": "q"},
         "spec": {"hard": {"hugepages-2Mi": "4Mi"}},
     }
-    plane.api.delete(WEBHOOKS, name)  # nobody answers for admission here
+    plane.api.delete(WEBHOOKS, name)  # admission does not run here
     plane.api.create(QUOTAS, quota)

@@ -1,7 +1,7 @@
 """Replicas of admission are replaced one at a time while pods are created: none fails.
 
-A forwarder stands for the Service. As in a rolling update, a new replica is Ready before one
-ends, and the one that ends gets no new connections; those that the API server keeps go on.
+A forwarder replaces the Service. As in a rolling update, a new replica is Ready before an old one
+ends. The old one gets no new connections, and still answers on the API server's connections.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REPLACED = 4
 
 @pytest.fixture(scope="module")
 def own_cluster(assets: object) -> Iterator[Cluster]:
-    """One whose webhooks may be pointed elsewhere."""
+    """A cluster for this test alone, because the test changes the webhooks."""
     with ControlPlane() as plane, Cluster(control_plane=plane) as running:
         yield running
 
@@ -49,7 +49,7 @@ class Creators:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Create while the context lasts; what was begun is waited for."""
+        """Create pods inside the context, and wait for started requests at its end."""
         end = asyncio.Event()
         context = ssl.create_default_context(cafile=str(self._plane.ca_file))
         (user,) = yaml.safe_load(self._plane.admin_kubeconfig.read_text())["users"]
@@ -80,7 +80,7 @@ class Creators:
                 self.failed.append(said)
 
     async def wait_for(self, more: int) -> None:
-        """Wait until that many more pods were created, or one failed."""
+        """Wait until ``more`` more pods were created, or a request failed."""
         until = self.created + more
         async with asyncio.timeout(60):
             while self.created < until and not self.failed:
@@ -116,7 +116,7 @@ async def test_no_create_fails_while_replicas_are_replaced(own_cluster: Cluster)
 
 
 async def replace(old: Program, forwarder: Forwarder) -> None:
-    """End it as kubelet does: the Service forgets it first."""
+    """End the replica like kubelet: first the Service removes it."""
     forwarder.leave_out(port_of(old))
-    # It ends by itself when the API server has left, long before it would have to be killed.
+    # The replica ends when the API server has closed its connections, long before a kill.
     assert await asyncio.to_thread(old.stop, 60.0) == 0

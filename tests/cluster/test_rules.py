@@ -1,4 +1,4 @@
-"""The alerts, as Prometheus understands them, and the page that each one links."""
+"""Prometheus accepts and tests the alerts, and each alert links its runbook."""
 
 from __future__ import annotations
 

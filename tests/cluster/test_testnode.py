@@ -1,4 +1,4 @@
-"""A test node under the real scheduler, with a kubelet's own identity and rights."""
+"""A test node with the real scheduler, and with the identity and rights of a kubelet."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Json = dict[str, Any]
 def running(
     request: pytest.FixtureRequest, control_plane: ControlPlane, unique: Callable[[str], str]
 ) -> Iterator[TestNode]:
-    """A ready node with room for 16 pages, whose identity is a kubelet's."""
+    """A ready node with room for 16 pages, and with the identity of a kubelet."""
     for check in (preflight._root, preflight._cgroup2, preflight._pages):
         require(check())
     driver: Driver = request.param
@@ -114,7 +114,7 @@ def test_a_pod_is_scheduled_and_runs_and_its_status_has_the_output(
         running.driver, over["status"]["qosClass"], over["metadata"]["uid"]
     )
     until(lambda: not cgroup.exists())
-    # The pod of a finished program is gone from the node, its object stays.
+    # The node removed the pod of the finished program; the object stays.
     control_plane.api.delete("v1/pods", "a", namespace=namespace)
     wait(control_plane, made, lambda found: found is None)
 
@@ -135,7 +135,7 @@ def test_a_pod_that_does_not_fit_stays_pending(
 def test_a_deletion_removes_the_cgroup_before_the_object(
     running: TestNode, control_plane: ControlPlane, namespace: str
 ) -> None:
-    # It takes a while to end, so that a wrong order shows.
+    # The pod ends slowly, so that a wrong order is visible.
     slow = "trap 'sleep 1; exit 0' TERM; while :; do sleep 0.05; done"
     made = control_plane.api.create(
         "v1/pods",
@@ -157,7 +157,7 @@ def test_a_deletion_removes_the_cgroup_before_the_object(
     seen_alive: list[Json | None] = []
 
     def look(found: Json | None) -> bool:
-        # The object is read before the cgroup: where it is gone, the cgroup must be.
+        # Read the object before the cgroup: without the object, there must be no cgroup.
         if cgroup.exists():
             seen_alive.append(found)
         return found is None
@@ -231,7 +231,7 @@ def pids(cgroup: Path) -> list[str]:
 
 
 def traps_term(pid: str) -> bool:
-    """Whether it is a shell that handles SIGTERM."""
+    """Whether the process is a shell that handles SIGTERM."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""docs/tutorial.md and adopting.md as a reader types them: the page says what is printed."""
+"""Type in docs/tutorial.md and adopting.md, and compare the output with the pages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REFUSED = (" is refused", " asks for ")
 
 @pytest.fixture(scope="module")
 def installed(assets: Path) -> Iterator[Cluster]:
-    """A cluster of this module's own: the page shows all quotas that there are."""
+    """A cluster for this module alone, because the pages show all quotas."""
     with Cluster(assets=assets) as running:
         yield running
 
@@ -35,7 +35,7 @@ def type_in(cluster: Cluster, step: Step) -> subprocess.CompletedProcess[str]:
         env={
             "KUBECONFIG": str(plane.admin_kubeconfig),
             "HOME": str(plane.directory),
-            # kubectl finds kubectl-hugetlb on the PATH.
+            # kubectl finds kubectl-hugetlb on PATH.
             "PATH": os.pathsep.join(
                 (str(plane.assets), str(Path(sys.executable).parent), os.environ.get("PATH", ""))
             ),

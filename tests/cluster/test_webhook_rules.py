@@ -1,4 +1,4 @@
-"""What the shipped webhook configuration asks admission about, and what it spares it."""
+"""The requests for which the chart's webhooks call admission, and those for which they do not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WITH_HUGE = {"requests": HUGE, "limits": HUGE}
 def recorder(
     control_plane: ControlPlane, helm: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Recorder]:
-    """Takes admission's place for this module."""
+    """A server that records requests instead of admission."""
     rendered = chart.render(helm)
     chart.install(control_plane, rendered)
     pair = chart.serving(control_plane, rendered).pair
@@ -42,7 +42,7 @@ def recorder(
 
 @pytest.fixture
 def asked(recorder: Recorder) -> Callable[[str], Objects]:
-    """Tell what a path was asked since the test began."""
+    """Return a function that gives the requests for a path since the test began."""
     recorder.forget()
     return recorder.take
 
@@ -51,7 +51,7 @@ Asked = Callable[[str], Objects]
 
 
 def pod(name: str = "pod", **spec: object) -> Object:
-    """Make a pod of one container without huge pages, with this in its spec besides."""
+    """Make a pod with one container without huge pages, and with more fields in its spec."""
     container = {"name": "main", "image": "none", "resources": {"requests": PLAIN}}
     return {
         "apiVersion": "v1",
@@ -162,7 +162,7 @@ def test_kube_system_and_the_operators_own_namespace_are_spared(
 def test_no_namespace_can_become_spared(
     control_plane: ControlPlane, namespace: str, asked: Asked
 ) -> None:
-    """The label that the selector goes by is the API server's: it is the name, whoever writes."""
+    """The API server sets the label of the selector to the namespace's name, whoever writes."""
     label = {"metadata": {"labels": {"kubernetes.io/metadata.name": "kube-system"}}}
     control_plane.api.patch("v1/namespaces", namespace, label)
     body = pod(containers=[container("main", WITH_HUGE)])
@@ -193,7 +193,7 @@ def test_admission_is_called_for_an_update_of_labels(
         ({"labels": None}, True),
     ):
         api.patch("v1/pods", "pod", {"metadata": metadata}, namespace=namespace)
-        # Asked again when the scheduler writes to the pod at the same time (GuaranteedUpdate).
+        # The API server calls again if the scheduler writes to the pod at the same time.
         operations = {each["operation"] for each in asked(PODS)}
         assert operations == ({"UPDATE"} if is_asked else set()), metadata
     by_status = {"metadata": {"labels": {"team": "c"}}}
@@ -258,6 +258,6 @@ def test_admission_is_called_for_a_quota_whose_spec_changes(
     spec = {"spec": {"hard": {"hugepages-2Mi": "8Mi"}}}
     api.patch(quotas, "quota", spec, namespace=namespace)
     api.delete(quotas, "quota", namespace=namespace)
-    # Asked again where the API server had decided on its cache, which was late (GuaranteedUpdate).
+    # The API server calls again if its cache was late.
     operations = list(dict.fromkeys(each["operation"] for each in asked(QUOTAS)))
     assert operations == ["CREATE", "UPDATE", "DELETE"]
