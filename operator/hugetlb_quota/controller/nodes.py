@@ -173,19 +173,25 @@ def read_spec(raw: Any) -> NodeSpec:
     spec = raw if isinstance(raw, dict) else {}
     reclaim: dict[str, timedelta] = {}
     heirs: dict[str, frozenset[QuotaKey]] = {}
-    for row in spec.get("reclaim") or ():
+    for row in _rows(spec, "reclaim"):
         try:
             entry = read_leniently(ReclaimSpec, row)
             reclaim[entry.uid] = duration.parse(entry.after)
         except ValueError:
             continue
-    for row in spec.get("heirs") or ():
+    for row in _rows(spec, "heirs"):
         try:
             heir = read_leniently(HeirSpec, row)
         except ValueError:
             continue
         heirs[heir.uid] = frozenset(map(QuotaKey.parse, heir.quotas))
     return NodeSpec(reclaim, heirs)
+
+
+def _rows(spec: Mapping[str, Any], field: str) -> list[Any]:
+    """The rows of a list in a spec; none if the value is not a list."""
+    rows = spec.get(field)
+    return rows if isinstance(rows, list) else []
 
 
 def project_node(raw: Mapping[str, Any]) -> NodeFacts:

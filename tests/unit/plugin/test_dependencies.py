@@ -37,7 +37,9 @@ def test_the_plugin_runs_without_what_only_the_programs_need() -> None:
         timeout=60,
     )
     # 4: the plugin came as far as to look for a cluster.
-    assert (done.returncode, done.stderr.split(":")[0]) == (4, "No cluster to talk to"), done.stderr
+    assert (done.returncode, done.stderr.split(":")[0]) == (4, "No cluster is configured"), (
+        done.stderr
+    )
 
 
 def test_the_imports_that_the_linter_forbids_are_those_packages() -> None:
