@@ -12,6 +12,7 @@ import aiohttp
 from tests.chaos.observer import PAGES, Key, Ledger, Pod
 from tests.kube.api import Object
 from tests.kube.control_plane import ControlPlane
+from tests.kube.quotas import quota_object
 from tests.waiting import eventually
 
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
@@ -63,12 +64,7 @@ def quota(key: Key, level: int, parent: Key | None, labels: dict[str, str]) -> O
     }
     if parent is not None:
         spec["parentRef"] = {"namespace": parent[0], "name": parent[1]}
-    return {
-        "apiVersion": "hugetlb.dev/v1alpha1",
-        "kind": "HugeTLBQuota",
-        "metadata": {"namespace": key[0], "name": key[1]},
-        "spec": spec,
-    }
+    return quota_object(key[0], key[1], spec)
 
 
 def pod(name: str, team: str, mib: int) -> Object:

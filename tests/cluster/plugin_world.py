@@ -14,6 +14,7 @@ from tests.kube import chart as charts
 from tests.kube.api import Object
 from tests.kube.control_plane import ControlPlane
 from tests.kube.programs import Programs
+from tests.kube.quotas import quota_object
 
 QUOTAS: Final = "hugetlb.dev/v1alpha1/hugetlbquotas"
 NODES: Final = "hugetlb.dev/v1alpha1/hugetlbnodes"
@@ -127,12 +128,7 @@ def _make_quota(
     ready = _condition("Ready", reason or "Attached", good=not reason)
     created = plane.api.create(
         QUOTAS,
-        {
-            "apiVersion": "hugetlb.dev/v1alpha1",
-            "kind": "HugeTLBQuota",
-            "metadata": {"namespace": namespace, "name": name},
-            "spec": spec,
-        },
+        quota_object(namespace, name, spec),
     )
     told = {**status, "observedGeneration": 1, "conditions": [ready]}
     plane.api.replace(QUOTAS, created | {"status": told}, subresource="status")

@@ -20,6 +20,7 @@ from tests.kube import chart
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.control_plane import ControlPlane
 from tests.kube.programs import Program, Programs
+from tests.kube.quotas import quota_object
 
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
 MIB = 1024**2
@@ -111,12 +112,7 @@ def quota(
         spec["childNamespaces"] = children
     if selector is not None:
         spec["podSelector"] = selector
-    return {
-        "apiVersion": "hugetlb.dev/v1alpha1",
-        "kind": "HugeTLBQuota",
-        "metadata": {"namespace": namespace, "name": name},
-        "spec": spec,
-    }
+    return quota_object(namespace, name, spec)
 
 
 def pod(namespace: str, name: str, amount: str = "64Mi", **metadata: Any) -> Object:

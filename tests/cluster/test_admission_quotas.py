@@ -16,6 +16,7 @@ from tests.kube import chart
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.control_plane import ControlPlane
 from tests.kube.programs import Programs
+from tests.kube.quotas import quota_object
 
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
 SIZE = "hugepages-2Mi"
@@ -65,12 +66,7 @@ def quota(
         spec["parentRef"] = {"namespace": parent[0], "name": parent[1]}
     if children is not None:
         spec["childNamespaces"] = children
-    return {
-        "apiVersion": "hugetlb.dev/v1alpha1",
-        "kind": "HugeTLBQuota",
-        "metadata": {"namespace": namespace, "name": name},
-        "spec": spec,
-    }
+    return quota_object(namespace, name, spec)
 
 
 def charge(api: Api, namespace: str, name: str, amount: str) -> None:

@@ -15,6 +15,7 @@ from tests.kube import chart
 from tests.kube.api import Object
 from tests.kube.control_plane import ControlPlane
 from tests.kube.programs import Program, Programs
+from tests.kube.quotas import quota_object
 from tests.preflight import _cgroup2, _pages, _root
 from tests.testnode.hugepages import reserved_pages
 from tests.testnode.process import TestNode
@@ -33,12 +34,7 @@ class World:
         self.api, self.programs, self.node = plane.api, programs, node
         self.namespace = f"team-{uuid.uuid4().hex[:8]}"
         plane.create_namespace(self.namespace)
-        quota = {
-            "apiVersion": "hugetlb.dev/v1alpha1",
-            "kind": "HugeTLBQuota",
-            "metadata": {"name": "q", "namespace": self.namespace},
-            "spec": {"hard": {"hugepages-2Mi": "64Mi"}},
-        }
+        quota = quota_object(self.namespace, "q", {"hard": {"hugepages-2Mi": "64Mi"}})
         self.api.create(QUOTAS, quota, namespace=self.namespace)
 
     def start_agent(self) -> Program:

@@ -9,7 +9,7 @@ import pytest
 from tests.cluster.test_quota_moves import QUOTAS, run
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.cluster import Cluster
-from tests.kube.quotas import create_quota
+from tests.kube.quotas import create_quota, quota_object
 from tests.kube.reservations import pending
 from tests.waiting import eventually
 
@@ -50,12 +50,7 @@ def make(
         spec["parentRef"] = {"namespace": parent[0], "name": parent[1]}
     if children is not None:
         spec["childNamespaces"] = children
-    body = {
-        "apiVersion": "hugetlb.dev/v1alpha1",
-        "kind": "HugeTLBQuota",
-        "metadata": {"namespace": namespace, "name": name},
-        "spec": spec,
-    }
+    body = quota_object(namespace, name, spec)
     create_quota(api, body)
 
 

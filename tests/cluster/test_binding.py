@@ -9,7 +9,7 @@ import pytest
 from tests.cluster.test_quota_moves import QUOTAS, run, used
 from tests.kube.api import Api, Object
 from tests.kube.cluster import Cluster
-from tests.kube.quotas import create_quota
+from tests.kube.quotas import create_quota, quota_object
 from tests.waiting import eventually
 
 
@@ -20,12 +20,7 @@ def api(cluster: Cluster) -> Api:
 
 def make(api: Api, namespace: str, team: str) -> None:
     spec = {"hard": {"hugepages-2Mi": "64Mi"}, "podSelector": {"matchLabels": {"team": team}}}
-    body = {
-        "apiVersion": "hugetlb.dev/v1alpha1",
-        "kind": "HugeTLBQuota",
-        "metadata": {"namespace": namespace, "name": team},
-        "spec": spec,
-    }
+    body = quota_object(namespace, team, spec)
     create_quota(api, body)
 
 

@@ -21,6 +21,7 @@ from tests.kube import chart as charts
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.control_plane import ControlPlane
 from tests.kube.programs import Program, Programs
+from tests.kube.quotas import quota_object
 from tests.waiting import eventually
 
 WEBHOOKS = "admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
@@ -62,12 +63,7 @@ def start(plane: ControlPlane, chart: charts.Chart, programs: Programs, *extra: 
 
 
 def quota(namespace: str) -> Object:
-    return {
-        "apiVersion": "hugetlb.dev/v1alpha1",
-        "kind": "HugeTLBQuota",
-        "metadata": {"name": "q", "namespace": namespace},
-        "spec": {"hard": {"hugepages-2Mi": "4Mi"}},
-    }
+    return quota_object(namespace, "q", {"hard": {"hugepages-2Mi": "4Mi"}})
 
 
 def pod(namespace: str, amount: str) -> Object:

@@ -14,6 +14,7 @@ import pytest
 from tests.kube import chart
 from tests.kube.containers import Containers
 from tests.kube.control_plane import ControlPlane
+from tests.kube.quotas import quota_object
 from tests.waiting import eventually
 
 LEASES = "coordination.k8s.io/v1/leases"
@@ -54,12 +55,7 @@ def test_the_controller_leads_and_handles_a_deletion(
         return bool(held["spec"]["holderIdentity"] == controller.identity)
 
     eventually(lambda: "leads" in controller.log() and leads(), timeout=60)
-    quota = {
-        "apiVersion": "hugetlb.dev/v1alpha1",
-        "kind": "HugeTLBQuota",
-        "metadata": {"name": "q", "namespace": namespace},
-        "spec": {"hard": {"hugepages-2Mi": "64Mi"}},
-    }
+    quota = quota_object(namespace, "q", {"hard": {"hugepages-2Mi": "64Mi"}})
     control_plane.api.create(QUOTAS, quota, namespace=namespace)
 
     def stored() -> dict[str, object]:

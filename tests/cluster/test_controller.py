@@ -24,6 +24,7 @@ from tests.kube import chart as charts
 from tests.kube.api import Api, ApiError, Object, Objects
 from tests.kube.control_plane import ControlPlane
 from tests.kube.programs import Program, Programs
+from tests.kube.quotas import quota_object
 from tests.waiting import eventually
 
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
@@ -81,12 +82,7 @@ def api(plane: ControlPlane) -> Api:
 
 
 def quota(namespace: str, name: str, hard: str, **spec: Any) -> Object:
-    return {
-        "apiVersion": "hugetlb.dev/v1alpha1",
-        "kind": "HugeTLBQuota",
-        "metadata": {"namespace": namespace, "name": name},
-        "spec": {"hard": {"hugepages-2Mi": hard}, **spec},
-    }
+    return quota_object(namespace, name, {"hard": {"hugepages-2Mi": hard}, **spec})
 
 
 def parent(namespace: str, name: str) -> Object:

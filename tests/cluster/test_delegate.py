@@ -10,6 +10,7 @@ import pytest
 from tests.kube import chart
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.cluster import Cluster
+from tests.kube.quotas import quota_object
 from tests.waiting import eventually
 
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
@@ -27,12 +28,7 @@ class World:
 
     def quota(self, name: str, hard: str, parent: Object | None, **spec: object) -> Object:
         more = {} if parent is None else {"parentRef": parent}
-        return {
-            "apiVersion": "hugetlb.dev/v1alpha1",
-            "kind": "HugeTLBQuota",
-            "metadata": {"name": name, "namespace": self.team},
-            "spec": {"hard": {SIZE: hard}, **more, **spec},
-        }
+        return quota_object(self.team, name, {"hard": {SIZE: hard}, **more, **spec})
 
     def change(self, name: str, **spec: object) -> Object:
         return self.delegate.patch(QUOTAS, name, {"spec": spec}, namespace=self.team)

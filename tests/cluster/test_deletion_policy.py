@@ -9,7 +9,7 @@ import pytest
 
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.cluster import Cluster
-from tests.kube.quotas import create_quota
+from tests.kube.quotas import create_quota, quota_object
 from tests.testnode.hugepages import reserved_pages
 from tests.testnode.process import TestNode
 from tests.waiting import eventually
@@ -68,12 +68,7 @@ class Team:
         self.api.patch(QUOTAS, "team", policy, namespace=self.namespace)
 
     def _make(self, namespace: str, name: str, spec: Object) -> None:
-        body = {
-            "apiVersion": "hugetlb.dev/v1alpha1",
-            "kind": "HugeTLBQuota",
-            "metadata": {"namespace": namespace, "name": name},
-            "spec": {"hard": {"hugepages-2Mi": "8Mi"}, **spec},
-        }
+        body = quota_object(namespace, name, {"hard": {"hugepages-2Mi": "8Mi"}, **spec})
         create_quota(self.api, body)
 
     def _leave(self, node: TestNode, hugetlbfs: Path) -> None:

@@ -21,6 +21,7 @@ from tests.kube.api import Object
 from tests.kube.cluster import Cluster
 from tests.kube.control_plane import ControlPlane
 from tests.kube.programs import Program
+from tests.kube.quotas import quota_object
 from tests.waiting import eventually
 
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
@@ -33,12 +34,7 @@ Helm = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def simple_quota(namespace: str) -> Object:
-    return {
-        "apiVersion": "hugetlb.dev/v1alpha1",
-        "kind": "HugeTLBQuota",
-        "metadata": {"namespace": namespace, "name": "q"},
-        "spec": {"hard": {"hugepages-2Mi": "4Mi"}},
-    }
+    return quota_object(namespace, "q", {"hard": {"hugepages-2Mi": "4Mi"}})
 
 
 def runner(plane: ControlPlane) -> Helm:

@@ -16,7 +16,7 @@ from tests.cluster.test_rules import ALERTS, alerts
 from tests.kube import chart
 from tests.kube.api import ApiError, Object
 from tests.kube.cluster import Cluster
-from tests.kube.quotas import create_quota
+from tests.kube.quotas import create_quota, quota_object
 from tests.preflight import _cgroup2, _pages, _root
 from tests.prometheus import Prometheus, static
 from tests.testnode.hugepages import reserved_pages
@@ -49,12 +49,7 @@ def prometheus(cluster: Cluster, cluster_namespace: str, tmp_path: Path) -> Iter
         if (missing := check()) is not None:
             (pytest.fail if os.environ.get("REQUIRE_LAYERS") == "1" else pytest.skip)(missing)
     plane, name = cluster.control_plane, f"node-{uuid.uuid4().hex[:8]}"
-    quota = {
-        "apiVersion": "hugetlb.dev/v1alpha1",
-        "kind": "HugeTLBQuota",
-        "metadata": {"name": "full", "namespace": cluster_namespace},
-        "spec": {"hard": {"hugepages-2Mi": "12Mi"}},
-    }
+    quota = quota_object(cluster_namespace, "full", {"hard": {"hugepages-2Mi": "12Mi"}})
     create_quota(plane.api, quota)
     with (
         reserved_pages(2 * MIB, 8),

@@ -13,7 +13,7 @@ import pytest
 
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.cluster import Cluster
-from tests.kube.quotas import create_quota
+from tests.kube.quotas import create_quota, quota_object
 from tests.testnode.hugepages import reserved_pages
 from tests.testnode.process import TestNode
 from tests.waiting import eventually
@@ -46,12 +46,7 @@ def test_the_kernels_charge_never_exceeds_the_limit(
     cluster: Cluster, cluster_namespace: str, worker: TestNode, hugetlbfs: Path
 ) -> None:
     api = cluster.control_plane.api
-    quota = {
-        "apiVersion": "hugetlb.dev/v1alpha1",
-        "kind": "HugeTLBQuota",
-        "metadata": {"namespace": cluster_namespace, "name": "flat"},
-        "spec": {"hard": {"hugepages-2Mi": str(HARD)}},
-    }
+    quota = quota_object(cluster_namespace, "flat", {"hard": {"hugepages-2Mi": str(HARD)}})
     create_quota(api, quota)
     press = _Press(api, cluster_namespace, worker, hugetlbfs)
     press.run()

@@ -14,6 +14,7 @@ from tests.kube.api import ApiError, Object
 from tests.kube.containers import Containers
 from tests.kube.control_plane import ControlPlane
 from tests.kube.programs import Program
+from tests.kube.quotas import quota_object
 from tests.waiting import eventually
 
 CRITICAL = ("system-node-critical", "system-cluster-critical")
@@ -74,12 +75,7 @@ def test_the_operator_works_on_ipv6_alone(
         assert is_everywhere(program)
     # Each rendering has another secret in the webhooks' paths.
     chart.register_webhooks(plane, containers.chart, admission.address)
-    quota = {
-        "apiVersion": "hugetlb.dev/v1alpha1",
-        "kind": "HugeTLBQuota",
-        "metadata": {"name": "q", "namespace": namespace},
-        "spec": {"hard": {"hugepages-2Mi": "64Mi"}},
-    }
+    quota = quota_object(namespace, "q", {"hard": {"hugepages-2Mi": "64Mi"}})
     plane.api.create(QUOTAS, quota)
 
     def used() -> str:

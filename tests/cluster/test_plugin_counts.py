@@ -12,6 +12,7 @@ import pytest
 from tests.cluster.plugin_world import NODES, QUOTAS, SIZE, a_pod
 from tests.cluster.test_plugin import hugetlb
 from tests.kube.cluster import Cluster
+from tests.kube.quotas import quota_object
 from tests.waiting import eventually
 
 
@@ -79,12 +80,7 @@ def quota(namespace: str, name: str, parent: dict[str, str] | None) -> dict[str,
         spec["podSelector"] = {"matchLabels": {"no": "pod"}}
     else:
         spec["parentRef"] = parent
-    return {
-        "apiVersion": "hugetlb.dev/v1alpha1",
-        "kind": "HugeTLBQuota",
-        "metadata": {"namespace": namespace, "name": name},
-        "spec": spec,
-    }
+    return quota_object(namespace, name, spec)
 
 
 def status(cluster: Cluster, namespace: str, name: str) -> Any:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.cluster import Cluster
-from tests.kube.quotas import create_quota
+from tests.kube.quotas import create_quota, quota_object
 from tests.waiting import eventually
 
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
@@ -29,12 +29,7 @@ def quota(namespace: str, name: str, hard: str, parent: str | None = None) -> Ob
         spec["podSelector"] = {"matchLabels": {"none": "at-all"}}
     else:
         spec["parentRef"] = {"namespace": namespace, "name": parent}
-    return {
-        "apiVersion": "hugetlb.dev/v1alpha1",
-        "kind": "HugeTLBQuota",
-        "metadata": {"namespace": namespace, "name": name},
-        "spec": spec,
-    }
+    return quota_object(namespace, name, spec)
 
 
 def run(api: Api, namespace: str, name: str, amount: str, **labels: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.kube.api import Api, Object
 from tests.kube.cluster import Cluster
-from tests.kube.quotas import create_quota
+from tests.kube.quotas import create_quota, quota_object
 from tests.testnode.hugepages import reserved_pages
 from tests.testnode.process import TestNode
 from tests.waiting import eventually
@@ -41,12 +41,9 @@ def worker(reclaiming: Cluster, unique: Callable[[str], str]) -> Iterator[TestNo
 
 
 def make_team(api: Api, namespace: str, retained: Object) -> None:
-    body = {
-        "apiVersion": "hugetlb.dev/v1alpha1",
-        "kind": "HugeTLBQuota",
-        "metadata": {"namespace": namespace, "name": "team"},
-        "spec": {"hard": {"hugepages-2Mi": "16Mi"}, "retained": retained},
-    }
+    body = quota_object(
+        namespace, "team", {"hard": {"hugepages-2Mi": "16Mi"}, "retained": retained}
+    )
     create_quota(api, body)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.cluster import Cluster
+from tests.kube.quotas import quota_object
 from tests.waiting import eventually
 
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
@@ -68,12 +69,7 @@ def test_only_governed_pods_get_pages(api: Api) -> None:
         return any(WHY in each["message"] for each in conditions.get("conditions", ()))
 
     eventually(told)
-    quota = {
-        "apiVersion": "hugetlb.dev/v1alpha1",
-        "kind": "HugeTLBQuota",
-        "metadata": {"name": "q", "namespace": "free"},
-        "spec": {"hard": {"hugepages-2Mi": "8Mi"}},
-    }
+    quota = quota_object("free", "q", {"hard": {"hugepages-2Mi": "8Mi"}})
     api.create(QUOTAS, quota)
     api.create("v1/pods", pod("governed", "2Mi"))
     used = {"hugepages-2Mi": "4Mi"}

@@ -19,7 +19,7 @@ from hugetlb_quota.api.quota import HugeTLBQuota
 from tests.kube.api import ApiError, Object
 from tests.kube.cluster import Cluster
 from tests.kube.programs import Program
-from tests.kube.quotas import create_quota
+from tests.kube.quotas import create_quota, quota_object
 from tests.preflight import _cgroup2, _pages, _root
 from tests.testnode.hugepages import reserved_pages
 from tests.testnode.process import TestNode
@@ -39,12 +39,7 @@ class World:
         self.cluster, self.api, self.namespace = cluster, cluster.control_plane.api, namespace
         self.node, self.mount = node, mount
         self.agents: list[Program] = []
-        quota = {
-            "apiVersion": "hugetlb.dev/v1alpha1",
-            "kind": "HugeTLBQuota",
-            "metadata": {"name": "q", "namespace": namespace},
-            "spec": {"hard": {"hugepages-2Mi": "16Mi"}},
-        }
+        quota = quota_object(namespace, "q", {"hard": {"hugepages-2Mi": "16Mi"}})
         create_quota(self.api, quota)
 
     def start_agent(self) -> Program:

@@ -17,7 +17,7 @@ from tests.kube import chart
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.cluster import Cluster
 from tests.kube.control_plane import ControlPlane
-from tests.kube.quotas import create_quota
+from tests.kube.quotas import create_quota, quota_object
 from tests.testnode.hugepages import reserved_pages
 from tests.testnode.process import TestNode
 from tests.waiting import eventually
@@ -89,12 +89,7 @@ def granted(rendered: chart.Chart) -> set[Right]:
 
 
 def quota(namespace: str, name: str, hard: str, **spec: object) -> Object:
-    return {
-        "apiVersion": "hugetlb.dev/v1alpha1",
-        "kind": "HugeTLBQuota",
-        "metadata": {"namespace": namespace, "name": name},
-        "spec": {"hard": {"hugepages-2Mi": hard}, **spec},
-    }
+    return quota_object(namespace, name, {"hard": {"hugepages-2Mi": hard}, **spec})
 
 
 def pod(namespace: str, name: str, node: str, maps: str) -> Object:

@@ -15,6 +15,7 @@ from tests import previous
 from tests.kube import chart as charts
 from tests.kube.api import Object
 from tests.kube.control_plane import ControlPlane
+from tests.kube.quotas import quota_object
 
 WEBHOOKS = "admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
@@ -78,11 +79,6 @@ def test_a_rollback_restores_the_release_and_keeps_the_leaders_fields(
     helm("upgrade", name, str(charts.CHART), OF)
     check("upgraded again")
     assert kinds(helm("get", "manifest", name)) == second
-    quota: Object = {
-        "apiVersion": "hugetlb.dev/v1alpha1",
-        "kind": "HugeTLBQuota",
-        "metadata": {"namespace": "default", "name": "q"},
-        "spec": {"hard": {"hugepages-2Mi": "4Mi"}},
-    }
+    quota: Object = quota_object("default", "q", {"hard": {"hugepages-2Mi": "4Mi"}})
     plane.api.delete(WEBHOOKS, name)  # admission does not run here
     plane.api.create(QUOTAS, quota)

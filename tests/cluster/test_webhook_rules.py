@@ -12,6 +12,7 @@ import pytest
 from tests.kube import chart
 from tests.kube.api import Object, Objects
 from tests.kube.control_plane import ControlPlane
+from tests.kube.quotas import quota_object
 from tests.kube.recorder import Recorder
 
 PODS = "/validate-pods"
@@ -245,12 +246,7 @@ def test_admission_is_called_for_a_quota_whose_spec_changes(
     control_plane: ControlPlane, namespace: str, asked: Asked
 ) -> None:
     api, quotas = control_plane.api, "hugetlb.dev/v1alpha1/hugetlbquotas"
-    quota = {
-        "apiVersion": "hugetlb.dev/v1alpha1",
-        "kind": "HugeTLBQuota",
-        "metadata": {"name": "quota", "namespace": namespace},
-        "spec": {"hard": {"hugepages-2Mi": "4Mi"}},
-    }
+    quota = quota_object(namespace, "quota", {"hard": {"hugepages-2Mi": "4Mi"}})
     api.create(quotas, quota)
     api.patch(quotas, "quota", {"metadata": {"labels": {"a": "b"}}}, namespace=namespace)
     status = {"status": {"observedGeneration": 1}}

@@ -1,4 +1,4 @@
-"""Create HugeTLBQuotas in tests."""
+"""Make HugeTLBQuotas in tests."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ from tests.waiting import eventually
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
 
 
-def create_quota(api: Api, quota: Object) -> None:
-    """Create a quota and wait until the quota holds.
+def quota_object(namespace: str, name: str, spec: Object) -> Object:
+    """A HugeTLBQuota for the API server."""
+    return {
+        "apiVersion": "hugetlb.dev/v1alpha1",
+        "kind": "HugeTLBQuota",
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": spec,
+    }
 
-    Before the controller's first count, the API server may not ask admission about pods:
-    a pod that is created then passes, whatever the limit.
+
+def create_quota(api: Api, quota: Object) -> None:
+    """Create a quota, and wait until it is in force.
+
+    Before the controller's first count, the API server may not call admission for pods. A pod
+    that is created then is admitted, whatever the limit.
     """
     api.create(QUOTAS, quota)
     name, namespace = quota["metadata"]["name"], quota["metadata"]["namespace"]
