@@ -1,4 +1,4 @@
-"""An API server in memory, as far as admission uses one; and the objects to put in it."""
+"""An API server in memory with the requests that admission makes, and objects to store in it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hugetlb_quota.quantity import render
 
 Json = dict[str, Any]
 
-#: The ConfigMap of the changes that are under way.
+#: The ConfigMap in which admission notes changes of quotas.
 CHANGES: Final = ("hugetlb-system", "hugetlb-quota-changes")
 PLURALS: Final = {
     "Namespace": NAMESPACES.plural,
@@ -35,41 +35,41 @@ PLURALS: Final = {
     "Event": EVENTS.plural,
 }
 
-#: What becomes of a request: answered, lost on its way, or its answer lost.
+#: The fate of a request: it is answered, or the request or its answer is lost.
 Fate = Literal["answered", "lost", "answer lost"]
 
 
 class FakeApi:
-    """Objects with resourceVersions that only grow; status writes are compared."""
+    """Stores objects with growing resourceVersions; a write over an older version is a Conflict."""
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str, str], Json] = {}
         self.version = 0
         self.requests: list[str] = []
         self.events: list[tuple[int, str, Json]] = []
-        self._news = asyncio.Event()
+        self._new_event = asyncio.Event()
         namespace, name = CHANGES
         self.put({"kind": "ConfigMap", "metadata": {"namespace": namespace, "name": name}})
 
     async def turn(self, request: str) -> Fate:
-        """Called before each request; what it waits for, the request waits for."""
+        """Called before each request, which waits until this method returns; the request's fate."""
         self.requests.append(request)
         await asyncio.sleep(0)
         return "answered"
 
     @property
     def writes(self) -> list[str]:
-        """Of quotas."""
+        """The writes of quotas so far."""
         return [each for each in self.requests if each.startswith("PUT hugetlbquotas")]
 
     @property
     def noted(self) -> list[str]:
-        """The changes of quotas that are under way: which quota, and which parent."""
+        """The noted changes of quotas: the quota and its new parent."""
         data = self.objects[CONFIG_MAPS.plural, *CHANGES].get("data", {})
         return [line.rsplit(" ", 3)[0] for line in data.get("changes", "").splitlines()]
 
     def put(self, raw: Json) -> Json:
-        """Store as an administrator would: a new version of whatever is there."""
+        """Store the object as an administrator would, over any version; the stored object."""
         self.version += 1
         metadata = raw["metadata"]
         kept = copy.deepcopy(raw)
@@ -77,7 +77,7 @@ class FakeApi:
         kept["metadata"].setdefault("uid", f"uid-{self.version}")
         plural = PLURALS[raw["kind"]]
         self.objects[plural, metadata.get("namespace", ""), metadata["name"]] = kept
-        self._tell(plural, "MODIFIED", kept)
+        self._add_event(plural, "MODIFIED", kept)
         return kept
 
     def remove(self, key: str) -> None:
@@ -86,15 +86,15 @@ class FakeApi:
         namespace, name = QuotaKey.parse(key)
         gone = copy.deepcopy(self.objects.pop((HUGETLB_QUOTAS.plural, namespace, name)))
         gone["metadata"]["resourceVersion"] = str(self.version)
-        self._tell(HUGETLB_QUOTAS.plural, "DELETED", gone)
+        self._add_event(HUGETLB_QUOTAS.plural, "DELETED", gone)
 
-    def _tell(self, plural: str, kind: str, raw: Json) -> None:
+    def _add_event(self, plural: str, kind: str, raw: Json) -> None:
         self.events.append((self.version, plural, {"type": kind, "object": copy.deepcopy(raw)}))
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+        new_event, self._new_event = self._new_event, asyncio.Event()
+        new_event.set()
 
     async def deliver(self) -> None:
-        """Called before each event of a watch; what it waits for, the watcher waits for."""
+        """Called before each event of a watch, which waits until this method returns."""
 
     async def watch(
         self,
@@ -104,18 +104,18 @@ class FakeApi:
         *,
         field_selector: str | None = None,
     ) -> AsyncIterator[Json]:
-        told = len(self.events)
-        while told and self.events[told - 1][0] > int(resource_version):
-            told -= 1
+        sent = len(self.events)
+        while sent and self.events[sent - 1][0] > int(resource_version):
+            sent -= 1
         while True:
-            news = self._news
-            while told < len(self.events):
-                _, plural, event = self.events[told]
-                told += 1
+            new_event = self._new_event
+            while sent < len(self.events):
+                _, plural, event = self.events[sent]
+                sent += 1
                 if plural == resource.plural:
                     await self.deliver()
                     yield copy.deepcopy(event)
-            await news.wait()
+            await new_event.wait()
 
     def quota(self, key: str) -> QuotaObject:
         return QuotaObject.from_json(self.raw(key))
@@ -125,7 +125,7 @@ class FakeApi:
         return self.objects[HUGETLB_QUOTAS.plural, namespace, name]
 
     def reservations(self, key: str) -> dict[str, str]:
-        """UID to what it holds of 2Mi pages."""
+        """The reserved amount of 2Mi pages, by the UID of the pod or quota."""
         held, _ = parse_all(self.raw(key).get("status", {}).get("reservations"))
         return {each.uid: render(each.charge.of(PageSize(2 * 1024**2))) for each in held}
 
@@ -205,7 +205,7 @@ class FakeApi:
         *,
         timeout: float = 1.0,
     ) -> Json:
-        """Metadata alone, and no field of it is taken away."""
+        """Merge ``body`` into the metadata; removing a field is not supported."""
         fate = await self.turn(f"PATCH {resource.plural} {namespace or ''}/{name}")
         if fate == "lost":
             raise errors.ApiUnreachable("The API server did not answer PATCH.")
@@ -238,7 +238,7 @@ class FakeApi:
 
     @property
     def event_counts(self) -> list[tuple[str, int]]:
-        """The Events: about which quota, and how often that happened."""
+        """Each Event's quota, and the Event's count."""
         return [
             (
                 f"{raw['regarding']['namespace']}/{raw['regarding']['name']}",
@@ -264,7 +264,7 @@ async def admitting(
     *,
     require_quota: bool = False,
 ) -> AsyncIterator[PodAdmission]:
-    """Admission of pods that follows ``api``; at the end nothing is being taken back any more."""
+    """A replica that decides on pods; at the end, all refused reservations are taken back."""
     cache = QuotaCache(api)
     committer = Committer(api, cache)
     async with cache.running():
@@ -278,7 +278,7 @@ async def admitting(
 
 @asynccontextmanager
 async def admitting_quotas(api: FakeApi) -> AsyncIterator[QuotaAdmission]:
-    """Admission of quotas; its cache knows nothing, for its decisions are read."""
+    """A replica that decides on quotas; its cache is empty, because it reads for each decision."""
     committer = Committer(api, QuotaCache(api))
     try:
         yield QuotaAdmission(api, committer, ChangeNotes(api, CHANGES))
@@ -370,7 +370,7 @@ def pod(
 
 
 def create(raw: Json, **fields: Any) -> AdmissionRequest:
-    """The request to create ``raw``; ``fields`` are others of the request."""
+    """The request to create ``raw``, with further ``fields`` of the request."""
     return _request("CREATE", raw, object=raw, **fields)
 
 

@@ -1,7 +1,7 @@
-"""Changes of quotas at the same time: of two that must not both be, one is refused.
+"""Concurrent changes of quotas: if two changes must not both be stored, one is refused.
 
-The API server is played as it is: it asks admission about the object as it is stored, stores
-only over that very object, and asks again where another came between.
+The fake API server works as the real one: it asks admission about the stored object, stores the
+change only over the same version, and asks again after another write.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ALL: Json = {}
 
 
 class Busy(FakeApi):
-    """Each request takes a random number of turns of the loop."""
+    """Each request takes a random number of turns of the event loop."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Busy(FakeApi):
             await asyncio.sleep(0)
 
     async def store(self, admission: QuotaAdmission, key: str, **spec: Any) -> Decision:
-        """Merge ``spec`` into the quota, or make it, as the API server does."""
+        """Merge ``spec`` into the quota, or create the quota, as the API server does."""
         while True:
             old = self.stored(key)
             if old is None:
@@ -65,8 +65,8 @@ class Busy(FakeApi):
             else:
                 new = {**old, "metadata": {**old["metadata"]}}
             new = {**new, "spec": {**new["spec"], **spec}}
-            asked = create(new) if old is None else update(old, new)
-            decision = await admission.decide(asked, Deadline.after(60))
+            request = create(new) if old is None else update(old, new)
+            decision = await admission.decide(request, Deadline.after(60))
             if not decision.allowed:
                 return decision
             await self.wait(200)
@@ -107,7 +107,7 @@ def api(request: pytest.FixtureRequest) -> Busy:
 
 
 async def race(api: Busy, *changes: tuple[str, Json]) -> list[Decision]:
-    """Each change on a replica of its own."""
+    """Make the changes at the same time, each with its own replica; the decisions."""
     replicas = [
         QuotaAdmission(api, Committer(api, QuotaCache(api)), ChangeNotes(api, CHANGES))
         for _ in changes
@@ -120,65 +120,67 @@ async def race(api: Busy, *changes: tuple[str, Json]) -> list[Decision]:
     )
 
 
-async def test_no_two_changes_close_a_cycle(api: Busy) -> None:
+async def test_two_changes_can_not_close_a_cycle(api: Busy) -> None:
     for name in "abc":
         api.put(quota(f"ns/{name}", hard("64Mi")))
-    told = await race(
+    decisions = await race(
         api,
         ("ns/a", {"parentRef": below("b")}),
         ("ns/b", {"parentRef": below("c")}),
         ("ns/c", {"parentRef": below("a")}),
     )
-    assert sorted(each.allowed for each in told) == [False, True, True]
-    (refused,) = [each.message for each in told if not each.allowed]
+    assert sorted(each.allowed for each in decisions) == [False, True, True]
+    (refused,) = [each.message for each in decisions if not each.allowed]
     assert "lead in a cycle" in refused
     for each in api.forest():
         api.forest().chain(each.key)
 
 
-async def test_no_two_quotas_are_made_below_each_other(api: Busy) -> None:
-    told = await race(api, ("ns/a", {"parentRef": below("b")}), ("ns/b", {"parentRef": below("a")}))
-    assert sorted(each.allowed for each in told) == [False, True]
+async def test_two_quotas_can_not_be_created_below_each_other(api: Busy) -> None:
+    decisions = await race(
+        api, ("ns/a", {"parentRef": below("b")}), ("ns/b", {"parentRef": below("a")})
+    )
+    assert sorted(each.allowed for each in decisions) == [False, True]
 
 
-async def test_a_child_is_not_raised_above_a_parent_that_is_lowered(api: Busy) -> None:
+async def test_a_child_is_not_raised_above_an_ancestor_that_is_lowered(api: Busy) -> None:
     api.put(quota("ns/root", hard("256Mi")))
     api.put(quota("ns/mid", {}, parent="ns/root"))
     api.put(quota("ns/leaf", hard("64Mi"), parent="ns/mid"))
-    told = await race(
+    decisions = await race(
         api, ("ns/leaf", {"hard": hard("192Mi")}), ("ns/root", {"hard": hard("128Mi")})
     )
-    assert sorted(each.allowed for each in told) == [False, True]
+    assert sorted(each.allowed for each in decisions) == [False, True]
 
 
-async def test_a_quota_is_not_made_above_a_parent_that_is_lowered(api: Busy) -> None:
+async def test_a_quota_is_not_created_above_a_parent_that_is_lowered(api: Busy) -> None:
     api.put(quota("ns/root", hard("256Mi")))
     new = {"hard": hard("192Mi"), "parentRef": below("root")}
-    told = await race(api, ("ns/leaf", new), ("ns/root", {"hard": hard("128Mi")}))
-    assert sorted(each.allowed for each in told) == [False, True]
+    decisions = await race(api, ("ns/leaf", new), ("ns/root", {"hard": hard("128Mi")}))
+    assert sorted(each.allowed for each in decisions) == [False, True]
 
 
-async def test_a_selector_that_is_widened_closes_no_cycle(api: Busy) -> None:
+async def test_a_widened_selector_can_not_close_a_cycle(api: Busy) -> None:
     api.put(namespace("far"))
-    api.put(quota("far/a", hard("64Mi"), parent="ns/b"))  # and ns/b does not select it
+    api.put(quota("far/a", hard("64Mi"), parent="ns/b"))  # ns/b does not let far/a attach
     api.put(quota("ns/b", hard("64Mi"), parent="ns/c"))
     api.put(quota("ns/c", hard("64Mi")))
     api.put(quota("far/a", hard("64Mi"), parent="ns/b", children=ALL))
     over = {"namespace": "far", "name": "a"}
-    told = await race(api, ("ns/c", {"parentRef": over}), ("ns/b", {"childNamespaces": ALL}))
-    assert sorted(each.allowed for each in told) == [False, True]
+    decisions = await race(api, ("ns/c", {"parentRef": over}), ("ns/b", {"childNamespaces": ALL}))
+    assert sorted(each.allowed for each in decisions) == [False, True]
 
 
 async def test_siblings_do_not_wait_for_each_other(api: Busy) -> None:
     api.put(quota("ns/root", hard("256Mi")))
     new = {"parentRef": below("root")}
-    told = await race(api, *((f"ns/leaf-{number}", new) for number in range(4)))
-    assert all(each.allowed for each in told)
+    decisions = await race(api, *((f"ns/leaf-{number}", new) for number in range(4)))
+    assert all(each.allowed for each in decisions)
 
 
 @pytest.fixture
 def quiet() -> FakeApi:
-    """ns/root, and ns/leaf that may be changed below it."""
+    """An API server with ns/root; ns/leaf may be created below."""
     api = FakeApi()
     api.put(namespace("ns"))
     api.put(quota("ns/root", hard("256Mi")))
@@ -189,7 +191,7 @@ NEW = quota("ns/leaf", hard("192Mi"), parent="ns/root")
 LOWER = quota("ns/root", hard("128Mi"))
 
 
-async def test_a_change_that_is_never_stored_is_waited_for_until_it_can_not_be(
+async def test_a_noted_change_blocks_others_until_it_expires(
     quiet: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quotas_module, "LONGEST_WAIT", 0.1)
@@ -207,7 +209,7 @@ async def test_a_change_that_is_never_stored_is_waited_for_until_it_can_not_be(
     assert quiet.noted == ["ns/root -"]
 
 
-async def test_what_was_made_and_deleted_is_not_waited_for(quiet: FakeApi) -> None:
+async def test_the_note_of_a_creation_goes_when_the_quota_is_deleted(quiet: FakeApi) -> None:
     async with admitting_quotas(quiet) as admission:
         assert (await admission.decide(create(NEW), Deadline.after(9))).allowed
         assert (await admission.decide(delete(quiet.put(NEW)), Deadline.after(9))).allowed
@@ -215,7 +217,7 @@ async def test_what_was_made_and_deleted_is_not_waited_for(quiet: FakeApi) -> No
         assert quiet.noted == []
 
 
-async def test_a_dry_run_and_what_can_not_be_stored_are_not_noted(quiet: FakeApi) -> None:
+async def test_dry_runs_and_refused_changes_are_not_noted(quiet: FakeApi) -> None:
     async with admitting_quotas(quiet) as admission:
         assert (await admission.decide(create(NEW, dry_run=True), Deadline.after(9))).allowed
         wrong = quota("ns/leaf", hard("512Mi"), parent="ns/root")
@@ -225,7 +227,7 @@ async def test_a_dry_run_and_what_can_not_be_stored_are_not_noted(quiet: FakeApi
     assert quiet.noted == []
 
 
-async def test_a_move_that_finds_no_room_is_not_noted(quiet: FakeApi) -> None:
+async def test_the_note_of_a_move_without_room_is_withdrawn(quiet: FakeApi) -> None:
     used = {"hugepages-2Mi": "64Mi"}
     quiet.put(quota("ns/root", hard("256Mi"), pods={"hugepages-2Mi": "224Mi"}))
     old = quiet.put(quota("ns/leaf", hard("64Mi"), pods=used))
@@ -237,10 +239,10 @@ async def test_a_move_that_finds_no_room_is_not_noted(quiet: FakeApi) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"), [("what is this", "Delete that line."), (None, "is missing")]
+    ("data", "message"), [("what is this", "Delete that line."), (None, "is missing")]
 )
-async def test_what_can_not_be_kept_apart_is_refused(
-    quiet: FakeApi, data: str | None, said: str
+async def test_a_change_that_can_not_be_noted_is_refused(
+    quiet: FakeApi, data: str | None, message: str
 ) -> None:
     where = ("configmaps", *CHANGES)
     if data is None:
@@ -252,4 +254,4 @@ async def test_what_can_not_be_kept_apart_is_refused(
         root = quota("ns/other", hard("64Mi"))
         assert (await admission.decide(create(root), Deadline.after(9))).allowed
     assert not refused.allowed
-    assert said in refused.message
+    assert message in refused.message

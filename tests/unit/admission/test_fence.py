@@ -1,6 +1,6 @@
-"""A quota made just before a pod, by another client, is never missed, however late the watch is.
+"""A quota that was created just before a pod is never missed, even if the watch is late.
 
-The API orders all writes by resourceVersion, as etcd does; every event of the watch is delivered
+The API server orders all writes by resourceVersion, as etcd does. The watch delivers each event
 after a random number of turns of the event loop.
 """
 
@@ -20,12 +20,12 @@ from tests.unit.admission.fake_api import FakeApi, Json, admitting, create, name
 TRIES = 10_000
 ROOM, NONE = {"hugepages-2Mi": "1Ti"}, {"hugepages-2Mi": 0}
 NOBODY = {"matchLabels": {"no": "pod"}}
-#: Their watch knows nothing yet of what the other client has just written.
+#: The watch is late by at most so many turns of the event loop.
 LATEST = 12
 
 
 class Late(FakeApi):
-    """A watch that is behind, by as many turns of the loop as ``random`` says."""
+    """Its watch delivers each event after a random number of turns of the event loop."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def another_limit(api: FakeApi, where: str) -> None:
 
 
 def bumped(raw: Json) -> Json:
-    """As the API server does when a spec changes, and the controller when it has counted."""
+    """A new generation, as after a change of the spec, that the controller has counted."""
     generation = raw["metadata"]["generation"] + 1
     return {
         "metadata": {**raw["metadata"], "generation": generation},
@@ -73,19 +73,19 @@ CHANGES: tuple[Callable[[FakeApi, str], None], ...] = (
 )
 
 
-async def ask(admission: PodAdmission, uid: str, where: str) -> bool:
+async def is_allowed(admission: PodAdmission, uid: str, where: str) -> bool:
     raw = pod(uid, {"hugepages-2Mi": "2Mi"}, namespace=where)
     return (await admission.decide(create(raw, uid=uid), Deadline.after(60))).allowed
 
 
 async def taken_back(admission: PodAdmission) -> None:
-    """Wait until nothing is held any more of what was refused, or decided again."""
+    """Wait until the reservations of refused and repeated attempts are taken back."""
     while admission._committer._uncharger.tasks:
         await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("governed", [True, False], ids=["governed", "not governed"])
-async def test_a_quota_made_just_before_the_pod_is_never_missed(governed: bool) -> None:
+async def test_a_quota_created_just_before_the_pod_is_never_missed(governed: bool) -> None:
     api = Late(seed=1)
     api.put(namespace("ns"))
     missed: list[str] = []
@@ -96,14 +96,14 @@ async def test_a_quota_made_just_before_the_pod_is_never_missed(governed: bool) 
             if governed:
                 api.put(quota(f"{where}/leaf", ROOM))
             change = api.random.choice(CHANGES if governed else CHANGES[:2])
-            # Others ask before, and the watch has sometimes come to it, and sometimes not.
+            # Another pod comes before the change; sometimes the watch is late, and sometimes not.
             for _ in range(api.random.randrange(LATEST)):
                 await asyncio.sleep(0)
-            before = asyncio.create_task(ask(admission, f"before-{number}", where))
+            before = asyncio.create_task(is_allowed(admission, f"before-{number}", where))
             for _ in range(api.random.randrange(LATEST)):
                 await asyncio.sleep(0)
             change(api, where)
-            if await ask(admission, f"pod-{number}", where):
+            if await is_allowed(admission, f"pod-{number}", where):
                 missed.append(f"{change.__name__} at {number}")
             await before
             await taken_back(admission)
@@ -114,8 +114,8 @@ async def test_a_quota_made_just_before_the_pod_is_never_missed(governed: bool) 
     assert missed == []
 
 
-async def test_what_is_decided_again_is_charged_to_every_quota() -> None:
-    # What the first attempt held is taken back at the same time as the second is decided.
+async def test_a_pod_that_is_decided_again_is_charged_to_every_quota() -> None:
+    # The reservation of the first attempt is taken back while the second attempt is decided.
     api = Late(seed=2)
     api.put(namespace("ns"))
     again = 0
@@ -126,7 +126,7 @@ async def test_what_is_decided_again_is_charged_to_every_quota() -> None:
             while not admission._cache.get(QuotaKey(where, "leaf")):
                 await asyncio.sleep(0)
             api.put(quota(f"{where}/new", ROOM))
-            assert await ask(admission, f"pod-{number}", where)
+            assert await is_allowed(admission, f"pod-{number}", where)
             await taken_back(admission)
             for name in ("leaf", "new"):
                 assert f"pod-{number}" in api.reservations(f"{where}/{name}")

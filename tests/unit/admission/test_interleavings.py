@@ -1,6 +1,6 @@
-"""Many requests at once, their API calls in any order, some lost: no quota is ever exceeded.
+"""Many concurrent pods, with API requests in any order, some of them lost: no limit is exceeded.
 
-The order comes from hypothesis: each API call waits until it is picked.
+hypothesis chooses the order: each API request waits until it is picked.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CHAINS = {
 
 
 class Picked(FakeApi):
-    """Every request waits for its turn, and a written quota is checked at once."""
+    """Each request waits until it is picked; each written quota is compared with its limit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Picked(FakeApi):
             self.exceeded.append(f"{key}: {counter}")
 
     def end(self) -> None:
-        """Let everyone go who still waits: hypothesis may break an example off."""
+        """Let all waiting requests fail, because hypothesis may end an example early."""
         self.over = True
         for future in self.waiting:
             if not future.done():
@@ -101,7 +101,7 @@ async def run(
     fate: Callable[[], Fate],
     count: bool,
 ) -> dict[str, bool]:
-    """Decide on all pods at once, by two replicas; which were admitted, by UID."""
+    """Decide all pods at the same time, with two replicas; whether each is admitted, by UID."""
     async with admitting(api) as first, admitting(api) as second:
         for replica in (first, second):
             await replica._cache.ready()
@@ -119,7 +119,7 @@ async def _run(
 ) -> dict[str, bool]:
     admitted: dict[str, bool] = {}
 
-    async def ask(index: int, where: str, pages: int) -> None:
+    async def admit(index: int, where: str, pages: int) -> None:
         uid = f"{where}-{index}"
         raw = pod(uid, {"hugepages-2Mi": f"{2 * pages}Mi"}, namespace=where)
         request = create(raw, uid=f"request-of-{uid}")
@@ -129,10 +129,10 @@ async def _run(
             decision = Decision(allowed=False)
         admitted[uid] = decision.allowed
         if decision.allowed and count:
-            await see(uid, where)
+            await count_pod(uid, where)
 
-    async def see(uid: str, where: str) -> None:
-        """What the recount does: from reservation to pods in one write, quota by quota."""
+    async def count_pod(uid: str, where: str) -> None:
+        """Count the pod as the controller does: one write per quota, from reservation to pods."""
 
         def counted(quota: QuotaObject) -> QuotaObject:
             counter: Counter = quota.counter
@@ -145,7 +145,7 @@ async def _run(
             await status.compare_and_swap(api, api.quota(key).key, counted, within=3600)
 
     tasks = [
-        asyncio.create_task(ask(index, where, pages))
+        asyncio.create_task(admit(index, where, pages))
         for index, (where, pages) in enumerate(demands)
     ]
     for task in tasks:
@@ -154,7 +154,7 @@ async def _run(
     closing: list[asyncio.Task[None]] = []
     try:
         while True:
-            for _ in range(30):  # until everyone waits for a turn
+            for _ in range(30):  # until every request waits
                 await asyncio.sleep(0)
             if not api.waiting:
                 if all(task.done() for task in tasks):
@@ -173,7 +173,7 @@ async def _run(
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Conflicts are tried again at once: the order is what varies here."""
+    """Retry after a Conflict at once: these tests vary only the order."""
     monkeypatch.setattr(status, "FIRST_BACKOFF", 0.0)
     monkeypatch.setattr(status, "LONGEST_BACKOFF", 0.0)
     monkeypatch.setattr(commit, "PATIENCE", 0.0)
@@ -201,7 +201,7 @@ QUICKLY = settings(
 
 @QUICKLY
 @given(LIMITS, DEMANDS, st.data())
-def test_all_or_nothing_is_held_and_never_too_much(
+def test_a_pod_is_reserved_on_all_quotas_or_none_and_never_above_a_limit(
     hard: dict[str, int], demands: list[tuple[str, int]], data: st.DataObject
 ) -> None:
     api = world(hard)
@@ -218,7 +218,7 @@ def test_all_or_nothing_is_held_and_never_too_much(
     for key in hard:
         under = {uid for uid, yes in admitted.items() if yes and key in CHAINS[uid[0]]}
         assert api.held(key) == under
-    # What fits beside all that was admitted was not refused for good: it fits now.
+    # A single pod is admitted if it fits.
     used = {key: api.quota(key).counter.used for key in hard}
     for index, (where, pages) in enumerate(demands):
         alone = all(used[key] == Charge({SIZE: 0}) for key in CHAINS[where])
@@ -229,7 +229,7 @@ def test_all_or_nothing_is_held_and_never_too_much(
 
 @QUICKLY
 @given(LIMITS, DEMANDS, st.data())
-def test_while_the_controller_counts_nothing_is_exceeded_either(
+def test_no_limit_is_exceeded_while_the_controller_counts(
     hard: dict[str, int], demands: list[tuple[str, int]], data: st.DataObject
 ) -> None:
     api = world(hard)
@@ -255,7 +255,7 @@ def test_while_the_controller_counts_nothing_is_exceeded_either(
 
 @QUICKLY
 @given(LIMITS, DEMANDS, st.data())
-def test_lost_requests_leave_too_much_held_at_worst(
+def test_lost_requests_may_leave_reservations_and_never_lose_one(
     hard: dict[str, int], demands: list[tuple[str, int]], data: st.DataObject
 ) -> None:
     api = world(hard)
