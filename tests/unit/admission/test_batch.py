@@ -94,7 +94,8 @@ async def test_the_reservations_of_one_object_are_bounded(monkeypatch: pytest.Mo
 
 
 async def test_after_a_conflict_only_open_requests_are_decided_again() -> None:
-    first, refused, cancelled, last = (request_for(uid, 2) for uid in "abcd")
+    first, last = request_for("a", 2), request_for("b", 2)
+    refused, cancelled = request_for("c", 1), request_for("d", 1)  # they would fit
     refused.errors.append(PlaceChanged("ns/leaf"))
     cancelled.done.cancel()
     level = decide_again(ROOT, [first, refused, cancelled, last])

@@ -43,7 +43,7 @@ NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
 @pytest.fixture
 def api() -> FakeApi:
-    """Tenant acme/tenant of 256Mi, and db/leaf of 128Mi under it."""
+    """An API server with acme/tenant of 256Mi, and db/leaf of 128Mi below."""
     api = FakeApi()
     api.put(namespace("acme"))
     api.put(namespace("db", tenant="acme"))
@@ -78,23 +78,23 @@ async def test_a_pod_that_fits_is_reserved_on_its_whole_chain(api: FakeApi) -> N
     ]
 
 
-async def test_a_reservation_outlives_every_request_that_may_still_create_the_pod(
+async def test_a_reservation_outlives_the_request_that_creates_the_pod(
     api: FakeApi,
 ) -> None:
     await decide(api, create(pod()), seconds=9.0)
     (held,) = api.quota("db/leaf").counter.reservations
-    # The API server ends its request 34 s after the begin, and that was before it asked.
+    # The API server ends its request after 34 s, counted from before it calls admission.
     assert held.expires == NOW + timedelta(seconds=34)
 
 
-async def test_a_reservation_lives_as_long_as_this_api_servers_requests(api: FakeApi) -> None:
+async def test_a_reservation_lives_as_long_as_the_api_servers_requests(api: FakeApi) -> None:
     async with admitting(api, lambda: NOW, lifetime=timedelta(seconds=300)) as pods:
         await pods.decide(create(pod()), Deadline.after(9.0))
     (held,) = api.quota("db/leaf").counter.reservations
     assert held.expires == NOW + timedelta(seconds=300)
 
 
-async def test_every_quota_that_refuses_is_named_and_nothing_is_written(api: FakeApi) -> None:
+async def test_a_refusal_names_every_quota_without_room_and_writes_nothing(api: FakeApi) -> None:
     decision = await decide(api, create(pod(request={"hugepages-2Mi": "512Mi"})))
     assert not decision.allowed
     assert "HugeTLBQuota db/leaf has room for 128Mi" in decision.message
@@ -102,14 +102,16 @@ async def test_every_quota_that_refuses_is_named_and_nothing_is_written(api: Fak
     assert api.writes == []
 
 
-async def test_an_ancestor_alone_can_refuse(api: FakeApi) -> None:
+async def test_a_refusal_names_only_the_ancestor_if_only_the_ancestor_has_no_room(
+    api: FakeApi,
+) -> None:
     api.put(quota("db/leaf", {"hugepages-2Mi": "1Gi"}, parent="acme/tenant"))
     decision = await decide(api, create(pod(request={"hugepages-2Mi": "512Mi"})))
     assert "acme/tenant" in decision.message
     assert "HugeTLBQuota db/leaf" not in decision.message
 
 
-async def test_expired_reservations_of_others_still_count_and_stay(api: FakeApi) -> None:
+async def test_expired_reservations_of_other_pods_still_count(api: FakeApi) -> None:
     others = [reservation("other", "db/other", "128Mi", "2020-01-01T00:00:00Z")]
     api.put(
         quota(
@@ -123,17 +125,17 @@ async def test_expired_reservations_of_others_still_count_and_stay(api: FakeApi)
     assert api.reservations("db/leaf") == {"other": "128Mi"}
 
 
-async def test_a_request_sent_again_replaces_its_reservation(api: FakeApi) -> None:
+async def test_a_repeated_request_keeps_one_reservation(api: FakeApi) -> None:
     for _ in range(3):
         assert (await decide(api, create(pod(request={"hugepages-2Mi": "128Mi"})))).allowed
     assert len(api.raw("db/leaf")["status"]["reservations"]) == 1
     assert api.reservations("db/leaf") == {"pod-1": "128Mi"}
 
 
-async def test_a_request_refused_the_second_time_gives_back_what_the_first_held(
+async def test_a_repeated_request_that_is_refused_takes_its_first_reservation_back(
     api: FakeApi,
 ) -> None:
-    # The first came no further than the leaf.
+    # The first attempt reserved only on the leaf.
     half = [reservation("pod-1", "db/name-of-pod-1", "128Mi", request="request-1")]
     leaf = {"hugepages-2Mi": "128Mi"}
     api.put(quota("db/leaf", leaf, parent="acme/tenant", reservations=half))
@@ -142,7 +144,7 @@ async def test_a_request_refused_the_second_time_gives_back_what_the_first_held(
     assert api.reservations("db/leaf") == api.reservations("acme/tenant") == {}
 
 
-async def test_only_the_request_that_reserved_takes_back(api: FakeApi) -> None:
+async def test_a_refused_request_keeps_the_reservations_of_other_requests(api: FakeApi) -> None:
     granted = create(pod(request={"hugepages-2Mi": "128Mi"}), uid="granted")
     assert (await decide(api, granted)).allowed
     api.raw("acme/tenant")["spec"]["hard"] = {"hugepages-2Mi": "2Mi"}
@@ -151,8 +153,8 @@ async def test_only_the_request_that_reserved_takes_back(api: FakeApi) -> None:
     assert api.reservations("db/leaf") == api.reservations("acme/tenant") == {"pod-1": "128Mi"}
 
 
-async def test_a_second_request_for_a_pod_needs_no_second_room(api: FakeApi) -> None:
-    # As when the API server tries an update again that met a conflict.
+async def test_two_requests_for_one_pod_need_room_once(api: FakeApi) -> None:
+    # As when the API server repeats an update after a Conflict.
     for number in range(2):
         request = create(pod(request={"hugepages-2Mi": "128Mi"}), uid=f"request-{number}")
         assert (await decide(api, request)).allowed
@@ -160,7 +162,7 @@ async def test_a_second_request_for_a_pod_needs_no_second_room(api: FakeApi) -> 
     assert api.raw("db/leaf")["status"]["used"] == {"hugepages-2Mi": "128Mi"}
 
 
-async def test_a_reservation_of_a_relabelled_pod_tells_since_when(api: FakeApi) -> None:
+async def test_a_reservation_of_a_relabelled_pod_has_its_resource_version(api: FakeApi) -> None:
     old = pod(labels={"app": "none"}, resourceVersion="12")
     api.put(quota("db/leaf", {}, selector={"matchLabels": {"app": "gold"}}))
     assert (await decide(api, update(old, pod(labels={"app": "gold"})))).allowed
@@ -168,7 +170,7 @@ async def test_a_reservation_of_a_relabelled_pod_tells_since_when(api: FakeApi) 
     assert held.since == 12
 
 
-async def test_no_more_is_reserved_than_an_object_holds(
+async def test_a_quota_refuses_more_reservations_than_its_object_holds(
     api: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hugetlb_quota.accounting.counter.LARGEST_RESERVATIONS", 110)
@@ -180,7 +182,7 @@ async def test_no_more_is_reserved_than_an_object_holds(
     assert set(api.reservations("db/leaf")) == set(api.reservations("acme/tenant")) == {"a", "b"}
 
 
-async def test_a_status_that_can_not_be_read_admits_nothing_until_it_is_mended(
+async def test_a_quota_with_an_unreadable_status_admits_no_pod(
     api: FakeApi,
 ) -> None:
     api.put(
@@ -191,7 +193,7 @@ async def test_a_status_that_can_not_be_read_admits_nothing_until_it_is_mended(
     assert api.writes == []
 
 
-async def test_a_dry_run_decides_and_writes_nothing(api: FakeApi) -> None:
+async def test_a_dry_run_is_decided_and_writes_nothing(api: FakeApi) -> None:
     assert (await decide(api, create(pod(), dry_run=True))).allowed
     large = pod(request={"hugepages-2Mi": "512Mi"})
     assert not (await decide(api, create(large, dry_run=True))).allowed
@@ -207,18 +209,18 @@ async def test_a_dry_run_decides_and_writes_nothing(api: FakeApi) -> None:
     ],
     ids=["no huge pages", "zero", "no quota there"],
 )
-async def test_what_charges_nothing_is_allowed(api: FakeApi, raw: dict[str, Any]) -> None:
+async def test_a_pod_that_charges_nothing_is_allowed(api: FakeApi, raw: dict[str, Any]) -> None:
     assert (await decide(api, create(raw))).allowed
     assert api.writes == []
 
 
-async def test_a_size_that_no_quota_limits_is_counted_all_the_same(api: FakeApi) -> None:
+async def test_a_page_size_without_a_limit_is_counted_too(api: FakeApi) -> None:
     assert (await decide(api, create(pod(request={"hugepages-1Gi": "4Gi"})))).allowed
     assert api.raw("acme/tenant")["status"]["used"]["hugepages-1Gi"] == "4Gi"
 
 
 @pytest.mark.parametrize(
-    ("request_", "said"),
+    ("request_", "message"),
     [
         ({"hugepages-2Mi": "-2Mi"}, "negative"),
         ({"hugepages-2Mi": "9223372036854775808"}, "2^63"),
@@ -227,11 +229,11 @@ async def test_a_size_that_no_quota_limits_is_counted_all_the_same(api: FakeApi)
     ],
 )
 async def test_a_malformed_demand_is_refused_with_the_reason(
-    api: FakeApi, request_: dict[str, str], said: str
+    api: FakeApi, request_: dict[str, str], message: str
 ) -> None:
     decision = await decide(api, create(pod(request=request_)))
     assert not decision.allowed
-    assert said in decision.message
+    assert message in decision.message
     assert "db/name-of-pod-1" in decision.message
     assert api.writes == []
 
@@ -239,7 +241,7 @@ async def test_a_malformed_demand_is_refused_with_the_reason(
 MIRROR = {"kubernetes.io/config.mirror": "hash"}
 
 
-async def test_only_a_node_may_show_a_mirror_pod(api: FakeApi) -> None:
+async def test_only_a_kubelet_may_create_a_mirror_pod(api: FakeApi) -> None:
     raw = pod(request={"hugepages-2Mi": "1Ti"}, annotations=MIRROR)
     nodes = UserInfo("system:node:a", ("system:nodes",))
     assert (await decide(api, create(raw, user_info=nodes))).allowed
@@ -249,7 +251,7 @@ async def test_only_a_node_may_show_a_mirror_pod(api: FakeApi) -> None:
     assert api.writes == []
 
 
-async def test_a_refusal_names_who_refuses(api: FakeApi) -> None:
+async def test_a_decision_has_the_quotas_that_refuse(api: FakeApi) -> None:
     leaf, tenant = QuotaKey("db", "leaf"), QuotaKey("acme", "tenant")
     small, large = {"hugepages-2Mi": "200Mi"}, {"hugepages-2Mi": "512Mi"}
     assert (await decide(api, create(pod(request=small)))).by == (leaf,)
@@ -275,13 +277,13 @@ async def test_a_parent_that_does_not_let_the_namespace_attach_refuses(api: Fake
     )
 
 
-async def test_a_charge_is_attached_to_the_parent_that_it_goes_to(api: FakeApi) -> None:
+async def test_a_charge_attaches_the_quota_to_its_parent(api: FakeApi) -> None:
     assert (await decide(api, create(pod()))).allowed
     assert api.raw("db/leaf")["status"]["attachedTo"] == "acme/tenant"
     assert "attachedTo" not in api.raw("acme/tenant")["status"]
 
 
-async def test_a_pod_that_leaves_a_quota_is_charged_already_where_that_is_attached(
+async def test_a_relabelled_pod_is_not_charged_again_on_an_attached_ancestor(
     api: FakeApi,
 ) -> None:
     hard = {"hugepages-2Mi": "128Mi"}
@@ -299,7 +301,7 @@ async def test_a_pod_that_leaves_a_quota_is_charged_already_where_that_is_attach
     assert api.reservations("acme/tenant") == {}
 
 
-async def test_a_cycle_refuses_and_ends(api: FakeApi) -> None:
+async def test_a_cycle_of_quotas_refuses(api: FakeApi) -> None:
     api.put(quota("acme/tenant", {}, parent="db/leaf", children={}))
     api.put(quota("db/leaf", {}, parent="acme/tenant", children={}))
     assert "cycle" in (await decide(api, create(pod()))).message
@@ -309,7 +311,7 @@ async def test_a_cycle_refuses_and_ends(api: FakeApi) -> None:
 async def test_a_chain_of_many_levels_is_refused_as_too_long(
     api: FakeApi, levels: int, admitted: bool
 ) -> None:
-    # Elsewhere, so that each level has to be looked up.
+    # In another namespace, so that admission climbs level by level.
     for level in range(1, levels):
         above = f"acme/q{level + 1}" if level + 1 < levels else None
         api.put(quota(f"acme/q{level}", {}, parent=above, children={}))
@@ -319,7 +321,7 @@ async def test_a_chain_of_many_levels_is_refused_as_too_long(
     assert admitted or "over more than 16 levels" in decision.message
 
 
-async def test_a_quota_that_is_being_deleted_takes_no_pod(api: FakeApi) -> None:
+async def test_a_quota_that_is_being_deleted_refuses(api: FakeApi) -> None:
     api.put(
         quota(
             "acme/tenant",
@@ -331,7 +333,7 @@ async def test_a_quota_that_is_being_deleted_takes_no_pod(api: FakeApi) -> None:
     assert "acme/tenant is being deleted" in (await decide(api, create(pod()))).message
 
 
-async def test_a_quota_that_was_never_counted_takes_no_pod(api: FakeApi) -> None:
+async def test_an_uncounted_quota_refuses(api: FakeApi) -> None:
     api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant", counted=False))
     decision = await decide(api, create(pod()), seconds=0.4)
     assert not decision.allowed
@@ -339,14 +341,14 @@ async def test_a_quota_that_was_never_counted_takes_no_pod(api: FakeApi) -> None
     assert api.writes == []
 
 
-async def test_a_pod_waits_a_moment_for_the_first_count(api: FakeApi) -> None:
+async def test_a_pod_waits_for_the_first_count(api: FakeApi) -> None:
     leaf = {"hugepages-2Mi": "128Mi"}
     api.put(quota("db/leaf", leaf, parent="acme/tenant", counted=False))
     deciding = asyncio.create_task(decide(api, create(pod())))
     await asyncio.sleep(0.15)
     assert not deciding.done()
     api.put(quota("db/leaf", leaf, parent="acme/tenant", pods={"hugepages-2Mi": "96Mi"}))
-    # What was counted meanwhile leaves too little.
+    # The counted pods leave too little room.
     assert "96Mi by pods" in (await deciding).message
 
 
@@ -357,7 +359,7 @@ async def test_an_invalid_quota_in_the_namespace_refuses(api: FakeApi) -> None:
     assert api.writes == []
 
 
-async def test_a_pod_without_a_uid_can_not_be_reserved_for(api: FakeApi) -> None:
+async def test_a_pod_without_a_uid_is_refused(api: FakeApi) -> None:
     assert "no UID" in (await decide(api, create(pod(uid="")))).message
 
 
@@ -365,7 +367,7 @@ def relabelled(**labels: str) -> AdmissionRequest:
     return update(pod(labels={"app": "old"}), pod(labels=labels))
 
 
-async def test_a_relabelled_pod_is_charged_only_where_it_was_not(api: FakeApi) -> None:
+async def test_a_relabelled_pod_is_charged_only_on_its_new_quotas(api: FakeApi) -> None:
     api.put(
         quota(
             "db/gold",
@@ -378,7 +380,7 @@ async def test_a_relabelled_pod_is_charged_only_where_it_was_not(api: FakeApi) -
     assert api.writes == ["PUT hugetlbquotas/status db/gold"]
 
 
-async def test_a_relabelled_pod_needs_room_where_it_goes(api: FakeApi) -> None:
+async def test_a_relabelled_pod_needs_room_in_its_new_quotas(api: FakeApi) -> None:
     api.put(quota("db/gold", {"hugepages-2Mi": 0}, selector={"matchLabels": {"app": "gold"}}))
     decision = await decide(api, relabelled(app="gold"))
     assert "HugeTLBQuota db/gold has no room" in decision.message
@@ -393,7 +395,7 @@ async def test_a_relabelled_pod_needs_room_where_it_goes(api: FakeApi) -> None:
     ],
     ids=["leaving", "finishing with the same request", "finished"],
 )
-async def test_only_a_finished_pod_moves_for_free(
+async def test_only_a_finished_pod_is_relabelled_without_room(
     api: FakeApi, old: dict[str, str], new: dict[str, str], moves: bool
 ) -> None:
     api.put(quota("db/gold", {"hugepages-2Mi": 0}, selector={"matchLabels": {"app": "gold"}}))
@@ -404,13 +406,13 @@ async def test_only_a_finished_pod_moves_for_free(
     assert (await decide(api, update(before, after))).allowed == moves
 
 
-async def test_a_relabelled_pod_that_stays_where_it_is_writes_nothing(api: FakeApi) -> None:
+async def test_a_relabelled_pod_that_keeps_its_quotas_writes_nothing(api: FakeApi) -> None:
     assert (await decide(api, relabelled(app="new"))).allowed
     assert api.writes == []
 
 
 class Intruding(FakeApi):
-    """Lets something happen just before the n-th status write."""
+    """Calls ``intrude`` once, just before the first write."""
 
     def __init__(self, *others: FakeApi) -> None:
         super().__init__()
@@ -431,7 +433,7 @@ def intruded(api: FakeApi) -> Intruding:
     return intruded
 
 
-async def test_on_a_conflict_it_reads_again_and_checks_again(intruded: Intruding) -> None:
+async def test_after_a_conflict_the_newer_quota_is_decided_again(intruded: Intruding) -> None:
     def take_all() -> None:
         held = [reservation("other", "db/other", "128Mi")]
         raw = quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant", reservations=held)
@@ -444,7 +446,9 @@ async def test_on_a_conflict_it_reads_again_and_checks_again(intruded: Intruding
     assert intruded.reservations("db/leaf") == {"other": "128Mi"}
 
 
-async def test_a_refusal_by_the_root_takes_back_what_the_leaf_holds(intruded: Intruding) -> None:
+async def test_a_refusal_by_the_root_takes_the_reservation_on_the_leaf_back(
+    intruded: Intruding,
+) -> None:
     def lower() -> None:
         raw = intruded.raw("acme/tenant")
         raw["spec"]["hard"] = {"hugepages-2Mi": "2Mi"}
@@ -456,7 +460,7 @@ async def test_a_refusal_by_the_root_takes_back_what_the_leaf_holds(intruded: In
     assert intruded.reservations("db/leaf") == {}
 
 
-async def test_a_quota_that_moves_meanwhile_is_decided_on_anew(intruded: Intruding) -> None:
+async def test_a_pod_is_decided_again_if_its_quota_moves_meanwhile(intruded: Intruding) -> None:
     def move() -> None:
         intruded.put(quota("db/root", {"hugepages-2Mi": "1Gi"}))
         raw = intruded.raw("db/leaf")
@@ -471,7 +475,7 @@ async def test_a_quota_that_moves_meanwhile_is_decided_on_anew(intruded: Intrudi
     assert intruded.reservations("acme/tenant") == {}
 
 
-async def test_requests_at_once_are_written_together(api: FakeApi) -> None:
+async def test_concurrent_requests_share_a_write(api: FakeApi) -> None:
     requests = [
         create(pod(f"pod-{index}", {"hugepages-2Mi": "8Mi"}), uid=f"request-{index}")
         for index in range(32)
@@ -480,14 +484,14 @@ async def test_requests_at_once_are_written_together(api: FakeApi) -> None:
         decisions = await asyncio.gather(
             *(admission.decide(request, Deadline.after(9)) for request in requests)
         )
-    # In order of arrival, each its own answer: 16 fill the leaf.
+    # In order of arrival: 16 pods fill the leaf.
     assert [decision.allowed for decision in decisions] == [True] * 16 + [False] * 16
     assert "has no room: 128Mi of 128Mi is used" in decisions[16].message
     assert set(api.reservations("acme/tenant")) == {f"pod-{index}" for index in range(16)}
     assert len(api.writes) == 2
 
 
-async def test_only_a_fresh_read_refuses(intruded: Intruding) -> None:
+async def test_a_refusal_reads_the_quota_again(intruded: Intruding) -> None:
     held = [reservation("other", "db/other", "64Mi")]
     leaf = quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant", reservations=held)
     intruded.put(leaf)
@@ -498,7 +502,7 @@ async def test_only_a_fresh_read_refuses(intruded: Intruding) -> None:
     async with admitting(intruded, lambda: NOW) as admission:
         await admission._cache.ready()
         intruded.deliver = never  # type: ignore[method-assign]
-        # Room is made, and the watch does not tell of it.
+        # The quota has room now, and the watch has not delivered the change.
         raw = intruded.raw("db/leaf")
         raw["status"]["reservations"] = []
         intruded.put(raw)
@@ -507,34 +511,34 @@ async def test_only_a_fresh_read_refuses(intruded: Intruding) -> None:
         async with asyncio.timeout(5):
             while intruded.reservations("db/leaf") != {"pod-1": "128Mi"}:
                 await asyncio.sleep(0.001)
-        # Nor does the answer go out before the watch has told what was written.
+        # There is no answer before the watch has delivered the write.
         await asyncio.sleep(0.05)
         assert not deciding.done()
         deciding.cancel()
         await asyncio.wait((deciding,))
-    # Who gave up meanwhile holds nothing.
+    # The reservation of the cancelled request is taken back.
     assert intruded.reservations("db/leaf") == intruded.reservations("acme/tenant") == {}
 
 
-async def test_nothing_waits_for_a_burst_of_another_namespace(api: FakeApi) -> None:
+async def test_a_burst_does_not_delay_another_namespace(api: FakeApi) -> None:
     api.put(namespace("quiet", tenant="acme"))
     api.put(quota("quiet/leaf", {"hugepages-2Mi": "1Gi"}, parent="acme/tenant"))
     api.put(quota("db/leaf", {"hugepages-2Mi": "1Ti"}, parent="acme/tenant"))
     api.put(quota("acme/tenant", {"hugepages-2Mi": "1Ti"}, children={}))
     answered: list[str] = []
 
-    async def ask(admission: PodAdmission, uid: str, where: str) -> None:
+    async def admit(admission: PodAdmission, uid: str, where: str) -> None:
         raw = pod(uid, {"hugepages-2Mi": "2Mi"}, namespace=where)
         assert (await admission.decide(create(raw, uid=uid), Deadline.after(30))).allowed
         answered.append(uid)
 
     async with admitting(api, lambda: NOW) as admission:
-        burst = [ask(admission, f"burst-{index}", "db") for index in range(600)]
-        await asyncio.gather(*burst, ask(admission, "one", "quiet"))
+        burst = [admit(admission, f"burst-{index}", "db") for index in range(600)]
+        await asyncio.gather(*burst, admit(admission, "one", "quiet"))
     assert answered.index("one") <= 2 * LARGEST_BATCH
 
 
-async def test_who_can_not_be_served_in_time_is_told_at_once(api: FakeApi) -> None:
+async def test_a_request_that_would_wait_too_long_is_refused_at_once(api: FakeApi) -> None:
     class Slow(FakeApi):
         async def turn(self, request: str) -> Fate:
             fate = await super().turn(request)
@@ -545,17 +549,17 @@ async def test_who_can_not_be_served_in_time_is_told_at_once(api: FakeApi) -> No
     slow.objects, slow.version = api.objects, api.version
     two_mib = {"hugepages-2Mi": "2Mi"}
 
-    def ask(admission: PodAdmission, uid: str, seconds: float) -> asyncio.Task[Decision]:
+    def start(admission: PodAdmission, uid: str, seconds: float) -> asyncio.Task[Decision]:
         request = create(pod(uid, two_mib), uid=uid)
         return asyncio.create_task(admission.decide(request, Deadline.after(seconds)))
 
     async with admitting(slow, lambda: NOW) as admission:
-        first = ask(admission, "a", 9)
+        first = start(admission, "a", 9)
         while not slow.writes:
             await asyncio.sleep(0.01)
-        second = ask(admission, "b", 9)
+        second = start(admission, "b", 9)
         assert (await first).allowed
-        decision = await ask(admission, "c", 0.2)
+        decision = await start(admission, "c", 0.2)
         assert not second.done()
         assert (await second).allowed
     assert decision.retry_after == 1
@@ -563,11 +567,11 @@ async def test_who_can_not_be_served_in_time_is_told_at_once(api: FakeApi) -> No
     assert set(slow.reservations("db/leaf")) == {"a", "b"}
 
 
-async def test_an_etcd_that_was_restored_is_followed_anew(api: FakeApi) -> None:
+async def test_after_a_restore_of_etcd_the_quotas_are_listed_again(api: FakeApi) -> None:
     two_mib = {"hugepages-2Mi": "2Mi"}
     async with admitting(api, lambda: NOW) as admission:
         assert (await admission.decide(create(pod("a", two_mib)), Deadline.after(9))).allowed
-        # A backup from before all this: versions go back, and the leaf had no room then.
+        # An older backup: versions go back, and the leaf has no room.
         full = quota("db/leaf", {"hugepages-2Mi": "0"}, parent="acme/tenant")
         full["metadata"]["uid"] = api.raw("db/leaf")["metadata"]["uid"]
         api.version = 1
@@ -579,9 +583,9 @@ async def test_an_etcd_that_was_restored_is_followed_anew(api: FakeApi) -> None:
 
 
 class Restored(FakeApi):
-    """After :meth:`restore` its watch says nothing until it has come to where it was before.
+    """After :meth:`restore`, its old watches are silent until the lost version comes again.
 
-    As kube-apiserver's does: it tells only of what is later than the position asked for.
+    The watch of kube-apiserver does the same: it delivers only versions after its position.
     """
 
     def __init__(self) -> None:
@@ -604,8 +608,8 @@ class Restored(FakeApi):
                 yield event
 
 
-@pytest.mark.parametrize("where", ["db", "free"], ids=["governed", "governed by nothing known"])
-async def test_what_a_lost_history_has_told_proves_nothing(where: str) -> None:
+@pytest.mark.parametrize("where", ["db", "free"], ids=["governed", "ungoverned in the cache"])
+async def test_a_watch_of_a_lost_history_proves_nothing(where: str) -> None:
     api = Restored()
     for name in (*"abcdefghij", "db", "free"):
         api.put(namespace(name))
@@ -613,7 +617,7 @@ async def test_what_a_lost_history_has_told_proves_nothing(where: str) -> None:
     async with admitting(api, lambda: NOW) as admission:
         for _ in range(10):
             api.put(api.raw("db/leaf"))
-        # The watch has come to all of this when the charge is confirmed.
+        # The watch has delivered all of this when the charge is confirmed.
         assert (await admission.decide(create(pod("a")), Deadline.after(9))).allowed
         api.restore()
         api.put(quota(f"{where}/new", {"hugepages-2Mi": 0}))
@@ -625,7 +629,7 @@ async def test_what_a_lost_history_has_told_proves_nothing(where: str) -> None:
     assert "c" not in api.reservations("db/leaf")
 
 
-async def test_a_write_that_the_watch_never_comes_to_is_refused_in_time_and_taken_back() -> None:
+async def test_a_write_that_the_watch_never_delivers_is_taken_back() -> None:
     class Silent(FakeApi):
         silent = False
 
@@ -645,7 +649,7 @@ async def test_a_write_that_the_watch_never_comes_to_is_refused_in_time_and_take
     assert set(api.reservations("db/leaf")) == {"a"}
 
 
-async def test_an_unreachable_api_takes_back_what_was_written(api: FakeApi) -> None:
+async def test_a_lost_answer_to_a_write_takes_the_reservations_back(api: FakeApi) -> None:
     class Losing(FakeApi):
         async def turn(self, request: str) -> Fate:
             await super().turn(request)
@@ -656,7 +660,7 @@ async def test_an_unreachable_api_takes_back_what_was_written(api: FakeApi) -> N
     losing.objects, losing.version = api.objects, api.version
     with pytest.raises(errors.ApiUnreachable):
         await decide(losing, create(pod()))
-    # The second write did happen, though nobody heard of it.
+    # The second write did happen, although its answer was lost.
     assert losing.reservations("db/leaf") == losing.reservations("acme/tenant") == {}
 
 
@@ -691,7 +695,7 @@ PLACES = [
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(PLACES), JSON, st.sampled_from(["CREATE", "UPDATE"]))
-async def test_whatever_is_sent_is_decided_or_called_malformed(
+async def test_any_request_is_decided_or_malformed(
     api: FakeApi, place: tuple[str, ...], value: Any, operation: str
 ) -> None:
     objects: dict[str, Any] = {"object": pod(labels={"app": "a"}), "old_object": pod()}
@@ -709,14 +713,14 @@ async def test_whatever_is_sent_is_decided_or_called_malformed(
     )
     with suppress(MalformedReview):
         await decide(api, request)
-    # Whatever was reserved, the controller can read.
+    # The controller can read all reservations.
     assert api.quota("db/leaf").is_readable
     for held in api.quota("db/leaf").counter.reservations:
         assert all(held.pod.partition("/"))
 
 
 @pytest.mark.parametrize("changed", [{"name": ""}, {"name": None}, {"uid": "two words"}])
-async def test_a_pod_that_no_api_server_sends_is_malformed(
+async def test_a_pod_without_a_name_or_with_an_invalid_uid_is_malformed(
     api: FakeApi, changed: dict[str, Any]
 ) -> None:
     raw = pod()
@@ -726,7 +730,7 @@ async def test_a_pod_that_no_api_server_sends_is_malformed(
     assert api.writes == []
 
 
-async def test_where_a_quota_is_required_a_pod_without_one_is_refused_and_told_what_to_do(
+async def test_if_quotas_are_required_an_ungoverned_pod_is_refused(
     api: FakeApi,
 ) -> None:
     api.put(namespace("free"))
@@ -735,10 +739,10 @@ async def test_where_a_quota_is_required_a_pod_without_one_is_refused_and_told_w
     assert (await decide(api, create(ungoverned))).allowed
     async with admitting(api, lambda: NOW, require_quota=True) as admission:
 
-        async def asked(request: AdmissionRequest) -> Decision:
+        async def answer(request: AdmissionRequest) -> Decision:
             return await admission.decide(request, Deadline.after(9.0))
 
-        refused = await asked(create(ungoverned))
+        refused = await answer(create(ungoverned))
         assert refused.message == (
             "pod free/name-of-p1 asks for huge pages, but no HugeTLBQuota of namespace free selects"
             " the pod, and this cluster gives huge pages only under a quota (requireQuota). Give"
@@ -747,16 +751,16 @@ async def test_where_a_quota_is_required_a_pod_without_one_is_refused_and_told_w
         )
         assert refused.cause == "rule"
         governed = pod("p1", namespace="free", labels={"a": "b"})
-        assert (await asked(create(governed))).allowed
-        assert (await asked(create(pod("p2", {}, namespace="free")))).allowed
-        # A pod does not leave its last quota; one that never had any may be relabelled.
-        assert not (await asked(update(governed, ungoverned))).allowed
+        assert (await answer(create(governed))).allowed
+        assert (await answer(create(pod("p2", {}, namespace="free")))).allowed
+        # A pod must not leave its last quota; a pod that never had a quota may be relabelled.
+        assert not (await answer(update(governed, ungoverned))).allowed
         assert (
-            await asked(update(ungoverned, pod("p1", namespace="free", labels={"x": "y"})))
+            await answer(update(ungoverned, pod("p1", namespace="free", labels={"x": "y"})))
         ).allowed
 
 
-async def test_where_a_quota_is_required_a_finished_pod_stays_under_one(api: FakeApi) -> None:
+async def test_if_quotas_are_required_a_finished_pod_keeps_its_quota(api: FakeApi) -> None:
     """Otherwise nobody would pay for the pages that the pod left in files."""
     api.put(quota("db/gold", {"hugepages-2Mi": 0}, selector={"matchLabels": {"app": "gold"}}))
     api.put(quota("db/leaf", {"hugepages-2Mi": 0}, selector={"matchLabels": {"app": "leaf"}}))
