@@ -1,7 +1,7 @@
-"""What tests on the real kernel need: root, cgroup2's hugetlb controller, huge pages.
+"""Fixtures for tests on the real kernel: root, cgroup2's hugetlb controller, huge pages.
 
-A test that asks for a fixture here is skipped with a sentence when the machine cannot run it,
-and fails instead where REQUIRE_LAYERS=1 says that it must.
+A test that uses a fixture of this file is skipped with a sentence if the machine can't run the
+test. With REQUIRE_LAYERS=1 the test fails instead.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ from hugetlb_quota.node.charge_reader import ChargeReader
 from tests import preflight
 from tests.kernel import charge_reading
 from tests.kernel.agent_process import Agent, Api, Pod
+from tests.kernel.ways import SIZES, WAYS, Size, remove_segments
 from tests.testnode import cgroup_tree, naming, volumes
 from tests.testnode.hugepages import page_sizes, reserved_pages
+from tests.tracking import hugetlbfs as mounted
 
 PAGE = 2 << 20
-"""Bytes of the huge page that the `pages` fixture gives."""
+"""The bytes of each page of the fixture `pages`."""
 GIGANTIC = 1 << 30
-"""Bytes of the one that `gigantic_pages` gives."""
+"""The bytes of each page of the fixture `gigantic_pages`."""
 
 
 def require(sentence: str | None) -> None:
-    """Skip the test for this reason, if there is one; fail it where layers are required."""
+    """Skip the test if there is a sentence; fail the test if layers are required."""
     if sentence is None:
         return
     if os.environ.get("REQUIRE_LAYERS") == "1":
@@ -39,25 +41,25 @@ def require(sentence: str | None) -> None:
 
 @pytest.fixture(scope="session")
 def kernel() -> None:
-    """Skips where the machine cannot run the kernel layer."""
+    """Skip the test if the machine can't run the kernel layer."""
     for check in (preflight._root, preflight._cgroup2, preflight._pages):
         require(check())
 
 
 @pytest.fixture
 def pages(kernel: None) -> Iterator[Callable[[int], None]]:
-    """Call it with a count: that many 2 MiB pages more in the host's pool until the test ends."""
+    """Return a function that adds 2 MiB pages to the host's pool until the test ends."""
     with ExitStack() as borrowed:
         yield lambda count: borrowed.enter_context(reserved_pages(PAGE, count))
 
 
 @pytest.fixture
 def gigantic_pages(kernel: None) -> Iterator[Callable[[int], None]]:
-    """As ``pages``, of 1 GiB; skips where the kernel has none to give.
+    """Return the same for 1 GiB pages; skip the test if the kernel can't give any.
 
-    On a machine that has run for hours it mostly has none: some of its own pages, which can't be
-    moved, are in every GiB. Seen by /proc/kpageflags, also after all caches were dropped, slabs
-    shrunk and memory compacted. Pages set aside at boot (hugepagesz=1G) are the way.
+    A machine that has run for hours can rarely give any: every GiB has some pages of the kernel
+    that can't be moved. /proc/kpageflags showed this, also after all caches were dropped, slabs
+    shrunk and memory compacted. Pages reserved at boot (hugepagesz=1G) help.
     """
     if GIGANTIC not in page_sizes():
         pytest.skip("the kernel has no pages of 1 GiB")
@@ -74,7 +76,7 @@ def gigantic_pages(kernel: None) -> Iterator[Callable[[int], None]]:
 
 @pytest.fixture
 def cgroup_subtree(kernel: None) -> Iterator[Path]:
-    """A cgroup of this test alone, hugetlb enabled for its children; removed with all below it."""
+    """A cgroup of this test alone with hugetlb for its children; removed with all cgroups below."""
     root = cgroup_tree.cgroup2_mount()
     subtree = root / f"hq-test-{os.getpid()}-{secrets.token_hex(4)}"
     cgroup_tree.make(root, subtree)
@@ -84,7 +86,7 @@ def cgroup_subtree(kernel: None) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def reader_program() -> Path:
-    """The reader of the charge list, built; skips where a package for that is missing."""
+    """Build the reader of the charge list; skip the test if a package for the build is missing."""
     require(preflight._reader())
     return charge_reading.build()
 
@@ -98,7 +100,7 @@ async def reader(kernel: None, reader_program: Path) -> AsyncIterator[ChargeRead
 
 @pytest.fixture
 def cgroup(cgroup_subtree: Path) -> Callable[[str], Path]:
-    """Call it with a path: a cgroup for processes there, below the test's own."""
+    """Return a function that makes a cgroup for processes, at a path below the test's cgroup."""
 
     def make(path: str) -> Path:
         cgroup = cgroup_subtree / path
@@ -131,7 +133,7 @@ async def agent(
 
 @pytest.fixture
 def hugetlbfs(kernel: None, tmp_path: Path) -> Iterator[Path]:
-    """A hugetlbfs of 2 MiB pages of this test alone, without a limit of its own."""
+    """A hugetlbfs of 2 MiB pages of this test alone, without ``size=``."""
     point = tmp_path / "huge"
     point.mkdir()
     volumes.mount("hugetlbfs", point, "pagesize=2M")
@@ -153,3 +155,27 @@ async def pod(agent: Agent) -> AsyncIterator[Callable[[str], Pod]]:
     for each in made:
         if each.cgroup.exists():
             each.end()
+
+
+@pytest.fixture(params=SIZES)
+def size(request: pytest.FixtureRequest) -> Size:
+    """Each page size of tests.kernel.ways, with enough pages in the pool to try the ways."""
+    size = SIZES[request.param]
+    borrow = request.getfixturevalue("pages" if request.param == "2Mi" else "gigantic_pages")
+    borrow(size.pages * min(size.ways, len(WAYS)))
+    return size
+
+
+@pytest.fixture
+def point(size: Size, tmp_path: Path) -> Iterator[Path]:
+    """A hugetlbfs with pages of ``size``."""
+    with mounted(tmp_path / "huge", page=str(size.page.bytes)) as superblock:
+        yield superblock.path
+
+
+@pytest.fixture
+def segments(kernel: None) -> Iterator[list[int]]:
+    """A list for the IDs of System V segments, which are removed after the test."""
+    ids: list[int] = []
+    yield ids
+    remove_segments(ids)

@@ -1,8 +1,8 @@
-"""Every way to get huge pages: what the reader lists is what the kernel counts, at every step."""
+"""The reader with every way to get huge pages: the list equals the counters at every step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,39 +11,11 @@ import pytest
 from hugetlb_quota.node.charge_list import ChargeList
 from hugetlb_quota.node.charge_reader import ChargeReader
 from tests.kernel.charge_reading import equal, listed
-from tests.kernel.ways import SIZES, WAYS, Size, Way
-from tests.tracking import Actor, hugetlbfs, pages_of
+from tests.kernel.ways import WAYS, Size, Way, remove_segments
+from tests.tracking import Actor, pages_of
 
 
-@pytest.fixture(params=SIZES)
-def size(request: pytest.FixtureRequest) -> Size:
-    size = SIZES[request.param]
-    borrow = request.getfixturevalue("pages" if request.param == "2Mi" else "gigantic_pages")
-    borrow(size.pages * min(size.ways, len(WAYS)))
-    return size
-
-
-@pytest.fixture
-def point(size: Size, tmp_path: Path) -> Iterator[Path]:
-    with hugetlbfs(tmp_path / "huge", page=str(size.page.bytes)) as superblock:
-        yield superblock.path
-
-
-@pytest.fixture
-def segments(kernel: None) -> Iterator[list[int]]:
-    """IDs put in here are those of segments to be removed."""
-    ids: list[int] = []
-    yield ids
-    remove(ids)
-
-
-def remove(segments: list[int]) -> None:
-    with Actor() as host:
-        while segments:
-            host.do(f"libc.shmctl({segments.pop()}, 0, None)")
-
-
-# Zeroing a page of 1 GiB takes a third of a second, and each way takes its turn there.
+# The kernel zeroes a page of 1 GiB in a third of a second, and there each way is tried alone.
 @pytest.mark.timeout(900)
 async def test_every_way_adds_up(
     reader: ChargeReader,
@@ -58,7 +30,7 @@ async def test_every_way_adds_up(
         left |= await walk(
             WAYS[first : first + size.ways], reader, cgroup_subtree, cgroup, size, point, segments
         )
-    # A reservation is kept by what is in the file; a private mapping takes its own along.
+    # A shared reservation stays with the file. A private reservation ends with its mapping.
     assert left["file-shared-neither-reserve"] == size.pages
     assert left["file-shared-write-noreserve"] == 2
     assert left["file-private-neither-reserve"] == 0
@@ -75,7 +47,7 @@ async def walk(
     point: Path,
     segments: list[int],
 ) -> dict[str, int]:
-    """Each of ``ways`` in a cgroup of its own, to its end; pages that each left, by its name."""
+    """Try each of ``ways`` in its own cgroup to the end; return the pages that each has left."""
     cgroups = {way.name: cgroup(way.name) for way in ways}
     ids = {name: path.stat().st_ino for name, path in cgroups.items()}
     with ExitStack() as running:
@@ -95,14 +67,14 @@ async def walk(
             name: pages for name, pages in counters(cgroups, size).items() if name in shown
         }
 
-    # What of it is in files is what stays, but where processes alone hold the file.
+    # The pages in files stay, except in files that only processes hold.
     stays = {
         name: charges.in_files.get(id_, {}).get(size.page, 0)
         for name, id_ in ids.items()
         if not name.startswith(("anonymous", "memfd"))
     }
 
-    # Their processes have ended.
+    # The processes have ended.
     charges = await equal(reader, subtree, size.page)
     left = amounts(charges, ids, size)
     assert left == counters(cgroups, size)
@@ -129,7 +101,7 @@ async def walk(
             in_files[way.name] = 0
     charges = await equal(reader, subtree, size.page)
     assert amounts(charges, ids, size) == in_files
-    # What is left are segments, and told as such.
+    # Only segments are left, and the list shows them.
     named = {
         region.cgroup.id
         for file in charges.files
@@ -138,7 +110,7 @@ async def walk(
     }
     reserved = {name for name, pages in in_files.items() if pages and "noreserve" not in name}
     assert {ids[name] for name in reserved} == named
-    remove(segments)
+    remove_segments(segments)
     await equal(reader, subtree, size.page)
     assert pages_of(subtree, size.page)[0] == 0
     return left

@@ -1,15 +1,12 @@
-"""Every way to get huge pages, in a pod each: what is reported equals what the kernel counts.
+"""The agent with every way to get huge pages: the reports equal the kernel's counters.
 
-As the kernel's own self-tests of the hugetlb cgroup walk through them (charge_reserved_hugetlb.sh):
-a file, anonymous, System V, memfd; private and shared; populated, written, neither; with
-a reservation and without. Then exit, removal of the cgroup, partial truncate, unlink. With every
-page size that the machine has.
+Each way (tests/kernel/ways.py) runs in its own pod. Then its process exits, its cgroup is removed,
+its file is truncated by a page, and removed. All this with every page size of the machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,44 +14,15 @@ import pytest
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.page_size import PageSize
 from tests.kernel.agent_process import MIB, SOON, Agent, Api, Pod, until
-from tests.kernel.ways import SIZES, WAYS, Size, Way
+from tests.kernel.ways import SIZES, WAYS, Size, Way, remove_segments
 from tests.testnode import cgroup_tree, naming
-from tests.tracking import Actor, hugetlbfs, pages_of
+from tests.tracking import hugetlbfs, pages_of
 
 MORE = "PRIVATE | ANONYMOUS | HUGETLB"
 LEFT, LEFT_LARGE = {"both": 4}, {"both": 1024}
 
 
-@pytest.fixture
-def remove_segments() -> Iterator[list[int]]:
-    segments: list[int] = []
-    with ExitStack() as stack:
-        host = stack.enter_context(Actor())
-        stack.callback(_remove, host, segments)
-        yield segments
-
-
-def _remove(host: Actor, segments: list[int]) -> None:
-    while segments:
-        host.do(f"libc.shmctl({segments.pop()}, 0, None)")
-
-
-@pytest.fixture(params=SIZES)
-def size(request: pytest.FixtureRequest) -> Size:
-    size = SIZES[request.param]
-    borrow = request.getfixturevalue("pages" if request.param == "2Mi" else "gigantic_pages")
-    borrow(size.pages * min(size.ways, len(WAYS)))
-    return size
-
-
-@pytest.fixture
-def point(size: Size, tmp_path: Path) -> Iterator[Path]:
-    """A hugetlbfs of that page size."""
-    with hugetlbfs(tmp_path / "huge", page=str(size.page.bytes)) as superblock:
-        yield superblock.path
-
-
-# With 1 GiB pages each way takes its turn, and zeroing a page takes a third of a second.
+# The kernel zeroes a page of 1 GiB in a third of a second, and there each way is tried alone.
 @pytest.mark.timeout(900)
 async def test_every_way_adds_up(
     agent: Agent,
@@ -62,14 +30,14 @@ async def test_every_way_adds_up(
     size: Size,
     point: Path,
     pod: Callable[[str], Pod],
-    remove_segments: list[int],
+    segments: list[int],
 ) -> None:
     await agent.start()
     await agent.ready()
     left: dict[str, int] = {}
     for first in range(0, len(WAYS), size.ways):
         ways = WAYS[first : first + size.ways]
-        left |= await walk(ways, size, agent, api, point, pod, remove_segments)
+        left |= await walk(ways, size, agent, api, point, pod, segments)
     whole = size.pages * size.page.bytes // MIB
     assert left["file-shared-neither-reserve"] == whole
     assert left["file-shared-write-noreserve"] == 2 * size.page.bytes // MIB
@@ -86,12 +54,12 @@ async def walk(
     pod: Callable[[str], Pod],
     segments: list[int],
 ) -> dict[str, int]:
-    """Each of ``ways`` in a pod of its own, to its end; MiB that each left."""
+    """Try each of ``ways`` in its own pod to the end; return the MiB that each has left."""
     page = size.page.bytes // MIB
     kubepods = agent.subtree / naming.kubepods("systemd")
     pods: dict[str, Pod] = {}
     for way in ways:
-        # Of a private mapping of a file a copy may be charged beside what is in the file.
+        # A private mapping of a file may be charged for its copy, beside the pages in the file.
         hard = {size.page.resource: f"{size.pages * page * 4}Mi"}
         pods[way.name] = pod(way.name)
         await pods[way.name].start(hard, way.name)
@@ -101,48 +69,47 @@ async def walk(
         if way.kind == "segment":
             segments.append(result)
 
-    # While they run: what each uses is what its cgroup counts.
-    await _is_seen(api, pods, size.page)
+    # While the pods run, each charge equals the counter of the pod's cgroup.
+    await _reports_live(api, pods, size.page)
     assert api.left(size.page) == {}
 
-    # Their processes end, their cgroups go.
+    # The processes end, and the cgroups go.
     left: dict[str, int] = {}
     for each in pods.values():
         cgroup_tree.kill(each.cgroup)
         await until(lambda each=each: not cgroup_tree.populated(each.cgroup))  # type: ignore[misc]
-    # Kubelet leaves the cgroup a while.
-    await _is_seen(api, pods, size.page)
+    # Kubelet removes a cgroup only after a while.
+    await _reports_live(api, pods, size.page)
     for name, each in pods.items():
         left[name] = page * pages_of(each.cgroup, size.page)[0]
         each.end()
         await each.delete()
     at_their_end = dict(left)
-    await _settles(api, kubepods, size.page, left)
+    await _reports_left(api, kubepods, size.page, left)
 
-    # The last page of each file goes, then the files.
+    # The last page of each file goes, and then the files.
     for way in ways:
         if way.kind == "file":
             with (point / way.name).open("rb+") as file:
                 file.truncate((size.pages - 1) * size.page.bytes)
             left[way.name] = max(0, left[way.name] - page)
-    await _settles(api, kubepods, size.page, left)
+    await _reports_left(api, kubepods, size.page, left)
     for way in ways:
         if way.kind == "file":
             (point / way.name).unlink()
             left[way.name] = 0
-    await _settles(api, kubepods, size.page, left)
+    await _reports_left(api, kubepods, size.page, left)
 
-    # The segments at last: they are in no file that could be looked at, and said to be so.
+    # Last the segments go. The report has them without a mount.
     expected = {way.name for way in ways if left[way.name]}
     await until(lambda: _in_no_file(api) == expected)
-    with Actor() as host:
-        _remove(host, segments)
-    await _settles(api, kubepods, size.page, dict.fromkeys(left, 0))
+    remove_segments(segments)
+    await _reports_left(api, kubepods, size.page, dict.fromkeys(left, 0))
     return at_their_end
 
 
-async def _is_seen(api: Api, pods: dict[str, Pod], size: PageSize) -> None:
-    """What each uses is reported as its cgroup counts it."""
+async def _reports_live(api: Api, pods: dict[str, Pod], size: PageSize) -> None:
+    """Wait until each charge equals the counter of the pod's cgroup."""
     page = size.bytes // MIB
     counted = {name: page * pages_of(each.cgroup, size)[0] for name, each in pods.items()}
     held = {name: amount for name, amount in counted.items() if amount}
@@ -152,7 +119,8 @@ async def _is_seen(api: Api, pods: dict[str, Pod], size: PageSize) -> None:
         assert api.charged(size) == held
 
 
-async def _settles(api: Api, kubepods: Path, size: PageSize, left: dict[str, int]) -> None:
+async def _reports_left(api: Api, kubepods: Path, size: PageSize, left: dict[str, int]) -> None:
+    """Check that kubepods is charged ``left`` in sum, and wait until each pod is reported so."""
     assert pages_of(kubepods, size)[0] * size.bytes == sum(left.values()) * MIB
     expected = {name: amount for name, amount in left.items() if amount}
     try:
@@ -171,7 +139,7 @@ def _in_no_file(api: Api) -> set[str]:
     return {each["uid"] for each in api.status["files"] if not each["mount"] and each["uid"]}
 
 
-async def test_files_of_two_sizes_are_kept_apart(
+async def test_reports_files_of_two_page_sizes_separately(
     agent: Agent,
     api: Api,
     pages: Callable[[int], None],
@@ -179,7 +147,7 @@ async def test_files_of_two_sizes_are_kept_apart(
     tmp_path: Path,
     pod: Callable[[str], Pod],
 ) -> None:
-    """One pod leaves a file of each size, in one quota."""
+    """One pod leaves a file of each page size."""
     pages(2)
     gigantic_pages(1)
     small, large = (SIZES[name].page for name in ("2Mi", "1Gi"))
@@ -198,7 +166,7 @@ async def test_files_of_two_sizes_are_kept_apart(
                 f"PAGE = {superblock.size.bytes}; fd = create({str(superblock.path / 'left')!r});"
                 f"a = map_pages({count}, SHARED, fd); touch(a, 0)"
             )
-        # Beyond its limit of either size mmap refuses, whatever is free of the other.
+        # Each page size has its own limit at mmap.
         for page in (small.bytes, large.bytes):
             with pytest.raises(OSError, match="mmap"):
                 actor.do(

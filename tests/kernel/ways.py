@@ -1,8 +1,8 @@
 """Every way to get huge pages, as statements of an actor.
 
-As the kernel's own self-tests of the hugetlb cgroup walk through them (charge_reserved_hugetlb.sh):
-a file, anonymous, System V, memfd; private and shared; populated, written, neither; with
-a reservation and without.
+The kernel's own tests of the hugetlb cgroup try the same ways (charge_reserved_hugetlb.sh): a file,
+anonymous memory, a System V segment, a memfd; private and shared; populated, written, or neither;
+with and without a reservation.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hugetlb_quota.page_size import PageSize
+from tests.tracking import Actor
 
 FLAGS = {"shared": "SHARED", "private": "PRIVATE"}
 RESERVE = {"reserve": "", "noreserve": " | NORESERVE"}
@@ -21,7 +22,7 @@ POPULATE = " | 0x8000"
 
 @dataclass(frozen=True)
 class Size:
-    """A page size, how many pages a way maps, and how many ways are walked at once."""
+    """A page size, the number of pages that each way maps, and the number of ways at a time."""
 
     page: PageSize
     pages: int
@@ -30,7 +31,7 @@ class Size:
 
 SIZES = {
     "2Mi": Size(PageSize(2 << 20), pages=3, ways=99),
-    # Two pages at a time: few machines have more to give.
+    # One way at a time, because few machines have more than two such pages.
     "1Gi": Size(PageSize(1 << 30), pages=2, ways=1),
 }
 
@@ -72,3 +73,10 @@ WAYS = [
         ("file", "anonymous", "memfd"), FLAGS, ("populate", "write", "neither"), RESERVE
     )
 ] + [Way("segment", "shared", *each) for each in product(("write", "neither"), RESERVE)]
+
+
+def remove_segments(segments: list[int]) -> None:
+    """Remove the System V segments with these IDs, and empty the list."""
+    with Actor() as host:
+        while segments:
+            host.do(f"libc.shmctl({segments.pop()}, 0, None)")

@@ -1,1 +1,1 @@
-"""Other kernels than this machine's, each booted with an initramfs in seconds."""
+"""Boots other kernels than this machine's, each with an initramfs in seconds."""

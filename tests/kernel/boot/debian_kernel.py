@@ -1,8 +1,7 @@
-"""Debian's kernels, fetched once by apt with a configuration of its own, and cached.
+"""Debian's kernels, which apt fetches once with its own configuration into a cache.
 
-The cache is the control plane's
-(tests/kube/build.py), below it ``kernels/SUITE/PACKAGE_VERSION``; remove a suite's folder to have
-its newest kernel fetched again.
+The cache is ``kernels/SUITE/PACKAGE_VERSION`` in the cache of the control plane
+(tests/kube/build.py). Remove the folder of a suite to fetch its newest kernel again.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ META = "linux-image-cloud-amd64"
 
 
 class NoKernel(Exception):
-    """No kernel could be fetched; the sentence says what is missing."""
+    """The kernel can't be fetched; the sentence says what is missing."""
 
 
 def kernel(suite: str) -> Path:
-    """The vmlinuz of Debian ``suite``'s cloud kernel.
+    """Return the path of the vmlinuz of Debian ``suite``'s cloud kernel.
 
-    :raises NoKernel: when it is neither cached nor to be had.
+    :raises NoKernel: the kernel is not in the cache and can't be fetched.
     """
     folder = cache() / "kernels" / suite
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A kernel with an initramfs of static programs, under QEMU without acceleration."""
+"""Boots a kernel with an initramfs of static programs, in QEMU without acceleration."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _PROGRAM, _DIRECTORY = 0o100755, 0o040755
 
 
 class NoOutput(Exception):
-    """The machine did not come to its end; the message has what it printed."""
+    """The machine did not power off; the message has its output."""
 
 
 def initramfs(files: Mapping[str, bytes]) -> bytes:
-    """A cpio archive (Documentation/driver-api/early-userspace/buffer-format.rst).
+    """Return a cpio archive (Documentation/driver-api/early-userspace/buffer-format.rst).
 
-    ``files`` are programs by their path; the directories are there.
+    ``files`` are programs by path. The archive has DIRECTORIES too.
     """
 
     def entries() -> Iterator[bytes]:
@@ -47,11 +47,10 @@ def _padded(data: bytes) -> bytes:
 def boot(
     kernel: Path, files: Mapping[str, bytes], pages: int, scratch: Path, words: str = ""
 ) -> list[str]:
-    """Boot ``kernel`` with ``pages`` of 2 MiB; the lines that it sent to its second serial port.
+    """Boot ``kernel`` with ``pages`` of 2 MiB; return the lines from its second serial port.
 
-    ``words`` are more of its command line.
-
-    :raises NoOutput: when it did not power off within SECONDS.
+    :param words: more words for the kernel's command line.
+    :raises NoOutput: the machine did not power off within SECONDS.
     """
     archive, console, sent = (scratch / name for name in ("initramfs", "console", "sent"))
     archive.write_bytes(initramfs(files))
@@ -66,7 +65,7 @@ def boot(
         ran = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
         why = ran.stderr
     except subprocess.TimeoutExpired:
-        why = f"It did not end within {SECONDS} s."
+        why = f"The machine did not power off within {SECONDS} s."
     lines = sent.read_text(errors="replace").splitlines() if sent.exists() else []
     if not lines or lines[-1] != "done":
         printed = console.read_text(errors="replace")[-3000:] if console.exists() else ""

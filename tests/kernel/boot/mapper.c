@@ -1,4 +1,4 @@
-/* Gets huge pages in one of the ways of tests/kernel/ways.py, says so, and waits to be killed.
+/* Gets huge pages in one of the ways of tests/kernel/ways.py, creates the file READY, and waits.
  *
  *     mapper KIND SHARING USE RESERVE PAGES READY PATH
  *     mapper remove SEGMENT ...
