@@ -1,7 +1,7 @@
-"""The agent as a process, and a stand-in for the API server that it talks to.
+"""The agent as a process, and a fake API server for it.
 
-The stand-in holds a few objects, so that the test decides what is told when, and can take
-it away. tests/cluster has the real one.
+The fake server has only a few objects. So a test decides what the agent sees and when, and can stop
+the server. tests/cluster uses a real API server.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.workloads import command
 Json = dict[str, Any]
 MIB = 1 << 20
 SECONDS = 60.0
-#: Less than the agent's periods: what comes so soon came of an event.
+#: Less than the agent's periods: a change that comes so soon was caused by an event.
 SOON = 4.0
 GROUP = "/apis/hugetlb.dev/v1alpha1"
 EVENTS = "/apis/events.k8s.io/v1/namespaces"
@@ -40,7 +40,7 @@ ID = "1f" * 32
 
 
 class Api:
-    """Pods and the node's report, listed and watched over plain HTTP."""
+    """A fake API server with pods and the node's HugeTLBNode, over plain HTTP."""
 
     def __init__(self, kubeconfig: Path, tls: ssl.SSLContext | None = None) -> None:
         self.kubeconfig = kubeconfig
@@ -51,7 +51,7 @@ class Api:
         self.reports: list[Json] = []
         self.published: list[Json] = []
         self._events: dict[str, list[tuple[int, Json]]] = {"pods": [], "hugetlbnodes": []}
-        #: Who has it keeps reports from being written; ``waiting`` are that many.
+        #: While a test holds this lock, writes of reports wait; ``waiting`` is their number.
         self.writing = asyncio.Lock()
         self.waiting = 0
         self._changed = asyncio.Condition()
@@ -59,7 +59,7 @@ class Api:
         self._port = 0
 
     async def start(self) -> None:
-        """Serve, on the same port as the time before."""
+        """Serve, on the same port as before a stop."""
         application = web.Application()
         for path, kind in (("/api/v1/pods", "pods"), (f"{GROUP}/hugetlbnodes", "hugetlbnodes")):
             application.router.add_get(path, self._collection(kind))
@@ -86,23 +86,24 @@ class Api:
 
     @property
     def port(self) -> int:
-        """On 127.0.0.1."""
+        """The server's port on 127.0.0.1."""
         return self._port
 
     async def stop(self) -> None:
-        """Be gone, with every watch."""
+        """Stop the server and end every watch."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
 
     async def set(self, kind: str, namespace: str, name: str, **content: Any) -> None:
-        known = self.objects[kind].get(f"{namespace}/{name}", {})
-        metadata = {**known.get("metadata", {}), **content.pop("metadata", {})}
+        """Create an object, or replace the fields in ``content``."""
+        old = self.objects[kind].get(f"{namespace}/{name}", {})
+        metadata = {**old.get("metadata", {}), **content.pop("metadata", {})}
         metadata |= {"namespace": namespace, "name": name}
-        await self._store(kind, "MODIFIED" if known else "ADDED", known | content, metadata)
+        await self._store(kind, "MODIFIED" if old else "ADDED", old | content, metadata)
 
     async def delete(self, kind: str, namespace: str, name: str) -> int:
-        """The resourceVersion of its end."""
+        """Delete an object; return the resourceVersion of the deletion."""
         gone = self.objects[kind].pop(f"{namespace}/{name}")
         await self._store(kind, "DELETED", gone, gone["metadata"])
         return self.version
@@ -113,7 +114,7 @@ class Api:
         return status
 
     async def wish(self, **spec: Any) -> None:
-        """What the controller writes into the spec."""
+        """Write the spec, as the controller does."""
         async with self.writing:
             assert self.report is not None
             self.report = {**self.report, "spec": spec}
@@ -121,7 +122,7 @@ class Api:
             self.report = self.objects["hugetlbnodes"]["/n"]
 
     def listed(self) -> list[str]:
-        """UIDs of those that are live."""
+        """Return the UIDs of the live pods in the last report."""
         return [pod["uid"] for pod in self.status.get("pods", ()) if pod["live"]]
 
     def entry(self, uid: str) -> Json:
@@ -129,15 +130,15 @@ class Api:
         return found[0] if found else {}
 
     def charged(self, size: PageSize = SMALL) -> dict[str, int]:
-        """MiB of that page size by UID, of live ones and gone, as the last report has it."""
+        """Return the charged MiB of ``size`` by UID, of live and gone pods in the last report."""
         return charged(self.status, size)
 
     def left(self, size: PageSize = SMALL) -> dict[str, int]:
-        """The same of those that are gone."""
+        """Return the charged MiB of ``size`` by UID, of gone pods in the last report."""
         return left(self.status, size)
 
     def condition(self, kind: str) -> Json:
-        """That condition of the last report; {} before it has one."""
+        """Return one condition of the last report, or {} if it has none of this kind."""
         conditions: list[Json] = self.status.get("conditions", [])
         return next((each for each in conditions if each["type"] == kind), {})
 
@@ -186,14 +187,14 @@ class Api:
         self.waiting += 1
         async with self.writing:
             self.waiting -= 1
-            known = self.report or {"spec": {}}
+            old = self.report or {"spec": {}}
             stale = body["metadata"].get("resourceVersion") not in (
                 None,
-                known.get("metadata", {}).get("resourceVersion"),
+                old.get("metadata", {}).get("resourceVersion"),
             )
             if stale:
                 return web.json_response({"reason": "Conflict", "message": "changed"}, status=409)
-            report = {**known, "status": body.get("status") or {}}
+            report = {**old, "status": body.get("status") or {}}
             metadata = {"name": "n", "uid": "report-uid"}
             await self._store("hugetlbnodes", "MODIFIED", report, metadata)
             self.report = self.objects["hugetlbnodes"]["/n"]
@@ -206,7 +207,7 @@ class Api:
 
 
 class Agent:
-    """``python -m hugetlb_quota.agent`` for the node ``n``."""
+    """``python -m hugetlb_quota.agent`` for node ``n``."""
 
     def __init__(self, api: Api, subtree: Path, log: Path) -> None:
         self.api, self.subtree, self.log = api, subtree, log
@@ -216,13 +217,14 @@ class Agent:
         self.program = [sys.executable, "-m", "hugetlb_quota.agent"]
 
     def environment(self) -> dict[str, str]:
-        """All of it."""
+        """Return the whole environment of the agent's process."""
         return {"KUBECONFIG": str(self.api.kubeconfig), "HOME": str(self.log.parent)}
 
     async def start(self, *more: str, container: Path | None = None) -> None:
-        """``more``: arguments after the usual ones.
+        """Start the agent.
 
-        ``container``: the cgroup that it is to be in, and the root of its cgroup namespace.
+        :param more: arguments after the usual arguments.
+        :param container: the cgroup of the agent and the root of its cgroup namespace.
         """
 
         def enter() -> None:
@@ -265,9 +267,9 @@ class Agent:
 
 
 def host_with(cgroup2: Path, root: Path) -> Path:
-    """The root of a host as a container has it: nothing but /proc and /sys.
+    """Make the root of a host as a container sees it, with only /proc and /sys; return its path.
 
-    Its cgroup2 begins at ``cgroup2``; all else is this machine's.
+    The root of its cgroup2 is ``cgroup2``; all other files are this machine's.
     """
     for directory in ("proc/1", "proc/sys/kernel/random", "sys/fs", "sys/devices/system"):
         (root / directory).mkdir(parents=True)
@@ -284,9 +286,10 @@ def host_with(cgroup2: Path, root: Path) -> Path:
 def make_cgroup(
     agent: Agent, uid: str, kubelet: int = 32, others: Mapping[int, int] | None = None
 ) -> Path:
-    """What kubelet makes: the pod's cgroup with its ``max`` in MiB, and a container's.
+    """Make the cgroups of a pod and its container as kubelet does; return the pod's.
 
-    ``others``: bytes of other page sizes than 2 MiB.
+    :param kubelet: kubelet's ``max`` for 2 MiB pages, in MiB.
+    :param others: kubelet's ``max`` for other page sizes: bytes by page size in bytes.
     """
     pod = agent.subtree / naming.pod_level("systemd", "Burstable", uid)
     cgroup_tree.make(agent.subtree, pod)
@@ -309,7 +312,7 @@ async def bind(
 
 
 def limits(cgroup: Path) -> tuple[str, str]:
-    """``rsvd.max`` and ``max`` in MiB, as text."""
+    """Return ``rsvd.max`` and ``max`` of 2 MiB pages in MiB, as text."""
     rsvd, faults = (
         (cgroup / f"hugetlb.2MB.{limit}").read_text().strip() for limit in ("rsvd.max", "max")
     )
@@ -323,7 +326,7 @@ async def until(holds: Callable[[], object], seconds: float = SECONDS) -> None:
 
 
 class Pod:
-    """A pod of the stand-in API, its cgroup, and the processes that the test puts in it."""
+    """A pod of the fake API server, with its cgroup and its processes."""
 
     def __init__(self, agent: Agent, uid: str) -> None:
         self.agent, self.api, self.uid = agent, agent.api, uid
@@ -332,16 +335,19 @@ class Pod:
         self._actors: list[Actor] = []
 
     async def start(self, ask: str | Mapping[str, str] = "8Mi", namespace: str = "ns") -> None:
-        """``ask``: of 2 MiB pages, or of each size that is named."""
+        """Create the pod and its cgroup.
+
+        :param ask: the pod's request for 2 MiB pages, or for each named size.
+        """
         self.namespace = namespace
         await bind(self.api, self.uid, ask, namespace)
-        asked = {} if isinstance(ask, str) else Charge.from_resources(ask)
+        others = {} if isinstance(ask, str) else Charge.from_resources(ask)
         self.cgroup = make_cgroup(
-            self.agent, self.uid, others={size.bytes: amount for size, amount in asked.items()}
+            self.agent, self.uid, others={size.bytes: amount for size, amount in others.items()}
         )
 
     async def maps(self, size: str, *options: str) -> None:
-        """Run a process that maps and touches ``size`` and holds it."""
+        """Run a process that maps and touches ``size``, and keeps it mapped."""
         procs = self.cgroup / naming.container_name("systemd", ID) / "cgroup.procs"
         process = subprocess.Popen(
             command("map_pages", size, "--map-first", "--hold", *options),
@@ -351,16 +357,16 @@ class Pod:
         )
         self._processes.append(process)
         assert process.stdout
-        for _ in range(2):  # mapped; touched
+        for _ in range(2):  # the process prints a line after mmap, and one after the touch
             assert await asyncio.to_thread(process.stdout.readline)
 
     def actor(self) -> Actor:
-        """A process in its container."""
+        """Start an actor in the pod's container."""
         self._actors.append(Actor(self.cgroup / naming.container_name("systemd", ID)))
         return self._actors[-1]
 
     def end(self) -> None:
-        """All at once, as a kubelet in a hurry: processes, then the cgroup."""
+        """End the processes and remove the cgroup at once, as a fast kubelet does."""
         cgroup_tree.remove(self.cgroup)
         for process in self._processes:
             process.communicate()
@@ -372,7 +378,7 @@ class Pod:
 
 
 def charged(status: Json, size: PageSize = SMALL, live: bool | None = None) -> dict[str, int]:
-    """MiB of pages of that size by UID."""
+    """Return the charged MiB of ``size`` by UID; ``live`` selects live or gone pods."""
     return {
         pod["uid"]: amount // MIB
         for pod in status.get("pods", ())
@@ -381,5 +387,5 @@ def charged(status: Json, size: PageSize = SMALL, live: bool | None = None) -> d
 
 
 def left(status: Json, size: PageSize = SMALL) -> dict[str, int]:
-    """The same of those that are gone."""
+    """Return the charged MiB of ``size`` by UID, of gone pods."""
     return charged(status, size, live=False)

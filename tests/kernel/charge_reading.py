@@ -1,4 +1,4 @@
-"""For tests of the reader: a charge list, and what the kernel's counters say of a subtree."""
+"""Helpers for tests of the reader: compare a charge list with the kernel's counters."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from hugetlb_quota.page_size import PageSize
 from tests.tracking import SMALL, pages_of
 
 READS = 200
-"""At most, until nobody changed the subtree during one."""
+"""The most reads until the subtree does not change during one read."""
 
 
 def build() -> Path:
-    """The reader's program, made if need be. Raises AssertionError with the compiler's words."""
-    with (PROGRAM.parent / "Makefile").open() as held:
-        # Another process of this run may be making it.
-        fcntl.flock(held, fcntl.LOCK_EX)
+    """Build the reader's program if needed; return its path.
+
+    Raises AssertionError with the compiler's output if the build fails.
+    """
+    with (PROGRAM.parent / "Makefile").open() as makefile:
+        # Another process of this run may build the program at the same time.
+        fcntl.flock(makefile, fcntl.LOCK_EX)
         made = subprocess.run(
             ["make", "-s", "-C", str(PROGRAM.parent)], capture_output=True, text=True, check=False
         )
@@ -30,9 +33,10 @@ def build() -> Path:
 async def equal(
     reader: ChargeReader, subtree: Path, size: PageSize = SMALL, unlisted: int = 0
 ) -> ChargeList:
-    """A list read while ``subtree``'s counter stood still: it is the counter.
+    """Return a list, after a check that it equals the counter of ``subtree``.
 
-    ``unlisted`` are the pages by which the counter passes it.
+    The list was read while the counter did not change. ``unlisted`` is the number of pages that the
+    counter has beyond the list.
     """
     for _ in range(READS):
         before = pages_of(subtree, size)[0]
@@ -44,13 +48,13 @@ async def equal(
 
 
 def listed(charges: ChargeList, cgroup: Path | int, size: PageSize = SMALL) -> int:
-    """Pages charged to a cgroup, by its directory or its ID, and to all below it."""
+    """Return the pages charged to a cgroup and all below; the cgroup is a directory or an ID."""
     id_ = cgroup if isinstance(cgroup, int) else cgroup.stat().st_ino
     return charges.below(id_).get(size, 0)
 
 
 def file_of(charges: ChargeList, path: Path) -> File:
-    """The file that ``path`` leads to."""
+    """Return the file at ``path``."""
     status = path.stat()
     return file_at(charges, status.st_dev, status.st_ino)
 
@@ -62,5 +66,5 @@ def file_at(charges: ChargeList, device: int, inode: int) -> File:
 
 
 def regions(file: File) -> list[tuple[int, int, str]]:
-    """Start, end, and the name of the cgroup."""
+    """Return start, end and the cgroup's name of each region."""
     return [(r.start, r.end, r.cgroup.path.rpartition("/")[2]) for r in file.regions]

@@ -1,4 +1,4 @@
-"""Enforcement on real cgroups, with real processes and real huge pages."""
+"""The Enforcer on real cgroups, with real processes and real huge pages."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ UNBOUNDED = (None, None)
 
 
 def allowed(mib: int, own: int | None = None) -> Allowance:
-    """What a pod may use in MiB, and its container by itself."""
+    """Return the allowance of a pod in MiB; ``own`` is its container's own request."""
     pod = Charge({SIZE: mib * MIB})
     return Allowance(pod, {} if own is None else {ID: Charge({SIZE: own * MIB})})
 
 
 class Node:
-    """Does what kubelet does to cgroups, with an enforcer beside it."""
+    """Makes cgroups as kubelet does, and has an enforcer for them."""
 
     def __init__(self, parent: Path, driver: naming.Driver, *, mirror: bool) -> None:
         self.parent = parent
@@ -59,7 +59,7 @@ class Node:
             cgroup_tree.make(parent, parent / naming.qos_level(driver, qos))
 
     def make_pod(self, uid: str, kubelet: int | None) -> Path:
-        """A pod's cgroup with kubelet's limit in MiB: ``max`` alone, as kubelet before 1.29."""
+        """Make a pod's cgroup; ``kubelet`` is its ``max`` in MiB, as kubelet before 1.29 writes."""
         path = self.parent / naming.pod_level(self.driver, "Burstable", uid)
         cgroup_tree.make(self.parent, path)
         if kubelet is not None:
@@ -82,7 +82,7 @@ async def enforced(parent: Path, driver: naming.Driver, *, mirror: bool) -> Asyn
         tasks = [asyncio.create_task(part) for part in parts]
         yield node
         for task in tasks:
-            assert not task.done(), task  # nothing that happened may have ended it
+            assert not task.done(), task  # no event may end a task
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -94,7 +94,7 @@ async def node(request: pytest.FixtureRequest, cgroup_subtree: Path) -> AsyncIte
 
 
 def limits(cgroup: Path, size: PageSize = SIZE) -> tuple[int | None, int | None]:
-    """``rsvd.max`` and ``max`` in MiB."""
+    """Return ``rsvd.max`` and ``max`` in MiB."""
 
     def mib(limit: Limit) -> int | None:
         value = read_limit(cgroup, size, limit)
@@ -118,15 +118,15 @@ def start(cgroup: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def came_of(process: subprocess.Popen[str]) -> dict[str, object]:
-    """The last line it printed."""
+def result_of(process: subprocess.Popen[str]) -> dict[str, object]:
+    """Return the last line that the process printed, from JSON."""
     output, _ = process.communicate(timeout=SECONDS)
     result: dict[str, object] = json.loads(output.splitlines()[-1])
     return result
 
 
-async def test_a_full_pass_over_many_pods_lets_others_have_their_turns(node: Node) -> None:
-    """Else a pod that is made meanwhile would wait for all of them."""
+async def test_a_full_pass_lets_other_tasks_run(node: Node) -> None:
+    """Otherwise a new pod would wait for all pods of the pass."""
     for number in range(20):
         node.make_pod(f"p{number}", kubelet=8)
     await until(lambda: len(node.watcher.pods) == 20)
@@ -141,22 +141,22 @@ async def test_a_full_pass_over_many_pods_lets_others_have_their_turns(node: Nod
     task = asyncio.create_task(others())
     await node.enforcer.full_pass()
     task.cancel()
-    # Every four pods, as they are listed and as their limits are looked at.
+    # After each four pods, once while the pods are listed and once while they are enforced.
     assert turns >= 2 * 20 // 4
 
 
-async def test_the_limit_is_there_before_the_first_process_maps(
+async def test_the_limit_is_in_place_before_the_first_process_maps(
     node: Node, pages: Callable[[int], None]
 ) -> None:
-    """Pod, container and process as fast as one after the other can be made, ten times over.
+    """Make a pod, its container and its process without a pause, ten times.
 
-    What kubelet wrote allows it all, so only the agent's limit can refuse.
+    Kubelet's limit allows the whole mapping, so only the agent's limit can refuse it.
     """
     pages(16)
 
     def run(uid: str) -> dict[str, object]:
         pod = node.make_pod(uid, kubelet=32)
-        return came_of(start(node.make_container(pod), "16Mi", "--map-first"))
+        return result_of(start(node.make_container(pod), "16Mi", "--map-first"))
 
     for number in range(10):
         uid = f"quick-{number}"
@@ -165,7 +165,7 @@ async def test_the_limit_is_there_before_the_first_process_maps(
         assert (result["huge"], result["errno"]) == (0, "ENOMEM")
 
 
-async def test_a_governed_pod_gets_all_limits_at_both_levels(node: Node) -> None:
+async def test_limits_the_pod_and_its_container_for_all_page_sizes(node: Node) -> None:
     node.allowances["p"] = allowed(8, own=6)
     pod = node.make_pod("p", kubelet=32)
     container, sandbox = (
@@ -181,7 +181,7 @@ async def test_a_governed_pod_gets_all_limits_at_both_levels(node: Node) -> None
     assert node.enforcer.failures == ()
 
 
-async def test_cruns_inner_cgroup_is_limited_too(node: Node) -> None:
+async def test_limits_the_inner_cgroup_of_crun(node: Node) -> None:
     node.allowances["p"] = allowed(8, own=6)
     outer = node.make_container(node.make_pod("p", kubelet=32))
     cgroup_tree.write(outer / "cgroup.subtree_control", "+hugetlb")
@@ -190,19 +190,19 @@ async def test_cruns_inner_cgroup_is_limited_too(node: Node) -> None:
     await until(lambda: limits(inner) == (6, 6))
 
 
-async def test_what_kubelet_allows_an_ungoverned_pod_it_is_refused_in_mmap_beyond(
+async def test_mmap_fails_beyond_kubelets_limit_for_an_unseen_pod(
     node: Node, pages: Callable[[int], None]
 ) -> None:
     pages(16)
     pod = node.make_pod("p", kubelet=8)
     await until(lambda: limits(pod) == (8, 8))
     container = node.make_container(pod)
-    assert came_of(start(container, "8Mi", "--map-first"))["errno"] is None
-    result = came_of(start(container, "16Mi", "--map-first"))
+    assert result_of(start(container, "8Mi", "--map-first"))["errno"] is None
+    result = result_of(start(container, "16Mi", "--map-first"))
     assert (result["errno"], result["fallback"]) == ("ENOMEM", 16 * MIB)
 
 
-async def test_without_the_mirror_an_ungoverned_pod_dies_at_the_touch(
+async def test_an_unseen_pod_dies_at_the_touch_without_the_mirror(
     cgroup_subtree: Path, pages: Callable[[int], None]
 ) -> None:
     pages(16)
@@ -217,7 +217,7 @@ async def test_without_the_mirror_an_ungoverned_pod_dies_at_the_touch(
 
 @pytest.mark.parametrize("file", ["hugetlb.2MB.max", "hugetlb.2MB.rsvd.max"])
 @pytest.mark.parametrize("value", ["0", "max", str(64 * MIB)])
-async def test_drift_is_set_right_at_once(node: Node, file: str, value: str) -> None:
+async def test_corrects_a_changed_limit_at_once(node: Node, file: str, value: str) -> None:
     node.allowances["p"] = allowed(8, own=8)
     pod = node.make_pod("p", kubelet=None)
     container = node.make_container(pod)
@@ -228,7 +228,7 @@ async def test_drift_is_set_right_at_once(node: Node, file: str, value: str) -> 
         await until(lambda: (limits(pod), limits(container)) == ((8, 8), (8, 8)))
 
 
-async def test_what_is_in_place_is_not_written_again(
+async def test_writes_no_limit_that_is_in_place(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.allowances["p"] = allowed(8)
@@ -241,7 +241,7 @@ async def test_what_is_in_place_is_not_written_again(
     assert written == []
 
 
-async def test_a_pod_follows_when_it_becomes_governed_and_when_it_no_longer_is(node: Node) -> None:
+async def test_changes_the_limits_when_the_allowance_comes_and_goes(node: Node) -> None:
     pod = node.make_pod("p", kubelet=32)
     await until(lambda: limits(pod) == (32, 32))
     node.allowances["p"] = allowed(8)
@@ -255,7 +255,7 @@ async def test_a_pod_follows_when_it_becomes_governed_and_when_it_no_longer_is(n
     await until(lambda: limits(pod) == (32, 32))
 
 
-async def test_a_limit_below_use_is_what_is_in_use_and_falls_with_it(
+async def test_a_limit_below_the_use_falls_with_the_use(
     node: Node, pages: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(enforce, "RETRY", 0.05)
@@ -270,7 +270,7 @@ async def test_a_limit_below_use_is_what_is_in_use_and_falls_with_it(
         await until(lambda: limits(pod) == (12, 12))
         (above,) = node.enforcer.above
         assert "Pod p uses more huge pages than it may: 12Mi of hugepages-2Mi, allowed 2Mi" in above
-        assert came_of(start(container, "2Mi"))["errno"] == "ENOMEM"
+        assert result_of(start(container, "2Mi"))["errno"] == "ENOMEM"
         first.kill()
         await until(lambda: limits(pod) == (4, 4))
         second.kill()
@@ -282,7 +282,7 @@ async def test_a_limit_below_use_is_what_is_in_use_and_falls_with_it(
             process.communicate()
 
 
-async def test_a_pod_that_goes_between_read_and_write_disturbs_nobody(
+async def test_a_pod_that_ends_between_read_and_write_does_not_disturb_other_pods(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = cgroups.write_limit
@@ -301,13 +301,13 @@ async def test_a_pod_that_goes_between_read_and_write_disturbs_nobody(
     assert node.enforcer.failures == ()
 
 
-async def test_pods_that_come_and_go_in_a_hurry_leave_nothing_behind(node: Node) -> None:
+async def test_short_lived_pods_leave_nothing_behind(node: Node) -> None:
     def hurry() -> None:
         for number in range(200):
             uid = f"h-{number % 7}"
             pod = node.make_pod(uid, kubelet=8)
-            self_made = node.make_container(pod)
-            self_made.rmdir()
+            container = node.make_container(pod)
+            container.rmdir()
             pod.rmdir()
 
     node.allowances.update({f"h-{number}": allowed(4) for number in range(4)})
@@ -318,7 +318,7 @@ async def test_pods_that_come_and_go_in_a_hurry_leave_nothing_behind(node: Node)
     assert node.enforcer._pods == {}
 
 
-async def test_one_pod_without_the_controller_is_told_of_and_the_others_are_limited(
+async def test_reports_a_pod_without_the_controller_and_limits_the_others(
     node: Node,
 ) -> None:
     level = node.parent / naming.qos_level(node.driver, "BestEffort")
@@ -336,7 +336,7 @@ async def test_one_pod_without_the_controller_is_told_of_and_the_others_are_limi
     bare.rmdir()
 
 
-async def test_a_container_without_the_controller_is_held_by_its_pods_limit(node: Node) -> None:
+async def test_the_pods_limit_holds_a_container_without_the_controller(node: Node) -> None:
     node.allowances["p"] = allowed(8, own=6)
     pod = node.make_pod("p", kubelet=None)
     cgroup_tree.write(pod / "cgroup.subtree_control", "-hugetlb")
@@ -346,18 +346,18 @@ async def test_a_container_without_the_controller_is_held_by_its_pods_limit(node
     assert node.enforcer.failures == ()
 
 
-async def test_a_pod_that_went_before_its_turn_in_a_pass_is_forgotten(node: Node) -> None:
+async def test_forgets_a_pod_that_ended_before_its_turn_in_a_pass(node: Node) -> None:
     pod = node.make_pod("p", kubelet=8)
     await until(lambda: node.watcher.pods)
-    (known,) = node.watcher.pods
+    (found,) = node.watcher.pods
     pod.rmdir()
     await until(lambda: not node.watcher.pods)
-    node.enforcer.enforce(known)
+    node.enforcer.enforce(found)
     assert node.enforcer._pods == {}
 
 
-async def test_a_new_pod_meets_its_limit_before_anything_is_read(cgroup_subtree: Path) -> None:
-    """Kubelet's ``max`` stays until the pod is looked at."""
+async def test_limits_a_new_pod_before_it_reads_anything(cgroup_subtree: Path) -> None:
+    """Kubelet's ``max`` stays until the enforcer handles the pod."""
     path = cgroup_subtree / naming.pod_level("systemd", "Burstable", "new")
     cgroup_tree.make(cgroup_subtree, path)
     pod = PodCgroup("new", Qos.BURSTABLE, path)
@@ -379,13 +379,13 @@ async def test_a_new_pod_meets_its_limit_before_anything_is_read(cgroup_subtree:
     following.cancel()
 
 
-async def test_what_was_read_and_not_told_when_a_listing_failed_makes_a_pass_due(
+async def test_makes_a_pass_after_a_listing_failed(
     cgroup_subtree: Path,
 ) -> None:
     class Watcher:
         async def __aiter__(self) -> AsyncIterator[CgroupEvent]:
             raise OSError("input/output error")
-            yield  # a generator
+            yield  # makes this function a generator
 
     moved = asyncio.Event()
     watcher = cast(KubepodsWatcher, Watcher())

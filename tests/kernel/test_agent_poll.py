@@ -1,4 +1,4 @@
-"""What no event tells is noticed by the counters, and nothing else is."""
+"""Poll on real cgroups: it notices each change of a charge, and nothing else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.tracking import Actor
 
 LEVEL = "kubepods.slice/kubepods-burstable.slice"
 SECONDS = 20.0
-#: A look at the sums alone.
+#: The number of a comparison that includes only the sums.
 SUMS = 1
 
 
@@ -42,13 +42,13 @@ def poll(cgroups: tuple[Path, Path], cgroup_subtree: Path) -> Iterator[Poll]:
         asyncio.Event(),
     )
     assert poll.moved(0)
-    poll.moved(SUMS)  # the roots are known since
+    poll.moved(SUMS)  # the first comparison has found the roots
     assert not poll.moved(SUMS)
     yield poll
     poll.close()
 
 
-def test_what_was_read_and_is_given_back_before_the_next_look_is_noticed(
+def test_notices_pages_given_back_after_a_pass_has_read_them(
     poll: Poll, cgroups: tuple[Path, Path], pages: Callable[[int], None]
 ) -> None:
     pages(2)
@@ -59,7 +59,7 @@ def test_what_was_read_and_is_given_back_before_the_next_look_is_noticed(
     assert poll.moved(SUMS)
 
 
-def test_what_is_charged_and_given_back_is_noticed(
+def test_notices_charged_pages_and_pages_given_back(
     poll: Poll, cgroups: tuple[Path, Path], pages: Callable[[int], None]
 ) -> None:
     pages(2)
@@ -68,13 +68,13 @@ def test_what_is_charged_and_given_back_is_noticed(
         actor.do("a = map_pages(1, PRIVATE | ANONYMOUS | HUGETLB)")
         assert poll.moved(SUMS)
         assert not poll.moved(SUMS)
-        actor.do("touch(a, 0)")  # it was charged before
+        actor.do("touch(a, 0)")  # the page was charged before
         assert not poll.moved(SUMS)
     assert poll.moved(SUMS)
     assert not poll.moved(SUMS)
 
 
-def test_two_that_make_up_for_each_other_are_noticed_at_the_pods(
+def test_notices_two_changes_that_leave_the_sum_unchanged(
     poll: Poll, cgroups: tuple[Path, Path], pages: Callable[[int], None]
 ) -> None:
     pages(2)
@@ -88,7 +88,7 @@ def test_two_that_make_up_for_each_other_are_noticed_at_the_pods(
         assert not poll.moved(PODS)
 
 
-def test_what_the_host_itself_takes_is_noticed(poll: Poll, pages: Callable[[int], None]) -> None:
+def test_notices_pages_that_the_host_takes(poll: Poll, pages: Callable[[int], None]) -> None:
     pages(1)
     poll.moved(SUMS)
     with Actor() as host:
@@ -96,7 +96,7 @@ def test_what_the_host_itself_takes_is_noticed(poll: Poll, pages: Callable[[int]
         assert poll.moved(SUMS)
 
 
-def test_pods_and_pools_that_come_and_go_are_noticed(
+def test_notices_new_pods_and_changed_pools(
     poll: Poll, cgroups: tuple[Path, Path], pages: Callable[[int], None]
 ) -> None:
     poll.moved(THE_REST)
@@ -107,16 +107,16 @@ def test_pods_and_pools_that_come_and_go_are_noticed(
         actor.do("a = map_pages(1, PRIVATE | ANONYMOUS | HUGETLB)")
         poll.moved(PODS)
         cgroups[0].rmdir()
-        assert not poll.moved(PODS)  # of that an event tells
+        assert not poll.moved(PODS)  # the watcher reports this
         cgroups[0].mkdir()
         assert poll.moved(PODS)
 
 
-def test_pods_are_looked_at_where_kubepods_is_charged_something(
+def test_reads_pods_only_while_kubepods_is_charged(
     poll: Poll, cgroups: tuple[Path, Path], pages: Callable[[int], None]
 ) -> None:
     def kept() -> set[str]:
-        """Files of pods that are open."""
+        """Return the names of the pods' files that this process has open."""
         links = (each.readlink() for each in Path("/proc/self/fd").iterdir() if each.is_symlink())
         return {link.name for link in links if link.parent in cgroups}
 
@@ -132,13 +132,13 @@ def test_pods_are_looked_at_where_kubepods_is_charged_something(
         assert kept() == set()
 
 
-async def test_it_says_due_as_often_as_something_moves_and_ends_with_its_task(
+async def test_sets_due_at_each_change_and_ends_with_its_task(
     cgroups: tuple[Path, Path], cgroup_subtree: Path, pages: Callable[[int], None]
 ) -> None:
     due, before = asyncio.Event(), threading.active_count()
     parents, sizes = (cgroup_subtree,), page_sizes(HostRoot())
     poll = Poll(HostRoot(), parents, sizes, lambda: list(kubepods.pods(parents)), due)
-    # Where a thread does to the loop what its own thread may do alone, it raises then.
+    # In debug mode the loop raises an error if another thread calls a function that it must not.
     asyncio.get_running_loop().set_debug(True)
     task = asyncio.create_task(poll.run())
     pages(1)

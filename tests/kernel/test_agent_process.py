@@ -1,4 +1,4 @@
-"""The agent as a process on real cgroups: killed, started again, and cut off from its API."""
+"""The agent as a process on real cgroups: killed, started again, and without its API server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.tracking import Actor
 from tests.workloads import command
 
 
-async def test_it_enforces_reports_and_ends_when_told(agent: Agent, api: Api) -> None:
+async def test_enforces_reports_and_ends_at_sigterm(agent: Agent, api: Api) -> None:
     await agent.start()
     await agent.ready()
     await bind(api, "aa-bb")
@@ -41,15 +41,15 @@ async def test_it_enforces_reports_and_ends_when_told(agent: Agent, api: Api) ->
         await api.set("pods", "ns", "aa-bb", status={"phase": "Succeeded"})
         ended = api.version
         await until(lambda: int(api.status["podsResourceVersion"]) >= ended)
-        assert api.listed() == ["aa-bb"]  # a process is in its cgroup
-    # Kubelet may leave the cgroup behind: empty, it is none.
+        assert api.listed() == ["aa-bb"]  # a process is in the pod's cgroup
+    # Kubelet may leave the empty cgroup behind.
     await until(lambda: api.status["pods"] == [], SOON)
     assert pod.is_dir()
     assert await agent.probe("/healthz") == (200, "ok\n")
     assert await agent.end(signal.SIGTERM) == 0
 
 
-async def test_a_pod_is_limited_to_its_demand_and_one_without_as_kubelet_has_it(
+async def test_limits_a_pod_to_its_demand_and_copies_kubelets_limit_for_an_unseen_pod(
     agent: Agent, api: Api
 ) -> None:
     await agent.start()
@@ -62,7 +62,7 @@ async def test_a_pod_is_limited_to_its_demand_and_one_without_as_kubelet_has_it(
     assert limits(unknown) == ("32", "32")
 
 
-async def test_killed_and_started_again_it_gets_everything_right(
+async def test_corrects_everything_after_a_kill_and_a_restart(
     agent: Agent, api: Api, pages: Callable[[int], None]
 ) -> None:
     pages(4)
@@ -83,8 +83,8 @@ async def test_killed_and_started_again_it_gets_everything_right(
     holder.stdout.readline()
 
     await agent.end(signal.SIGKILL)
-    # While no agent runs: one pod is deleted by force and its process lives on, another's
-    # limits are written over, a third comes.
+    # While no agent runs, one pod is deleted by force and its process stays, the limits of another
+    # pod are overwritten, and a third pod comes.
     end = await api.delete("pods", "ns", "ending")
     for file in ("hugetlb.2MB.max", "hugetlb.2MB.rsvd.max"):
         cgroup_tree.write(drifting / file, "max")
@@ -104,7 +104,7 @@ async def test_killed_and_started_again_it_gets_everything_right(
     await until(lambda: sorted(api.listed()) == ["drifting", "new"])
 
 
-async def test_cut_off_from_the_api_it_enforces_what_it_knows(agent: Agent, api: Api) -> None:
+async def test_keeps_enforcing_without_the_api(agent: Agent, api: Api) -> None:
     await agent.start()
     await agent.ready()
     await bind(api, "governed")
@@ -114,7 +114,7 @@ async def test_cut_off_from_the_api_it_enforces_what_it_knows(agent: Agent, api:
     await api.stop()
     cgroup_tree.write(governed / "hugetlb.2MB.rsvd.max", "max")
     await until(lambda: limits(governed) == ("8", "8"))
-    # Nobody knows yet whose it is: kubelet's own limit holds, in mmap too.
+    # The API has not shown the pod yet: kubelet's limit holds, also at mmap.
     unknown = make_cgroup(agent, "unknown", kubelet=6)
     await until(lambda: limits(unknown) == ("6", "6"))
 
@@ -124,7 +124,7 @@ async def test_cut_off_from_the_api_it_enforces_what_it_knows(agent: Agent, api:
     await until(lambda: api.listed() == ["governed", "unknown"])
 
 
-async def test_without_an_api_it_begins_with_what_kubelet_wrote(agent: Agent, api: Api) -> None:
+async def test_starts_without_the_api_with_kubelets_limits(agent: Agent, api: Api) -> None:
     await api.stop()
     unknown = make_cgroup(agent, "unknown", kubelet=6)
     await agent.start()
@@ -137,10 +137,10 @@ async def test_without_an_api_it_begins_with_what_kubelet_wrote(agent: Agent, ap
     assert await agent.end(signal.SIGTERM) == 0
 
 
-async def test_a_pod_that_is_refused_huge_pages_has_an_event_and_one_of_before_has_none(
+async def test_publishes_an_event_for_new_refusals_only(
     agent: Agent, api: Api, pages: Callable[[int], None]
 ) -> None:
-    def told() -> list[str]:
+    def published() -> list[str]:
         return [each["regarding"]["name"] for each in api.published]
 
     pages(2)
@@ -158,18 +158,16 @@ async def test_a_pod_that_is_refused_huge_pages_has_an_event_and_one_of_before_h
         await agent.start()
         await agent.ready()
         async with asyncio.timeout(SECONDS):
-            while "now" not in told():
-                # What comes before its first look counts as of before.
+            while "now" not in published():
+                # The agent ignores refusals before its first look.
                 with pytest.raises(OSError, match="Cannot allocate memory"):
                     now.do(too_much)
                 await asyncio.sleep(0.2)
-    assert told() == ["now"]
+    assert published() == ["now"]
     assert "more than its 8Mi of hugepages-2Mi" in api.published[0]["note"]
 
 
-async def test_on_a_host_without_cgroup2_it_says_so_and_waits(
-    api: Api, agent: Agent, tmp_path: Path
-) -> None:
+async def test_waits_on_a_host_without_cgroup2(api: Api, agent: Agent, tmp_path: Path) -> None:
     host = tmp_path / "host"
     for directory in ("proc/1", "proc/sys/kernel/random", "sys"):
         (host / directory).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What the kernel refuses a pod it counts above the pod too: there it is noticed."""
+"""Shortage on real cgroups: the kernel also counts refusals in the ancestors of a pod."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ LEVEL = "kubepods.slice/kubepods-burstable.slice"
 
 class NoApi:
     async def create(self, *_: Any, **__: Any) -> dict[str, Any]:
-        raise AssertionError("no pod is known, so nobody is to be told")
+        raise AssertionError("the API has shown no pod, so there is no Event to publish")
 
 
-async def test_what_a_pod_is_refused_is_counted_whatever_its_depth(
+async def test_counts_refusals_at_any_depth_below_a_pod(
     cgroup_subtree: Path, pages: Callable[[int], None]
 ) -> None:
     pods = [cgroup_subtree / LEVEL / f"kubepods-burstable-pod{uid}.slice" for uid in ("a", "b")]

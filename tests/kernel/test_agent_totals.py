@@ -1,4 +1,4 @@
-"""Where the charge list can't be read: what counters tell, too much rather than too little."""
+"""The agent without the charge list: counters may give too much, but never too little."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.tracking import SMALL
 TOTALS = "--charge-list=totals"
 
 
-async def test_what_a_pod_left_is_bounded_by_what_is_left_of_all(
+async def test_what_a_pod_left_is_within_what_all_pods_left(
     agent: Agent,
     api: Api,
     hugetlbfs: Path,
@@ -35,13 +35,13 @@ async def test_what_a_pod_left_is_bounded_by_what_is_left_of_all(
     for each, size in zip(two, ("4Mi", "6Mi"), strict=True):
         await each.start()
         await each.maps(size, f"--file={hugetlbfs / each.uid}")
-        await each.maps("2Mi")  # its own
+        await each.maps("2Mi")  # private memory
     await until(lambda: api.charged() == {"one": 6, "two": 8})
     condition = api.condition("ChargeListReadable")
     assert (condition["status"], condition["reason"]) == ("False", "Unreadable")
     assert "--charge-list=totals" in condition["message"]
     assert api.condition("Ready")["status"] == "True"
-    # As each ends its own memory goes first, and that is seen.
+    # The private memory of each pod goes first, and the agent sees this.
     for each in two:
         cgroup_tree.kill(each.cgroup)
     await until(lambda: api.charged() == {"one": 4, "two": 6}, SOON)
@@ -49,7 +49,7 @@ async def test_what_a_pod_left_is_bounded_by_what_is_left_of_all(
         each.end()
         await each.delete()
     await until(lambda: api.left() == {"one": 4, "two": 6}, SOON)
-    # Of whom a file was that is removed no counter tells: never more than there is.
+    # No counter says which pod a removed file belonged to. The sum is never more than there is.
     (hugetlbfs / "two").unlink()
     await until(lambda: api.left() == {"one": 4, "two": 4}, SOON)
     await agent.end(signal.SIGKILL)
@@ -61,7 +61,7 @@ async def test_what_a_pod_left_is_bounded_by_what_is_left_of_all(
     await until(lambda: api.status["pods"] == [], SOON)
 
 
-async def test_an_end_that_no_agent_saw_is_charged_what_it_held(
+async def test_an_end_that_no_agent_saw_is_charged_at_least_what_the_pod_held(
     agent: Agent,
     api: Api,
     hugetlbfs: Path,
@@ -71,24 +71,24 @@ async def test_an_end_that_no_agent_saw_is_charged_what_it_held(
     pages(6)
     await agent.start(TOTALS)
     await agent.ready()
-    known, unknown = pod("known"), pod("unknown")
-    await known.start()
-    await known.maps("4Mi", f"--file={hugetlbfs / 'known'}")
-    await until(lambda: api.charged() == {"known": 4})
+    seen, unseen = pod("seen"), pod("unseen")
+    await seen.start()
+    await seen.maps("4Mi", f"--file={hugetlbfs / 'seen'}")
+    await until(lambda: api.charged() == {"seen": 4})
     await agent.end(signal.SIGKILL)
-    await unknown.start()
-    await unknown.maps("2Mi", f"--file={hugetlbfs / 'unknown'}")
-    for each in (known, unknown):
+    await unseen.start()
+    await unseen.maps("2Mi", f"--file={hugetlbfs / 'unseen'}")
+    for each in (seen, unseen):
         each.end()
         await each.delete()
     await agent.start(TOTALS)
-    # It may have filled that too: too much rather than too little.
-    await until(lambda: api.left() == {"known": 6})
+    # The seen pod may have reserved the 2 MiB too, so it is charged with them.
+    await until(lambda: api.left() == {"seen": 6})
     assert api.status["unlisted"] == {}
-    # With the list it is known whose that is.
+    # The charge list shows which pod has them.
     await agent.end(signal.SIGKILL)
     await agent.start()
-    await until(lambda: api.left() == {"known": 4, "unknown": 2})
+    await until(lambda: api.left() == {"seen": 4, "unseen": 2})
     assert api.condition("ChargeListReadable")["status"] == "True"
     assert api.status["unlisted"] == {}
 
@@ -101,7 +101,7 @@ def one_pod(cgroup_subtree: Path) -> Path:
     return pod
 
 
-async def test_a_reader_that_can_not_be_started_leaves_totals_and_says_why(
+async def test_uses_totals_if_the_reader_cannot_be_started_and_says_why(
     one_pod: Path, cgroup_subtree: Path, tmp_path: Path
 ) -> None:
     host, reader = HostRoot(), ChargeReader(tmp_path / "none")
@@ -112,7 +112,7 @@ async def test_a_reader_that_can_not_be_started_leaves_totals_and_says_why(
     assert (reading.bound.of(SMALL), reading.populated) == (0, {"aa": False})
 
 
-async def test_a_reader_that_is_killed_once_is_no_reason_for_totals(
+async def test_does_not_use_totals_after_one_kill_of_the_reader(
     one_pod: Path, cgroup_subtree: Path, reader: ChargeReader
 ) -> None:
     host = HostRoot()

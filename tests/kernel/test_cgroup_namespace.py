@@ -1,4 +1,4 @@
-"""The agent in a container of its own, under cgroup2 with nsdelegate, limits all others."""
+"""The agent in a container under cgroup2 with nsdelegate: it can limit all other containers."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def delegates() -> bool:
 
 
 def set_delegation(point: Path, wanted: bool) -> None:
-    """The kernel keeps one such option for all of cgroup2; the last mount in its own sets it."""
+    """Set or clear nsdelegate for all of cgroup2: a mount in the first namespace does this."""
     mount("-t", "cgroup2", *(("-o", "nsdelegate") if wanted else ()), "none", str(point))
     unmount(point)
 
 
 @pytest.fixture
 def nsdelegate(kernel: None, tmp_path: Path) -> Iterator[None]:
-    """cgroup2 as systemd mounts it. It concerns processes in cgroup namespaces of their own."""
+    """Mount cgroup2 as systemd does. Only processes in their own cgroup namespaces notice this."""
     before = delegates()
     point = tmp_path / "cgroup2"
     point.mkdir()
@@ -52,7 +52,7 @@ def nsdelegate(kernel: None, tmp_path: Path) -> Iterator[None]:
 
 
 async def start(agent: Agent, api: Api) -> tuple[Path, Path]:
-    """The cgroups of the agent's pod and of its container; returns when it is ready."""
+    """Start the agent in a pod and wait until it is ready; return the pod's and its cgroup."""
     pod = make_cgroup(agent, "own")
     container = pod / naming.container_name("systemd", ID)
     await bind(api, "own")
@@ -70,9 +70,7 @@ def ready(api: Api) -> tuple[str, str]:
 
 
 @pytest.mark.usefixtures("nsdelegate")
-async def test_the_agents_own_pod_is_limited_and_of_its_container_that_is_told(
-    agent: Agent, api: Api
-) -> None:
+async def test_limits_its_own_pod_and_reports_its_own_container(agent: Agent, api: Api) -> None:
     pod, container = await start(agent, api)
     await until(lambda: limits(pod) == ("8", "8"))
     await until(lambda: str(container) in ready(api)[1])
@@ -84,8 +82,8 @@ async def test_the_agents_own_pod_is_limited_and_of_its_container_that_is_told(
 
 
 @pytest.mark.usefixtures("nsdelegate")
-def test_the_kernel_refuses_the_limits_of_ones_own_root(cgroup_subtree: Path) -> None:
-    """What all of this is about; with a kernel that does not, it is not needed."""
+def test_the_kernel_refuses_to_limit_the_root_of_the_own_namespace(cgroup_subtree: Path) -> None:
+    """The other tests of this file are needed because of this rule."""
     own = cgroup_subtree / "own"
     own.mkdir()
     write_limit(own, SMALL, "rsvd.max", 0)  # from outside

@@ -1,4 +1,4 @@
-"""Whose pages are in which file, as the kernel keeps it: owners, names, pages of every kind."""
+"""The charge list of real files: owners, paths, and pages of every kind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.tracking import PAGE, SMALL, Actor, pages_of
 
 Cgroups = Callable[[str], Path]
 HUGE = 1 << 39
-"""Pages: 2^60 bytes, which is about as long as a file can be."""
+"""Pages of a file of 2^60 bytes, which is about the longest possible file."""
 
 
 @pytest.fixture(autouse=True)
@@ -23,10 +23,10 @@ def _pool(pages: Callable[[int], None]) -> None:
     pages(24)
 
 
-async def test_regions_have_the_owners_that_the_kernel_charged(
+async def test_regions_show_the_charged_cgroups(
     reader: ChargeReader, cgroup: Cgroups, cgroup_subtree: Path, hugetlbfs: Path
 ) -> None:
-    """Two map overlapping parts; their cgroups go; the file is cut."""
+    """Two processes map overlapping parts. Then their cgroups go, and the file is truncated."""
     one, other, path = cgroup("one"), cgroup("other"), hugetlbfs / "shared"
     with Actor(one) as first, Actor(other) as second:
         first.do(f"map_pages(4, SHARED, create({str(path)!r}))")
@@ -44,11 +44,11 @@ async def test_regions_have_the_owners_that_the_kernel_charged(
     assert regions(file) == [(0, 1, "one")]
 
 
-async def test_a_path_is_whole_at_any_depth_and_with_any_bytes(
+async def test_a_path_is_complete_at_any_depth_and_with_any_bytes(
     reader: ChargeReader, cgroup: Cgroups, cgroup_subtree: Path, hugetlbfs: Path
 ) -> None:
     names = ["deep", *(f"{number:03}-{'x' * 200}" for number in range(12)), "a b", "\udcff\n"]
-    # Longer than PATH_MAX: made and opened step by step.
+    # The path is longer than PATH_MAX, so the directories are made one by one.
     with Actor(cgroup("one")) as actor:
         actor.do(
             f"os.chdir({str(hugetlbfs)!r})\n"
@@ -65,7 +65,7 @@ async def test_a_path_is_whole_at_any_depth_and_with_any_bytes(
 
 
 def _remove_deepest(directory: Path) -> None:
-    """Step by step: the path of it is too long for a call."""
+    """Remove the deepest directory. Its path is too long for one call."""
     above, descriptor, name = -1, os.open(directory, os.O_RDONLY), ""
     while entries := list(os.scandir(descriptor)):
         if above >= 0:
@@ -77,7 +77,7 @@ def _remove_deepest(directory: Path) -> None:
     os.close(descriptor)
 
 
-async def test_a_renamed_file_has_its_new_path(
+async def test_a_renamed_file_shows_its_new_path(
     reader: ChargeReader, cgroup: Cgroups, cgroup_subtree: Path, hugetlbfs: Path
 ) -> None:
     (hugetlbfs / "here").mkdir()
@@ -92,7 +92,7 @@ async def test_a_renamed_file_has_its_new_path(
     path.parent.rmdir()
 
 
-async def test_a_removed_file_is_told_as_long_as_it_is_held(
+async def test_lists_a_removed_file_while_a_process_holds_it(
     reader: ChargeReader, cgroup: Cgroups, cgroup_subtree: Path, hugetlbfs: Path
 ) -> None:
     path = hugetlbfs / "removed"
@@ -103,7 +103,7 @@ async def test_a_removed_file_is_told_as_long_as_it_is_held(
         file = file_at(await equal(reader, cgroup_subtree), status.st_dev, status.st_ino)
         assert regions(file) == [(0, 3, "one")]
         assert not file.linked
-        # Open, mapped no more: the pages stay.
+        # The pages stay while the file is open, also without a mapping.
         actor.do("unmap(a, 3)")
         file = file_at(await equal(reader, cgroup_subtree), status.st_dev, status.st_ino)
         assert regions(file) == [(0, 3, "one")]
@@ -112,10 +112,10 @@ async def test_a_removed_file_is_told_as_long_as_it_is_held(
         assert status.st_ino not in {f.inode for f in charges.files if not f.superblock.internal}
 
 
-async def test_who_maps_pays_whoever_opened(
+async def test_charges_the_process_that_maps_not_the_process_that_opened(
     reader: ChargeReader, cgroup: Cgroups, cgroup_subtree: Path, hugetlbfs: Path
 ) -> None:
-    """Descriptors that the host and another pod opened and handed on."""
+    """The descriptors were opened by the host and by another pod, and passed on."""
     left, right = cgroup("left"), cgroup("right")
     hosts, lefts = hugetlbfs / "of-host", hugetlbfs / "of-left"
     with Actor() as host, Actor(left) as giver, Actor(right) as taker:
@@ -132,10 +132,10 @@ async def test_who_maps_pays_whoever_opened(
     assert listed(charges, left) == 0
 
 
-async def test_a_cgroup_below_a_pods_is_that_pods(
+async def test_a_cgroup_below_a_pod_counts_for_the_pod(
     reader: ChargeReader, cgroup: Cgroups, cgroup_subtree: Path, hugetlbfs: Path
 ) -> None:
-    """As systemd makes them in a container; all of them go, and the UID stays to be read."""
+    """Such cgroups are made by systemd in a container. They all go, and the UID stays listed."""
     pods = "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod12_ab.slice"
     inner = cgroup(f"{pods}/cri-containerd-{'c' * 64}.scope/system.slice/app.service")
     with Actor(inner) as actor:
@@ -159,7 +159,7 @@ def owners(file: File) -> list[Cgroup]:
     return [r.cgroup for r in file.regions] + [m.cgroup for m in file.private]
 
 
-async def test_memory_files_and_segments_have_their_names(
+async def test_lists_memory_files_and_segments_by_name(
     reader: ChargeReader, cgroup: Cgroups, cgroup_subtree: Path
 ) -> None:
     with Actor(cgroup("one")) as actor:
@@ -183,10 +183,10 @@ async def test_memory_files_and_segments_have_their_names(
         actor.do("libc.shmctl(segment, 0, None)")
 
 
-async def test_files_with_one_inode_number_are_two(
+async def test_tells_apart_two_files_with_one_inode_number(
     reader: ChargeReader, cgroup: Cgroups, cgroup_subtree: Path
 ) -> None:
-    """A System V segment's ID is its inode's number, which a memfd next to it may have too."""
+    """The inode number of a System V segment is its ID, and a memfd may have the same number."""
     next_id = Path("/proc/sys/kernel/shm_next_id")
     if not next_id.exists():
         pytest.skip("the kernel has no shm_next_id (CONFIG_CHECKPOINT_RESTORE)")
@@ -206,10 +206,10 @@ async def test_files_with_one_inode_number_are_two(
             other.do(f"libc.shmctl({segment}, 0, None)")
 
 
-async def test_a_private_mapping_is_charged_while_it_is_mapped(
+async def test_lists_a_private_mapping_until_it_ends(
     reader: ChargeReader, cgroup: Cgroups, cgroup_subtree: Path, hugetlbfs: Path
 ) -> None:
-    """Cut, split, moved, inherited: to the kernel's counter, in whatever cgroup its task is now."""
+    """The list equals the counter after a cut, a split, a fork, and a move to another cgroup."""
     one, other, path = cgroup("one"), cgroup("other"), hugetlbfs / "mapped"
     with Actor(one) as actor:
         actor.do(f"fd = create({str(path)!r}); a = map_pages(8, PRIVATE, fd)")
@@ -221,7 +221,7 @@ async def test_a_private_mapping_is_charged_while_it_is_mapped(
         actor.do("child = os.fork()\nif child == 0: signal.pause()")
         assert listed(await equal(reader, cgroup_subtree), one) == 7
         actor.do("os.kill(child, 9); os.waitpid(child, 0)")
-        # Moving a task moves no charge: its pages stay those of the cgroup it was in.
+        # A move of a task moves no charge: the old cgroup stays charged.
         (other / "cgroup.procs").write_text(str(actor.pid))
         charges = await equal(reader, cgroup_subtree)
         assert (listed(charges, one), listed(charges, other)) == (7, 0)
@@ -233,12 +233,12 @@ async def test_a_private_mapping_is_charged_while_it_is_mapped(
     assert listed(await equal(reader, cgroup_subtree), id_) == 0
 
 
-async def test_a_pod_that_maps_a_file_a_million_times_hides_nothing_but_private_mappings(
+async def test_a_million_mappings_hide_only_private_mappings(
     reader: ChargeReader, cgroup: Cgroups, cgroup_subtree: Path, hugetlbfs: Path
 ) -> None:
-    """A read that walked them all would take so long that it had to give up."""
+    """A walk of all these mappings would take too long."""
     path, last = hugetlbfs / "mapped", hugetlbfs / "last"
-    # As many as a process may have, less what it needs itself; 17 of them are more than 2^20.
+    # The most mappings of a process, without its own. 17 processes have more than 2^20.
     most = int(Path("/proc/sys/vm/max_map_count").read_text()) - 500
     with Actor(cgroup("many")) as actor, Actor(cgroup("one")) as one:
         actor.do(
@@ -266,7 +266,7 @@ async def test_a_pod_that_maps_a_file_a_million_times_hides_nothing_but_private_
         assert not (await equal(reader, cgroup_subtree)).mappings_left_out
 
 
-async def test_pages_without_reservation_are_told_with_their_file(
+async def test_lists_unreserved_pages_with_their_file(
     reader: ChargeReader, cgroup: Cgroups, cgroup_subtree: Path, hugetlbfs: Path
 ) -> None:
     path = hugetlbfs / "unreserved"
@@ -287,10 +287,10 @@ async def test_pages_without_reservation_are_told_with_their_file(
         assert file_of(charges, path).path == "/unreserved"
 
 
-async def test_an_allocated_file_is_its_writers(
+async def test_fallocate_charges_the_calling_process(
     reader: ChargeReader, cgroup: Cgroups, cgroup_subtree: Path, hugetlbfs: Path
 ) -> None:
-    """fallocate(2) takes pages at once, and no mapping is needed; holes are given back."""
+    """fallocate(2) takes pages at once and without a mapping, and gives the pages of holes back."""
     path = hugetlbfs / "allocated"
     with Actor(cgroup("one")) as actor:
         actor.do(f"fd = create({str(path)!r}); fallocate(fd, 0, 6)")
@@ -301,7 +301,7 @@ async def test_an_allocated_file_is_its_writers(
     assert sum(each.pages for each in charges.unreserved if "/one" in each.cgroup.path) == 4
 
 
-async def test_a_file_of_2_to_the_39_pages_costs_what_is_charged_of_it(
+async def test_reads_a_huge_sparse_file_quickly(
     reader: ChargeReader, cgroup: Cgroups, cgroup_subtree: Path, hugetlbfs: Path
 ) -> None:
     path = hugetlbfs / "sparse"
@@ -313,5 +313,5 @@ async def test_a_file_of_2_to_the_39_pages_costs_what_is_charged_of_it(
     assert regions(file) == [(0, 1, "one"), (HUGE - 2, HUGE, "one")]
     assert file.bytes == HUGE * PAGE
     assert pages_of(cgroup_subtree)[0] == 3
-    # As for any other: far from what walking its pages would take.
+    # A walk over all pages of the file would take much longer.
     assert charges.seconds < 0.5

@@ -1,6 +1,6 @@
-"""The reader and the ways to get huge pages on other kernels: what it lists is what they count.
+"""The reader on other kernels: for every way to get huge pages the list equals the counters.
 
-Each boots in a virtual machine without acceleration, in seconds; one binary for all.
+Each kernel boots in seconds in a virtual machine without acceleration. All use the same binary.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PAGES = SIZES["2Mi"].pages
 
 @dataclass
 class Step:
-    """Pages by way, and ``/`` for all together; the list."""
+    """The counters in pages by way, with ``/`` for the sum, and the charge list."""
 
     counters: dict[str, int] = field(default_factory=dict)
     charges: ChargeList | None = None
@@ -39,9 +39,9 @@ class Step:
 
 @pytest.fixture(scope="module")
 def programs(reader_program: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What is in the initramfs."""
+    """The files of the initramfs."""
     if platform.machine() != "x86_64":
-        pytest.skip("kernel matrix: the machine is no x86-64, and Debian's kernels here are")
+        pytest.skip("kernel matrix: this machine is not x86-64, but the kernels are")
     if shutil.which(machine.QEMU) is None:
         pytest.skip(f"kernel matrix: {machine.QEMU} is missing; install qemu-system-x86")
     if not machine.BUSYBOX.exists() or b"statically" not in _kind_of(machine.BUSYBOX):
@@ -58,11 +58,11 @@ def programs(reader_program: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def _kind_of(program: Path) -> bytes:
-    # An ELF file without an interpreter is static.
+    # An ELF file without a dynamic loader is static.
     return b"" if b"ld-linux" in program.read_bytes()[:4096] else b"statically"
 
 
-def debians(suite: str) -> Path:
+def debian(suite: str) -> Path:
     try:
         return debian_kernel.kernel(suite)
     except debian_kernel.NoKernel as error:
@@ -75,8 +75,8 @@ def walked(
     programs: dict[str, bytes],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[dict[str, int], dict[str, Step]]:
-    """IDs by way, and the steps by name."""
-    kernel = debians(request.param)
+    """Boot a kernel; return the cgroup IDs by way, and the steps by name."""
+    kernel = debian(request.param)
     most = PAGES * len(WAYS) + 8
     lines = machine.boot(kernel, programs, most, tmp_path_factory.mktemp("machine"))
     ids: dict[str, int] = {}
@@ -97,10 +97,10 @@ def walked(
 
 
 def _decoded(answers: bytes) -> ChargeList:
-    """Of the two answers, that it is ready and the list, the second."""
-    texts = list(_split(answers))
-    assert [status for status, *_ in texts] == [1, REST], texts
-    return decode(texts[1][1], at_rest=True)
+    """Return the list, which is the second answer. The first says that the reader is ready."""
+    both = list(_split(answers))
+    assert [status for status, *_ in both] == [1, REST], both
+    return decode(both[1][1], at_rest=True)
 
 
 def _split(answers: bytes) -> Iterator[tuple[int, bytes]]:
@@ -112,7 +112,7 @@ def _split(answers: bytes) -> Iterator[tuple[int, bytes]]:
         at += length
 
 
-def test_the_list_is_the_counters_at_every_step(
+def test_the_list_equals_the_counters_at_every_step(
     walked: tuple[dict[str, int], dict[str, Step]],
 ) -> None:
     ids, steps = walked
@@ -124,12 +124,12 @@ def test_the_list_is_the_counters_at_every_step(
         assert listed == step.counters, name
     run = steps["run"].counters
     assert set(run) == {"/", *(way.name for way in WAYS)}
-    # Each has what it asked for: none failed.
+    # Each way has pages, so none failed.
     assert all(run[way.name] for way in WAYS if way.reserve == "reserve" or way.use != "neither")
     assert steps["nothing"].counters == {"/": 0}
 
 
-def test_a_removed_cgroup_is_known_by_its_name(
+def test_lists_a_removed_cgroup_with_its_name(
     walked: tuple[dict[str, int], dict[str, Step]],
 ) -> None:
     ids, steps = walked
@@ -148,10 +148,10 @@ def test_a_removed_cgroup_is_known_by_its_name(
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_a_kernel_that_lets_nobody_read_its_memory_is_named(
+def test_says_that_a_locked_down_kernel_forbids_reading(
     suite: str, programs: dict[str, bytes], tmp_path: Path
 ) -> None:
-    kernel = debians(suite)
+    kernel = debian(suite)
     lines = machine.boot(kernel, programs, 1, tmp_path, "once lockdown=confidentiality")
     [answers] = [line.split()[1] for line in lines if line.startswith("answer ")]
     [(status, sentence)] = _split(base64.b64decode(answers))

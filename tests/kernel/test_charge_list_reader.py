@@ -1,4 +1,4 @@
-"""The reader's process: its rights, what it answers to nonsense, and when it is late or killed."""
+"""The reader's process: its rights, its answers to wrong requests, and what ends it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def started(program: Path, *through: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def answer(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
-    """Status and payload."""
+    """Read an answer; return its status and payload."""
     assert process.stdout
     magic, protocol, status, length, *_ = HEAD.unpack(process.stdout.read(HEAD.size))
     assert (magic, protocol) == (0x4C435148, 1)
@@ -57,7 +57,7 @@ def status_of(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def test_it_holds_two_capabilities_and_is_nobody(kernel: None, reader_program: Path) -> None:
+def test_keeps_two_capabilities_and_becomes_nobody(kernel: None, reader_program: Path) -> None:
     with started(reader_program) as process:
         assert answer(process) == (READY, b"")
         status = status_of(process.pid)
@@ -68,7 +68,7 @@ def test_it_holds_two_capabilities_and_is_nobody(kernel: None, reader_program: P
         assert ask(process, b"r")[0] in (REST, MOVED)
 
 
-def test_another_user_with_just_the_two_capabilities_is_enough(
+def test_runs_as_another_user_with_only_the_two_capabilities(
     kernel: None, reader_program: Path
 ) -> None:
     caps = "bpf,+perfmon"
@@ -90,7 +90,9 @@ def test_another_user_with_just_the_two_capabilities_is_enough(
 
 
 @pytest.mark.parametrize("lacking", ["bpf", "perfmon"])
-def test_who_lacks_a_capability_is_told(kernel: None, reader_program: Path, lacking: str) -> None:
+def test_says_that_a_capability_is_missing(
+    kernel: None, reader_program: Path, lacking: str
+) -> None:
     kept = "perfmon" if lacking == "bpf" else "bpf"
     through = [
         *("setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"),
@@ -104,7 +106,7 @@ def test_who_lacks_a_capability_is_told(kernel: None, reader_program: Path, lack
 
 
 @pytest.mark.parametrize("request_", [b"\0", b"R", b"\xff", b"\n"])
-def test_it_knows_one_request(kernel: None, reader_program: Path, request_: bytes) -> None:
+def test_refuses_unknown_requests(kernel: None, reader_program: Path, request_: bytes) -> None:
     with started(reader_program) as process:
         answer(process)
         status, sentence = ask(process, request_)
@@ -113,14 +115,14 @@ def test_it_knows_one_request(kernel: None, reader_program: Path, request_: byte
             f"The reader does not understand request 0x{request_[0]:02x}.".encode(),
         )
         assert ask(process, b"r")[0] in (REST, MOVED)
-        # A burst is answered one by one.
+        # The reader answers several requests one by one.
         assert process.stdin
         process.stdin.write(b"xrx")
         process.stdin.flush()
         assert [answer(process)[0] in (REST, MOVED) for _ in range(3)] == [False, True, False]
 
 
-def test_it_ends_with_its_input(kernel: None, reader_program: Path) -> None:
+def test_ends_when_its_input_ends(kernel: None, reader_program: Path) -> None:
     with started(reader_program) as process:
         answer(process)
         assert process.stdin
@@ -128,8 +130,8 @@ def test_it_ends_with_its_input(kernel: None, reader_program: Path) -> None:
         assert process.wait(10) == 0
 
 
-def test_it_ends_with_its_parent(kernel: None, reader_program: Path) -> None:
-    """Also when somebody else holds the other end of its input."""
+def test_ends_when_its_parent_ends(kernel: None, reader_program: Path) -> None:
+    """The reader ends even if another process has the other end of its input open."""
     keep, theirs = os.pipe()
     code = (
         "import subprocess, sys, time\n"
@@ -143,7 +145,7 @@ def test_it_ends_with_its_parent(kernel: None, reader_program: Path) -> None:
         child = int(parent.stdout.readline())
         descriptor = os.pidfd_open(child)
         parent.kill()
-    # Readable when the process has ended, whoever is to reap it.
+    # A pidfd is readable when its process has ended, also if this process is not its parent.
     assert select.select([descriptor], [], [], 20)[0] == [descriptor]
     for each in (keep, theirs, descriptor):
         os.close(each)
@@ -159,7 +161,7 @@ async def test_a_killed_reader_is_started_again(kernel: None, reader_program: Pa
     with pytest.raises(ChargeListUnreadable, match="ended before its answer"):
         await reader.read()
     assert reader.pid is None
-    # It has its pause, and then comes back.
+    # The reader starts again after its pause.
     with pytest.raises(ChargeListUnreadable, match=r"again in 0\.[12]"):
         await reader.read()
     now += 0.3
@@ -174,44 +176,44 @@ async def test_a_late_reader_is_killed(kernel: None, reader_program: Path) -> No
     pid = reader.pid
     assert pid
     os.kill(pid, signal.SIGSTOP)
-    # From here on: the start may take longer.
+    # Only now, because the start may take longer.
     reader._timeout = 0.5
     begun = time.monotonic()
     with pytest.raises(ChargeListUnreadable, match=r"did not answer within 0\.5 s"):
         await reader.read()
     assert time.monotonic() - begun >= 0.5
-    # It is waited for no longer than for an answer.
+    # The agent kills the reader. Wait until the process is gone.
     async with asyncio.timeout(60):
         while Path(f"/proc/{pid}").exists():
             await asyncio.sleep(0.02)
     await reader.close()
 
 
-async def test_who_is_cancelled_leaves_no_answer_to_the_next(reader: ChargeReader) -> None:
+async def test_a_cancelled_read_leaves_no_answer_for_the_next_read(reader: ChargeReader) -> None:
     await reader.read()
     for _ in range(20):
-        asking = asyncio.create_task(reader.read())
+        reading = asyncio.create_task(reader.read())
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        asking.cancel()
+        reading.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asking
+            await reading
         await reader.read()
 
 
-async def test_many_who_ask_at_once_are_all_answered(reader: ChargeReader) -> None:
+async def test_answers_many_reads_at_once(reader: ChargeReader) -> None:
     answers = await asyncio.gather(*(reader.read() for _ in range(20)))
     assert len(answers) == 20
 
 
-async def test_a_list_larger_than_the_buffer_makes_it_grow(
+async def test_enlarges_the_buffer_for_a_long_list(
     reader: ChargeReader,
     pages: Callable[[int], None],
     cgroup: Callable[[str], Path],
     cgroup_subtree: Path,
     hugetlbfs: Path,
 ) -> None:
-    """4 MiB hold some 40,000 files; the names of these alone take more."""
+    """The buffer of 4 MiB has room for about 40,000 files; the names of these files take more."""
     await reader.read()
     count = 30_000
     with Actor(cgroup("one")) as actor:
@@ -221,7 +223,7 @@ async def test_a_list_larger_than_the_buffer_makes_it_grow(
         pages(3)
         actor.do(f"fd = create({str(hugetlbfs / 'last')!r}); map_pages(3, SHARED, fd)")
         charges = await equal(reader, cgroup_subtree)
-        # Files that hold nothing are none of the list's.
+        # Files without pages are not in the list.
         assert len([f for f in charges.files if not f.superblock.internal]) < count
         actor.do(
             f"for each in range({count}): os.mkdir({str(hugetlbfs)!r} + f'/d{{each:0200}}')",
@@ -263,7 +265,7 @@ while not os.path.exists({over!r}): round()
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_while_files_change_a_list_has_only_what_can_be(
+async def test_a_list_is_plausible_while_files_change(
     reader: ChargeReader,
     pages: Callable[[int], None],
     cgroup: Callable[[str], Path],
@@ -272,7 +274,7 @@ async def test_while_files_change_a_list_has_only_what_can_be(
     tmp_path: Path,
     seed: int,
 ) -> None:
-    """Four processes map, cut and remove files without pause; then all is still, and equal."""
+    """Four processes map, truncate and remove files. At rest the list equals the counters."""
     pages(60)
     over = tmp_path / "over"
     actors = [Actor(cgroup(f"churn-{number}")) for number in range(4)]
@@ -280,14 +282,14 @@ async def test_while_files_change_a_list_has_only_what_can_be(
         how = {"seed": seed * 10 + number, "folder": str(hugetlbfs), "over": str(over)}
         actor.tell(CHURN.format(**how))
     owners = {f"churn-{number}" for number in range(4)}
-    told, began = 0, time.monotonic()
-    while told <= 100 or time.monotonic() < began + 4:
-        assert time.monotonic() < began + 120, told
-        # Torn eight times in a row is said, and no list.
+    lists, began = 0, time.monotonic()
+    while lists <= 100 or time.monotonic() < began + 4:
+        assert time.monotonic() < began + 120, lists
+        # A read fails if eight walks in a row are torn.
         with contextlib.suppress(ChargeListUnreadable):
             charges = await reader.read()
-            told += 1
-            # Else a walk went astray until it ended itself.
+            lists += 1
+            # A walk that follows a wrong link would run until its time is over.
             assert charges.seconds < 1
             mine = [f for f in charges.files if f.superblock.device == hugetlbfs.stat().st_dev]
             for start, end, owner in itertools.chain(*map(regions, mine)):

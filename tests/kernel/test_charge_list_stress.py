@@ -1,6 +1,6 @@
-"""Random operations, and after each the list: every page of every file, against a model of it.
+"""Random operations on files: after each, a model knows the owner of every page in the list.
 
-``STRESS_SEED`` repeats a run; ``STRESS_OPERATIONS`` makes it shorter or longer.
+``STRESS_SEED`` repeats a run. ``STRESS_OPERATIONS`` is the number of operations.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ FILES, LONGEST, POOL, PODS = 6, 12, 160, 4
 
 @dataclass
 class Inode:
-    """A file's pages and who is charged for each, as the kernel does it (mm/hugetlb.c)."""
+    """A file's pages and the charged pod of each, by the kernel's rules (mm/hugetlb.c)."""
 
     number: int
     size: int = 0
-    #: By page: reserved by a shared mapping, or allocated without.
+    #: The pod by page: reserved by a shared mapping, or allocated without a reservation.
     reserved: dict[int, str] = field(default_factory=dict)
     allocated: dict[int, str] = field(default_factory=dict)
-    #: Pages that are in the file; reserved ones need not be.
+    #: The pages that are in the file. A reserved page may be missing.
     present: set[int] = field(default_factory=set)
     mappings: int = 0
     linked: bool = True
@@ -57,7 +57,7 @@ class Mapping:
 
 @dataclass
 class Pod:
-    """A process, its cgroup's name, and what it maps."""
+    """A process, its cgroup, and its mappings."""
 
     name: str
     cgroup: Path
@@ -73,7 +73,7 @@ class Stress:
     cgroup: Callable[[str], Path]
     actors: ExitStack
     names: dict[str, Inode] = field(default_factory=dict)
-    #: Those that are mapped and have no name any more, too.
+    #: All files, also files that are mapped but have no name any more.
     inodes: list[Inode] = field(default_factory=list)
     pods: list[Pod] = field(default_factory=list)
     born: int = 0
@@ -83,13 +83,13 @@ class Stress:
         while len(self.pods) < PODS:
             self.born += 1
             name = f"pod{self.born}"
-            # One in three is deeper, as systemd in a container makes them.
+            # Every third cgroup is deeper, like the cgroups of systemd in a container.
             cgroup = self.cgroup(f"{name}/deep/er" if self.born % 3 == 0 else name)
             actor = self.actors.enter_context(Actor(cgroup))
             self.pods.append(Pod(cgroup.name if self.born % 3 else name, cgroup, actor))
 
     def step(self) -> str:
-        """One operation, done and noted; its name."""
+        """Do a random operation on the kernel and on the model; return its name."""
         operations: list[tuple[int, Callable[[Pod], None]]] = [
             (6, self.map_shared), (3, self.touch), (4, self.unmap), (3, self.map_private),
             (3, self.unmap_private), (3, self.truncate), (2, self.punch), (2, self.allocate),
@@ -104,7 +104,7 @@ class Stress:
         return start, self.dice.randint(1, LONGEST - start)
 
     def open(self, actor: Actor) -> Inode:
-        """``fd`` of some file, made if need be."""
+        """Open a random file as ``fd``; create the file if it is missing."""
         name = f"file{self.dice.randrange(FILES)}"
         number = actor.do(f"fd = create({str(self.folder / name)!r}); result = os.fstat(fd).st_ino")
         if name not in self.names:
@@ -135,7 +135,7 @@ class Stress:
         mapping = self.dice.choice(pod.shared)
         assert mapping.inode
         page = self.dice.randrange(mapping.start, mapping.start + mapping.pages)
-        # Beyond its end is SIGBUS; what lost its reservation would be charged anew.
+        # A touch beyond the end gives SIGBUS. A touch without a reservation would be a new charge.
         if page < mapping.inode.size and page in mapping.inode.reserved:
             pod.actor.do(f"touch({mapping.address}, {page - mapping.start})")
             mapping.inode.present.add(page)
@@ -156,7 +156,7 @@ class Stress:
             self.inodes.remove(inode)
 
     def map_private(self, pod: Pod) -> None:
-        """Anonymous, or of a file, which it holds but does not change."""
+        """Map anonymous memory, or a file. The mapping holds the file but does not change it."""
         inode, (start, pages) = None, self.range()
         flags, rest = "PRIVATE | ANONYMOUS | HUGETLB", ""
         if self.dice.random() < 0.5:
@@ -176,7 +176,7 @@ class Stress:
         pod.private.append(Mapping(address, start, pages, inode))
 
     def unmap_private(self, pod: Pod) -> None:
-        """From an end, or its midst, or all of it."""
+        """Unmap the start, the middle or the end of a private mapping, or all of it."""
         if not pod.private:
             return
         mapping = pod.private.pop(self.dice.randrange(len(pod.private)))
@@ -202,7 +202,7 @@ class Stress:
     def punch(self, pod: Pod) -> None:
         inode, (start, pages) = self.open(pod.actor), self.range()
         pod.actor.do(f"fallocate(fd, {start}, {pages}, PUNCH_HOLE); os.close(fd)")
-        # Only what is there goes, and its charge; what is reserved alone stays.
+        # Pages that are in the file go, with their charge. Pages that are only reserved stay.
         inode.forget(inode.present & set(range(start, start + pages)))
 
     def allocate(self, pod: Pod) -> None:
@@ -228,7 +228,7 @@ class Stress:
             self.drop_if_unused(inode)
 
     def end(self, pod: Pod) -> None:
-        """Killed, and its cgroup removed: what it filled stays."""
+        """Kill a pod and remove its cgroup. The pages in files stay."""
         pod.actor.kill()
         self.pods.remove(pod)
         for mapping in (*pod.shared, *pod.private):
@@ -260,7 +260,7 @@ class Stress:
         private: Counter[str] = Counter()
 
         def owner(path: str) -> str | None:
-            """The pod's name: the first level below this test's own."""
+            """Return the pod's name: the first level below the test's cgroup."""
             _, found, rest = path.partition(f"/{subtree}/")
             return rest.split("/")[0] if found else None
 
@@ -289,7 +289,7 @@ def actors() -> Iterator[ExitStack]:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("run", range(2))
-async def test_after_each_operation_every_page_has_its_owner(
+async def test_every_page_has_the_expected_owner_after_each_operation(
     reader: ChargeReader,
     cgroup: Callable[[str], Path],
     cgroup_subtree: Path,
@@ -305,8 +305,8 @@ async def test_after_each_operation_every_page_has_its_owner(
     while len(done) < OPERATIONS:
         done.append(stress.step())
         charges = await equal(reader, cgroup_subtree)
-        told = stress.listed(charges, cgroup_subtree.name)
-        assert told == stress.expected(), (SEED, run, done[-10:])
-    # It did what it is for.
+        listed = stress.listed(charges, cgroup_subtree.name)
+        assert listed == stress.expected(), (SEED, run, done[-10:])
+    # The important operations have run.
     assert set(done) >= {"map_shared", "punch", "allocate", "end", "unmap_private"}
     assert stress.refused < OPERATIONS / 4

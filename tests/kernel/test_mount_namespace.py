@@ -1,4 +1,4 @@
-"""The tests' mounts are their own: they see no hugetlbfs of others, and others none of theirs."""
+"""A test session mounts in its own namespace: other sessions don't see its hugetlbfs mounts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hugetlb_quota.node.hugetlbfs import superblocks
 from tests.testnode.volumes import unmount_below
 from tests.tracking import HOST, hugetlbfs
 
-#: Collects tests as pytest does, mounts at its second argument, and stays until its input ends.
+#: Collects tests as pytest does, mounts at its second argument, and runs until its input ends.
 SESSION = """
 import json, pytest, sys
 from pathlib import Path
@@ -24,7 +24,7 @@ from tests.tracking import HOST
 pytest.main(["--collect-only", "-qq", sys.argv[1]])
 found = [one.point for one in superblocks(HOST)]
 mount("hugetlbfs", Path(sys.argv[2]), "pagesize=2M")
-print("told", json.dumps({"found": found, "after": [one.point for one in superblocks(HOST)]}))
+print("result", json.dumps({"found": found, "after": [one.point for one in superblocks(HOST)]}))
 sys.stdout.flush()
 sys.stdin.read()
 """
@@ -33,7 +33,7 @@ sys.stdin.read()
 @pytest.mark.parametrize(
     ("tests", "apart"), [("tests/kernel/test_node_cgroup.py", True), ("tests/unit/node", False)]
 )
-def test_a_session_that_mounts_is_apart(
+def test_only_a_session_that_mounts_has_its_own_namespace(
     kernel: None, tmp_path: Path, tests: str, apart: bool
 ) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
@@ -48,13 +48,13 @@ def test_a_session_that_mounts_is_apart(
         )
         try:
             assert session.stdout
-            line = next(line for line in session.stdout if line.startswith("told "))
-            told = json.loads(line.removeprefix("told "))
+            line = next(line for line in session.stdout if line.startswith("result "))
+            result = json.loads(line.removeprefix("result "))
             seen = str(theirs) in {one.point for one in superblocks(HOST)}
         finally:
             session.communicate("", timeout=60)
             unmount_below(theirs)
-    assert (str(ours) in told["found"], str(theirs) in told["after"], seen) == (
+    assert (str(ours) in result["found"], str(theirs) in result["after"], seen) == (
         not apart,
         True,
         not apart,

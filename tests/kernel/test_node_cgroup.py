@@ -1,4 +1,4 @@
-"""Limits and use of one cgroup, on the real controller."""
+"""Limits and use of one cgroup, with the kernel's controller."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def cgroup(cgroup_subtree: Path) -> Path:
     return path
 
 
-def test_a_limit_that_was_never_set_is_none(cgroup: Path) -> None:
+def test_a_limit_that_was_never_set_reads_as_none(cgroup: Path) -> None:
     assert read_limit(cgroup, SIZE, "max") is None
     assert read_limit(cgroup, SIZE, "rsvd.max") is None
 
 
 @pytest.mark.parametrize("value", [0, 4 * MIB, 2**62, None])
-def test_what_is_written_is_read_back(cgroup: Path, value: int | None) -> None:
+def test_reads_back_a_written_limit(cgroup: Path, value: int | None) -> None:
     write_limit(cgroup, SIZE, "rsvd.max", 2 * MIB)
     write_limit(cgroup, SIZE, "rsvd.max", value)
     assert read_limit(cgroup, SIZE, "rsvd.max") == value
@@ -49,7 +49,7 @@ def test_what_is_written_is_read_back(cgroup: Path, value: int | None) -> None:
     ("limit", "maps", "refused"),
     [("4Mi", "8Mi", True), ("4Mi", "4Mi", False), ("64Mi", "64Mi", False)],
 )
-def test_the_kernel_counts_reservations_beyond_a_limit_and_not_an_empty_pool(
+def test_counts_refusals_of_a_limit_but_not_of_an_empty_pool(
     cgroup: Path, pages: Callable[[int], None], limit: str, maps: str, *, refused: bool
 ) -> None:
     pages(4)
@@ -66,7 +66,7 @@ def test_the_kernel_counts_reservations_beyond_a_limit_and_not_an_empty_pool(
     assert (read_refusals(cgroup, SIZE) > 0) == refused
 
 
-def test_a_limit_below_use_is_refused_and_changes_nothing(
+def test_refuses_a_limit_below_the_use_and_changes_nothing(
     cgroup: Path, pages: Callable[[int], None]
 ) -> None:
     pages(4)
@@ -88,7 +88,7 @@ def test_a_limit_below_use_is_refused_and_changes_nothing(
         held.communicate()
 
 
-def test_a_cgroup_that_is_gone_is_said_to_be(cgroup: Path) -> None:
+def test_says_that_a_cgroup_is_gone(cgroup: Path) -> None:
     cgroup.rmdir()
     with pytest.raises(CgroupGone, match=str(cgroup)):
         read_limit(cgroup, SIZE, "max")
@@ -98,17 +98,17 @@ def test_a_cgroup_that_is_gone_is_said_to_be(cgroup: Path) -> None:
         read_use(cgroup, SIZE)
 
 
-def test_a_cgroup_without_the_controller_is_said_to_be(cgroup: Path) -> None:
+def test_says_that_a_cgroup_lacks_the_controller(cgroup: Path) -> None:
     below = cgroup / "b"
     below.mkdir()
     with pytest.raises(NotControlled, match=rf"\+hugetlb to {cgroup}/cgroup.subtree_control"):
         write_limit(below, SIZE, "max", 0)
 
 
-def test_a_cgroup_on_its_way_out_has_lost_its_files_first(
+def test_a_cgroup_without_files_counts_as_gone_during_its_removal(
     cgroup: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the removal of its files and its own it is still a directory."""
+    """The kernel removes the files first and the directory a moment later."""
     cgroup.rmdir()
     monkeypatch.setattr(Path, "is_dir", lambda self: True)
     with pytest.raises(CgroupGone):

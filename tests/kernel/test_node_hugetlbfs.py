@@ -1,4 +1,4 @@
-"""The hugetlbfs of the host, as they are mounted and unmounted."""
+"""Finds real hugetlbfs mounts, while they are mounted and unmounted."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def mounted(tmp_path: Path, kernel: None) -> Iterator[Superblock]:
         yield superblock
 
 
-def test_what_is_known_of_a_file_system(tmp_path: Path, pages: Callable[[int], None]) -> None:
-    pages(2)  # min_size= takes its pages from the pool in mount(2)
+def test_reads_all_options_of_a_mount(tmp_path: Path, pages: Callable[[int], None]) -> None:
+    pages(2)  # mount(2) takes the pages for min_size= from the pool
     point = tmp_path / "huge pages"
     with hugetlbfs(point, "size=10M,min_size=4M") as superblock:
         assert superblock == Superblock(
@@ -36,7 +36,7 @@ def test_what_is_known_of_a_file_system(tmp_path: Path, pages: Callable[[int], N
         )
 
 
-def test_every_page_size_can_be_mounted(tmp_path: Path, kernel: None) -> None:
+def test_finds_a_mount_of_every_page_size(tmp_path: Path, kernel: None) -> None:
     for size in page_sizes(HOST):
         point = tmp_path / str(size)
         point.mkdir()
@@ -47,25 +47,27 @@ def test_every_page_size_can_be_mounted(tmp_path: Path, kernel: None) -> None:
             unmount(point)
 
 
-def test_one_that_is_mounted_twice_is_one(mounted: Superblock, tmp_path: Path) -> None:
+def test_lists_a_file_system_once_if_it_is_mounted_twice(
+    mounted: Superblock, tmp_path: Path
+) -> None:
     with bind(mounted.path, tmp_path / "again"):
-        assert [one for one in superblocks(HOST) if one.device == mounted.device] == [mounted]
+        assert [each for each in superblocks(HOST) if each.device == mounted.device] == [mounted]
         unmount(mounted.path)
-        moved = [one for one in superblocks(HOST) if one.device == mounted.device]
-        assert [one.path for one in moved] == [tmp_path / "again"]
+        moved = [each for each in superblocks(HOST) if each.device == mounted.device]
+        assert [each.path for each in moved] == [tmp_path / "again"]
 
 
-def test_a_part_of_one_is_no_place_to_see_it(mounted: Superblock, tmp_path: Path) -> None:
+def test_ignores_a_bind_mount_of_a_part(mounted: Superblock, tmp_path: Path) -> None:
     (mounted.path / "part").mkdir()
     with bind(mounted.path / "part", tmp_path / "part"):
         unmount(mounted.path)
-        assert mounted.device not in {one.device for one in superblocks(HOST)}
+        assert mounted.device not in {each.device for each in superblocks(HOST)}
 
 
-def test_one_that_is_hidden_by_another_is_left_out(mounted: Superblock) -> None:
+def test_ignores_a_hidden_mount(mounted: Superblock) -> None:
     mount("tmpfs", mounted.path, "")
     try:
-        assert mounted.device not in {one.device for one in superblocks(HOST)}
+        assert mounted.device not in {each.device for each in superblocks(HOST)}
         assert not is_within_reach(mounted)
     finally:
         unmount(mounted.path)
@@ -73,7 +75,7 @@ def test_one_that_is_hidden_by_another_is_left_out(mounted: Superblock) -> None:
     assert is_within_reach(mounted)
 
 
-def test_a_file_system_with_a_size_counts_what_is_reserved(
+def test_counts_reserved_pages_of_a_mount_with_a_size(
     tmp_path: Path, pages: Callable[[int], None]
 ) -> None:
     pages(8)

@@ -1,4 +1,4 @@
-"""Never a file that anything still holds, also under race."""
+"""reclaim on real files: it never removes a file that a process holds, not even in a race."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def mounted(tmp_path: Path, pages: Callable[[int], None]) -> Iterator[Superblock
 
 @pytest.fixture
 def linkable(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs: hugetlbfs refuses to make a symlink, with EINVAL."""
+    """A tmpfs, because hugetlbfs refuses to make a symbolic link (EINVAL)."""
     point = tmp_path / "linkable"
     point.mkdir()
     mount("tmpfs", point, "size=64M")
@@ -46,7 +46,7 @@ def file(mounted: Superblock) -> Path:
 
 
 def make(path: Path) -> Path:
-    """A file of one page, and the directories above it."""
+    """Make a file of one page, and the directories above."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
     os.posix_fallocate(descriptor, 0, PAGE)
@@ -55,7 +55,7 @@ def make(path: Path) -> Path:
 
 
 def after_truncation(act: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do this between the truncation of a file and its removal."""
+    """Call ``act`` between the truncation of a file and its removal."""
     truncate = os.ftruncate
 
     def truncate_and_act(descriptor: int, length: int) -> None:
@@ -78,7 +78,7 @@ def actor(cgroup_subtree: Path) -> Iterator[Actor]:
         yield running
 
 
-def test_a_file_that_nobody_holds_is_removed_and_its_pages_are_free(file: Path) -> None:
+def test_removes_a_file_that_no_process_holds_and_frees_its_pages(file: Path) -> None:
     filesystem = file.parent
     free = _free_pages()
     reclaim(filesystem, ["file"], *identity(file))
@@ -96,9 +96,7 @@ def test_a_file_that_nobody_holds_is_removed_and_its_pages_are_free(file: Path) 
     ],
     ids=["open to read", "open to write", "mapped shared", "mapped private"],
 )
-def test_a_file_that_is_open_or_mapped_is_left(
-    file: Path, actor: Actor, holding: list[str]
-) -> None:
+def test_leaves_a_file_that_is_open_or_mapped(file: Path, actor: Actor, holding: list[str]) -> None:
     actor.do(f"path = {str(file)!r}")
     for statement in holding:
         actor.do(statement)
@@ -107,7 +105,7 @@ def test_a_file_that_is_open_or_mapped_is_left(
     assert file.stat().st_blocks == 2 * PAGE // 512
 
 
-def test_another_file_of_that_name_is_left(file: Path) -> None:
+def test_leaves_another_file_with_the_same_name(file: Path) -> None:
     filesystem, meant = file.parent, identity(file)
     file.rename(file.with_name("moved"))
     file.touch()
@@ -124,7 +122,7 @@ def test_another_file_of_that_name_is_left(file: Path) -> None:
 
 
 @pytest.mark.parametrize("link", ["", "a", "a/b", "a/b/file"])
-def test_no_link_is_followed(linkable: Path, link: str) -> None:
+def test_follows_no_link(linkable: Path, link: str) -> None:
     point = linkable / "mount"
     file = make(point / "a/b/file")
     meant = identity(file)
@@ -136,10 +134,10 @@ def test_no_link_is_followed(linkable: Path, link: str) -> None:
 
 
 @pytest.mark.parametrize("to", ["directory", "link"])
-def test_nothing_is_removed_in_what_takes_the_place_of_a_directory(
+def test_removes_nothing_in_a_directory_that_replaces_another(
     mounted: Superblock, linkable: Path, monkeypatch: pytest.MonkeyPatch, to: str
 ) -> None:
-    """Once the file is empty, its directory is renamed, and its name leads to another's."""
+    """After the truncation the directory is renamed, and its name leads to another directory."""
     point = linkable if to == "link" else mounted.path
     file, another = make(point / "d/file"), make(point / "another/file")
     kept = identity(another)
@@ -159,7 +157,7 @@ def test_nothing_is_removed_in_what_takes_the_place_of_a_directory(
 
 
 @pytest.mark.parametrize("to", ["another file", "nothing"])
-def test_a_name_that_changes_its_meaning_is_not_removed(
+def test_leaves_a_file_that_replaces_another_during_the_removal(
     mounted: Superblock, monkeypatch: pytest.MonkeyPatch, to: str
 ) -> None:
     file, other = make(mounted.path / "file"), make(mounted.path / "other")
@@ -176,7 +174,7 @@ def test_a_name_that_changes_its_meaning_is_not_removed(
     assert file.with_name("moved").exists()
 
 
-def test_a_name_that_is_not_utf_8_is_reclaimed_and_is_in_no_sentence(
+def test_removes_a_file_with_a_binary_name_and_never_prints_the_name(
     mounted: Superblock, actor: Actor
 ) -> None:
     names = [os.fsdecode(b"\xff"), os.fsdecode(b"caf\xe9")]
@@ -190,7 +188,7 @@ def test_a_name_that_is_not_utf_8_is_reclaimed_and_is_in_no_sentence(
     assert list(file.parent.iterdir()) == []
 
 
-def test_a_path_that_is_longer_than_one_call_takes_is_reclaimed(mounted: Superblock) -> None:
+def test_removes_a_file_with_a_path_longer_than_path_max(mounted: Superblock) -> None:
     names = ["d" * 250] * 20
     assert len("/".join(names)) > os.pathconf(mounted.path, "PC_PATH_MAX")
     directory = os.open(mounted.path, os.O_RDONLY)
@@ -217,15 +215,15 @@ def test_a_path_that_is_longer_than_one_call_takes_is_reclaimed(mounted: Superbl
     "names",
     [[], [""], ["", "file"], ["/", "file"], ["d", "..", "file"], [".", "file"], ["d/../file"]],
 )
-def test_names_that_do_not_lead_down_are_refused(file: Path, names: list[str]) -> None:
+def test_refuses_names_that_do_not_lead_down(file: Path, names: list[str]) -> None:
     (file.parent / "d").mkdir()
     with pytest.raises(NotReclaimed, match="does not lead down from its mount"):
         reclaim(file.parent, names, *identity(file))
     assert file.stat().st_blocks == 2 * PAGE // 512
 
 
-def test_no_opener_ever_loses_what_it_sees(mounted: Superblock) -> None:
-    """Somebody opens, maps and checks the file for ever, while it is being reclaimed."""
+def test_no_process_loses_pages_of_a_file_that_it_has_open(mounted: Superblock) -> None:
+    """A thread opens and checks the file again and again, while the test reclaims the file."""
     path = mounted.path / "contended"
     over = threading.Event()
     seen = {"whole": 0, "torn": 0}
@@ -236,7 +234,7 @@ def test_no_opener_ever_loses_what_it_sees(mounted: Superblock) -> None:
             try:
                 os.posix_fallocate(descriptor, 0, PAGE)
                 time.sleep(0.0005)
-                # While it is open here its page must stay.
+                # The page must stay while the file is open here.
                 whole = os.fstat(descriptor).st_blocks == PAGE // 512
                 seen["whole" if whole else "torn"] += 1
             finally:
@@ -247,7 +245,7 @@ def test_no_opener_ever_loses_what_it_sees(mounted: Superblock) -> None:
     user.start()
     reclaimed = left = 0
     began = time.monotonic()
-    # Until both have happened, or this has shown nothing.
+    # Go on until both cases have happened often enough.
     try:
         while min(reclaimed, left) <= 20 or seen["whole"] <= 100 or time.monotonic() < began + 3:
             assert time.monotonic() < began + 60, (reclaimed, left, seen)

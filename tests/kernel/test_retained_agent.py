@@ -1,4 +1,4 @@
-"""What pods leave in shared files: reported to the byte with their end, and through any kill."""
+"""The agent reports what pods leave in files to the byte, at their end and after any kill."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.tracking import Actor, hand_over
 async def two_that_an_agent_saw(
     agent: Agent, api: Api, pod: Callable[[str], Pod]
 ) -> tuple[Pod, Pod]:
-    """Two pods that run and were reported; the agent is killed then."""
+    """Start two pods, wait until the agent has reported both, and kill the agent."""
     await agent.start()
     await agent.ready()
     two = pod("one"), pod("two")
@@ -47,7 +47,7 @@ async def two_that_an_agent_saw(
     return two
 
 
-async def test_what_a_pod_left_is_in_the_report_in_which_it_is_gone(
+async def test_the_report_that_ends_a_pod_has_what_the_pod_left(
     agent: Agent,
     api: Api,
     hugetlbfs: Path,
@@ -61,13 +61,13 @@ async def test_what_a_pod_left_is_in_the_report_in_which_it_is_gone(
     await shared.start()
     await until(lambda: api.listed() == ["aa-bb"])
     await shared.maps("6Mi", f"--file={hugetlbfs / 'shared'}")
-    await shared.maps("2Mi")  # its own, which goes with it
+    await shared.maps("2Mi")  # private memory, which goes with the pod
     await until(lambda: api.charged() == {"aa-bb": 8})
     assert api.left() == {}
     shared.end()
     await shared.delete()
     await until(lambda: api.listed() == [])
-    # At every moment it was live, or what it left was there.
+    # Each report has either the live pod or what it left.
     since = next(n for n, report in enumerate(api.reports) if report.get("pods"))
     for report in api.reports[since:]:
         assert any(each["live"] for each in report["pods"]) != bool(left(report))
@@ -114,7 +114,7 @@ async def test_an_end_that_no_agent_saw(
     assert api.entry("missed")["name"] == "missed"
 
 
-async def test_a_pod_whose_whole_life_nobody_saw_is_told_by_its_uid(
+async def test_reports_a_pod_that_no_agent_saw_by_its_uid(
     agent: Agent,
     api: Api,
     hugetlbfs: Path,
@@ -143,14 +143,14 @@ async def test_a_pod_whose_whole_life_nobody_saw_is_told_by_its_uid(
     assert (api.left(), api.entry("missed")["endedAt"]) == ({"missed": 4}, since)
 
 
-async def test_what_the_last_boot_left_is_none_and_who_ran_since_is_told(
+async def test_forgets_the_charges_of_the_last_boot_and_reports_pods_since(
     agent: Agent,
     api: Api,
     hugetlbfs: Path,
     pages: Callable[[int], None],
     pod: Callable[[str], Pod],
 ) -> None:
-    """Pods that ran after a reboot, and ended before the agent's first report."""
+    """The pods ran after a boot, and ended before the agent's first report."""
     pages(6)
     gone: Json = {"uid": "before", "live": False, "charged": {"hugepages-2Mi": "8Mi"}}
     ran: Json = {"uid": "again", "namespace": "ns", "name": "again", "labels": {"a": "b"}}
@@ -170,13 +170,13 @@ async def test_what_the_last_boot_left_is_none_and_who_ran_since_is_told(
     await agent.start()
     await until(lambda: api.left() == {"again": 2, "early": 4})
     assert api.entry("early")["name"] == "early"
-    # Its object was gone already: who it was, the last boot's report knows.
+    # The API no longer has the pod. Its name comes from the report of the last boot.
     assert (api.entry("again")["name"], api.entry("again")["labels"]) == ("again", {"a": "b"})
     assert [each["uid"] for each in api.status["pods"]] == ["again", "early"]
 
 
 async def remember(api: Api, **status: Any) -> None:
-    """A report of before."""
+    """Store a report of an earlier agent."""
     metadata = {"name": "n", "uid": "report-uid", "resourceVersion": "1"}
     api.report = {"metadata": metadata, "spec": {}, "status": status}
 
@@ -188,7 +188,7 @@ async def remember(api: Api, **status: Any) -> None:
         {"pods": [None, {"uid": 7}, {"live": True}], "conditions": [[]], "mounts": [{}]},
     ],
 )
-async def test_a_last_report_that_can_not_be_read_is_begun_anew(
+async def test_replaces_a_last_report_that_cannot_be_read(
     agent: Agent,
     api: Api,
     hugetlbfs: Path,
@@ -210,7 +210,7 @@ async def test_a_last_report_that_can_not_be_read_is_begun_anew(
     assert api.charged() == {"first": 2, "second": 2}
 
 
-async def test_two_pods_that_end_while_the_agent_is_away_and_leave_different_sizes(
+async def test_two_pods_end_without_an_agent_and_leave_different_sizes(
     agent: Agent,
     api: Api,
     hugetlbfs: Path,
@@ -230,14 +230,14 @@ async def test_two_pods_that_end_while_the_agent_is_away_and_leave_different_siz
     assert {api.entry(each.uid)["name"] for each in two} == {"one", "two"}
 
 
-async def test_a_cgroup_below_a_containers_is_the_pods(
+async def test_charges_a_cgroup_below_a_container_to_the_pod(
     agent: Agent,
     api: Api,
     hugetlbfs: Path,
     pages: Callable[[int], None],
     pod: Callable[[str], Pod],
 ) -> None:
-    """As systemd makes them in a container; and a tree there that is named like kubelet's."""
+    """Such cgroups are made by systemd in a container. One tree there has kubelet's names."""
     pages(4)
     await agent.start()
     await agent.ready()
@@ -262,7 +262,7 @@ def sum_of(hugetlbfs: Path) -> int:
 
 
 @pytest.mark.parametrize("opener", ["the host", "another pod"])
-async def test_who_maps_pays_whoever_opened(
+async def test_charges_the_process_that_maps_not_the_process_that_opened(
     agent: Agent,
     api: Api,
     hugetlbfs: Path,
@@ -290,14 +290,14 @@ async def test_who_maps_pays_whoever_opened(
     await until(lambda: api.left() == {"taker": 4})
 
 
-async def test_mappings_that_overlap_are_charged_to_who_was_first(
+async def test_charges_overlapping_mappings_to_the_first_pod(
     agent: Agent,
     api: Api,
     hugetlbfs: Path,
     pages: Callable[[int], None],
     pod: Callable[[str], Pod],
 ) -> None:
-    """Made while no agent runs."""
+    """No agent runs while the mappings are made."""
     pages(8)
     two = await two_that_an_agent_saw(agent, api, pod)
     actors = [each.actor() for each in two]
@@ -313,7 +313,7 @@ async def test_mappings_that_overlap_are_charged_to_who_was_first(
     await until(lambda: api.left() == {"one": 6, "two": 6})
 
 
-async def test_one_pods_cgroup_without_the_controller_keeps_no_other_from_being_uncharged(
+async def test_a_pod_without_the_controller_does_not_keep_other_pods_charged(
     agent: Agent,
     api: Api,
     hugetlbfs: Path,
@@ -342,7 +342,7 @@ async def test_one_pods_cgroup_without_the_controller_keeps_no_other_from_being_
 
 
 @pytest.mark.parametrize("limit", ["rsvd.max", "max"])
-async def test_a_limit_of_kubepods_itself_below_what_its_pods_ask_for_is_told(
+async def test_reports_a_limit_of_kubepods_below_the_demand_of_its_pods(
     agent: Agent, api: Api, limit: str
 ) -> None:
     kubepods = agent.subtree / naming.kubepods("systemd")
@@ -360,7 +360,7 @@ async def test_a_limit_of_kubepods_itself_below_what_its_pods_ask_for_is_told(
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["there before", "made later"])
-async def test_kubepods_is_found_below_another_slice_without_being_told_where(
+async def test_finds_kubepods_in_another_slice(
     agent: Agent,
     api: Api,
     hugetlbfs: Path,
@@ -369,7 +369,7 @@ async def test_kubepods_is_found_below_another_slice_without_being_told_where(
     tmp_path: Path,
     later: bool,
 ) -> None:
-    """On a host that has the test's cgroup as its root, seen from a container."""
+    """The root of the host's cgroup2 is the test's cgroup, and the agent is in a container."""
     pages(4)
     host = host_with(agent.subtree, tmp_path / "host")
     if later:
@@ -381,7 +381,7 @@ async def test_kubepods_is_found_below_another_slice_without_being_told_where(
     for qos in ("Guaranteed", "Burstable"):
         level = agent.subtree / naming.qos_level("systemd", qos)
         cgroup_tree.make(agent.subtree.parent, level)
-    # Somebody else's, who names it as kubelet does.
+    # A tree of another user with the names of kubelet's tree.
     forged = foreign / naming.pod_level("systemd", "Burstable", "forged")
     cgroup_tree.make(agent.subtree.parent, forged.parent)
     forged.mkdir()
@@ -402,7 +402,7 @@ async def test_kubepods_is_found_below_another_slice_without_being_told_where(
     assert (files["deep"]["uid"], files["forged"]["uid"]) == ("deep", "")
 
 
-async def test_no_labels_make_a_report_too_large(
+async def test_many_labels_do_not_make_a_report_too_large(
     agent: Agent,
     api: Api,
     hugetlbfs: Path,
@@ -418,21 +418,21 @@ async def test_no_labels_make_a_report_too_large(
     await api.set("pods", "ns", "much", metadata={"labels": labels})
     await much.maps("2Mi", f"--file={hugetlbfs / 'file'}")
     await until(lambda: api.entry("much").get("labelsLeftOut"))
-    told = api.entry("much")
-    assert len(told["labels"]) + told["labelsLeftOut"] == 4001
-    assert told["labels"]["app"] == "web"
-    assert len(json.dumps(told)) < 16 << 10
-    # Also by an agent that knows no more than its last report.
+    entry = api.entry("much")
+    assert len(entry["labels"]) + entry["labelsLeftOut"] == 4001
+    assert entry["labels"]["app"] == "web"
+    assert len(json.dumps(entry)) < 16 << 10
+    # An agent that has only its last report reports the same.
     await agent.end(signal.SIGKILL)
     much.end()
     await much.delete()
     await agent.start()
     await until(lambda: api.left() == {"much": 2})
-    assert api.entry("much")["labels"] == told["labels"]
-    assert api.entry("much")["labelsLeftOut"] == told["labelsLeftOut"]
+    assert api.entry("much")["labels"] == entry["labels"]
+    assert api.entry("much")["labelsLeftOut"] == entry["labelsLeftOut"]
 
 
-async def test_kill_9_at_any_moment_changes_nothing(
+async def test_a_kill_at_any_moment_changes_nothing(
     agent: Agent,
     api: Api,
     hugetlbfs: Path,
@@ -447,13 +447,13 @@ async def test_kill_9_at_any_moment_changes_nothing(
 
     async def kill_and_start() -> None:
         while not stopping.is_set():
-            # It takes about a second to start.
+            # The agent takes about a second to start.
             await asyncio.sleep(dice.uniform(0.0, 3.0))
             await agent.end(signal.SIGKILL)
             await asyncio.sleep(dice.uniform(0.0, 0.3))
             await agent.start()
             if dice.random() < 0.5:
-                # On a busy machine it may never come that far otherwise.
+                # Without this wait the agent may never become ready on a busy machine.
                 await agent.ready()
 
     killer = asyncio.create_task(kill_and_start())
@@ -463,7 +463,7 @@ async def test_kill_9_at_any_moment_changes_nothing(
             each = pod(f"pod-{number}")
             await each.start()
             size = dice.choice([2, 4])
-            # Of a pod whose whole life no agent saw, nobody could know the name.
+            # If no agent sees the pod, no report has its name.
             await until(lambda uid=each.uid: uid in api.listed())  # type: ignore[misc]
             await asyncio.sleep(dice.uniform(0, 0.5))
             await each.maps(f"{size}Mi", f"--file={hugetlbfs / each.uid}")
@@ -482,7 +482,7 @@ async def test_kill_9_at_any_moment_changes_nothing(
         await agent.ready()
     await until(lambda: (api.listed(), api.left()) == ([], expected))
     assert all(each["name"] == each["uid"] for each in api.status["pods"])
-    # And it holds for what is reported after, too.
+    # Later reports are right too.
     before = len(api.reports)
     make_cgroup(agent, "other")
     await bind(api, "other")

@@ -1,4 +1,4 @@
-"""Who is charged for which file, as the kernel's charge list has it."""
+"""The agent reports which pod is charged for which file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.tracking import hugetlbfs as mounted
 async def two(
     agent: Agent, api: Api, pages: Callable[[int], None], pod: Callable[[str], Pod]
 ) -> tuple[Pod, Pod]:
-    """Two pods, and the agent."""
+    """Start the agent and two pods."""
     pages(12)
     await agent.start()
     await agent.ready()
@@ -36,7 +36,7 @@ async def end(*pods: Pod) -> None:
 
 
 def charged(api: Api, point: Path) -> dict[tuple[str, str], str]:
-    """What is charged to whom in the files at ``point``."""
+    """Return the charge of each file at ``point`` by path and UID of the pod."""
     return {
         (file["path"], file["uid"]): file["charged"]
         for file in api.status.get("files", ())
@@ -44,11 +44,11 @@ def charged(api: Api, point: Path) -> dict[tuple[str, str], str]:
     }
 
 
-async def test_whose_file_is_removed_is_relieved(
+async def test_uncharges_the_pod_of_a_removed_file(
     api: Api, hugetlbfs: Path, two: tuple[Pod, Pod]
 ) -> None:
     for each, pages in zip(two, (2, 3), strict=True):
-        # Reserved and not touched: only its mapping tells.
+        # The pages are reserved and not touched.
         each.actor().do(f"map_pages({pages}, SHARED, create({str(hugetlbfs / each.uid)!r}))")
     await until(lambda: len(charged(api, hugetlbfs)) == 2, 2 * SOON)
     await end(*two)
@@ -61,7 +61,7 @@ async def test_whose_file_is_removed_is_relieved(
     await until(lambda: api.left() == {}, SOON)
 
 
-async def test_in_one_file_the_first_to_reserve_a_page_is_charged(
+async def test_charges_the_first_pod_that_reserves_a_page(
     api: Api, hugetlbfs: Path, two: tuple[Pod, Pod]
 ) -> None:
     first, second = (each.actor() for each in two)
@@ -80,7 +80,7 @@ async def test_in_one_file_the_first_to_reserve_a_page_is_charged(
     assert charged(api, hugetlbfs) == {("shared", "a"): "2Mi"}
 
 
-async def test_a_file_that_is_open_without_a_name_stays_charged_until_it_is_closed(
+async def test_an_open_file_without_a_name_stays_charged_until_it_is_closed(
     api: Api, hugetlbfs: Path, two: tuple[Pod, Pod], tmp_path: Path
 ) -> None:
     a, b = two
@@ -100,10 +100,10 @@ async def test_a_file_that_is_open_without_a_name_stays_charged_until_it_is_clos
         await until(lambda: api.left() == {}, SOON)
 
 
-async def test_what_happened_while_no_agent_ran_is_told_by_what_is_there(
+async def test_reports_what_exists_after_a_time_without_an_agent(
     agent: Agent, api: Api, hugetlbfs: Path, two: tuple[Pod, Pod]
 ) -> None:
-    """One left less than it held, the other's first file was removed."""
+    """One pod left less than it held, and the first file of the other pod was removed."""
     a, b = two
     one, other = a.actor(), b.actor()
     one.do(f"map_pages(1, SHARED, create({str(hugetlbfs / 'a')!r}))")
@@ -119,7 +119,7 @@ async def test_what_happened_while_no_agent_ran_is_told_by_what_is_there(
     assert charged(api, hugetlbfs) == {("a", "a"): "2Mi", ("b2", "b"): "4Mi"}
 
 
-async def test_what_the_host_makes_is_the_systems(
+async def test_reports_the_hosts_files_as_system(
     api: Api, hugetlbfs: Path, two: tuple[Pod, Pod]
 ) -> None:
     before = int(api.status["system"].get("hugepages-2Mi", "0").removesuffix("Mi"))
@@ -130,9 +130,7 @@ async def test_what_the_host_makes_is_the_systems(
     assert api.charged() == {}
 
 
-async def test_files_that_no_mount_shows_are_told_by_their_names(
-    api: Api, two: tuple[Pod, Pod]
-) -> None:
+async def test_reports_files_without_a_mount_by_name(api: Api, two: tuple[Pod, Pod]) -> None:
     one, other = (each.actor() for each in two)
     one.do("fd = memfd(); os.ftruncate(fd, 2 * PAGE); map_pages(2, SHARED, fd)")
     segment = other.do("result = n = shmget(0, 3); a = libc.shmat(n, None, 0)")
@@ -150,10 +148,10 @@ async def test_files_that_no_mount_shows_are_told_by_their_names(
     await until(lambda: api.left() == {}, SOON)
 
 
-async def test_what_makes_up_for_each_other_is_seen_too(
+async def test_sees_two_changes_that_leave_the_sum_unchanged(
     api: Api, hugetlbfs: Path, two: tuple[Pod, Pod]
 ) -> None:
-    """The sum over all pods stands still; theirs do not."""
+    """The sum of all pods stays the same, but each pod's charge changes."""
     one, other = (each.actor() for each in two)
     one.do(f"fd = create({str(hugetlbfs / 'a')!r}); fallocate(fd, 0, 2)")
     other.do(f"fd = create({str(hugetlbfs / 'b')!r}); fallocate(fd, 0, 1)")
@@ -163,7 +161,7 @@ async def test_what_makes_up_for_each_other_is_seen_too(
     await until(lambda: api.charged() == {"a": 2, "b": 4}, SOON)
 
 
-async def test_a_file_system_that_is_seen_at_another_place_has_the_same_files(
+async def test_reports_the_same_files_at_another_mount_point(
     api: Api, hugetlbfs: Path, two: tuple[Pod, Pod], tmp_path: Path
 ) -> None:
     def mounts() -> set[str]:
@@ -191,9 +189,7 @@ async def test_a_file_system_that_is_seen_at_another_place_has_the_same_files(
     assert str(hugetlbfs) not in mounts()
 
 
-async def test_a_file_system_is_told_of_with_what_it_holds(
-    api: Api, hugetlbfs: Path, two: tuple[Pod, Pod]
-) -> None:
+async def test_reports_what_a_mount_holds(api: Api, hugetlbfs: Path, two: tuple[Pod, Pod]) -> None:
     def mount() -> Json | None:
         found = (each for each in api.status["mounts"] if each["path"] == str(hugetlbfs))
         return next(found, None)
@@ -203,7 +199,7 @@ async def test_a_file_system_is_told_of_with_what_it_holds(
     await until(lambda: mount() == expected, 2 * SOON)
 
 
-async def test_a_file_system_at_its_own_limit_is_told_apart_from_a_quota(
+async def test_reports_a_mount_that_is_full_up_to_its_own_limit(
     api: Api, two: tuple[Pod, Pod], tmp_path: Path
 ) -> None:
     with mounted(tmp_path / "small", "size=4M") as superblock:
@@ -212,7 +208,7 @@ async def test_a_file_system_at_its_own_limit_is_told_apart_from_a_quota(
         assert str(superblock.path) in api.condition("MountsHaveRoom")["message"]
 
 
-async def test_it_is_reclaimed_when_all_are_gone_who_are_charged_and_nobody_holds_it(
+async def test_reclaims_a_file_if_all_charged_pods_are_gone_and_no_process_holds_it(
     api: Api, hugetlbfs: Path, two: tuple[Pod, Pod]
 ) -> None:
     one, other = (each.actor() for each in two)

@@ -1,10 +1,10 @@
-"""Ten thousand random operations, the agent killed at random: its reports are the kernel's word.
+"""Ten thousand random operations while the agent is killed at random: reports equal the kernel.
 
-At rest, and right after each restart: then all pods are frozen, and every file and every pod must
-be told as the kernel has it.
+The test compares at rest, and right after each restart while all pods are frozen. Then the report
+must have every file and every pod as the kernel has them.
 
-``STRESS_SEED`` repeats a run's dice, though not which process comes first;
-``STRESS_OPERATIONS`` makes it shorter or longer.
+``STRESS_SEED`` repeats the random choices of a run, but not the order in which processes run.
+``STRESS_OPERATIONS`` is the number of operations.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from tests.workloads import command
 
 SEED = seeds.seed("STRESS_SEED")
 OPERATIONS = int(os.environ.get("STRESS_OPERATIONS") or 10_000)
-#: Pods at the same time, and operations of each before it ends by itself.
+#: The number of pods at the same time, and of operations before a pod ends by itself.
 PLACES, EACH = 4, 500
 
 
 @dataclass
 class Stress:
-    """Pods that come and go, and an agent that is killed meanwhile."""
+    """Pods that come and go, and an agent that is killed again and again."""
 
     agent: Agent
     api: Api
@@ -51,7 +51,7 @@ class Stress:
     kills: int = 0
     compared: int = 0
     over: asyncio.Event = field(default_factory=asyncio.Event)
-    #: Who has it may make or end pods.
+    #: A task holds this lock while it starts or ends a pod.
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -66,7 +66,7 @@ class Stress:
             self.over.set()
 
     async def _occupy(self, place: int) -> None:
-        """Pods in one place, one after the other, until enough was done."""
+        """Run one pod after the other, until all operations are done."""
         dice = random.Random(f"{SEED}-place-{place}")
         while self.operations < OPERATIONS:
             self.pods += 1
@@ -74,10 +74,10 @@ class Stress:
             pod = self.make(name)
             async with self.turn:
                 await pod.start("48Mi", name)
-            # Of a pod whose whole life no agent saw nobody here could know the name.
+            # If no agent sees the pod, no report has its name.
             await until(lambda name=name: self.was_listed(name))  # type: ignore[misc]
             procs = pod.cgroup / naming.container_name("systemd", ID) / "cgroup.procs"
-            async with self.turn:  # who enters a frozen cgroup stops there
+            async with self.turn:  # a process that enters a frozen cgroup stops
                 process = await asyncio.create_subprocess_exec(
                     *command("churn", f"--seed={SEED}-{place}-{name}", f"--inbox={name}"),
                     *(f"--directory={self.directory}", f"--sockets={self.sockets}"),
@@ -87,7 +87,7 @@ class Stress:
                 )
             assert process.stdout
             done = 0
-            # Some end by themselves, some are killed in the midst of it.
+            # Some processes end by themselves, others are killed at work.
             with suppress(TimeoutError):
                 async with asyncio.timeout(dice.uniform(0.5, 6.0)):
                     async for line in process.stdout:
@@ -124,22 +124,22 @@ class Stress:
         await asyncio.sleep(dice.uniform(0.0, 1.0))
         await self.agent.start()
         if dice.random() < 0.5:
-            # On a busy machine it may never come that far otherwise.
+            # Without this wait the agent may never become ready on a busy machine.
             await self.agent.ready()
 
     def _is_frozen(self) -> bool:
         return "frozen 1" in (self.kubepods / "cgroup.events").read_text()
 
-    # What is told, and what there is; in MiB
+    # What the agent reports, and what the kernel has; in MiB
 
     def was_listed(self, name: str) -> bool:
-        """Whether the agent has told of it."""
+        """Return True if a report has had the pod."""
         return any(
             pod["uid"] == name for status in self.api.reports for pod in status.get("pods", ())
         )
 
-    def files_told(self) -> Counter[tuple[str, str]]:
-        """What is told of each file, by the pod that is charged for it."""
+    def files_reported(self) -> Counter[tuple[str, str]]:
+        """Return the reported charge of each file, by path and UID."""
         found = Counter[tuple[str, str]]()
         for file in self.api.status.get("files", ()):
             if file["mount"] == str(self.directory):
@@ -148,7 +148,7 @@ class Stress:
         return found
 
     async def files_charged(self) -> Counter[tuple[str, str]]:
-        """What the kernel has, of the files on the tests' own hugetlbfs."""
+        """Return the kernel's charge of each file on the test's hugetlbfs, by path and UID."""
         parents = frozenset({self.agent.subtree.stat().st_ino})
         device = self.directory.stat().st_dev
         found = Counter[tuple[str, str]]()
@@ -161,7 +161,7 @@ class Stress:
         return found
 
     def live_counted(self) -> dict[str, int]:
-        """What each pod's cgroup that is there counts."""
+        """Return the counter of each pod's cgroup that exists."""
         paths = self.kubepods.glob("*burstable.slice/*-pod*.slice")
         counted = {
             path.name.rpartition("-pod")[2].removesuffix(".slice").replace("_", "-"): (
@@ -172,25 +172,25 @@ class Stress:
         return {name: pages * PAGE // MIB for name, pages in counted.items() if pages}
 
     async def equals_the_kernel(self) -> None:
-        """Wait until all that is told is as it is; nothing moves meanwhile."""
+        """Wait until the report equals the kernel, while no charge changes."""
         files, live = await self.files_charged(), self.live_counted()
         total = pages_of(self.kubepods)[0] * PAGE // MIB
 
-        def told() -> tuple[object, ...]:
+        def reported() -> tuple[object, ...]:
             status = self.api.charged()
             named = all(each["name"] for each in self.api.status.get("pods", ()))
-            there = {name: amount for name, amount in status.items() if name in live}
-            return sum(status.values()), there, self.files_told(), named
+            existing = {name: amount for name, amount in status.items() if name in live}
+            return sum(status.values()), existing, self.files_reported(), named
 
         try:
-            await until(lambda: told() == (total, live, files, True))
+            await until(lambda: reported() == (total, live, files, True))
         except TimeoutError:
-            assert told() == (total, live, files, True)
+            assert reported() == (total, live, files, True)
         self.compared += 1
 
 
 @pytest.mark.timeout(900)
-async def test_at_rest_and_after_each_restart_every_page_is_told_as_the_kernel_has_it(
+async def test_reports_equal_the_kernel_at_rest_and_after_each_restart(
     agent: Agent,
     api: Api,
     hugetlbfs: Path,
@@ -218,7 +218,7 @@ async def test_at_rest_and_after_each_restart_every_page_is_told_as_the_kernel_h
     await stress.equals_the_kernel()
     await until(lambda: api.listed() == [])
 
-    # What is removed then relieves whom it should, to the last byte.
+    # After the files are removed, no pod is charged.
     for file in hugetlbfs.iterdir():
         file.unlink()
     await stress.equals_the_kernel()

@@ -1,4 +1,4 @@
-"""The node's own spelling of names and its own sums, against what kubelet's tests expect."""
+"""The test node names cgroups and adds up requests as kubelet's own tests expect."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ UID = "9a1c-4f"
         ),
     ],
 )
-def test_pod_cgroups(driver: Driver, qos: str, path: str) -> None:
+def test_names_pod_cgroups(driver: Driver, qos: str, path: str) -> None:
     assert str(pod_level(driver, qos, UID)) == path
     assert pod_level(driver, qos, UID).parent == qos_level(driver, qos)
 
 
-def test_container_cgroups() -> None:
+def test_names_container_cgroups() -> None:
     assert container_name("systemd", "ab12") == "cri-containerd-ab12.scope"
     assert container_name("cgroupfs", "ab12") == "ab12"
 
 
-def test_an_unknown_qos_class_is_refused() -> None:
+def test_refuses_an_unknown_qos_class() -> None:
     with pytest.raises(ValueError, match="Best"):
         pod_level("systemd", "Best", UID)
 
@@ -66,7 +66,7 @@ def test_an_unknown_qos_class_is_refused() -> None:
         (1 << 30, "1GB", "hugepages-1Gi"),
     ],
 )
-def test_page_sizes(size: int, kernel: str, resource: str) -> None:
+def test_names_page_sizes(size: int, kernel: str, resource: str) -> None:
     assert (kernel_size(size), resource_name(size)) == (kernel, resource)
 
 
@@ -75,12 +75,12 @@ def test_page_sizes(size: int, kernel: str, resource: str) -> None:
     [("64Mi", 64 * MIB), ("1Gi", 1 << 30), ("2097152", PAGE), ("0", 0), ("4M", 4_000_000),
      ("2e6", 2_000_000), ("2097152000m", PAGE // 1000 * 1000 + 152)],
 )  # fmt: skip
-def test_quantities(text: str, count: int) -> None:
+def test_parses_quantities(text: str, count: int) -> None:
     assert parse_bytes(text) == count
 
 
 @pytest.mark.parametrize("text", ["", "Mi", "1Zi", "one"])
-def test_what_is_no_quantity_is_refused(text: str) -> None:
+def test_refuses_what_is_not_a_quantity(text: str) -> None:
     with pytest.raises(ValueError, match="not a Kubernetes quantity"):
         parse_bytes(text)
 
@@ -109,18 +109,18 @@ def container(mebibytes: int, **more: Any) -> dict[str, Any]:
         ({"containers": [{"resources": {"limits": {"hugepages-2Mi": "4Mi"}}}]}, 4),
     ],
 )  # fmt: skip
-def test_a_pods_request(spec: dict[str, Any], mebibytes: int) -> None:
+def test_adds_up_the_requests_of_a_pod(spec: dict[str, Any], mebibytes: int) -> None:
     assert huge_page_requests(spec) == {PAGE: mebibytes * MIB}
 
 
-def test_a_pod_that_asks_for_none() -> None:
+def test_a_pod_without_huge_pages_has_no_request() -> None:
     assert huge_page_requests({"containers": [{"resources": {"requests": {"cpu": "1"}}}]}) == {}
 
 
-def test_pages_that_cannot_be_had_are_an_error_and_given_back(kernel: None) -> None:
+def test_gives_back_pages_if_not_all_can_be_reserved(kernel: None) -> None:
     nr = Path("/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages")
     if 1 << 30 not in page_sizes():
-        pytest.skip("the kernel has no pages of 1 GiB, of which there are never a million")
+        pytest.skip("this test needs a kernel with pages of 1 GiB")
     before = nr.read_text()
     with (
         pytest.raises(RuntimeError, match="asked the kernel for 1000000 more huge pages"),
@@ -130,7 +130,7 @@ def test_pages_that_cannot_be_had_are_an_error_and_given_back(kernel: None) -> N
     assert nr.read_text() == before
 
 
-def test_a_page_size_the_kernel_lacks_is_an_error() -> None:
+def test_refuses_a_page_size_that_the_kernel_lacks() -> None:
     with (
         pytest.raises(RuntimeError, match="no huge pages of 12345 bytes"),
         reserved_pages(12345, 1),

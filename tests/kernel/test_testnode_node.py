@@ -1,4 +1,4 @@
-"""A node whose watch fell behind: it lists again, and ends what is no longer there."""
+"""The test node after its watch fell behind: it lists again, and ends pods that are gone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.testnode.pod import Place
 
 
 class ForgetfulApi(Api):
-    """Lists what ``pods`` holds; each watch of it waits for ``too_old`` and ends with 410."""
+    """Lists ``pods``. Each watch waits for ``too_old`` and then ends with 410."""
 
     def __init__(self, pods: list[Json]) -> None:
         self.pods = pods
@@ -44,7 +44,7 @@ class ForgetfulApi(Api):
         yield {}
 
 
-async def test_a_pod_that_vanished_while_nobody_watched_is_ended(
+async def test_ends_a_pod_that_vanished_between_two_watches(
     cgroup_subtree: Path, tmp_path: Path
 ) -> None:
     place = Place(cgroup_tree.cgroup2_mount(), cgroup_subtree, tmp_path, "systemd")
@@ -72,9 +72,7 @@ async def test_a_pod_that_vanished_while_nobody_watched_is_ended(
         await asyncio.gather(node, return_exceptions=True)
 
 
-async def test_a_pod_that_was_over_is_not_started_again(
-    cgroup_subtree: Path, tmp_path: Path
-) -> None:
+async def test_does_not_start_an_ended_pod_again(cgroup_subtree: Path, tmp_path: Path) -> None:
     place = Place(cgroup_tree.cgroup2_mount(), cgroup_subtree, tmp_path, "cgroupfs")
     pod: Json = {
         "metadata": {"name": "a", "namespace": "b", "uid": "0-1"},

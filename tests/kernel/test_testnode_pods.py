@@ -1,4 +1,4 @@
-"""Pods of a test node on the real kernel: what kubelet's limits do to real processes."""
+"""Pods of the test node on the real kernel: the effect of kubelet's limits on real processes."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def place(request: pytest.FixtureRequest, cgroup_subtree: Path, tmp_path: Path) 
 
 
 def make_pod(*containers: Json, huge: str | None = None, **spec: Any) -> Json:
-    """A pod as the API server would give it; ``huge`` is what each container asks for in 2Mi."""
-    asked = {"hugepages-2Mi": huge, "memory": "64Mi"} if huge else {}
+    """Return a pod as the API server has it; ``huge`` is each container's request of 2Mi pages."""
+    resources = {"hugepages-2Mi": huge, "memory": "64Mi"} if huge else {}
     for number, container in enumerate(containers):
         container.setdefault("name", f"c{number}")
-        container.setdefault("resources", {"requests": asked, "limits": asked})
+        container.setdefault("resources", {"requests": resources, "limits": resources})
     return {
         "metadata": {"name": "a", "namespace": "default", "uid": str(uuid.uuid4())},
         "spec": {"restartPolicy": "Never", "containers": list(containers), **spec},
@@ -47,7 +47,7 @@ def make_pod(*containers: Json, huge: str | None = None, **spec: Any) -> Json:
 
 
 class Watched:
-    """A pod run with every status it reported."""
+    """A running pod, with every status that it reported."""
 
     def __init__(self, pod: Json, place: Place) -> None:
         self.reports: list[Json] = []
@@ -75,14 +75,14 @@ class Watched:
         return self.reports[-1]
 
     async def printed(self, text: str) -> None:
-        """Until the first container has written this."""
+        """Wait until the first container has written ``text``."""
         await self.until(running)
         async with asyncio.timeout(SECONDS):
             while text not in self.run._live["c0"].message():
                 await asyncio.sleep(0.02)
 
     async def over(self) -> Json:
-        """The final status, when the pod is gone from the host."""
+        """Wait until the pod is gone from the host; return its last status."""
         assert self._task
         await asyncio.wait_for(self._task, SECONDS)
         return self.reports[-1]
@@ -99,13 +99,16 @@ def ended(status: Json, container: int = 0) -> Json:
 
 
 def measured(status: Json) -> Json:
-    """The line of JSON that the workload printed, through the API as the demo reads it."""
+    """Return the JSON that the workload printed, from the pod's status as the demo reads it."""
     answer: Json = json.loads(ended(status)["message"].splitlines()[-1])
     return answer
 
 
 def unlimited(limit: Path) -> bool:
-    """Nobody wrote it. Linux shows "max" only when the largest value is a multiple of the page."""
+    """True if no program wrote the limit.
+
+    Linux shows "max" only if the largest value is a multiple of the page size.
+    """
     return limit.read_text().strip() in ("max", str((1 << 63) - 4096))
 
 
@@ -130,9 +133,9 @@ async def test_container_runs_in_its_cgroup_with_kubelets_limits(
         assert (cgroup / "hugetlb.2MB.max").read_text() == f"{4 * MIB}\n"
         for size in set(page_sizes()) - {PAGE}:
             assert (cgroup / f"hugetlb.{kernel_size(size)}.max").read_text() == "0\n"
-        # kubelet writes 1 << 62 where it means no limit (qos_container_manager_linux.go).
+        # kubelet writes 1 << 62 for no limit (qos_container_manager_linux.go).
         assert (cgroup.parent / "hugetlb.2MB.max").read_text() == f"{1 << 62}\n"
-        # What a kubelet before 1.29 leaves alone, at both levels.
+        # A kubelet before 1.29 does not write these, at both levels.
         assert unlimited(cgroup / "hugetlb.2MB.rsvd.max")
         assert unlimited(own / "hugetlb.2MB.max")
         assert unlimited(own / "hugetlb.2MB.rsvd.max")
@@ -167,7 +170,7 @@ async def test_with_a_reservation_limit_mmap_refuses_and_the_program_falls_back(
     place: Place, pages: Callable[[int], None]
 ) -> None:
     pages(8)
-    # Holds its start until the limit is there, as an agent would have it before.
+    # The program waits for the limit, because an agent would have set it before.
     start = command("map_pages", "16Mi")
     wait = f"while ! grep -qx {8 * MIB} $LIMIT; do sleep 0.02; done; exec {shlex.join(start)}"
     pod = make_pod({"command": ["sh", "-c", wait]}, huge="8Mi")
@@ -184,7 +187,7 @@ async def test_with_a_reservation_limit_mmap_refuses_and_the_program_falls_back(
     }  # fmt: skip
 
 
-async def test_a_newer_kubelets_way_writes_both_limits(
+async def test_a_newer_kubelet_writes_both_limits(
     cgroup_subtree: Path, tmp_path: Path, pages: Callable[[int], None]
 ) -> None:
     pages(4)
@@ -222,12 +225,12 @@ async def test_huge_pages_empty_dir_is_usable_and_gone_after(
     assert volumes.mounts_below(place.state_dir) == []
     assert not place.pod_dir(pod).exists()
     async with asyncio.timeout(SECONDS):
-        # The file system's last reference goes with the container's mount namespace.
+        # The last reference to the file system ends with the container's mount namespace.
         while (place.pods_cgroup() / "hugetlb.2MB.rsvd.current").read_text() != "0\n":
             await asyncio.sleep(0.02)
 
 
-async def test_the_page_size_of_an_empty_dir_must_be_known(place: Place) -> None:
+async def test_requires_the_page_size_of_an_empty_dir(place: Place) -> None:
     pod = make_pod(
         {"command": ["true"]},
         volumes=[{"name": "huge", "emptyDir": {"medium": "HugePages"}}],
@@ -321,7 +324,7 @@ async def test_a_container_has_containerds_default_capabilities_at_most(
         "securityContext": {"privileged": privileged},
     }
     status = await run_to_end(make_pod(container), place)
-    # What "docker run" shows too.
+    # "docker run" shows the same set.
     assert capabilities(ended(status)["message"]) == (mine if privileged else mine & 0xA80425FB)
 
 
@@ -342,7 +345,7 @@ async def test_fs_group_owns_volumes_and_is_a_group_of_the_process(place: Place)
 async def test_restart_policy_always_goes_on_until_the_pod_is_deleted(place: Place) -> None:
     async with Watched(make_pod({"command": ["true"]}, restartPolicy="Always"), place) as watched:
         status = await watched.until(
-            # Not while it runs: it would be killed, and the pod be Failed.
+            # Wait until the container does not run. Otherwise the pod would be killed and Failed.
             lambda status: (
                 (one := status["containerStatuses"][0])["restartCount"] == 2
                 and "waiting" in one["state"]
@@ -386,7 +389,7 @@ async def test_init_containers_run_in_order_and_sidecars_stay(place: Place) -> N
         initContainers=[
             say("one", f"sleep 0.2; {log.format('one')}"),
             say("side", f"{stay} while :; do sleep 0.05; done", restartPolicy="Always"),
-            # A sidecar that was started after it would be waited for in vain.
+            # This container waits for the sidecar, so the sidecar must have started before.
             say("two", f"{sidecar}; {log.format('two')}"),
         ],
         volumes=[{"name": "said", "hostPath": {"path": str(place.state_dir / "said")}}],
@@ -426,15 +429,15 @@ async def test_restart_policy_on_failure_tries_again_with_a_new_container(place:
     assert container["lastState"]["terminated"]["exitCode"] == 3
 
 
-async def test_what_a_container_leaves_running_is_killed_with_it(place: Place) -> None:
+async def test_kills_what_a_container_leaves_running(place: Place) -> None:
     pod = make_pod({"command": ["sh", "-c", "sleep 300 & echo $!"]}, {"command": ["sleep", "300"]})
     async with Watched(pod, place) as watched:
-        # The pod lives on by its other container.
+        # The other container keeps the pod running.
         status = await watched.until(
             lambda status: "terminated" in status["containerStatuses"][0]["state"]
         )
         left = Path(f"/proc/{ended(status)['message'].strip()}/stat")
-        # A zombie is dead: the host's init collects it when it gets to it.
+        # A zombie is dead too. The host's init removes it later.
         assert not left.exists() or left.read_text().rpartition(")")[2].split()[0] == "Z"
         assert cgroup_tree.populated(watched.run.cgroup)
 
@@ -449,7 +452,7 @@ async def test_a_pod_that_ignores_sigterm_is_killed_after_its_grace(place: Place
     assert status["phase"] == "Failed"
 
 
-async def test_a_command_that_is_not_there_is_a_start_error(place: Place) -> None:
+async def test_reports_a_missing_command_as_a_start_error(place: Place) -> None:
     status = await run_to_end(make_pod({"command": ["/no/such/program"]}), place)
     assert ended(status)["reason"] == "StartError"
     assert ended(status)["exitCode"] == 128
@@ -460,7 +463,7 @@ async def test_limits_can_be_written_again(place: Place) -> None:
     pod = make_pod({"command": ["sleep", "60"]}, huge="4Mi")
     async with Watched(pod, place) as watched:
         await watched.until(running)
-        asked = watched.run.pod["spec"]["containers"][0]["resources"]
-        asked["requests"] = asked["limits"] = {"hugepages-2Mi": "8Mi"}
+        resources = watched.run.pod["spec"]["containers"][0]["resources"]
+        resources["requests"] = resources["limits"] = {"hugepages-2Mi": "8Mi"}
         watched.run.write_limits()
         assert (watched.run.cgroup / "hugetlb.2MB.max").read_text() == f"{8 * MIB}\n"

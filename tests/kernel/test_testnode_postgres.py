@@ -1,7 +1,7 @@
-"""PostgreSQL, unmodified, in a pod without a huge page request: today, and with a limit on mmap.
+"""Unmodified PostgreSQL in a pod without a huge page request, with and without a limit at mmap.
 
-Its huge_pages=try maps shared memory in huge pages and goes on with small ones when mmap
-refuses. With ``max`` alone mmap does not refuse, and the first touch ends it.
+With huge_pages=try PostgreSQL maps shared memory in huge pages, and uses small pages if mmap fails.
+With ``max`` alone mmap succeeds, and the first touch kills PostgreSQL.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def place(cgroup_subtree: Path, tmp_path: Path) -> Place:
 
 
 async def run(place: Place, initdb: Path, *, limited: bool) -> Json:
-    """The terminated state of a pod that runs initdb; ``limited`` as an agent would limit it."""
+    """Run initdb in a pod; return the terminated state. ``limited`` sets the agent's limit."""
     nobody = pwd.getpwnam("nobody")
     pod = {
         "metadata": {"name": "postgres", "namespace": "default", "uid": str(uuid.uuid4())},
@@ -106,7 +106,7 @@ async def test_initdb_succeeds_on_small_pages_where_mmap_is_limited(
     assert "Success" in terminated["message"]
 
 
-def test_a_missing_layer_is_a_failure_where_it_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fails_instead_of_skipping_if_layers_are_required(monkeypatch: pytest.MonkeyPatch) -> None:
     require(None)
     monkeypatch.setenv("REQUIRE_LAYERS", "1")
     with pytest.raises(pytest.fail.Exception, match="no cgroup2"):

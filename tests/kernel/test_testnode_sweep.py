@@ -1,4 +1,4 @@
-"""What a killed node leaves is found and taken away, and nothing else."""
+"""sweep removes what a killed test node left, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tests.testnode import cgroup_tree, volumes
 from tests.testnode.sweep import sweep
 
-# A node without an API server: one pod with a huge page volume, then it waits to be killed.
+# A node without an API server: it runs one pod with a huge page volume, and waits to be killed.
 NODE = """
 import asyncio, sys
 from pathlib import Path
@@ -24,14 +24,14 @@ from tests.workloads import command
 async def main(parent, state_dir):
     place = Place(cgroup_tree.cgroup2_mount(), Path(parent), Path(state_dir), "systemd")
     place.make()
-    asked = {"hugepages-2Mi": "4Mi"}
+    requests = {"hugepages-2Mi": "4Mi"}
     pod = {
         "metadata": {"name": "a", "namespace": "default", "uid": "0-1"},
         "spec": {
             "containers": [{
                 "name": "c",
                 "command": command("map_pages", "4Mi", "--file", "/huge/a", "--hold"),
-                "resources": {"requests": asked},
+                "resources": {"requests": requests},
                 "volumeMounts": [{"name": "huge", "mountPath": "/huge"}],
             }],
             "volumes": [{"name": "huge", "emptyDir": {"medium": "HugePages"}}],
@@ -56,7 +56,7 @@ def until(holds: Callable[[], bool], timeout: float = 60.0) -> None:
 
 @pytest.fixture
 def state_dir(tmp_path: Path) -> Iterator[Path]:
-    """Where nothing stays mounted, should the test fail."""
+    """A folder in which nothing stays mounted, also if the test fails."""
     yield tmp_path / "state of the node"
     volumes.unmount_below(tmp_path)
 
@@ -65,7 +65,7 @@ def test_sweep_after_kill_leaves_no_cgroup_no_mount_no_page(
     cgroup_subtree: Path, state_dir: Path, pages: Callable[[int], None]
 ) -> None:
     pages(2)
-    # The subtree lies in one that outlives it, to see that no page is left charged.
+    # The parent cgroup outlives the node's subtree, and shows that no page stays charged.
     parent = cgroup_subtree / "node"
     node = subprocess.Popen(
         [sys.executable, "-c", NODE, str(parent), str(state_dir)], cwd=REPOSITORY
@@ -86,7 +86,7 @@ def test_sweep_after_kill_leaves_no_cgroup_no_mount_no_page(
     assert not (state_dir / "pods").exists()
     until(lambda: used.read_text() == "0\n")
     until(lambda: (cgroup_subtree / "hugetlb.2MB.rsvd.current").read_text() == "0\n")
-    sweep(relative, state_dir)  # again: nothing to do is no error
+    sweep(relative, state_dir)  # a second sweep finds nothing, and succeeds
 
 
 def test_sweep_leaves_others_alone(cgroup_subtree: Path, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_sweep_leaves_others_alone(cgroup_subtree: Path, tmp_path: Path) -> None
     mine, other = cgroup_subtree / "mine", cgroup_subtree / "other"
     for cgroup in (mine, other):
         cgroup_tree.make(root, cgroup)
-    # Not in a cgroup that has controllers for its children: cgroup2 refuses that.
+    # cgroup2 allows no process in a cgroup that has controllers for its children.
     (other / "leaf").mkdir()
     sleeper = subprocess.Popen(["sleep", "60"])
     try:
@@ -109,6 +109,6 @@ def test_sweep_leaves_others_alone(cgroup_subtree: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("parent", ["", "/", "../x", "a/../.."])
-def test_sweep_refuses_what_is_no_subtree(parent: str, tmp_path: Path) -> None:
+def test_sweep_refuses_what_is_not_a_subtree(parent: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a subtree for a node"):
         sweep(parent, tmp_path)
