@@ -88,6 +88,21 @@ async def walk(
         name for name in left if left[name]
     }
 
+    await cut_and_remove(ways, reader, subtree, ids, size, point, segments, left)
+    return left
+
+
+async def cut_and_remove(
+    ways: list[Way],
+    reader: ChargeReader,
+    subtree: Path,
+    ids: dict[str, int],
+    size: Size,
+    point: Path,
+    segments: list[int],
+    left: dict[str, int],
+) -> None:
+    """Truncate each file by a page, then remove the files, and then the segments."""
     in_files = dict(left)
     for way in ways:
         if way.kind == "file":
@@ -113,7 +128,6 @@ async def walk(
     remove_segments(segments)
     await equal(reader, subtree, size.page)
     assert pages_of(subtree, size.page)[0] == 0
-    return left
 
 
 def amounts(charges: ChargeList, ids: dict[str, int], size: Size) -> dict[str, int]:

@@ -57,12 +57,10 @@ async def walk(
     """Try each of ``ways`` in its own pod to the end; return the MiB that each has left."""
     page = size.page.bytes // MIB
     kubepods = agent.subtree / naming.kubepods("systemd")
-    pods: dict[str, Pod] = {}
-    for way in ways:
+    pods = {way.name: pod(way.name) for way in ways}
+    for name, each in pods.items():
         # A private mapping of a file may be charged for its copy, beside the pages in the file.
-        hard = {size.page.resource: f"{size.pages * page * 4}Mi"}
-        pods[way.name] = pod(way.name)
-        await pods[way.name].start(hard, way.name)
+        await each.start({size.page.resource: f"{size.pages * page * 4}Mi"}, name)
     await until(lambda: sorted(api.listed()) == sorted(pods))
     for way in ways:
         result = pods[way.name].actor().do(way.statements(point / way.name, size))

@@ -197,18 +197,7 @@ class Agent:
             sizes,
             self._pods.seen,
         )
-        self._reporter = Reporter(
-            connection,
-            node,
-            host.boot_id(),
-            self._host,
-            self._pods,
-            latest,
-            position=lambda: self._informer.resource_version,
-            problems=lambda: (*self._not_enforced(), *self._reclaimer.failures),
-            notes=lambda: self._enforcer.by_pod_alone,
-            before_read=self._poll.compare_with_now,
-        )
+        self._reporter = self._make_reporter(connection, host.boot_id(), latest)
         self._metrics = AgentMetrics(
             latest,
             sizes,
@@ -218,6 +207,20 @@ class Agent:
         )
         self._informer.on_change(self._pod_changed)
         self._wishes.on_change(self._wishes_changed)
+
+    def _make_reporter(self, connection: Connection, boot_id: str, latest: Latest) -> Reporter:
+        return Reporter(
+            connection,
+            self._options.node_name,
+            boot_id,
+            self._host,
+            self._pods,
+            latest,
+            position=lambda: self._informer.resource_version,
+            problems=lambda: (*self._not_enforced(), *self._reclaimer.failures),
+            notes=lambda: self._enforcer.by_pod_alone,
+            before_read=self._poll.compare_with_now,
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run all parts until ``stop`` is set."""
