@@ -10,7 +10,7 @@ from tests.e2e.pods import container, pod, quota, wait_counted, wait_used
 
 Seen = Callable[[str], None]
 STARTS = int(os.environ.get("E2E_STARTS", "100"))
-AT_ONCE = 5
+AT_ONCE = int(os.environ.get("E2E_AT_ONCE", "5"))
 REFUSED = "mmap 8 MiB: Cannot allocate memory"
 
 

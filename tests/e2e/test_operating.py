@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +19,7 @@ from tests.e2e.kubectl import CommandFailed, apply, items, kubectl, run, wait
 from tests.e2e.pods import container, pod, quota, wait_counted, wait_log, wait_used
 from tests.e2e.test_retained import leave
 from tests.kube.process import free_ports
-from tests.prometheus import Prometheus
+from tests.prometheus import Prometheus, static
 
 Seen = Callable[[str], None]
 PROGRAMS = {"admission", "controller", "agent"}
@@ -99,33 +98,32 @@ def proxied() -> Iterator[str]:
         proxy.wait(30)
 
 
-def through(proxy: str) -> dict[str, Any]:
-    """A job that finds the pods as the chart's PodMonitor does, and scrapes through the proxy."""
-    meta = "__meta_kubernetes_pod"
-    selected = f"{meta}_label_app_kubernetes_io_name;{meta}_container_port_name".split(";")
-    port = f"__meta_kubernetes_namespace;{meta}_name;{meta}_container_port_number".split(";")
-    component = f"{meta}_label_app_kubernetes_io_component"
-    return {
-        "kubernetes_sd_configs": [
-            {
-                "role": "pod",
-                "api_server": f"http://{proxy}",
-                "namespaces": {"names": [operator.NAMESPACE]},
-            }
-        ],
-        "relabel_configs": [
-            {"source_labels": selected, "regex": "hugetlb-quota;health", "action": "keep"},
-            {
-                "source_labels": port,
-                "regex": "(.+);(.+);(.+)",
-                "replacement": "/api/v1/namespaces/$1/pods/$2:$3/proxy/metrics",
-                "target_label": "__metrics_path__",
-            },
-            {"source_labels": [component], "target_label": "component"},
-            {"source_labels": [f"{meta}_name"], "target_label": "instance"},
-            {"replacement": proxy, "target_label": "__address__"},
-        ],
-    }
+def through(proxy: str) -> list[tuple[str, dict[str, str]]]:
+    """The targets that the chart's PodMonitor selects, each behind the proxy.
+
+    Debian builds Prometheus without the discovery of pods.
+    """
+    targets = []
+    for program in items("pods", operator.NAMESPACE, "-l", "app.kubernetes.io/name=hugetlb-quota"):
+        (port,) = [
+            each["containerPort"]
+            for container in program["spec"]["containers"]
+            for each in container["ports"]
+            if each["name"] == "health"
+        ]
+        name, labels = program["metadata"]["name"], program["metadata"]["labels"]
+        targets.append(
+            (
+                proxy,
+                {
+                    "__metrics_path__": f"/api/v1/namespaces/{operator.NAMESPACE}"
+                    f"/pods/{name}:{port}/proxy/metrics",
+                    "component": labels["app.kubernetes.io/component"],
+                    "instance": name,
+                },
+            )
+        )
+    return targets
 
 
 def test_prometheus_scrapes_all_programs(
@@ -137,7 +135,7 @@ def test_prometheus_scrapes_all_programs(
     wait_counted(namespace, "q")
     assert "has room for" in admit(namespace, "32Mi")
     rules = operator.CHART / "files" / "alerts.yaml"
-    with proxied() as proxy, Prometheus(tmp_path, through(proxy), rules) as prometheus:
+    with proxied() as proxy, Prometheus(tmp_path, static(through(proxy)), rules) as prometheus:
 
         def up() -> set[str]:
             return {row["metric"]["component"] for row in prometheus.query("up == 1")}
