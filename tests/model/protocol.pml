@@ -2,13 +2,15 @@
  * The protocol by which pods are charged to quotas: admission, count, expiry, release.
  *
  * Each comment "code: module:function" names what the lines below it stand for, below
- * operator/hugetlb_quota; test_names.py checks that it exists. Five scenes (-DSCENE=1 to 5), each
+ * operator/hugetlb_quota; test_names.py checks that it exists. Six scenes (-DSCENE=1 to 6), each
  * small enough to be searched to its end:
  *   1  RACE     two replicas, a chain of two quotas, group commit
  *   2  FENCE    quotas that are made while pods come
  *   3  COUNT    pods that are relabelled, expiry, a leader that is paused while another leads
  *   4  RELEASE  a node that boots, its agent, pods that end in any way
  *   5  RESTART  the same with a controller that starts anew, and no boot
+ *   6  LIVES    a controller that is restarted again and again: the only scene without an end.
+ *               The properties "emptied" and "at_rest" say what happens in the long run.
  * Every pod asks for one page. A guard is removed by -D with its name: see GUARDS in spin.py.
  *
  * What is seen through a watch is a copy of a past state: it is brought up to date in a step of its
@@ -21,8 +23,9 @@
 #define FENCE (SCENE == 2)
 #define ADMISSION (RACE || FENCE)
 #define COUNT (SCENE == 3)
-#define RELEASE (SCENE >= 4)                        /* with a boot */
+#define RELEASE (SCENE == 4 || SCENE == 5)          /* with a boot */
 #define RESTART (SCENE == 5)                        /* with another controller instead */
+#define LIVES (SCENE == 6)
 
 #if RACE
 #define REPLICAS 2
@@ -184,6 +187,16 @@ bit dirty[2];                                 /* something changed: recount */
 byte leads = 1;                                     /* the last that took the Lease */
 bit stopped[2];
 #endif
+#if LIVES
+/* A life is watched by two programs: 0 unseen, 1 seen, 2 over. code: accounting.lives:Lives */
+byte watched[REQUESTS];                             /* by the controller, since it started */
+byte witnessed[REQUESTS];                           /* by a replica of admission */
+byte marked;                                        /* the requests whose line says that it is over */
+bit counting;
+bit flip;                                           /* another at each write of a quota */
+ltl emptied { [] <> (quota[0].reserved == 0) }      /* no reservation for ever */
+ltl at_rest { <> ([] flip || [] !flip) }            /* no livelock: the writes end */
+#endif
 byte back[REPLICAS];                                /* reservations that are being taken back */
 byte again;                                         /* requests that were decided on twice */
 
@@ -213,6 +226,9 @@ inline forget_quota(k) {
 
 /* A write by anybody: every other copy is of the past, and controllers look again. */
 inline wrote(q) {
+#if LIVES
+    flip = !flip;
+#endif
     KNOWN(0, q).current = 0;
 #if REPLICAS == 2
     KNOWN(1, q).current = 0;
@@ -297,7 +313,7 @@ end:
     }
 #endif
     :: atomic {
-        pod[p].here && (RELEASE || p == 1) ->
+        pod[p].here && (RELEASE || LIVES || p == 1) ->
         pod[p].here = 0;
         pod[p].ended = 1;
         printf("pod %d is deleted\n", p);
@@ -680,6 +696,20 @@ inline see_report(c) {
 #define LEADS(c) (leads == c + 1)
 #endif
 
+#if LIVES
+inline restart_sees(p) {
+    if
+    :: pod[p].here -> see_pod(0, p)
+    :: else ->
+        SEEN(0, p).here = 0;
+        SEEN(0, p).under = 0;
+        SEEN(0, p).version = 0;
+        SEEN(0, p).bound = 0;
+        SEEN(0, p).ended = 0
+    fi
+}
+#endif
+
 /* The informers of one controller. code: kube.informer:Informer */
 proctype Informers(byte c) {
     byte p;
@@ -761,11 +791,71 @@ proctype Successor(byte c) {
     od
 }
 
+#define CAN_BE_OVER(r) (phase[r] == OVER || phase[r] == LATE)
 #ifdef EXPIRE_EARLY
 #define LIFE_IS_OVER(r) true
+#elif LIVES
+/* code: controller.expiry:Expiry._is_over, accounting.reservation:Reservation.is_over */
+#define LIFE_IS_OVER(r) (watched[r] == 2 || HAS(marked, r))
 #else
 /* code: controller.expiry:Expiry._is_over */
-#define LIFE_IS_OVER(r) (phase[r] == OVER || phase[r] == LATE)
+#define LIFE_IS_OVER(r) CAN_BE_OVER(r)
+#endif
+
+#if LIVES
+#define HELD(r) (quota[0].reserved & IDS(r))
+
+/* The controller watches, as long as it runs. code: controller.expiry:Expiry.note */
+proctype Watch(byte r) {
+end:
+    do
+    :: atomic { HELD(r) && watched[r] == 0 -> watched[r] = 1 }
+    :: atomic {
+        HELD(r) && watched[r] == 1 && CAN_BE_OVER(r) ->
+        watched[r] = 2;
+        dirty[0] = 1;
+        printf("the controller has watched request %d for its whole life\n", r)
+    }
+    od
+}
+
+/* A replica of admission watches too. code: admission.witness:Witness.look */
+proctype Witness(byte r) {
+end:
+    do
+    :: atomic { HELD(r) && witnessed[r] == 0 -> witnessed[r] = 1 }
+#ifdef BELIEVE_EXPIRES
+    :: atomic {
+        HELD(r) && witnessed[r] == 1 ->
+#else
+    :: atomic {
+        HELD(r) && witnessed[r] == 1 && CAN_BE_OVER(r) ->
+#endif
+        witnessed[r] = 2;
+#ifndef NO_WITNESS
+        /* code: admission.witness:Witness._mark */
+        marked = marked | BIT(r);
+        wrote(0);
+        printf("a replica marks request %d as over\n", r)
+#endif
+    }
+    od
+}
+
+/* Whenever it does not count just now: it lists the pods, and has watched nothing. */
+proctype Restarts() {
+    do
+    :: atomic {
+        !counting ->
+        watched[0] = 0;
+        watched[1] = 0;
+        restart_sees(0);
+        restart_sees(1);
+        dirty[0] = 1;
+        printf("the controller starts\n")
+    }
+    od
+}
 #endif
 #ifdef ONE_READ
 #define DECIDED(r) true
@@ -871,7 +961,19 @@ inline take_picture() {
 #endif
 
 /* By a look at once: nothing would be written, and so nothing is begun. */
-#if COUNT
+#ifdef WRITE_THE_SAME
+#define NOTHING_NEW(c) false
+#define DIFFERS(q) true
+#else
+/* code: kube.quotas:QuotaObject.is_stored */
+#define DIFFERS(q) (quota[q].pods != pods || quota[q].reserved != kept || !quota[q].counted)
+#endif
+#ifdef WRITE_THE_SAME
+#elif LIVES
+#define NOTHING_NEW(c) \
+    (quota[0].pods == (at[0] > 0) + (at[1] > 0) && !(quota[0].reserved & gone) && \
+     !(HAS(quota[0].reserved, 0) && at[0]) && !(HAS(quota[0].reserved, 1) && at[1]))
+#elif COUNT
 #define NOTHING_NEW(c) \
     (quota[0].pods == (at[0] > 0) + (at[1] > 0) && !(quota[0].reserved & gone) && \
      !(HAS(quota[0].reserved, 0) && at[POD(0)] > SINCE(0)) && \
@@ -895,6 +997,9 @@ end:
     :: atomic {
         LEADS(c) && dirty[c] ->
         dirty[c] = 0;
+#if LIVES
+        counting = 1;
+#endif
         d_step {
             find_gone();
             take_picture();
@@ -909,7 +1014,13 @@ end:
 #endif
         };
         if
-        :: stays -> stays = 0; no_picture(); goto end
+        :: stays ->
+            stays = 0;
+            no_picture();
+#if LIVES
+            counting = 0;
+#endif
+            goto end
         :: else
         fi
     };
@@ -976,7 +1087,7 @@ end:
             :: else -> p = 0; break
             od;
             if
-            :: quota[q].exists && (quota[q].pods != pods || quota[q].reserved != kept || !quota[q].counted
+            :: quota[q].exists && (DIFFERS(q)
 #if RELEASE
                || quota[q].retained != HAS(left, 0) + HAS(left, 1) || quota[q].identities != stays
 #endif
@@ -1005,6 +1116,9 @@ end:
             q = 0;
             gone = 0;
             no_picture();
+#if LIVES
+            counting = 0;
+#endif
             break
         }
         od
@@ -1174,6 +1288,13 @@ init {
 #if COUNT
         run Users(1);
 #endif
+#if LIVES
+        run Watch(0);
+        run Watch(1);
+        run Witness(0);
+        run Witness(1);
+        run Restarts();
+#endif
 #endif
 #if RELEASE
         /* The other pod comes where there is room, and stays unbound. */
@@ -1184,6 +1305,8 @@ init {
         run Reboot();
 #endif
 #endif
+#if !LIVES
         run Quiet()
+#endif
     }
 }

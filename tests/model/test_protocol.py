@@ -23,7 +23,7 @@ def test_the_protocol_holds(scene: str) -> None:
     found = search(scene)
     assert found.errors == 0, found.story
     assert found.whole
-    assert found.states > 100_000  # a model that can't move keeps every rule
+    assert found.states > 50_000  # a model that can't move keeps every rule
 
 
 @searches
