@@ -1,4 +1,4 @@
-"""Decide a batch of requests: pure functions, no I/O.
+"""Decide a batch of requests, without I/O.
 
 The algorithm is the kernel's ``page_counter_try_charge`` (mm/page_counter.c): a request is charged
 on all quotas of its chain, or on none.
@@ -98,11 +98,12 @@ def decide(
     batch: Iterable[ChargeRequest],
     cached: Callable[[QuotaKey], QuotaObject | InvalidQuota | None],
 ) -> list[Level]:
-    """Decide the requests in order, each after those before it; the levels to write.
+    """Decide the requests in order; each request finds the reservations of earlier requests.
 
     A request that does not fit gets its error, and is on no level.
 
     :param cached: finds a quota in the cache.
+    :returns: the levels to write.
     """
     tabs: dict[QuotaKey, tuple[QuotaObject, Tab]] = {}
     levels: dict[QuotaKey, Level] = {}

@@ -29,8 +29,8 @@ from hugetlb_quota.kube.resources import HUGETLB_QUOTAS
 #: What the cache has for a key: a quota with an invalid spec is cached as the error.
 CachedQuota = QuotaObject | InvalidQuota
 
-#: The longest wait before the watch starts again, in seconds. Until then every pod with a demand
-#: is refused.
+#: The longest wait before the watch starts again, in seconds. Until then admission admits no pod
+#: with a demand.
 LONGEST_BACKOFF: Final = 2.0
 
 logger = logging.getLogger(__name__)

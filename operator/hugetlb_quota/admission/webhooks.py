@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 class PathSecret(Protocol):
-    """The secret first part of the webhooks' paths, which only the API server knows."""
+    """The secret first part of the webhooks' paths; of all clients, only the API server has it."""
 
     def matches(self, part: str) -> bool:
         """Whether ``part`` is the secret."""
