@@ -82,7 +82,7 @@ def command_line() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="hugetlb-quota-agent",
-        description="Hold this node's pods to the huge pages they ask for, and report their use.",
+        description="Limit this node's pods to the huge pages they ask for, and report their use.",
     )
     parser.add_argument("--node-name", required=True, help="the name of this host's Node")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Reclaims the files that gone pods left, if the controller asks for this: removes them.
+"""Reclaims the files of gone pods: removes each file if the controller asks for this.
 
 The report says which files are due. The kernel says if a process still holds a file, at the moment
 when the file is truncated (node/reclaim.py).

@@ -15,7 +15,6 @@ from hugetlb_quota.agent.conditions import ready_condition
 from hugetlb_quota.agent.pods import NodePods
 from hugetlb_quota.agent.reading import Reading
 from hugetlb_quota.agent.reporter import Latest, Reporter
-from hugetlb_quota.agent.status import too_low
 from hugetlb_quota.api.node import HugeTLBNodeStatus
 from hugetlb_quota.kube.errors import AlreadyExists, ApiUnreachable, Conflict, NotFound
 from hugetlb_quota.kube.pods import Pod
@@ -372,11 +371,6 @@ async def test_reports_limits_of_kubepods_that_are_too_low(running: Running) -> 
         "One. kubepods itself is limited to 0 of hugepages-2Mi, and its pods ask for 8Mi"
         in (ready["message"])
     )
-
-
-def test_does_not_report_limits_of_kubepods_that_suffice() -> None:
-    assert list(too_low(charge(8), charge(8))) == []
-    assert list(too_low(Charge(), charge(8))) == []
 
 
 async def test_creates_a_deleted_object_again_for_the_current_node(running: Running) -> None:
