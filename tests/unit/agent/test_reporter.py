@@ -16,11 +16,11 @@ from hugetlb_quota.agent.pods import NodePods
 from hugetlb_quota.agent.reading import Reading
 from hugetlb_quota.agent.reporter import Latest, Reporter
 from hugetlb_quota.api.node import HugeTLBNodeStatus
-from hugetlb_quota.kube.errors import AlreadyExists, ApiUnreachable, Conflict, NotFound
 from hugetlb_quota.kube.pods import Pod
-from hugetlb_quota.kube.resources import NODES, Resource
+from hugetlb_quota.kube.resources import Resource
 from hugetlb_quota.node.pools import Pool
 from hugetlb_quota.page_size import PageSize
+from tests.unit.agent.fake_api import FakeApi
 
 Json = dict[str, Any]
 SMALL = PageSize(2 << 20)
@@ -45,74 +45,14 @@ def charge(mib: int) -> Charge:
     return Charge({SMALL: mib << 20})
 
 
-class Api:
-    """An API server with the two objects that a Reporter uses."""
-
-    def __init__(self) -> None:
-        self.node: Json | None = {"metadata": {"name": "n", "uid": "node-uid"}}
-        self.report: Json | None = None
-        self.version = 10
-        self.calls: list[str] = []
-        self.down = False
-
-    async def get(self, resource: Resource, name: str) -> Json:
-        self._call("get", resource)
-        found = self.node if resource == NODES else self.report
-        if found is None:
-            raise NotFound(404, "NotFound", f"{resource} {name} not found")
-        return found
-
-    async def create(self, resource: Resource, body: Json) -> Json:
-        self._call("create", resource)
-        if self.report is not None:
-            raise AlreadyExists(409, "AlreadyExists", "there is one")
-        assert "status" not in body
-        return self._store({**body, "metadata": {**body["metadata"], "uid": "report-uid"}})
+class Api(FakeApi):
+    """Checks each written status against the CRD's model."""
 
     async def replace(
         self, resource: Resource, name: str, body: Json, *, subresource: str | None = None
     ) -> Json:
-        self._call("replace", resource)
-        assert subresource == "status"
-        if self.report is None:
-            raise NotFound(404, "NotFound", "gone")
-        for field in ("resourceVersion", "uid"):
-            if body["metadata"][field] != self.report["metadata"][field]:
-                raise Conflict(409, "Conflict", "it changed")
-        HugeTLBNodeStatus.model_validate(body["status"])  # the CRD's own model
-        return self._store({**self.report, "status": body["status"]})
-
-    def touch(self) -> None:
-        """Write the status as another program."""
-        assert self.report is not None
-        self._store({**self.report, "status": {**self.status, "reportedAt": "by another"}})
-
-    def wish(self) -> None:
-        """Write the spec as the controller."""
-        assert self.report is not None
-        self._store({**self.report, "spec": {"reclaim": []}})
-
-    @property
-    def status(self) -> Json:
-        assert self.report is not None
-        status: Json = self.report.get("status", {})
-        return status
-
-    @property
-    def writes(self) -> int:
-        return sum(call.startswith("replace") for call in self.calls)
-
-    def _store(self, body: Json) -> Json:
-        self.version += 1
-        self.report = {
-            **body, "metadata": {**body["metadata"], "resourceVersion": str(self.version)}
-        }  # fmt: skip
-        return self.report
-
-    def _call(self, verb: str, resource: Resource) -> None:
-        self.calls.append(f"{verb} {resource.plural}")
-        if self.down:
-            raise ApiUnreachable("The API server can't be reached.")
+        HugeTLBNodeStatus.model_validate(body["status"])
+        return await super().replace(resource, name, body, subresource=subresource)
 
 
 class Running:
@@ -220,10 +160,8 @@ async def test_creates_a_missing_object_owned_by_its_node(
 
 
 async def test_continues_from_the_last_report(running: Running) -> None:
-    metadata = {"name": "n", "uid": "report-uid", "resourceVersion": "3"}
     gone = {**entry("a"), "live": False, "name": "was", "endedAt": "2026-01-01T00:00:00Z"}
-    old = {"bootID": "boot", "pods": [gone]}
-    running.api.report = {"metadata": metadata, "status": old}
+    running.api.remember(bootID="boot", pods=[gone])
     running.reading = replace(running.reading, charged={"a": charge(4)})
     running.ready.set()
     await running.until(lambda: running.api.writes)
@@ -250,8 +188,7 @@ async def test_reads_the_last_report_before_the_first_write(running: Running) ->
     ],
 )
 async def test_replaces_a_damaged_report(running: Running, damaged: Json) -> None:
-    metadata = {"name": "n", "uid": "report-uid", "resourceVersion": "3"}
-    running.api.report = {"metadata": metadata, "status": {"bootID": "boot", **damaged}}
+    running.api.remember(bootID="boot", **damaged)
     running.see("b")
     running.ready.set()
     await running.until(lambda: running.api.writes)
@@ -431,9 +368,8 @@ async def test_proves_no_more_than_the_last_report_after_a_restart(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit, "MOST", 250)
-    metadata = {"name": "n", "uid": "report-uid", "resourceVersion": "3"}
-    last = {"bootID": "boot", "podsResourceVersion": "4", "pods": [entry("e"), entry("f")]}
-    running.api.report = {"metadata": metadata, "status": last}
+    pods = [entry("e"), entry("f")]
+    running.api.remember(bootID="boot", podsResourceVersion="4", pods=pods)
     running.see(*"abcdef")
     running.ready.set()
     await running.until(lambda: running.api.writes == 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -14,55 +13,16 @@ from hugetlb_quota.agent import unusable
 from hugetlb_quota.agent.last_report import adopt
 from hugetlb_quota.agent.unusable import UnusableNode, check
 from hugetlb_quota.controller.nodes import project_report
-from hugetlb_quota.kube.errors import ApiUnreachable, NotFound
-from hugetlb_quota.kube.resources import NODES, Resource
 from hugetlb_quota.node.host import HostRoot, HostUnreadable
 from tests.kube.process import free_ports
+from tests.unit.agent.fake_api import FakeApi
 
-Json = dict[str, Any]
 CGROUP2 = "41 31 0:38 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
 SECONDS = 20.0
 
 
-class Api:
-    """An API server with one Node and its HugeTLBNode."""
-
-    def __init__(self) -> None:
-        self.stored: Json | None = None
-        self.writes = 0
-        self.down = False
-
-    async def get(self, resource: Resource, name: str) -> Json:
-        self._answer()
-        if resource == NODES:
-            return {"metadata": {"name": name, "uid": "node-uid"}}
-        if self.stored is None:
-            raise NotFound(404, "NotFound", "none yet")
-        return self.stored
-
-    async def create(self, resource: Resource, body: Json) -> Json:
-        self._answer()
-        body["metadata"] |= {"uid": "uid", "resourceVersion": "1"}
-        self.stored = body
-        return body
-
-    async def replace(
-        self, resource: Resource, name: str, body: Json, *, subresource: str | None = None
-    ) -> Json:
-        self._answer()
-        assert subresource == "status"
-        self.stored = body
-        self.writes += 1
-        return body
-
-    def _answer(self) -> None:
-        if self.down:
-            raise ApiUnreachable("down")
-
-    @property
-    def status(self) -> Json:
-        status: Json = (self.stored or {}).get("status") or {}
-        return status
+class Api(FakeApi):
+    """Has the condition Ready of the report."""
 
     @property
     def ready(self) -> tuple[str, str, str]:
@@ -153,7 +113,7 @@ async def test_does_not_wait_on_a_host_that_lacks_nothing(waiting: Waiting) -> N
     give_cgroup2(waiting.root, "hugetlb\n")
     waiting.begin()
     assert await waiting.ends()
-    assert waiting.api.stored is None
+    assert waiting.api.report is None
 
 
 async def test_stops_waiting_at_a_signal(waiting: Waiting) -> None:
@@ -165,26 +125,18 @@ async def test_stops_waiting_at_a_signal(waiting: Waiting) -> None:
 
 async def test_the_controller_sees_a_node_without_an_agent(waiting: Waiting) -> None:
     """So the controller charges the node's pods until they end, and no longer."""
-    waiting.api.stored = {
-        "metadata": {"name": "n", "uid": "uid", "resourceVersion": "1"},
-        "status": {"bootID": "boot-before", "podsResourceVersion": "7", "pods": [], "retained": []},
-    }
+    waiting.api.remember(bootID="boot-before", podsResourceVersion="7", pods=[], retained=[])
     waiting.begin()
     await waiting.until(lambda: waiting.api.writes)
-    assert waiting.api.stored is not None
-    assert project_report({**waiting.api.stored, "metadata": {"name": "n"}}) is None
+    assert waiting.api.report is not None
+    assert project_report({**waiting.api.report, "metadata": {"name": "n"}}) is None
 
 
 async def test_keeps_the_names_of_pods_during_a_boot_without_limits(waiting: Waiting) -> None:
     pod = {"uid": "uid", "namespace": "ns", "name": "pod", "labels": {"a": "b"}, "live": True}
     nameless = {"uid": "other", "live": False, "charged": {"hugepages-2Mi": "8Mi"}}
-    waiting.api.stored = {
-        "metadata": {"name": "n", "uid": "uid", "resourceVersion": "1"},
-        "status": {
-            "bootID": "boot-before",
-            "pods": [pod | {"charged": {"hugepages-2Mi": "8Mi"}}, nameless],
-        },
-    }
+    charged = pod | {"charged": {"hugepages-2Mi": "8Mi"}}
+    waiting.api.remember(bootID="boot-before", pods=[charged, nameless])
     waiting.begin()
     # The second write starts from the first.
     await waiting.until(lambda: waiting.api.writes >= 2)
@@ -197,10 +149,7 @@ async def test_keeps_the_names_of_pods_during_a_boot_without_limits(waiting: Wai
 
 async def test_keeps_the_report_of_this_boot(waiting: Waiting) -> None:
     retained = [{"quotas": ["ns/q"], "charge": {"hugepages-2Mi": "8Mi"}}]
-    waiting.api.stored = {
-        "metadata": {"name": "n", "uid": "uid", "resourceVersion": "1"},
-        "status": {"bootID": "this-boot", "podsResourceVersion": "7", "retained": retained},
-    }
+    waiting.api.remember(bootID="this-boot", podsResourceVersion="7", retained=retained)
     waiting.begin()
     await waiting.until(lambda: waiting.api.writes)
     kept = {name: waiting.api.status[name] for name in ("bootID", "podsResourceVersion")}
