@@ -73,17 +73,13 @@ def disk(programs: Programs, images: Sequence[Path]) -> root.Disk:
     loaded = _loaded(recipe, bare, node.image(programs))
     imported = [node.kubernetes(), *images]
     digest = hashlib.sha256(loaded.name.encode() + root.digests([Path(__file__), *imported]))
-    image = recipe.cache() / f"disk-{digest.hexdigest()[:12]}.img"
-    with root.locked(recipe.cache() / "disk.lock"):
-        if not image.exists():
-            for stale in recipe.cache().glob("disk-*.img"):
-                stale.unlink()  # running machines hold the file open
-            with step("importing the node's images, and writing the machine's disk"):
-                work = image.with_suffix(".root")
-                shutil.rmtree(work, ignore_errors=True)
-                run(["cp", "-a", loaded, work])
-                _import(work, imported, node.aliases(programs))
-                root.write_image(work, image, gigabytes=16)
+    image = root.cached_disk(
+        recipe,
+        digest.hexdigest()[:12],
+        loaded,
+        lambda work: _import(work, imported, node.aliases(programs)),
+        gigabytes=16,
+    )
     return root.Disk(image, bare / "boot" / "vmlinux", initrd)
 
 

@@ -11,10 +11,8 @@ import dataclasses
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +21,7 @@ from typing import Any
 from image.build import TREE
 from tests.kind import disk, node, programs
 from tests.kube import build
-from tests.vm import image, images, network, previous, qemu
+from tests.vm import image, network, previous, qemu, scenes
 from tests.vm.machine import Machine
 from tests.vm.network import Address
 from tests.vm.steps import StepFailed, run, say, step
@@ -41,22 +39,12 @@ TRIES = 3
 
 def main() -> int:
     """Return pytest's exit status, or 1 if the cluster can't be made."""
-    # SIGTERM cleans up as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        with tempfile.TemporaryDirectory(prefix="hugetlb-quota-kind-") as scratch:
-            return _run(Path(scratch))
-    except (StepFailed, build.AssetsMissingError) as error:
-        say(str(error))
-        return 1
+    return scenes.run_in_scratch("hugetlb-quota-kind-", _run)
 
 
 def _run(scratch: Path) -> int:
     operator, before = image.built(), previous.release(scratch)
-    archives = [images.pause(), images.workload(), operator.archive]
-    machine_disk = disk.disk(
-        programs.built(), [*archives, *([before.image.archive] if before else [])]
-    )
+    machine_disk = disk.disk(programs.built(), scenes.archives(operator, before))
     # kind's own time limits are too short for an emulation in one thread.
     emulator = dataclasses.replace(qemu.best(), threads="multi")
     address = Address(1)
@@ -205,14 +193,9 @@ def _environment(
         # A hundred starts would take half an hour, and five at once starve the control plane.
         "E2E_STARTS": "20",
         "E2E_AT_ONCE": "2",
-        **os.environ,
-        **(before.environment() if before else {}),
-        "PATH": f"{build.assets()}:{os.environ['PATH']}",
-        "KUBECONFIG": str(kubeconfig),
-        # Do not use the user's configuration of helm and kubectl.
-        "HOME": str(scratch),
-        "E2E_IMAGE": operator.name,
-        "E2E_WORKLOAD_IMAGE": images.WORKLOAD_IMAGE.removeprefix("docker.io/library/"),
+        **scenes.environment(
+            operator, before, kubeconfig=kubeconfig, assets=build.assets(), home=scratch
+        ),
         # kind does not restart a node that shuts down by itself.
         "E2E_NO_REBOOT": "1",
     }

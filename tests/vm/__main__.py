@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from image.build import TREE
-from tests.kube import build
-from tests.vm import image, images, network, previous, qemu, root
+from tests.vm import image, network, previous, qemu, root, scenes
 from tests.vm.cluster import NodeConfig, VmCluster
-from tests.vm.steps import StepFailed, say, step
+from tests.vm.steps import say, step
 
 #: The cgroup names of kind: kubelet's cgroupfs driver, and a root below /kubelet.
 OTHER_NAMES = NodeConfig(driver="cgroupfs", cgroup_root="/kubelet")
@@ -37,20 +34,12 @@ WITHOUT_HUGETLB = NodeConfig(kernel="cgroup_disable=hugetlb")
 
 def main() -> int:
     """Return pytest's exit status, or 1 if the cluster can't be made."""
-    # SIGTERM cleans up as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        with tempfile.TemporaryDirectory(prefix="hugetlb-quota-vm-") as scratch:
-            return _run(Path(scratch))
-    except (StepFailed, build.AssetsMissingError) as error:
-        say(str(error))
-        return 1
+    return scenes.run_in_scratch("hugetlb-quota-vm-", _run)
 
 
 def _run(scratch: Path) -> int:
     operator, before = image.built(), previous.release(scratch)
-    archives = [images.pause(), images.workload(), operator.archive]
-    disk = root.disk([*archives, *([before.image.archive] if before else [])])
+    disk = root.disk(scenes.archives(operator, before))
     emulator = qemu.best()
     network.enter()
     nodes = [NodeConfig() for _ in range(int(os.environ.get("NODES", "1")))]
@@ -65,18 +54,18 @@ def _run(scratch: Path) -> int:
 def _environment(
     cluster: VmCluster, operator: image.Image, before: previous.Release | None
 ) -> dict[str, str]:
+    plane = cluster.control_plane
     return {
         # An emulated node needs some seconds of both processors for each pod start.
         "E2E_STARTS": "20",
         "E2E_MAY_SKIP": "|".join(MAY_BE_SKIPPED),
-        **os.environ,
-        **(before.environment() if before else {}),
-        "PATH": f"{cluster.control_plane.assets}:{os.environ['PATH']}",
-        "KUBECONFIG": str(cluster.kubeconfig),
-        # Do not use the user's configuration of helm and kubectl.
-        "HOME": str(cluster.control_plane.directory),
-        "E2E_IMAGE": operator.name,
-        "E2E_WORKLOAD_IMAGE": images.WORKLOAD_IMAGE.removeprefix("docker.io/library/"),
+        **scenes.environment(
+            operator,
+            before,
+            kubeconfig=cluster.kubeconfig,
+            assets=plane.assets,
+            home=plane.directory,
+        ),
     }
 
 

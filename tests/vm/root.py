@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,18 +106,34 @@ def disk(images: Sequence[Path]) -> Disk:
     root, initrd = machine_root(recipe)
     digest = hashlib.sha256(root.name.encode())
     digest.update(digests(images))
-    image = recipe.cache() / f"disk-{digest.hexdigest()[:12]}.img"
+    image = cached_disk(
+        recipe,
+        digest.hexdigest()[:12],
+        root,
+        lambda work: import_images(work, images),
+    )
+    return Disk(image, root / "boot" / "vmlinux", initrd)
+
+
+def cached_disk(
+    recipe: Recipe, digest: str, root: Path, add: Callable[[Path], None], gigabytes: int = 8
+) -> Path:
+    """Return the disk image with this digest; make it if it is missing. Raises StepFailed.
+
+    `add` adds files to a copy of the folder `root`. The image then has the files of the copy.
+    """
+    image = recipe.cache() / f"disk-{digest}.img"
     with locked(recipe.cache() / "disk.lock"):
         if not image.exists():
             for stale in recipe.cache().glob("disk-*.img"):
                 stale.unlink()  # running machines hold the file open
-            with step("importing the images and writing the node's disk"):
+            with step("importing the images, and writing the machine's disk"):
                 work = image.with_suffix(".root")
                 shutil.rmtree(work, ignore_errors=True)
                 run(["cp", "-a", root, work])
-                import_images(work, images)
-                write_image(work, image)
-    return Disk(image, root / "boot" / "vmlinux", initrd)
+                add(work)
+                write_image(work, image, gigabytes)
+    return image
 
 
 @contextmanager
@@ -310,7 +326,7 @@ def import_images(
     run([*apart, root, *images], env={**os.environ, "ALIASES": words})
 
 
-def write_image(root: Path, image: Path, gigabytes: int = 8) -> None:
+def write_image(root: Path, image: Path, gigabytes: int) -> None:
     """Write the root as an ext4 image, and remove the root."""
     making = image.with_suffix(".making")
     making.unlink(missing_ok=True)
