@@ -206,8 +206,8 @@ class PodAdmission:
     async def _counted(self, pod: RequestedPod, deadline: Deadline) -> tuple[QuotaObject, ...]:
         """The quotas to charge; waits until the controller has counted them.
 
-        The counter of an uncounted quota lacks the pods that run already. A quota and a pod in
-        one ``kubectl apply`` come to this wait, so it is worth a moment.
+        The counter of an uncounted quota lacks the pods that run already. The wait helps a pod
+        that comes in one ``kubectl apply`` with its quota.
 
         :raises PodRefused: if a quota is being deleted, or is not counted in time.
         """

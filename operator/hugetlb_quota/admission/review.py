@@ -191,7 +191,7 @@ def _groups(groups: Any) -> tuple[str, ...]:
     return tuple(groups)
 
 
-#: Why a request was refused. "rule": a limit or another rule. The other causes are faults of the
+#: Why a request was refused. "rule": a limit or another rule. The other causes are states of the
 #: operator or the cluster. "full": a quota has no room for another reservation, or the ConfigMap
 #: of changes can't be used. "uncounted": the controller has not counted a quota yet.
 #: "overloaded": too many requests at the same time. "timeout": the time was over. "unreachable":
