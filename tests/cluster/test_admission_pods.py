@@ -233,7 +233,7 @@ def test_a_quota_without_its_parent_refuses_pods(api: Api, tenant: tuple[str, st
 def test_an_uncounted_quota_admits_no_pod(api: Api, tenant: tuple[str, str]) -> None:
     _, below = tenant
     api.create(QUOTAS, quota(below, "new", "64Mi"))
-    with pytest.raises(ApiError, match=f"not yet counted what runs under HugeTLBQuota {below}/new"):
+    with pytest.raises(ApiError, match=f"not yet counted the pods under HugeTLBQuota {below}/new"):
         api.create("v1/pods", pod(below, "early"))
     assert reserved(api, below, "leaf") == set()
 
