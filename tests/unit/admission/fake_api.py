@@ -138,12 +138,8 @@ class FakeApi:
         timeout: float = 1.0,
     ) -> Json:
         fate = await self.turn(f"GET {resource.plural} {namespace or ''}/{name}")
-        found = copy.deepcopy(self.objects.get((resource.plural, namespace or "", name)))
-        if fate != "answered":
-            raise errors.ApiUnreachable("The API server did not answer GET.")
-        if found is None:
-            raise errors.NotFound(404, "NotFound", f"{resource} {name!r} not found")
-        return found
+        self._check_fate(fate, "GET", "lost", "answer lost")
+        return copy.deepcopy(self._find(resource, name, namespace))
 
     async def list_page(
         self,
@@ -156,8 +152,7 @@ class FakeApi:
         timeout: float = 1.0,
     ) -> Json:
         fate = await self.turn(f"LIST {resource.plural} {namespace or ''}")
-        if fate != "answered":
-            raise errors.ApiUnreachable("The API server did not answer LIST.")
+        self._check_fate(fate, "LIST", "lost", "answer lost")
         items = [
             copy.deepcopy(raw)
             for (plural, where, _), raw in self.objects.items()
@@ -178,11 +173,8 @@ class FakeApi:
         assert subresource == ("status" if resource == HUGETLB_QUOTAS else None)
         suffix = "" if subresource is None else f"/{subresource}"
         fate = await self.turn(f"PUT {resource.plural}{suffix} {namespace or ''}/{name}")
-        if fate == "lost":
-            raise errors.ApiUnreachable("The API server did not answer PUT.")
-        stored = self.objects.get((resource.plural, namespace or "", name))
-        if stored is None:
-            raise errors.NotFound(404, "NotFound", f"{resource} {name!r} not found")
+        self._check_fate(fate, "PUT", "lost")
+        stored = self._find(resource, name, namespace)
         sent = body["metadata"]
         if (sent["resourceVersion"], sent["uid"]) != (
             stored["metadata"]["resourceVersion"],
@@ -192,8 +184,7 @@ class FakeApi:
         changed = {"status": body["status"]} if subresource == "status" else body
         written = self.put({**stored, **copy.deepcopy(changed)})
         self.wrote(f"{namespace}/{name}")
-        if fate == "answer lost":
-            raise errors.ApiUnreachable("The API server did not answer PUT.")
+        self._check_fate(fate, "PUT", "answer lost")
         return copy.deepcopy(written)
 
     async def patch(
@@ -207,18 +198,14 @@ class FakeApi:
     ) -> Json:
         """Merge ``body`` into the metadata; removing a field is not supported."""
         fate = await self.turn(f"PATCH {resource.plural} {namespace or ''}/{name}")
-        if fate == "lost":
-            raise errors.ApiUnreachable("The API server did not answer PATCH.")
-        stored = self.objects.get((resource.plural, namespace or "", name))
-        if stored is None:
-            raise errors.NotFound(404, "NotFound", f"{resource} {name!r} not found")
+        self._check_fate(fate, "PATCH", "lost")
+        stored = self._find(resource, name, namespace)
         sent, held = body["metadata"], stored["metadata"]
         if any(sent.get(each, held[each]) != held[each] for each in ("uid", "resourceVersion")):
             raise errors.Conflict(409, "Conflict", "the object has been modified")
         sent = {**sent, "labels": held.get("labels", {}) | sent.get("labels", {})}
         written = self.put({**stored, "metadata": {**held, **copy.deepcopy(sent)}})
-        if fate == "answer lost":
-            raise errors.ApiUnreachable("The API server did not answer PATCH.")
+        self._check_fate(fate, "PATCH", "answer lost")
         return copy.deepcopy(written)
 
     async def create(
@@ -230,8 +217,8 @@ class FakeApi:
         timeout: float = 1.0,
     ) -> Json:
         name = body["metadata"]["name"]
-        if await self.turn(f"POST {resource.plural} {namespace or ''}/{name}") != "answered":
-            raise errors.ApiUnreachable("The API server did not answer POST.")
+        fate = await self.turn(f"POST {resource.plural} {namespace or ''}/{name}")
+        self._check_fate(fate, "POST", "lost", "answer lost")
         if (resource.plural, namespace or "", name) in self.objects:
             raise errors.AlreadyExists(409, "AlreadyExists", f"{resource} {name!r} already exists")
         return copy.deepcopy(self.put(body))
@@ -250,6 +237,17 @@ class FakeApi:
 
     def wrote(self, key: str) -> None:
         """Called after each status write."""
+
+    @staticmethod
+    def _check_fate(fate: Fate, verb: str, *fatal: Fate) -> None:
+        if fate in fatal:
+            raise errors.ApiUnreachable(f"The API server did not answer {verb}.")
+
+    def _find(self, resource: Resource, name: str, namespace: str | None) -> Json:
+        try:
+            return self.objects[resource.plural, namespace or "", name]
+        except KeyError:
+            raise errors.NotFound(404, "NotFound", f"{resource} {name!r} not found") from None
 
 
 def _now() -> datetime:
