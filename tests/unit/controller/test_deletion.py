@@ -10,13 +10,13 @@ from typing import Any
 
 import kopf
 import pytest
-import yaml
 from aiohttp import web
 
 from hugetlb_quota.api.quota import DELETED, FINALIZER
 from hugetlb_quota.controller import deletion
 from hugetlb_quota.kube.connection import Connection
 from tests.unit.admission.fake_api import quota
+from tests.unit.http_server import serve, write_kubeconfig
 
 Json = dict[str, Any]
 GROUP = "/apis/hugetlb.dev/v1alpha1"
@@ -103,20 +103,8 @@ class Server:
 @pytest.fixture
 async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
     server = Server()
-    application = web.Application()
-    application.router.add_route("*", "/{path:.*}", server.handle)
-    runner = web.AppRunner(application, shutdown_timeout=0)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    config = {
-        "clusters": [
-            {"name": "c", "cluster": {"server": f"http://127.0.0.1:{runner.addresses[0][1]}"}}
-        ],
-        "users": [{"name": "u", "user": {"token": "secret"}}],
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-        "current-context": "x",
-    }
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+    runner = await serve(server.handle)
+    write_kubeconfig(tmp_path / "kubeconfig", runner.addresses[0][1])
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     yield server
     server.over.set()

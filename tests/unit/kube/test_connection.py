@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import trustme
-import yaml
 from aiohttp import web
 
 from hugetlb_quota.kube import errors, transport
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.events import Regarding, publish
 from hugetlb_quota.kube.resources import EVENTS, HUGETLB_QUOTAS, NODES, PODS
+from tests.unit.http_server import serve, write_kubeconfig
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -48,11 +48,7 @@ class Server:
 @pytest.fixture
 async def server() -> AsyncIterator[tuple[Server, int]]:
     server = Server()
-    application = web.Application()
-    application.router.add_route("*", "/{path:.*}", server.handle)
-    runner = web.AppRunner(application, shutdown_timeout=0)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    runner = await serve(server.handle)
     yield server, runner.addresses[0][1]
     server.over.set()
     await runner.cleanup()
@@ -69,15 +65,7 @@ async def connected(
 
 def point_at(port: int, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = directory / "kubeconfig"
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
-        "users": [{"name": "u", "user": {"token": "secret"}}],
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-        "current-context": "x",
-    }
-    path.write_text(yaml.safe_dump(config))
+    write_kubeconfig(path, port)
     monkeypatch.setenv("KUBECONFIG", str(path))
 
 
@@ -207,11 +195,7 @@ async def test_a_pod_uses_its_service_account(
     (tmp_path / "token").write_text("secret")
     server = Server()
     server.answers(200, {"kind": "Node"})
-    application = web.Application()
-    application.router.add_route("*", "/{path:.*}", server.handle)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    await web.TCPSite(runner, host, 0, ssl_context=trust).start()
+    runner = await serve(server.handle, host, trust)
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(runner.addresses[0][1]))

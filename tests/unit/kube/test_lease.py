@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from aiohttp import web
 
 from hugetlb_quota.kube import lease
 from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.lease import LeadershipLost, lead
+from tests.unit.http_server import serve, write_kubeconfig
 
 
 class LeaseServer:
@@ -60,20 +60,8 @@ class LeaseServer:
 @pytest.fixture
 async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LeaseServer]:
     server = LeaseServer()
-    application = web.Application()
-    application.router.add_route("*", "/{path:.*}", server.handle)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    config = {
-        "clusters": [
-            {"name": "c", "cluster": {"server": f"http://127.0.0.1:{runner.addresses[0][1]}"}}
-        ],
-        "users": [{"name": "u", "user": {}}],
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-        "current-context": "x",
-    }
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+    runner = await serve(server.handle)
+    write_kubeconfig(tmp_path / "kubeconfig", runner.addresses[0][1])
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     # The shortest times that the library allows.
     monkeypatch.setattr(lease, "LEASE_DURATION", 3)
