@@ -169,6 +169,14 @@ def reported(created: Object, charged: str = "64Mi", *, live: bool = True) -> Ob
     }
 
 
+def make_reported_pod(api: Api, namespace: str, node: str) -> None:
+    """Make a Node, the quota "team" of 128Mi, and the pod "a" of 64Mi that the node reports."""
+    make_node(api, node)
+    api.create(QUOTAS, quota(namespace, "team", "128Mi"))
+    created = api.create("v1/pods", pod(namespace, "a", "64Mi", node))
+    report(api, node, version="1", pods=[reported(created)])
+
+
 def test_a_pod_is_counted_in_its_quota_and_all_ancestors_until_it_ends(
     controller: Program, api: Api, namespace: str
 ) -> None:
@@ -251,10 +259,7 @@ def test_a_new_controller_learns_of_an_ended_pod_from_the_nodes_report(
     alone: Programs, api: Api, namespace: str, unique: Callable[[str], str]
 ) -> None:
     node = unique("node")
-    make_node(api, node)
-    api.create(QUOTAS, quota(namespace, "team", "128Mi"))
-    created = api.create("v1/pods", pod(namespace, "a", "64Mi", node))
-    report(api, node, version="1", pods=[reported(created)])
+    make_reported_pod(api, namespace, node)
     first = alone.start_controller(webhooks=False)
     first.wait_ready()
     eventually(lambda: used(api, namespace, "team") == "64Mi")
@@ -303,10 +308,7 @@ def test_a_deleted_or_rebooted_node_releases_its_charges_at_once(
     controller: Program, api: Api, namespace: str, unique: Callable[[str], str], evidence: str
 ) -> None:
     node = unique("node")
-    make_node(api, node)
-    api.create(QUOTAS, quota(namespace, "team", "128Mi"))
-    created = api.create("v1/pods", pod(namespace, "a", "64Mi", node))
-    report(api, node, version="1", pods=[reported(created)])
+    make_reported_pod(api, namespace, node)
     eventually(lambda: used(api, namespace, "team") == "64Mi")
     api.delete("v1/pods", "a", namespace=namespace)
     eventually(lambda: used(api, namespace, "team") == "64Mi", hold=1)
@@ -325,10 +327,7 @@ def test_charges_stay_while_a_deleted_report_is_missing(
     controller: Program, api: Api, namespace: str, unique: Callable[[str], str]
 ) -> None:
     node = unique("node")
-    make_node(api, node)
-    api.create(QUOTAS, quota(namespace, "team", "128Mi"))
-    created = api.create("v1/pods", pod(namespace, "a", "64Mi", node))
-    report(api, node, version="1", pods=[reported(created)])
+    make_reported_pod(api, namespace, node)
     eventually(lambda: used(api, namespace, "team") == "64Mi")
     deleted = api.delete("v1/pods", "a", namespace=namespace)
     api.delete(NODES, node)
