@@ -151,7 +151,7 @@ def test_kubectl_prints_the_warning_about_a_missing_parent(
 @pytest.mark.parametrize(
     ("selector", "said"),
     [
-        ({"topology.kubernetes.io/zone": "a"}, "gets from its node when it is bound"),
+        ({"topology.kubernetes.io/zone": "a"}, "gets from its node when the pod is bound"),
         ({"a": "x y"}, "can match no pod, because 'x y' is not a valid value of the label"),
     ],
 )
