@@ -7,16 +7,17 @@ import copy
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, parse_all
 from hugetlb_quota.admission.cache import QuotaCache
 from hugetlb_quota.admission.changes import ChangeNotes
 from hugetlb_quota.admission.commit import Committer
+from hugetlb_quota.admission.deadline import Deadline
 from hugetlb_quota.admission.pods import PodAdmission
 from hugetlb_quota.admission.quotas import QuotaAdmission
-from hugetlb_quota.admission.review import AdmissionRequest, GroupResource
+from hugetlb_quota.admission.review import AdmissionRequest, Decision, GroupResource
 from hugetlb_quota.api.quota import FINALIZER
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.quotas import QuotaObject
@@ -25,6 +26,8 @@ from hugetlb_quota.page_size import PageSize
 from hugetlb_quota.quantity import render
 
 Json = dict[str, Any]
+#: The present time of :func:`decide_pod`.
+NOW: Final = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
 #: The ConfigMap in which admission notes changes of quotas.
 CHANGES: Final = ("hugetlb-system", "hugetlb-quota-changes")
@@ -250,6 +253,9 @@ class FakeApi:
             raise errors.NotFound(404, "NotFound", f"{resource} {name!r} not found") from None
 
 
+_Api = TypeVar("_Api", bound=FakeApi)
+
+
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -282,6 +288,22 @@ async def admitting_quotas(api: FakeApi) -> AsyncIterator[QuotaAdmission]:
         yield QuotaAdmission(api, committer, ChangeNotes(api, CHANGES))
     finally:
         await committer.close()
+
+
+async def decide_pod(api: FakeApi, request: AdmissionRequest, seconds: float = 9.0) -> Decision:
+    """The decision of a new replica at NOW, with ``seconds`` until the deadline."""
+    async with admitting(api, lambda: NOW) as admission:
+        return await admission.decide(request, Deadline.after(seconds))
+
+
+def with_tenant(api: _Api) -> _Api:
+    """``api`` with acme/tenant of 256Mi, and db/leaf of 128Mi below."""
+    api.put(namespace("acme"))
+    api.put(namespace("db", tenant="acme"))
+    children = {"matchLabels": {"tenant": "acme"}}
+    api.put(quota("acme/tenant", {"hugepages-2Mi": "256Mi"}, children=children))
+    api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant"))
+    return api
 
 
 def quota(

@@ -1,11 +1,10 @@
-"""Decisions on pods, one request at a time."""
+"""Decisions about pods, one request at a time."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -14,8 +13,6 @@ from hypothesis import strategies as st
 
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.admission.deadline import Deadline
-from hugetlb_quota.admission.lane import LARGEST_BATCH
-from hugetlb_quota.admission.pods import PodAdmission
 from hugetlb_quota.admission.review import (
     AdmissionRequest,
     Decision,
@@ -23,48 +20,29 @@ from hugetlb_quota.admission.review import (
     MalformedReview,
     UserInfo,
 )
-from hugetlb_quota.kube import errors
-from hugetlb_quota.kube.resources import Resource
 from tests.unit.admission.fake_api import (
+    NOW,
     FakeApi,
-    Fate,
-    Json,
     admitting,
     create,
+    decide_pod,
     namespace,
     pod,
     quota,
     reservation,
     update,
+    with_tenant,
 )
-
-NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
 
 @pytest.fixture
 def api() -> FakeApi:
     """An API server with acme/tenant of 256Mi, and db/leaf of 128Mi below."""
-    api = FakeApi()
-    api.put(namespace("acme"))
-    api.put(namespace("db", tenant="acme"))
-    api.put(
-        quota(
-            "acme/tenant",
-            {"hugepages-2Mi": "256Mi"},
-            children={"matchLabels": {"tenant": "acme"}},
-        )
-    )
-    api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant"))
-    return api
-
-
-async def decide(api: FakeApi, request: AdmissionRequest, seconds: float = 9.0) -> Decision:
-    async with admitting(api, lambda: NOW) as admission:
-        return await admission.decide(request, Deadline.after(seconds))
+    return with_tenant(FakeApi())
 
 
 async def test_a_pod_that_fits_is_reserved_on_its_whole_chain(api: FakeApi) -> None:
-    assert (await decide(api, create(pod()))).allowed
+    assert (await decide_pod(api, create(pod()))).allowed
     assert api.reservations("db/leaf") == api.reservations("acme/tenant") == {"pod-1": "64Mi"}
     assert api.writes == [
         "PUT hugetlbquotas/status db/leaf",
@@ -81,7 +59,7 @@ async def test_a_pod_that_fits_is_reserved_on_its_whole_chain(api: FakeApi) -> N
 async def test_a_reservation_outlives_the_request_that_creates_the_pod(
     api: FakeApi,
 ) -> None:
-    await decide(api, create(pod()), seconds=9.0)
+    await decide_pod(api, create(pod()), seconds=9.0)
     (held,) = api.quota("db/leaf").counter.reservations
     # The API server ends its request after 34 s, counted from before it calls admission.
     assert held.expires == NOW + timedelta(seconds=34)
@@ -95,7 +73,7 @@ async def test_a_reservation_lives_as_long_as_the_api_servers_requests(api: Fake
 
 
 async def test_a_refusal_names_every_quota_without_room_and_writes_nothing(api: FakeApi) -> None:
-    decision = await decide(api, create(pod(request={"hugepages-2Mi": "512Mi"})))
+    decision = await decide_pod(api, create(pod(request={"hugepages-2Mi": "512Mi"})))
     assert not decision.allowed
     assert "HugeTLBQuota db/leaf has room for 128Mi" in decision.message
     assert "HugeTLBQuota acme/tenant has room for 256Mi" in decision.message
@@ -106,7 +84,7 @@ async def test_a_refusal_names_only_the_ancestor_if_only_the_ancestor_has_no_roo
     api: FakeApi,
 ) -> None:
     api.put(quota("db/leaf", {"hugepages-2Mi": "1Gi"}, parent="acme/tenant"))
-    decision = await decide(api, create(pod(request={"hugepages-2Mi": "512Mi"})))
+    decision = await decide_pod(api, create(pod(request={"hugepages-2Mi": "512Mi"})))
     assert "acme/tenant" in decision.message
     assert "HugeTLBQuota db/leaf" not in decision.message
 
@@ -121,13 +99,13 @@ async def test_expired_reservations_of_other_pods_still_count(api: FakeApi) -> N
             reservations=others,
         )
     )
-    assert not (await decide(api, create(pod()))).allowed
+    assert not (await decide_pod(api, create(pod()))).allowed
     assert api.reservations("db/leaf") == {"other": "128Mi"}
 
 
 async def test_a_repeated_request_keeps_one_reservation(api: FakeApi) -> None:
     for _ in range(3):
-        assert (await decide(api, create(pod(request={"hugepages-2Mi": "128Mi"})))).allowed
+        assert (await decide_pod(api, create(pod(request={"hugepages-2Mi": "128Mi"})))).allowed
     assert len(api.raw("db/leaf")["status"]["reservations"]) == 1
     assert api.reservations("db/leaf") == {"pod-1": "128Mi"}
 
@@ -140,16 +118,16 @@ async def test_a_repeated_request_that_is_refused_takes_its_first_reservation_ba
     leaf = {"hugepages-2Mi": "128Mi"}
     api.put(quota("db/leaf", leaf, parent="acme/tenant", reservations=half))
     api.put(quota("acme/tenant", {"hugepages-2Mi": "2Mi"}, children={}))
-    assert not (await decide(api, create(pod(request={"hugepages-2Mi": "128Mi"})))).allowed
+    assert not (await decide_pod(api, create(pod(request={"hugepages-2Mi": "128Mi"})))).allowed
     assert api.reservations("db/leaf") == api.reservations("acme/tenant") == {}
 
 
 async def test_a_refused_request_keeps_the_reservations_of_other_requests(api: FakeApi) -> None:
     granted = create(pod(request={"hugepages-2Mi": "128Mi"}), uid="granted")
-    assert (await decide(api, granted)).allowed
+    assert (await decide_pod(api, granted)).allowed
     api.raw("acme/tenant")["spec"]["hard"] = {"hugepages-2Mi": "2Mi"}
     refused = create(pod(request={"hugepages-2Mi": "256Mi"}), uid="refused")
-    assert not (await decide(api, refused)).allowed
+    assert not (await decide_pod(api, refused)).allowed
     assert api.reservations("db/leaf") == api.reservations("acme/tenant") == {"pod-1": "128Mi"}
 
 
@@ -157,7 +135,7 @@ async def test_two_requests_for_one_pod_need_room_once(api: FakeApi) -> None:
     # As when the API server repeats an update after a Conflict.
     for number in range(2):
         request = create(pod(request={"hugepages-2Mi": "128Mi"}), uid=f"request-{number}")
-        assert (await decide(api, request)).allowed
+        assert (await decide_pod(api, request)).allowed
     assert len(api.raw("db/leaf")["status"]["reservations"]) == 2
     assert api.raw("db/leaf")["status"]["used"] == {"hugepages-2Mi": "128Mi"}
 
@@ -165,7 +143,7 @@ async def test_two_requests_for_one_pod_need_room_once(api: FakeApi) -> None:
 async def test_a_reservation_of_a_relabelled_pod_has_its_resource_version(api: FakeApi) -> None:
     old = pod(labels={"app": "none"}, resourceVersion="12")
     api.put(quota("db/leaf", {}, selector={"matchLabels": {"app": "gold"}}))
-    assert (await decide(api, update(old, pod(labels={"app": "gold"})))).allowed
+    assert (await decide_pod(api, update(old, pod(labels={"app": "gold"})))).allowed
     (held,) = api.quota("db/leaf").counter.reservations
     assert held.since == 12
 
@@ -175,9 +153,9 @@ async def test_a_quota_refuses_more_reservations_than_its_object_holds(
 ) -> None:
     monkeypatch.setattr("hugetlb_quota.accounting.counter.LARGEST_RESERVATIONS", 110)
     two_mib = {"hugepages-2Mi": "2Mi"}
-    assert (await decide(api, create(pod("a", two_mib), uid="a"))).allowed
-    assert (await decide(api, create(pod("b", two_mib), uid="b"))).allowed
-    decision = await decide(api, create(pod("c", two_mib), uid="c"))
+    assert (await decide_pod(api, create(pod("a", two_mib), uid="a"))).allowed
+    assert (await decide_pod(api, create(pod("b", two_mib), uid="b"))).allowed
+    decision = await decide_pod(api, create(pod("c", two_mib), uid="c"))
     assert "HugeTLBQuota db/leaf holds 2 reservations for pods being created" in decision.message
     assert set(api.reservations("db/leaf")) == set(api.reservations("acme/tenant")) == {"a", "b"}
 
@@ -188,15 +166,15 @@ async def test_a_quota_with_an_unreadable_status_admits_no_pod(
     api.put(
         quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant", reservations=["what"])
     )
-    decision = await decide(api, create(pod()), seconds=0.4)
+    decision = await decide_pod(api, create(pod()), seconds=0.4)
     assert "the quota's status could not be read" in decision.message
     assert api.writes == []
 
 
 async def test_a_dry_run_is_decided_and_writes_nothing(api: FakeApi) -> None:
-    assert (await decide(api, create(pod(), dry_run=True))).allowed
+    assert (await decide_pod(api, create(pod(), dry_run=True))).allowed
     large = pod(request={"hugepages-2Mi": "512Mi"})
-    assert not (await decide(api, create(large, dry_run=True))).allowed
+    assert not (await decide_pod(api, create(large, dry_run=True))).allowed
     assert api.writes == []
 
 
@@ -210,12 +188,12 @@ async def test_a_dry_run_is_decided_and_writes_nothing(api: FakeApi) -> None:
     ids=["no huge pages", "zero", "no quota there"],
 )
 async def test_a_pod_that_charges_nothing_is_allowed(api: FakeApi, raw: dict[str, Any]) -> None:
-    assert (await decide(api, create(raw))).allowed
+    assert (await decide_pod(api, create(raw))).allowed
     assert api.writes == []
 
 
 async def test_a_page_size_without_a_limit_is_counted_too(api: FakeApi) -> None:
-    assert (await decide(api, create(pod(request={"hugepages-1Gi": "4Gi"})))).allowed
+    assert (await decide_pod(api, create(pod(request={"hugepages-1Gi": "4Gi"})))).allowed
     assert api.raw("acme/tenant")["status"]["used"]["hugepages-1Gi"] == "4Gi"
 
 
@@ -231,7 +209,7 @@ async def test_a_page_size_without_a_limit_is_counted_too(api: FakeApi) -> None:
 async def test_a_malformed_demand_is_refused_with_the_reason(
     api: FakeApi, request_: dict[str, str], message: str
 ) -> None:
-    decision = await decide(api, create(pod(request=request_)))
+    decision = await decide_pod(api, create(pod(request=request_)))
     assert not decision.allowed
     assert message in decision.message
     assert "db/name-of-pod-1" in decision.message
@@ -244,9 +222,9 @@ MIRROR = {"kubernetes.io/config.mirror": "hash"}
 async def test_only_a_kubelet_may_create_a_mirror_pod(api: FakeApi) -> None:
     raw = pod(request={"hugepages-2Mi": "1Ti"}, annotations=MIRROR)
     nodes = UserInfo("system:node:a", ("system:nodes",))
-    assert (await decide(api, create(raw, user_info=nodes))).allowed
+    assert (await decide_pod(api, create(raw, user_info=nodes))).allowed
     for request in (raw, pod(request={"cpu": "1"}, annotations=MIRROR)):
-        forged = await decide(api, create(request, user_info=UserInfo("tenant")))
+        forged = await decide_pod(api, create(request, user_info=UserInfo("tenant")))
         assert "which only a kubelet may set" in forged.message
     assert api.writes == []
 
@@ -254,18 +232,18 @@ async def test_only_a_kubelet_may_create_a_mirror_pod(api: FakeApi) -> None:
 async def test_a_decision_has_the_quotas_that_refuse(api: FakeApi) -> None:
     leaf, tenant = QuotaKey("db", "leaf"), QuotaKey("acme", "tenant")
     small, large = {"hugepages-2Mi": "200Mi"}, {"hugepages-2Mi": "512Mi"}
-    assert (await decide(api, create(pod(request=small)))).by == (leaf,)
-    assert set((await decide(api, create(pod(request=large)))).by) == {leaf, tenant}
+    assert (await decide_pod(api, create(pod(request=small)))).by == (leaf,)
+    assert set((await decide_pod(api, create(pod(request=large)))).by) == {leaf, tenant}
     api.put(namespace("db"))
-    assert (await decide(api, create(pod()))).by == (leaf,)
+    assert (await decide_pod(api, create(pod()))).by == (leaf,)
     api.put(namespace("db", tenant="acme"))
     api.put(quota("acme/tenant", small, children={}, terminating=True))
-    assert (await decide(api, create(pod()))).by == (tenant,)
+    assert (await decide_pod(api, create(pod()))).by == (tenant,)
 
 
 async def test_a_missing_parent_refuses(api: FakeApi) -> None:
     del api.objects["hugetlbquotas", "acme", "tenant"]
-    decision = await decide(api, create(pod()))
+    decision = await decide_pod(api, create(pod()))
     assert "names the parent acme/tenant, which does not exist" in decision.message
     assert api.writes == []
 
@@ -273,12 +251,12 @@ async def test_a_missing_parent_refuses(api: FakeApi) -> None:
 async def test_a_parent_that_does_not_let_the_namespace_attach_refuses(api: FakeApi) -> None:
     api.put(namespace("db", tenant="other"))
     assert "does not let quotas of namespace db attach" in (
-        (await decide(api, create(pod()))).message
+        (await decide_pod(api, create(pod()))).message
     )
 
 
 async def test_a_charge_attaches_the_quota_to_its_parent(api: FakeApi) -> None:
-    assert (await decide(api, create(pod()))).allowed
+    assert (await decide_pod(api, create(pod()))).allowed
     assert api.raw("db/leaf")["status"]["attachedTo"] == "acme/tenant"
     assert "attachedTo" not in api.raw("acme/tenant")["status"]
 
@@ -296,7 +274,7 @@ async def test_a_relabelled_pod_is_not_charged_again_on_an_attached_ancestor(
     api.put(quota("glue/mid", hard, parent=tenant, children={}))
     api.put(quota("db/other", hard, parent="glue/mid", selector=other))
     request = update(pod(labels={"at": "leaf"}), pod(labels={"at": "other"}))
-    assert (await decide(api, request)).allowed
+    assert (await decide_pod(api, request)).allowed
     assert api.reservations("db/other") == api.reservations("glue/mid") == {"pod-1": "64Mi"}
     assert api.reservations("acme/tenant") == {}
 
@@ -304,7 +282,7 @@ async def test_a_relabelled_pod_is_not_charged_again_on_an_attached_ancestor(
 async def test_a_cycle_of_quotas_refuses(api: FakeApi) -> None:
     api.put(quota("acme/tenant", {}, parent="db/leaf", children={}))
     api.put(quota("db/leaf", {}, parent="acme/tenant", children={}))
-    assert "cycle" in (await decide(api, create(pod()))).message
+    assert "cycle" in (await decide_pod(api, create(pod()))).message
 
 
 @pytest.mark.parametrize(("levels", "admitted"), [(16, True), (17, False), (40, False)])
@@ -316,7 +294,7 @@ async def test_a_chain_of_many_levels_is_refused_as_too_long(
         above = f"acme/q{level + 1}" if level + 1 < levels else None
         api.put(quota(f"acme/q{level}", {}, parent=above, children={}))
     api.put(quota("db/leaf", {}, parent="acme/q1"))
-    decision = await decide(api, create(pod()))
+    decision = await decide_pod(api, create(pod()))
     assert decision.allowed == admitted
     assert admitted or "over more than 16 levels" in decision.message
 
@@ -330,12 +308,12 @@ async def test_a_quota_that_is_being_deleted_refuses(api: FakeApi) -> None:
             terminating=True,
         )
     )
-    assert "acme/tenant is being deleted" in (await decide(api, create(pod()))).message
+    assert "acme/tenant is being deleted" in (await decide_pod(api, create(pod()))).message
 
 
 async def test_an_uncounted_quota_refuses(api: FakeApi) -> None:
     api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant", counted=False))
-    decision = await decide(api, create(pod()), seconds=0.4)
+    decision = await decide_pod(api, create(pod()), seconds=0.4)
     assert not decision.allowed
     assert "has not yet counted the pods under HugeTLBQuota db/leaf" in decision.message
     assert api.writes == []
@@ -344,7 +322,7 @@ async def test_an_uncounted_quota_refuses(api: FakeApi) -> None:
 async def test_a_pod_waits_for_the_first_count(api: FakeApi) -> None:
     leaf = {"hugepages-2Mi": "128Mi"}
     api.put(quota("db/leaf", leaf, parent="acme/tenant", counted=False))
-    deciding = asyncio.create_task(decide(api, create(pod())))
+    deciding = asyncio.create_task(decide_pod(api, create(pod())))
     await asyncio.sleep(0.15)
     assert not deciding.done()
     api.put(quota("db/leaf", leaf, parent="acme/tenant", pods={"hugepages-2Mi": "96Mi"}))
@@ -354,13 +332,13 @@ async def test_a_pod_waits_for_the_first_count(api: FakeApi) -> None:
 
 async def test_an_invalid_quota_in_the_namespace_refuses(api: FakeApi) -> None:
     api.put(quota("db/old", {"hugepages-3Mi": "3Mi"}))
-    decision = await decide(api, create(pod()))
+    decision = await decide_pod(api, create(pod()))
     assert "HugeTLBQuota db/old is invalid" in decision.message
     assert api.writes == []
 
 
 async def test_a_pod_without_a_uid_is_refused(api: FakeApi) -> None:
-    assert "no UID" in (await decide(api, create(pod(uid="")))).message
+    assert "no UID" in (await decide_pod(api, create(pod(uid="")))).message
 
 
 def relabelled(**labels: str) -> AdmissionRequest:
@@ -376,13 +354,13 @@ async def test_a_relabelled_pod_is_charged_only_on_its_new_quotas(api: FakeApi) 
             selector={"matchLabels": {"app": "gold"}},
         )
     )
-    assert (await decide(api, relabelled(app="gold"))).allowed
+    assert (await decide_pod(api, relabelled(app="gold"))).allowed
     assert api.writes == ["PUT hugetlbquotas/status db/gold"]
 
 
 async def test_a_relabelled_pod_needs_room_in_its_new_quotas(api: FakeApi) -> None:
     api.put(quota("db/gold", {"hugepages-2Mi": 0}, selector={"matchLabels": {"app": "gold"}}))
-    decision = await decide(api, relabelled(app="gold"))
+    decision = await decide_pod(api, relabelled(app="gold"))
     assert "HugeTLBQuota db/gold has no room" in decision.message
 
 
@@ -403,265 +381,12 @@ async def test_only_a_finished_pod_is_relabelled_without_room(
     before["status"], after["status"] = old, new
     if "deletionTimestamp" in new:
         after["metadata"] |= new
-    assert (await decide(api, update(before, after))).allowed == moves
+    assert (await decide_pod(api, update(before, after))).allowed == moves
 
 
 async def test_a_relabelled_pod_that_keeps_its_quotas_writes_nothing(api: FakeApi) -> None:
-    assert (await decide(api, relabelled(app="new"))).allowed
+    assert (await decide_pod(api, relabelled(app="new"))).allowed
     assert api.writes == []
-
-
-class Intruding(FakeApi):
-    """Calls ``intrude`` once, just before the first write."""
-
-    def __init__(self, *others: FakeApi) -> None:
-        super().__init__()
-        self.intrude: Any = None
-
-    async def turn(self, request: str) -> Fate:
-        fate = await super().turn(request)
-        if request.startswith("PUT") and self.intrude is not None:
-            act, self.intrude = self.intrude, None
-            act()
-        return fate
-
-
-@pytest.fixture
-def intruded(api: FakeApi) -> Intruding:
-    intruded = Intruding()
-    intruded.objects, intruded.version = api.objects, api.version
-    return intruded
-
-
-async def test_after_a_conflict_the_newer_quota_is_decided_again(intruded: Intruding) -> None:
-    def take_all() -> None:
-        held = [reservation("other", "db/other", "128Mi")]
-        raw = quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant", reservations=held)
-        raw["metadata"]["uid"] = intruded.raw("db/leaf")["metadata"]["uid"]
-        intruded.put(raw)
-
-    intruded.intrude = take_all
-    decision = await decide(intruded, create(pod()))
-    assert "HugeTLBQuota db/leaf has no room: 128Mi of 128Mi is used" in decision.message
-    assert intruded.reservations("db/leaf") == {"other": "128Mi"}
-
-
-async def test_a_refusal_by_the_root_takes_the_reservation_on_the_leaf_back(
-    intruded: Intruding,
-) -> None:
-    def lower() -> None:
-        raw = intruded.raw("acme/tenant")
-        raw["spec"]["hard"] = {"hugepages-2Mi": "2Mi"}
-        intruded.put(raw)
-
-    intruded.intrude = lower
-    decision = await decide(intruded, create(pod()))
-    assert "HugeTLBQuota acme/tenant has room for 2Mi" in decision.message
-    assert intruded.reservations("db/leaf") == {}
-
-
-async def test_a_pod_is_decided_again_if_its_quota_moves_meanwhile(intruded: Intruding) -> None:
-    def move() -> None:
-        intruded.put(quota("db/root", {"hugepages-2Mi": "1Gi"}))
-        raw = intruded.raw("db/leaf")
-        raw["spec"]["parentRef"] = {"namespace": "db", "name": "root"}
-        intruded.put(raw)
-
-    intruded.intrude = move
-    root_selects_nothing = {"matchLabels": {"no": "pod"}}
-    intruded.put(quota("db/root", {"hugepages-2Mi": "1Gi"}, selector=root_selects_nothing))
-    assert (await decide(intruded, create(pod()))).allowed
-    assert intruded.reservations("db/root") == {"pod-1": "64Mi"}
-    assert intruded.reservations("acme/tenant") == {}
-
-
-async def test_concurrent_requests_share_a_write(api: FakeApi) -> None:
-    requests = [
-        create(pod(f"pod-{index}", {"hugepages-2Mi": "8Mi"}), uid=f"request-{index}")
-        for index in range(32)
-    ]
-    async with admitting(api, lambda: NOW) as admission:
-        decisions = await asyncio.gather(
-            *(admission.decide(request, Deadline.after(9)) for request in requests)
-        )
-    # In order of arrival: 16 pods fill the leaf.
-    assert [decision.allowed for decision in decisions] == [True] * 16 + [False] * 16
-    assert "has no room: 128Mi of 128Mi is used" in decisions[16].message
-    assert set(api.reservations("acme/tenant")) == {f"pod-{index}" for index in range(16)}
-    assert len(api.writes) == 2
-
-
-async def test_a_refusal_reads_the_quota_again(intruded: Intruding) -> None:
-    held = [reservation("other", "db/other", "64Mi")]
-    leaf = quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant", reservations=held)
-    intruded.put(leaf)
-
-    async def never() -> None:
-        await asyncio.Event().wait()
-
-    async with admitting(intruded, lambda: NOW) as admission:
-        await admission._cache.ready()
-        intruded.deliver = never  # type: ignore[method-assign]
-        # The quota has room now, and the watch has not delivered the change.
-        raw = intruded.raw("db/leaf")
-        raw["status"]["reservations"] = []
-        intruded.put(raw)
-        large = create(pod(request={"hugepages-2Mi": "128Mi"}))
-        deciding = asyncio.create_task(admission.decide(large, Deadline.after(9)))
-        async with asyncio.timeout(5):
-            while intruded.reservations("db/leaf") != {"pod-1": "128Mi"}:
-                await asyncio.sleep(0.001)
-        # There is no answer before the watch has delivered the write.
-        await asyncio.sleep(0.05)
-        assert not deciding.done()
-        deciding.cancel()
-        await asyncio.wait((deciding,))
-    # The reservation of the cancelled request is taken back.
-    assert intruded.reservations("db/leaf") == intruded.reservations("acme/tenant") == {}
-
-
-async def test_a_burst_does_not_delay_another_namespace(api: FakeApi) -> None:
-    api.put(namespace("quiet", tenant="acme"))
-    api.put(quota("quiet/leaf", {"hugepages-2Mi": "1Gi"}, parent="acme/tenant"))
-    api.put(quota("db/leaf", {"hugepages-2Mi": "1Ti"}, parent="acme/tenant"))
-    api.put(quota("acme/tenant", {"hugepages-2Mi": "1Ti"}, children={}))
-    answered: list[str] = []
-
-    async def admit(admission: PodAdmission, uid: str, where: str) -> None:
-        raw = pod(uid, {"hugepages-2Mi": "2Mi"}, namespace=where)
-        assert (await admission.decide(create(raw, uid=uid), Deadline.after(30))).allowed
-        answered.append(uid)
-
-    async with admitting(api, lambda: NOW) as admission:
-        burst = [admit(admission, f"burst-{index}", "db") for index in range(600)]
-        await asyncio.gather(*burst, admit(admission, "one", "quiet"))
-    assert answered.index("one") <= 2 * LARGEST_BATCH
-
-
-async def test_a_request_that_would_wait_too_long_is_refused_at_once(api: FakeApi) -> None:
-    class Slow(FakeApi):
-        async def turn(self, request: str) -> Fate:
-            fate = await super().turn(request)
-            await asyncio.sleep(0.3 if request.startswith("PUT") else 0)
-            return fate
-
-    slow = Slow()
-    slow.objects, slow.version = api.objects, api.version
-    two_mib = {"hugepages-2Mi": "2Mi"}
-
-    def start(admission: PodAdmission, uid: str, seconds: float) -> asyncio.Task[Decision]:
-        request = create(pod(uid, two_mib), uid=uid)
-        return asyncio.create_task(admission.decide(request, Deadline.after(seconds)))
-
-    async with admitting(slow, lambda: NOW) as admission:
-        first = start(admission, "a", 9)
-        while not slow.writes:
-            await asyncio.sleep(0.01)
-        second = start(admission, "b", 9)
-        assert (await first).allowed
-        decision = await start(admission, "c", 0.2)
-        assert not second.done()
-        assert (await second).allowed
-    assert decision.retry_after == 1
-    assert "requests already wait for the same quotas, which takes about 0." in decision.message
-    assert set(slow.reservations("db/leaf")) == {"a", "b"}
-
-
-async def test_after_a_restore_of_etcd_the_quotas_are_listed_again(api: FakeApi) -> None:
-    two_mib = {"hugepages-2Mi": "2Mi"}
-    async with admitting(api, lambda: NOW) as admission:
-        assert (await admission.decide(create(pod("a", two_mib)), Deadline.after(9))).allowed
-        # An older backup: versions go back, and the leaf has no room.
-        full = quota("db/leaf", {"hugepages-2Mi": "0"}, parent="acme/tenant")
-        full["metadata"]["uid"] = api.raw("db/leaf")["metadata"]["uid"]
-        api.version = 1
-        api.put(full)
-        api.put(api.raw("acme/tenant"))
-        request = create(pod("b", two_mib), uid="b")
-        decision = await admission.decide(request, Deadline.after(9))
-    assert "HugeTLBQuota db/leaf has no room" in decision.message
-
-
-class Restored(FakeApi):
-    """After :meth:`restore`, its old watches are silent until the lost version comes again.
-
-    The watch of kube-apiserver does the same: it delivers only versions after its position.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lost = 0
-
-    def restore(self) -> None:
-        self.lost, self.version = self.version, 1
-        for raw in list(self.objects.values()):
-            self.put(raw)
-        self.version += 1
-
-    async def watch(
-        self, resource: Resource, resource_version: str, *args: Any, **fields: Any
-    ) -> AsyncIterator[Json]:
-        began_before = not self.lost
-        async for event in super().watch(resource, resource_version, *args, **fields):
-            later = int(event["object"]["metadata"]["resourceVersion"]) > self.lost
-            if later or not began_before:
-                yield event
-
-
-@pytest.mark.parametrize("where", ["db", "free"], ids=["governed", "ungoverned in the cache"])
-async def test_a_watch_of_a_lost_history_proves_nothing(where: str) -> None:
-    api = Restored()
-    for name in (*"abcdefghij", "db", "free"):
-        api.put(namespace(name))
-    api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}))
-    async with admitting(api, lambda: NOW) as admission:
-        for _ in range(10):
-            api.put(api.raw("db/leaf"))
-        # The watch has delivered all of this when the charge is confirmed.
-        assert (await admission.decide(create(pod("a")), Deadline.after(9))).allowed
-        api.restore()
-        api.put(quota(f"{where}/new", {"hugepages-2Mi": 0}))
-        assert api.version < api.lost
-        request = create(pod("c", {"hugepages-2Mi": "2Mi"}, namespace=where), uid="c")
-        decision = await admission.decide(request, Deadline.after(9))
-        assert f"HugeTLBQuota {where}/new has no room" in decision.message
-        assert not decision.allowed
-    assert "c" not in api.reservations("db/leaf")
-
-
-async def test_a_write_that_the_watch_never_delivers_is_taken_back() -> None:
-    class Silent(FakeApi):
-        silent = False
-
-        async def deliver(self) -> None:
-            if self.silent:
-                await asyncio.Event().wait()
-
-    api = Silent()
-    api.put(namespace("db"))
-    api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}))
-    async with admitting(api, lambda: NOW) as admission:
-        assert (await admission.decide(create(pod("a")), Deadline.after(9))).allowed
-        api.silent = True
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.2):
-                await admission.decide(create(pod("b"), uid="b"), Deadline.after(9))
-    assert set(api.reservations("db/leaf")) == {"a"}
-
-
-async def test_a_lost_answer_to_a_write_takes_the_reservations_back(api: FakeApi) -> None:
-    class Losing(FakeApi):
-        async def turn(self, request: str) -> Fate:
-            await super().turn(request)
-            lost = len(self.writes) == 2 and request.startswith("PUT")
-            return "answer lost" if lost else "answered"
-
-    losing = Losing()
-    losing.objects, losing.version = api.objects, api.version
-    with pytest.raises(errors.ApiUnreachable):
-        await decide(losing, create(pod()))
-    # The second write did happen, although its answer was lost.
-    assert losing.reservations("db/leaf") == losing.reservations("acme/tenant") == {}
 
 
 JSON = st.recursive(
@@ -669,6 +394,8 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
     max_leaves=4,
 )
+
+
 PLACES = [
     (place, *path)
     for place in ("object", "old_object")
@@ -712,7 +439,7 @@ async def test_any_request_is_decided_or_malformed(
         old_object=objects["old_object"] if isinstance(objects["old_object"], dict) else None,
     )
     with suppress(MalformedReview):
-        await decide(api, request)
+        await decide_pod(api, request)
     # The controller can read all reservations.
     assert api.quota("db/leaf").is_readable
     for held in api.quota("db/leaf").counter.reservations:
@@ -726,7 +453,7 @@ async def test_a_pod_without_a_name_or_with_an_invalid_uid_is_malformed(
     raw = pod()
     raw["metadata"] |= changed
     with pytest.raises(MalformedReview):
-        await decide(api, create(raw))
+        await decide_pod(api, create(raw))
     assert api.writes == []
 
 
@@ -736,7 +463,7 @@ async def test_if_quotas_are_required_an_ungoverned_pod_is_refused(
     api.put(namespace("free"))
     api.put(quota("free/some", {"hugepages-2Mi": "64Mi"}, selector={"matchLabels": {"a": "b"}}))
     ungoverned = pod("p1", namespace="free")
-    assert (await decide(api, create(ungoverned))).allowed
+    assert (await decide_pod(api, create(ungoverned))).allowed
     async with admitting(api, lambda: NOW, require_quota=True) as admission:
 
         async def answer(request: AdmissionRequest) -> Decision:
