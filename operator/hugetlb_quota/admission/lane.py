@@ -33,7 +33,7 @@ class Lane:
         self.gathering = 0.0
         self.batch_seconds = 0.0
         self._writing = False
-        #: The requests that the last batch answered, and those that came in since its answer.
+        #: The number of requests in the last answered batch, and the number that came in since.
         self._answered = 0
         self._came_since = 0
         #: The share of the answered clients that soon send another request.

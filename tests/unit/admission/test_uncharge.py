@@ -17,10 +17,11 @@ from tests.unit.admission.fake_api import FakeApi, Fate, quota, reservation
 
 SIZE = PageSize(2 * 1024**2)
 LEAF, ROOT, GONE = QuotaKey("db", "leaf"), QuotaKey("db", "root"), QuotaKey("db", "gone")
-#: Both requests are about the same pod.
+#: The reservation to take back.
 HELD = Reservation(
     "pod-1", "db/p", Charge({SIZE: 2 * SIZE.bytes}), datetime(2026, 11, 22, 12, tzinfo=UTC), "a"
 )
+#: Two requests have reserved for the same pod; the reservation of the first is HELD.
 LINES = [reservation("pod-1", "db/p", "4Mi", request=each) for each in ("a", "b")]
 
 
