@@ -432,9 +432,12 @@ async def test_restart_policy_on_failure_tries_again_with_a_new_container(place:
 async def test_kills_what_a_container_leaves_running(place: Place) -> None:
     pod = make_pod({"command": ["sh", "-c", "sleep 300 & echo $!"]}, {"command": ["sleep", "300"]})
     async with Watched(pod, place) as watched:
-        # The other container keeps the pod running.
+        # The other container keeps the pod running. It may start after the first has ended.
         status = await watched.until(
-            lambda status: "terminated" in status["containerStatuses"][0]["state"]
+            lambda status: (
+                [next(iter(each["state"])) for each in status["containerStatuses"]]
+                == ["terminated", "running"]
+            )
         )
         left = Path(f"/proc/{ended(status)['message'].strip()}/stat")
         # A zombie is dead too. The host's init removes it later.
