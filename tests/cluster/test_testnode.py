@@ -78,6 +78,14 @@ def phase_is(*phases: str) -> Callable[[Json | None], bool]:
     return lambda found: found is not None and found["status"].get("phase") in phases
 
 
+def wait_running(plane: ControlPlane, node: TestNode, made: Json) -> Path:
+    """Wait until the pod runs; return its cgroup."""
+    live = wait(plane, made, phase_is("Running"))
+    assert live is not None
+    level = pod_level(node.driver, live["status"]["qosClass"], live["metadata"]["uid"])
+    return node.cgroup_path / level
+
+
 def test_the_node_registers_like_a_kubelet(running: TestNode, control_plane: ControlPlane) -> None:
     node = control_plane.api.get("v1/nodes", running.name)
     assert node["status"]["allocatable"]["hugepages-2Mi"] == "32Mi"
@@ -145,11 +153,7 @@ def test_a_deletion_removes_the_cgroup_before_the_object(
             terminationGracePeriodSeconds=15,
         ),
     )  # fmt: skip
-    live = wait(control_plane, made, phase_is("Running"))
-    assert live is not None
-    cgroup = running.cgroup_path / pod_level(
-        running.driver, live["status"]["qosClass"], live["metadata"]["uid"]
-    )
+    cgroup = wait_running(control_plane, running, made)
     assert (cgroup / "hugetlb.2MB.max").read_text() == f"{4 * MIB}\n"
     assert volumes.mounts_below(running.state_dir)
     until(lambda: any(traps_term(pid) for pid in pids(cgroup)))
@@ -172,11 +176,7 @@ def test_the_pods_of_a_killed_node_run_until_it_returns(
     running: TestNode, control_plane: ControlPlane, namespace: str
 ) -> None:
     made = control_plane.api.create("v1/pods", pod("a", namespace, running, "sleep", "600"))
-    live = wait(control_plane, made, phase_is("Running"))
-    assert live is not None
-    cgroup = running.cgroup_path / pod_level(
-        running.driver, live["status"]["qosClass"], live["metadata"]["uid"]
-    )
+    cgroup = wait_running(control_plane, running, made)
     before = pids(cgroup)
     running.kill()
     time.sleep(0.2)
@@ -192,11 +192,7 @@ def test_a_forced_deletion_also_ends_the_pod(
     running: TestNode, control_plane: ControlPlane, namespace: str
 ) -> None:
     made = control_plane.api.create("v1/pods", pod("a", namespace, running, "sleep", "600"))
-    live = wait(control_plane, made, phase_is("Running"))
-    assert live is not None
-    cgroup = running.cgroup_path / pod_level(
-        running.driver, live["status"]["qosClass"], live["metadata"]["uid"]
-    )
+    cgroup = wait_running(control_plane, running, made)
     control_plane.api.delete("v1/pods", "a", namespace=namespace, grace_seconds=0)
     until(lambda: not cgroup.exists())
 
