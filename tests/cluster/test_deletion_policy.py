@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.left_files import leave_file
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.cluster import Cluster
 from tests.kube.quotas import create_quota, quota_object
 from tests.testnode.hugepages import reserved_pages
 from tests.testnode.process import TestNode
 from tests.waiting import eventually
-from tests.workloads import command
 
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
 NODES = "hugetlb.dev/v1alpha1/hugetlbnodes"
@@ -44,7 +44,7 @@ class Team:
         children = {"childNamespaces": {"matchLabels": {"team": namespace}}}
         self._make(self.root, "root", children)
         self._make(self.namespace, "team", {"parentRef": {"namespace": self.root, "name": "root"}})
-        self._leave(node, hugetlbfs)
+        leave_file(self.api, self.namespace, node.name, self.file)
         for where, name in ((self.namespace, "team"), (self.root, "root")):
             # For a moment both the pod and its file are charged: then nothing may be deleted.
             eventually(lambda: self._charged(where, name) == (LEFT, LEFT))  # noqa: B023
@@ -70,36 +70,6 @@ class Team:
     def _make(self, namespace: str, name: str, spec: Object) -> None:
         body = quota_object(namespace, name, {"hard": {"hugepages-2Mi": "8Mi"}, **spec})
         create_quota(self.api, body)
-
-    def _leave(self, node: TestNode, hugetlbfs: Path) -> None:
-        resources = {"hugepages-2Mi": "4Mi", "cpu": "1m", "memory": "16Mi"}
-        container = {
-            "name": "main",
-            "image": "host",
-            "command": command("map_pages", "4Mi", "--file", f"/huge/{self.file.name}"),
-            "resources": {"requests": resources, "limits": resources},
-            "volumeMounts": [{"name": "huge", "mountPath": "/huge"}],
-        }
-        volume = {"name": "huge", "hostPath": {"path": str(hugetlbfs), "type": "Directory"}}
-        body = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"namespace": self.namespace, "name": "filler"},
-            "spec": {
-                "containers": [container],
-                "volumes": [volume],
-                "restartPolicy": "Never",
-                "nodeSelector": {"kubernetes.io/hostname": node.name},
-            },
-        }
-        self.api.create("v1/pods", body)
-        self.api.wait_for(
-            "v1/pods",
-            "filler",
-            lambda pod: pod is not None and pod["status"].get("phase") == "Succeeded",
-            namespace=self.namespace,
-        )
-        self.api.delete("v1/pods", "filler", namespace=self.namespace)
 
 
 @pytest.fixture

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.left_files import leave_file
 from tests.kube.api import Api, Object
 from tests.kube.cluster import Cluster
 from tests.kube.quotas import create_quota, quota_object
 from tests.testnode.hugepages import reserved_pages
 from tests.testnode.process import TestNode
 from tests.waiting import eventually
-from tests.workloads import command
 
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
 PAGE = 2 << 20
+#: An ordinary user.
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -47,39 +49,6 @@ def make_team(api: Api, namespace: str, retained: Object) -> None:
     create_quota(api, body)
 
 
-def fill(api: Api, namespace: str, node: str, hugetlbfs: Path, file: str) -> None:
-    """A pod of an ordinary user fills a file of two pages and ends."""
-    resources = {"hugepages-2Mi": "4Mi", "cpu": "1m", "memory": "16Mi"}
-    container = {
-        "name": "main",
-        "image": "host",
-        "command": command("map_pages", "4Mi", "--file", f"/huge/{file}"),
-        "resources": {"requests": resources, "limits": resources},
-        "volumeMounts": [{"name": "huge", "mountPath": "/huge"}],
-        "securityContext": {"runAsUser": 65534, "runAsGroup": 65534},
-    }
-    volume = {"name": "huge", "hostPath": {"path": str(hugetlbfs), "type": "Directory"}}
-    body = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"namespace": namespace, "name": file},
-        "spec": {
-            "containers": [container],
-            "volumes": [volume],
-            "restartPolicy": "Never",
-            "nodeSelector": {"kubernetes.io/hostname": node},
-        },
-    }
-    api.create("v1/pods", body)
-    api.wait_for(
-        "v1/pods",
-        file,
-        lambda pod: pod is not None and pod["status"].get("phase") == "Succeeded",
-        namespace=namespace,
-    )
-    api.delete("v1/pods", file, namespace=namespace)
-
-
 def test_only_unused_files_under_truncate_are_removed_in_time(
     reclaiming: Cluster, worker: TestNode, hugetlbfs: Path
 ) -> None:
@@ -90,10 +59,10 @@ def test_only_unused_files_under_truncate_are_removed_in_time(
     ):
         reclaiming.control_plane.create_namespace(namespace)
         make_team(api, namespace, retained)
-    fill(api, "keeper", worker.name, hugetlbfs, "kept")
-    fill(api, "tidy", worker.name, hugetlbfs, "held")
+    leave_file(api, "keeper", worker.name, hugetlbfs / "kept", NOBODY)
+    leave_file(api, "tidy", worker.name, hugetlbfs / "held", NOBODY)
     holder = os.open(hugetlbfs / "held", os.O_RDONLY)
-    fill(api, "tidy", worker.name, hugetlbfs, "left")
+    leave_file(api, "tidy", worker.name, hugetlbfs / "left", NOBODY)
 
     eventually(lambda: {each.name for each in hugetlbfs.iterdir()} == {"kept", "held"})
     eventually(lambda: {each.name for each in hugetlbfs.iterdir()} == {"kept", "held"}, hold=6)
