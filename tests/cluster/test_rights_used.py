@@ -11,8 +11,9 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+from tests.cluster.left_files import leave_file
 from tests.cluster.test_chart import rights_of
-from tests.cluster.test_reclaim import QUOTAS, fill
+from tests.cluster.test_reclaim import NOBODY, QUOTAS
 from tests.kube import chart
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.cluster import Cluster
@@ -111,7 +112,7 @@ def a_day(api: Api, node: str, hugetlbfs: Path) -> None:
     create_quota(api, quota("day", "team", "8Mi", retained=retained, childNamespaces={}))
     above = {"namespace": "day", "name": "team"}
     create_quota(api, quota("below", "part", "4Mi", parentRef=above))
-    fill(api, "day", node, hugetlbfs, "left")
+    leave_file(api, "day", node, hugetlbfs / "left", NOBODY)
     eventually(lambda: not list(hugetlbfs.iterdir()), timeout=60)
     api.create("v1/pods", pod("day", "greedy", node, "4Mi"))
     # A pod that is admitted and never created: a live read ends its reservation.
