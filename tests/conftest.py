@@ -1,10 +1,8 @@
-"""Gives the layers that mount a mount namespace of their own, and counts what ran at each layer.
+"""Run layers that mount in a new mount namespace, and count the outcomes of each layer.
 
-With `-n` the tests run in several processes at a time: see `_place`.
-
-A layer that was skipped is never overlooked: with REQUIRE_LAYERS=1 a test of a layer
-below e2e that was skipped fails the run, unless what it lacks is something that not every
-machine can have.
+With `-n` the tests run in several processes at the same time: see `_place`. With REQUIRE_LAYERS=1, a
+skipped test of a layer below e2e fails the run, unless the reason is one of `OPTIONAL`: not every
+machine can avoid these.
 """
 
 from __future__ import annotations
@@ -24,11 +22,11 @@ from tests import mount_namespace, preflight
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("unit", "model", "kernel", "cluster", "image", "e2e")
 REQUIRED = ("unit", "model", "kernel", "cluster", "image")
-#: Layers whose tests and programs mount; they skip where root is lacking.
+#: Layers whose tests and programs mount; without root their tests are skipped.
 MOUNTING = ("kernel", "cluster", "image")
-#: Takes huge pages in a process of its own.
+#: A test that takes huge pages in another process.
 AGENTS_BENCHMARK = "tests/cluster/test_bench.py::test_a_suite_writes_its_section[agent]"
-#: Reasons of skips that REQUIRE_LAYERS accepts.
+#: Reasons of skips that REQUIRE_LAYERS=1 accepts.
 OPTIONAL = (
     "no PostgreSQL is installed",
     "the kernel has no pages of 1 GiB",
@@ -45,7 +43,7 @@ settings.register_profile(
     "any machine",
     deadline=None,
     suppress_health_check=SLOW,
-    # As with tests.seeds: a change lands or does not by the same examples.
+    # With REQUIRE_LAYERS=1 the examples are always the same, as in tests.seeds.
     derandomize=os.environ.get("REQUIRE_LAYERS") == "1",
 )
 settings.load_profile("any machine")
@@ -66,10 +64,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 
 def _place(nodeid: str) -> str:
-    """What runs in the same process, one test after the other.
+    """The group of a test; the tests of a group run one after the other in the same process.
 
-    The tests of a file share what its fixtures start; all that take huge pages share the host's
-    pool, and see what the others do to it.
+    The tests of a file share its fixtures. All tests that take huge pages are one group, because
+    they share the host's pool.
     """
     file = nodeid.partition("::")[0]
     takes = _takes_huge_pages(file) or nodeid == AGENTS_BENCHMARK
@@ -78,12 +76,12 @@ def _place(nodeid: str) -> str:
 
 @cache
 def _takes_huge_pages(file: str) -> bool:
-    """Whether the tests of a file do, in this process."""
+    """Whether the tests of a file take huge pages in their own process."""
     return _layer(file) == "kernel" or "reserved_pages" in (ROOT / file).read_text()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Draw a table of outcomes by layer, and each reason for a skip."""
+    """Print a table of outcomes by layer, and the reasons of all skips."""
     outcomes: dict[str, Counter[str]] = {layer: Counter() for layer in LAYERS}
     reasons: Counter[tuple[str, str]] = Counter()
     for outcome in ("passed", "failed", "error", "skipped"):
@@ -108,20 +106,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the run for a skip that must not be."""
+    """With REQUIRE_LAYERS=1, fail the run if a test was skipped for another reason."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("REQUIRE_LAYERS") != "1" or reporter is None or session.exitstatus != 0:
         return
-    amiss = [
+    not_allowed = [
         f"{report.nodeid}: {report.longrepr[2]}"
         for report in reporter.stats.get("skipped", ())
         if _layer(report.nodeid) in REQUIRED
         and isinstance(report.longrepr, tuple)
         and not any(reason in report.longrepr[2] for reason in OPTIONAL)
     ]
-    if amiss:
+    if not_allowed:
         reporter.write_line("\nREQUIRE_LAYERS=1, and these were skipped:")
-        for each in amiss:
+        for each in not_allowed:
             reporter.write_line(f"  {each}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

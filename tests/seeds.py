@@ -1,4 +1,4 @@
-"""Seeds of tests that draw lots."""
+"""Seeds of random tests."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import random
 
 
 def seed(variable: str = "SEED") -> int:
-    """The number that this environment variable has, and print it.
+    """Print and return the seed in this environment variable.
 
-    Without, any; with REQUIRE_LAYERS=1, always the same: what keeps a change from landing is
-    not to depend on luck.
+    Without the variable the seed is random. With REQUIRE_LAYERS=1 it is always 1, because the
+    verdict on a change must not depend on luck.
     """
     if given := os.environ.get(variable):
         chosen = int(given)

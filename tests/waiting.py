@@ -1,4 +1,4 @@
-"""Waiting for what a cluster brings about in its own time."""
+"""Wait for a state of a cluster."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Callable
 def eventually(
     holds: Callable[[], object], *, timeout: float = 60.0, hold: float = 0.0, every: float = 0.1
 ) -> None:
-    """Wait until ``holds()`` is true, and then stays so for ``hold`` seconds.
+    """Wait until ``holds()`` is true, and check that it stays true for ``hold`` seconds.
 
-    :raises AssertionError: when it is not true within ``timeout`` seconds, or does not stay.
+    :raises AssertionError: if it is not true within ``timeout`` seconds, or does not stay true.
     """
     deadline = time.monotonic() + timeout
     while not holds():

@@ -1,4 +1,4 @@
-"""For arm64, as far as any machine can tell: every dependency is there as a wheel, by its hash."""
+"""Every dependency has a wheel for arm64 with the locked hash, which any machine can check."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from image.build import TREE
 
 pytestmark = pytest.mark.timeout(660)  # a slow network
 
-# Of the glibc that a base has at least.
+# For the oldest glibc that a base may have.
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
 ABIS = ("cp311", "abi3", "none")
 

@@ -1,4 +1,4 @@
-"""The image, as its programs find it: another user, nothing writable, nothing else installed."""
+"""The image as its programs see it: another user, a read-only root, no installers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from tests.vm import image
 pytestmark = pytest.mark.timeout(1500)  # the first build makes the base
 
 PROGRAMS = ("admission", "controller", "agent")
-#: cryptography, which makes the certificates, is 16 of them, and uvloop 13.
 ENVIRONMENT_MIB = 76
-"""The virtual environment's files: 54.2 MiB (uvloop 13, the reader 1.4), and a tenth."""
+"""The largest virtual environment; cryptography takes 16 MiB, uvloop 13, the reader 1.4."""
 INSTALLERS = ("pip", "setuptools", "wheel", "pkg_resources", "ensurepip", "_distutils_hack")
 
 EVERY_MODULE_IS_COMPILED = """
@@ -90,7 +89,7 @@ def root(built: image.Image) -> Iterator[Path]:
 
 
 def run(root: Path, built: image.Image, *command: str, text: str = "") -> str:
-    """Run it as the chart does, with the image's own environment; what it printed."""
+    """Run a command as the chart does, with the image's environment; return the output."""
     done = subprocess.run(
         ["chroot", "--userspec=65532:65532", "--groups=", root, *command],
         env=dict(each.split("=", 1) for each in image.configuration(built)["Env"]),
@@ -112,7 +111,7 @@ def test_each_program_starts_as_the_charts_user(
     assert run(root, built, f"hugetlb-quota-{program}", "--help").startswith("usage: ")
 
 
-def test_nothing_can_be_written_and_nothing_needs_to_be(root: Path, built: image.Image) -> None:
+def test_the_root_is_read_only_and_all_modules_are_compiled(root: Path, built: image.Image) -> None:
     with pytest.raises(OSError, match="Read-only"):
         (root / "opt/x").touch()
     count, *missing = run(root, built, "python", "-c", EVERY_MODULE_IS_COMPILED, *PROGRAMS).split()
@@ -120,7 +119,7 @@ def test_nothing_can_be_written_and_nothing_needs_to_be(root: Path, built: image
     assert missing == []
 
 
-def test_the_reader_of_the_charge_list_runs_and_its_source_stays_out(
+def test_the_reader_of_the_charge_list_runs_and_its_source_is_absent(
     root: Path, built: image.Image
 ) -> None:
     [folder] = root.glob("opt/hugetlb-quota/lib/python3*/site-packages/hugetlb_quota/node/reader")
@@ -132,15 +131,13 @@ def test_the_reader_of_the_charge_list_runs_and_its_source_stays_out(
         capture_output=True,
         timeout=60,
     )
-    # No BTF of the kernel in this root: it is told so, in its protocol, and that is all.
+    # This root has no BTF of the kernel: the reader says so in its protocol, and ends.
     assert (done.returncode, done.stderr) == (1, b"")
     assert done.stdout.startswith(b"HQCL")
     assert b"has no BTF at /sys/kernel/btf/vmlinux" in done.stdout
 
 
-def test_a_lease_is_made_read_and_renewed_with_what_is_kept_of_the_client(
-    root: Path, built: image.Image
-) -> None:
+def test_the_pruned_client_makes_reads_and_renews_a_lease(root: Path, built: image.Image) -> None:
     assert run(root, built, "python", "-", text=LEASE_IS_MADE_READ_AND_RENEWED).splitlines() == [
         "False 404 True",
         "True me 2026-01-01 00:00:00.000001 True",
@@ -158,7 +155,7 @@ def test_no_installer_is_left(root: Path) -> None:
     assert left == []
 
 
-def test_no_link_leads_nowhere(root: Path) -> None:
+def test_no_link_is_broken(root: Path) -> None:
     done = subprocess.run(
         ["chroot", root, "find", "/", "-xdev", "-xtype", "l", "-not", "-lname", "/proc/*"],
         capture_output=True,
@@ -193,7 +190,7 @@ def test_no_certificate_of_the_builder_is_left(root: Path, built: image.Image) -
     same = [
         path
         for path in root.rglob("*")
-        # A link in there would lead out of it.
+        # A link could lead out of the root.
         if path.is_file()
         and not path.is_symlink()
         and path.stat().st_size == len(secret)
@@ -202,7 +199,7 @@ def test_no_certificate_of_the_builder_is_left(root: Path, built: image.Image) -
     assert same == []
 
 
-def test_lists_of_installed_files_name_those_that_are_there(root: Path) -> None:
+def test_lists_of_installed_files_name_only_existing_files(root: Path) -> None:
     records = [*root.glob("opt/hugetlb-quota/lib/python3*/site-packages/*.dist-info/RECORD")]
     assert len(records) > 30
     for record in records:

@@ -17,7 +17,7 @@ def test_no_file_is_missing_or_left_over() -> None:
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)
-def test_a_file_is_what_the_models_make(name: str) -> None:
+def test_a_file_matches_the_models(name: str) -> None:
     written = (CRDS / name).read_text()
     assert written.endswith(crd.render(DEFINITIONS[name])), "run: make crds"
 
@@ -34,7 +34,7 @@ def test_every_field_has_a_description(name: str) -> None:
     def silent(schema: dict[str, Any], path: str = "") -> Iterator[str]:
         for field, part in schema.get("properties", {}).items():
             here = f"{path}.{field}"
-            # The API server's own words.
+            # The API server describes metadata.
             if len(part.get("description", "")) < 8 and here != ".metadata":
                 yield here
             yield from silent(part, here)
@@ -46,7 +46,7 @@ def test_every_field_has_a_description(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)
-def test_every_column_is_of_a_field(name: str) -> None:
+def test_every_column_shows_an_existing_field(name: str) -> None:
     (version,) = DEFINITIONS[name]["spec"]["versions"]
     schema = version["schema"]["openAPIV3Schema"]
     for column in version["additionalPrinterColumns"]:

@@ -1,3 +1,5 @@
+"""Pages are split into command blocks with their expected output."""
+
 from __future__ import annotations
 
 from tests.code_blocks import steps, words
@@ -25,7 +27,7 @@ text: no
 """
 
 
-def test_each_block_of_commands_has_what_it_prints() -> None:
+def test_each_command_block_has_its_output() -> None:
     one, two = steps(PAGE)
     assert (one.line, one.commands, words(one.printed)) == (3, "one\n", "prints this")
     assert not one.needs_real_cluster

@@ -1,4 +1,4 @@
-"""Every link between pages leads to a file and a heading that are there."""
+"""Every link between pages leads to an existing file and heading."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PAGES = sorted(
 
 
 def text_of(page: Path) -> str:
-    """Without code, in which a bracket is no link and a comment no heading."""
+    """The page without code blocks, where brackets are no links and comments no headings."""
     return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def anchors(page: Path) -> set[str]:
-    """As GitHub makes them of headings."""
+    """The anchors that GitHub makes from the headings."""
     headings = re.findall(r"^#+ (.+)$", text_of(page), re.MULTILINE)
     return {
         re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings

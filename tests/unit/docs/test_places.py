@@ -20,7 +20,7 @@ def places(page: str) -> list[tuple[str, str]]:
 
 
 def file_of(path: str) -> Path | None:
-    """The file that ``path`` names; None when there is none."""
+    """The file that ``path`` names; None if there is no such file."""
     bases = (ROOT, CODE, CODE / "node" / "reader", CODE / "controller" / "certificates")
     return next((base / path for base in bases if (base / path).is_file()), None)
 

@@ -1,4 +1,4 @@
-"""What README shows is what the programs print."""
+"""README shows exactly what the programs print."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ README = (Path(__file__).resolve().parents[3] / "README.md").read_text()
 MIB = 1024**2
 
 
-def test_the_tree_is_drawn_so() -> None:
+def test_the_tree_is_the_plugins() -> None:
     world = acme()
     drawn = tree.picture(world, tree.branches(world), Screen(72), wide=False)
     assert f"$ kubectl hugetlb tree\n{drawn}\n```" in README
 
 
-def test_the_refusal_is_the_demo_s() -> None:
-    """In its third scene 100Mi are asked for where 128Mi of 224Mi are used."""
+def test_the_refusal_is_the_demos() -> None:
+    """In the third scene a pod asks for 100Mi while 128Mi of 224Mi are used."""
     short = Shortfall(
         quota=QuotaKey("acme", "tenant"),
         size=PageSize(2 * MIB),
@@ -37,5 +37,5 @@ def test_the_refusal_is_the_demo_s() -> None:
     assert pod_sentences.over_quota("acme-web/web-1", [short]) in words(README)
 
 
-def test_it_is_short() -> None:
+def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) < 120

@@ -1,4 +1,4 @@
-"""docs/reference.md is what the models, the command lines and the reasons in the code say."""
+"""docs/reference.md matches the models, the command lines and the reasons in the code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tools import reference
 from tools.page import put, table
 
 SOURCE = Path(__file__).resolve().parents[3] / "operator" / "hugetlb_quota"
-#: Where a reason of a condition or of an Event stands in the code.
+#: The places in the code that name a reason of a condition or of an Event.
 REASONS = (
     r'\breason ?= ?"([A-Z]\w+)"',
     r'\bREASON: Final = "(\w+)"',
@@ -20,16 +20,16 @@ REASONS = (
     r'_condition\("\w+", \("\w+", "(\w+)"\)',
     r'_publish\(quota, "\w+", "(\w+)"',
 )
-#: Of a class that is never raised itself.
+#: The reason of a class that is never raised itself.
 ABSTRACT = {"Detached"}
 
 
-def test_it_is_up_to_date() -> None:
+def test_the_reference_is_up_to_date() -> None:
     page = reference.PAGE.read_text()
     assert reference.made(page) == page, "run `make reference`"
 
 
-def test_every_reason_in_the_code_is_told() -> None:
+def test_the_reference_names_every_reason_in_the_code() -> None:
     source = "\n".join(path.read_text() for path in SOURCE.rglob("*.py"))
     found = {reason for pattern in REASONS for reason in re.findall(pattern, source)} - ABSTRACT
     assert {"OverLimit", "AgentSilent", "PodRefused", "NobodyPays", "TooLarge"} <= found
@@ -37,7 +37,7 @@ def test_every_reason_in_the_code_is_told() -> None:
     assert sorted(reason for reason in found if f"`{reason}`" not in page) == []
 
 
-def test_a_field_of_a_list_has_brackets_and_conditions_are_not_opened() -> None:
+def test_a_field_of_a_list_has_brackets_and_conditions_have_no_fields() -> None:
     row = {"type": "object", "properties": {"type": {"type": "string"}}}
     listed = {"type": "array", "items": row}
     schema = {"properties": {"status": {"properties": {"rows": listed, "conditions": listed}}}}
@@ -48,12 +48,12 @@ def test_a_field_of_a_list_has_brackets_and_conditions_are_not_opened() -> None:
     ]
 
 
-def test_a_part_is_replaced_and_a_page_without_it_is_an_error() -> None:
+def test_a_part_is_replaced_and_a_page_without_the_part_is_an_error() -> None:
     page = "a\n<!-- begin x -->\nold\n<!-- end x -->\nb"
     assert put(page, "x", "new\\1") == "a\n<!-- begin x -->\nnew\\1\n<!-- end x -->\nb"
     with pytest.raises(ValueError, match="begin y"):
         put(page, "y", "new")
 
 
-def test_what_is_in_a_cell_neither_ends_it_nor_is_a_tag() -> None:
+def test_the_text_of_a_cell_is_escaped() -> None:
     assert table(("h",), [("a|b\n`<c>` <d>",)]) == "| h |\n|---|\n| a\\|b `<c>` \\<d> |"

@@ -23,11 +23,11 @@ HUGE_PAGES = "huge pages"
         (conftest.AGENTS_BENCHMARK, HUGE_PAGES),
     ],
 )
-def test_all_that_take_huge_pages_run_in_one(test: str, place: str) -> None:
+def test_all_tests_that_take_huge_pages_run_in_one_process(test: str, place: str) -> None:
     assert conftest._place(test) == place
 
 
-def test_the_agents_benchmark_is_called_so() -> None:
+def test_the_agents_benchmark_exists() -> None:
     file, _, test = conftest.AGENTS_BENCHMARK.partition("::")
     name, _, suite = test.removesuffix("]").partition("[")
     assert f"def {name}(" in (conftest.ROOT / file).read_text()
