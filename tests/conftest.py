@@ -1,7 +1,7 @@
 """Run layers that mount in a new mount namespace, and count the outcomes of each layer.
 
-With `-n` the tests run in several processes at the same time: see `_place`. With REQUIRE_LAYERS=1, a
-skipped test of a layer below e2e fails the run, unless the reason is one of `OPTIONAL`: not every
+With `-n` the tests run in several processes at the same time: see `_place`. With REQUIRE_LAYERS=1,
+a skipped test of a layer below e2e fails the run, unless the reason is one of `OPTIONAL`: not every
 machine can avoid these.
 """
 
