@@ -27,46 +27,50 @@ from hugetlb_quota.quantity import render
 
 def pods(world: World, namespace: str | None = None) -> list[Holder]:
     """The living pods, the largest charge first, then the largest demand."""
-    found = [
-        each for each in world.holders if each.kind == "pod" and namespace in (None, each.namespace)
+    holders = [
+        holder
+        for holder in world.holders
+        if holder.kind == "pod" and namespace in (None, holder.namespace)
     ]
-    return sorted(found, key=lambda each: (_rank(each.charged), _rank(each.asked), each.pod))
+    return sorted(
+        holders, key=lambda holder: (_rank(holder.charged), _rank(holder.demand), holder.pod)
+    )
 
 
-def pods_document(found: Iterable[Holder]) -> list[dict[str, Any]]:
+def pods_document(holders: Iterable[Holder]) -> list[dict[str, Any]]:
     """The pods as plain data."""
     return [
         {
-            "pod": each.pod,
-            "uid": each.uid,
-            "node": each.node or None,
-            "state": each.state,
-            "asked": each.asked.to_resources(),
-            "charged": each.charged.to_resources(),
-            "quotas": sorted(map(str, each.quotas)),
+            "pod": holder.pod,
+            "uid": holder.uid,
+            "node": holder.node or None,
+            "state": holder.state,
+            "asked": holder.demand.to_resources(),
+            "charged": holder.charged.to_resources(),
+            "quotas": sorted(map(str, holder.quotas)),
         }
-        for each in found
+        for holder in holders
     ]
 
 
-def pods_table(found: Sequence[Holder], screen: Screen, *, wide: bool = False) -> str:
+def pods_table(holders: Sequence[Holder], screen: Screen, *, wide: bool = False) -> str:
     """A line for each pod and page size."""
     headers = ["POD", "NODE", "SIZE", "ASKED", "CHARGED", "QUOTA"]
     headers += ["STATE", "UID"] if wide else []
     rows: list[list[Content]] = []
-    for each in found:
-        quotas = sorted(map(str, each.quotas))
-        for size in sorted({*each.asked, *each.charged}):
-            charged, asked = each.charged.of(size), each.asked.of(size)
+    for holder in holders:
+        quotas = sorted(map(str, holder.quotas))
+        for size in sorted({*holder.demand, *holder.charged}):
+            charged, demand = holder.charged.of(size), holder.demand.of(size)
             rows.append(
                 [
-                    each.pod,
-                    each.node or "-",
+                    holder.pod,
+                    holder.node or "-",
                     str(size),
-                    number(render(asked)),
-                    number(render(charged), *((RED,) if charged > asked else ())),
+                    number(render(demand)),
+                    number(render(charged), *((RED,) if charged > demand else ())),
                     listed(quotas, 9 if wide else 1) or "-",
-                    *((each.state, each.uid) if wide else ()),
+                    *((holder.state, holder.uid) if wide else ()),
                 ]
             )
     return table(headers, rows, screen)
@@ -146,7 +150,7 @@ def _sorted(reports: Iterable[NodeReport]) -> list[NodeReport]:
 
 def _pools(report: NodeReport) -> list[tuple[PageSize, int, int, int]]:
     """The pools of the whole node: page size; total, free and reserved in bytes."""
-    found = []
+    pools = []
     for pool in report.pools:
         if pool.numa_node is not None:
             continue
@@ -156,8 +160,8 @@ def _pools(report: NodeReport) -> list[tuple[PageSize, int, int, int]]:
             continue
         pages = (pool.total, pool.free, pool.reserved or 0)
         total, free, reserved = (each * size.bytes for each in pages)
-        found.append((size, total, free, reserved))
-    return sorted(found)
+        pools.append((size, total, free, reserved))
+    return sorted(pools)
 
 
 def _charged(report: NodeReport, *, live: bool) -> Charge:
@@ -165,8 +169,8 @@ def _charged(report: NodeReport, *, live: bool) -> Charge:
 
 
 def _state(report: NodeReport) -> tuple[str, ...]:
-    found = [each.reason for each in report.conditions if each.status != "True"]
-    return tuple(dict.fromkeys(found))
+    reasons = [each.reason for each in report.conditions if each.status != "True"]
+    return tuple(dict.fromkeys(reasons))
 
 
 def _rank(charge: Charge) -> int:

@@ -49,24 +49,24 @@ def branches(
     drawn: set[QuotaKey] = set()
     if top is not None:
         return [_branch(world, top, drawn, None)]
-    found = [_branch(world, key, drawn, namespace) for key in _roots(world)]
+    trees = [_branch(world, key, drawn, namespace) for key in _roots(world)]
     # A cycle has no root: begin at any quota of the cycle.
-    found.extend(
+    trees.extend(
         _branch(world, key, drawn, namespace) for key in sorted(world.quotas) if key not in drawn
     )
     if namespace is None:
-        return found
-    return [each for each in found if _touches(each, namespace)]
+        return trees
+    return [tree for tree in trees if _touches(tree, namespace)]
 
 
-def document(world: World, found: Iterable[Branch]) -> list[dict[str, Any]]:
+def document(world: World, trees: Iterable[Branch]) -> list[dict[str, Any]]:
     """The trees as plain data, each quota with its children."""
-    return [_node(world, each) for each in found]
+    return [_node(world, tree) for tree in trees]
 
 
-def picture(world: World, found: Iterable[Branch], screen: Screen, *, wide: bool = False) -> str:
+def picture(world: World, trees: Iterable[Branch], screen: Screen, *, wide: bool = False) -> str:
     """The trees for a terminal."""
-    lines = [line for each in found for line in _lines(world, each, screen)]
+    lines = [line for tree in trees for line in _lines(world, tree, screen)]
     if not lines:
         return ""
     headers = ["QUOTA", "SIZE", "USE", "", "USED", "HARD"]

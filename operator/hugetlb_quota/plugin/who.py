@@ -27,21 +27,23 @@ _ORDER: Final = ("pod", "retained", "reserved")
 def holders(world: World, quota: QuotaObject) -> list[Holder]:
     """The holders that fill the quota: pods, retained, reserved; in each kind the largest first."""
     return sorted(
-        (each for each in world.charged_to(quota.key) if each.holds),
-        key=lambda each: (_ORDER.index(each.kind), -sum(each.holds.values()), each.pod),
+        (holder for holder in world.charged_to(quota.key) if holder.holds),
+        key=lambda holder: (_ORDER.index(holder.kind), -sum(holder.holds.values()), holder.pod),
     )
 
 
-def unexplained(quota: QuotaObject, found: Sequence[Holder]) -> Charge:
+def unexplained(quota: QuotaObject, holders: Sequence[Holder]) -> Charge:
     """The charge that the quota's status counts, but that no holder explains.
 
     There may be some for a moment, because the status is a little older than the holders. If it
     stays, the user may not see every holder.
     """
-    return quota.counter.used.beyond(Charge.total(each.holds for each in found)).without_zeros()
+    return quota.counter.used.beyond(
+        Charge.total(holder.holds for holder in holders)
+    ).without_zeros()
 
 
-def document(quota: QuotaObject, found: Sequence[Holder]) -> dict[str, Any]:
+def document(quota: QuotaObject, holders: Sequence[Holder]) -> dict[str, Any]:
     """The quota and its holders as plain data."""
     counter = quota.counter
     return {
@@ -51,14 +53,14 @@ def document(quota: QuotaObject, found: Sequence[Holder]) -> dict[str, Any]:
         "pods": counter.pods.to_resources(),
         "retained": counter.retained.to_resources(),
         "reserved": counter.reserved.to_resources(),
-        "holders": [_holder(each) for each in found],
-        "unexplained": unexplained(quota, found).to_resources(),
+        "holders": [_holder(holder) for holder in holders],
+        "unexplained": unexplained(quota, holders).to_resources(),
     }
 
 
 def picture(
     quota: QuotaObject,
-    found: Sequence[Holder],
+    holders: Sequence[Holder],
     now: datetime,
     screen: Screen,
     *,
@@ -66,25 +68,25 @@ def picture(
 ) -> str:
     """The sums of the quota, and a line for each holder and page size."""
     parts = [_heading(quota)]
-    if found:
+    if holders:
         headers = ["KIND", "POD", "NODE", "SIZE", "HOLDS", "QUOTA", "DETAIL"]
         headers += ["UID"] if wide else []
         rows: list[list[Content]] = [
             [
-                each.kind,
-                each.pod,
-                each.node or "-",
+                holder.kind,
+                holder.pod,
+                holder.node or "-",
                 str(size),
                 number(render(amount)),
-                listed(sorted(map(str, each.quotas)), 9 if wide else 1) or "-",
-                _detail(each, now, wide=wide),
-                *((each.uid,) if wide else ()),
+                listed(sorted(map(str, holder.quotas)), 9 if wide else 1) or "-",
+                _detail(holder, now, wide=wide),
+                *((holder.uid,) if wide else ()),
             ]
-            for each in found
-            for size, amount in each.holds.without_zeros().items()
+            for holder in holders
+            for size, amount in holder.holds.without_zeros().items()
         ]
         parts.append(table(headers, rows, screen))
-    if missing := unexplained(quota, found):
+    if missing := unexplained(quota, holders):
         parts.append(
             f"{amounts(missing.to_resources())} is counted but not explained here: the status is a"
             " moment old, or you may not see the holder."
@@ -126,7 +128,7 @@ def _holder(holder: Holder) -> dict[str, Any]:
         "node": holder.node or None,
         "state": holder.state,
         "holds": holder.holds.to_resources(),
-        "asked": holder.asked.to_resources(),
+        "asked": holder.demand.to_resources(),
         "charged": holder.charged.to_resources(),
         "quotas": sorted(map(str, holder.quotas)),
         "since": None if holder.since is None else holder.since.isoformat(),

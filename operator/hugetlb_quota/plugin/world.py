@@ -26,8 +26,8 @@ _DETACHED = ("ParentNotFound", "ForeignParent", "Cycle")
 class Holder:
     """A holder fills quotas: a pod, the pages that a gone pod left, or a reservation.
 
-    ``holds``: the amount charged to ``quotas`` and to all quotas above. ``asked``: the pod's
-    demand. ``charged``: the kernel's charge. ``state``: in a few words. ``since``: the end of the
+    ``holds``: the amount charged to ``quotas`` and to all quotas above. ``demand``: of the
+    pod. ``charged``: the kernel's charge. ``state``: in a few words. ``since``: the end of the
     gone pod. ``until``: the expiry of the reservation, or None
     if the expiry has passed.
     """
@@ -38,7 +38,7 @@ class Holder:
     node: str
     quotas: frozenset[QuotaKey]
     holds: Charge
-    asked: Charge = NOTHING
+    demand: Charge = NOTHING
     charged: Charge = NOTHING
     state: str = ""
     since: datetime | None = None
@@ -151,7 +151,7 @@ class World:
                 node=nodes.get(uid, ""),
                 quotas=self._lowest(keys),
                 holds=line.charge,
-                asked=line.charge,
+                demand=line.charge,
                 state="moving quota" if uid in moving else "being created",
                 until=None if line.is_over else line.expires,
             )
@@ -177,7 +177,7 @@ class World:
             node=pod.node or "",
             quotas=quotas,
             holds=pod.demand.peak(charged),
-            asked=pod.demand,
+            demand=pod.demand,
             charged=charged,
             state="running" if pod.node else "pending",
         )
@@ -205,7 +205,7 @@ class World:
             node=entry.node,
             quotas=quotas,
             holds=entry.charged if gone else entry.demand.peak(entry.charged),
-            asked=entry.demand,
+            demand=entry.demand,
             charged=entry.charged,
             state="gone" if gone else "running",
             since=entry.ended_at if gone else None,
