@@ -1,4 +1,4 @@
-"""Markdown: tables, and the parts of a page that are made from something else."""
+"""Markdown: tables, and generated parts of pages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; in a cell a bar is escaped, outside code "<" too, and a line break is a space."""
+    """A table. Cells escape "|", and "<" outside code; line breaks become spaces."""
 
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(map(_cell, cells))} |"

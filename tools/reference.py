@@ -1,4 +1,4 @@
-"""Make what models and command lines say of docs/reference.md: `make reference`."""
+"""Write the parts of docs/reference.md that models and command lines define: `make reference`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Schema = Mapping[str, Any]
 
 
 def fields(schema: Schema, path: str = "") -> Iterator[tuple[str, str, str]]:
-    """Path, type and description of every field below ``schema``; the apex has none."""
+    """The path, type and description of every field below ``schema``."""
     for name, field in schema.get("properties", {}).items():
         if path == "" and name not in ("spec", "status"):
-            continue  # the same for every kind
+            continue  # metadata and so on are the same for every kind
         here = f"{path}.{name}" if path else name
         if path:
             yield here, _type(field), field.get("description", "")
@@ -47,7 +47,7 @@ def _type(field: Schema) -> str:
 
 
 def flags(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
-    """Each flag with its value, and what it is; a default that depends on the host is not told."""
+    """Each flag with its value, and its help. Defaults that depend on the host are omitted."""
     for action in parser._actions:  # noqa: SLF001 - argparse has no other way to list them
         if not action.option_strings or action.dest == "help":
             continue
@@ -66,7 +66,7 @@ def flags(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
 
 
 def plugin_rows() -> Iterator[tuple[str, str, str]]:
-    """Command, argument or option, and what it is, of the plugin; options of all come first."""
+    """The commands of the plugin with arguments, options and help; common options come first."""
     top = plugin()
     common = dict(flags(top))
     for flag, what in common.items():
@@ -84,7 +84,7 @@ def plugin_rows() -> Iterator[tuple[str, str, str]]:
 
 
 def made(page: str) -> str:
-    """The page with every part made anew."""
+    """The page with new content of every part."""
     for part, definition in (("quota", crd.quota_crd()), ("node", crd.node_crd())):
         schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
         rows = ((f"`{path}`", kind, what) for path, kind, what in fields(schema))
