@@ -167,7 +167,7 @@ def test_the_plugin_removes_finalizers_when_the_operator_is_lost(alone: Cluster)
     assert "2 quotas have the operator's finalizer" in done.stdout
     assert "is deleted with its namespace" in done.stdout
     done = hugetlb(plane)
-    assert (done.returncode, "say --yes" in done.stderr) == (2, True)
+    assert (done.returncode, "add --yes" in done.stderr) == (2, True)
     assert guarded() == {"stays": True, "goes": True}
 
     done = hugetlb(plane, "--yes", "-o", "json")
