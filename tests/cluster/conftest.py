@@ -124,6 +124,19 @@ def unique() -> Callable[[str], str]:
     return lambda stem: f"{stem}-{uuid.uuid4().hex[:8]}"
 
 
+@pytest.fixture
+def tenant_namespaces(
+    control_plane: ControlPlane, unique: Callable[[str], str]
+) -> Iterator[tuple[str, str]]:
+    """A tenant's namespace, and a namespace with the name of the tenant's as label ``tenant``."""
+    top, below = unique("tenant"), unique("db")
+    control_plane.create_namespace(top)
+    control_plane.create_namespace(below, {"tenant": top})
+    yield top, below
+    for name in (below, top):
+        control_plane.api.delete("v1/namespaces", name)
+
+
 def _namespace(plane: ControlPlane) -> Iterator[str]:
     name = f"test-{uuid.uuid4().hex[:8]}"
     plane.create_namespace(name)

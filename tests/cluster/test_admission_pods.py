@@ -6,7 +6,7 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from pathlib import Path
@@ -82,18 +82,12 @@ def api(control_plane: ControlPlane, replicas: object) -> Api:
 
 
 @pytest.fixture
-def tenant(
-    api: Api, control_plane: ControlPlane, unique: Callable[[str], str]
-) -> Iterator[tuple[str, str]]:
+def tenant(api: Api, tenant_namespaces: tuple[str, str]) -> tuple[str, str]:
     """Two namespaces: TENANT/root with 256Mi, and DB/leaf with 128Mi below."""
-    top, below = unique("tenant"), unique("db")
-    control_plane.create_namespace(top)
-    control_plane.create_namespace(below, {"tenant": top})
+    top, below = tenant_namespaces
     counted(api, quota(top, "root", "256Mi", children={"matchLabels": {"tenant": top}}))
     counted(api, quota(below, "leaf", "128Mi", parent=(top, "root")))
-    yield top, below
-    for name in (below, top):
-        api.delete("v1/namespaces", name)
+    return top, below
 
 
 def quota(

@@ -38,18 +38,12 @@ def api(control_plane: ControlPlane, helm: Path) -> Iterator[Api]:
 
 
 @pytest.fixture
-def tenant(
-    api: Api, control_plane: ControlPlane, unique: Callable[[str], str]
-) -> Iterator[tuple[str, str]]:
+def tenant(api: Api, tenant_namespaces: tuple[str, str]) -> tuple[str, str]:
     """Two namespaces: TENANT/root with 256Mi, and DB/leaf with 128Mi below."""
-    top, below = unique("tenant"), unique("db")
-    control_plane.create_namespace(top)
-    control_plane.create_namespace(below, {"tenant": top})
+    top, below = tenant_namespaces
     api.create(QUOTAS, quota(top, "root", "256Mi", children={"matchLabels": {"tenant": top}}))
     api.create(QUOTAS, quota(below, "leaf", "128Mi", parent=(top, "root")))
-    yield top, below
-    for name in (below, top):
-        api.delete("v1/namespaces", name)
+    return top, below
 
 
 def quota(
