@@ -113,7 +113,9 @@ def _detail(holder: Holder, now: datetime, *, wide: bool) -> str:
         charged = holder.charged.without_zeros().to_resources().values()
         return f"{holder.state}, charged {', '.join(charged) or '0'}"
     if holder.kind == "reserved":
-        seconds = 0 if holder.until is None else int((holder.until - now).total_seconds())
+        if holder.until is None:
+            return f"{holder.state}, about to end"
+        seconds = int((holder.until - now).total_seconds())
         return f"{holder.state}, for {max(0, seconds)}s more"
     ended = f"gone for {age(holder.since, now)}" if holder.since else "gone"
     paths = listed([file.path for file in holder.files], 99 if wide else 1)

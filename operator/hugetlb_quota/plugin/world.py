@@ -152,7 +152,7 @@ class World:
                 quotas=self._lowest(keys),
                 holds=line.charge,
                 demand=line.charge,
-                state="moving quota" if uid in moving else "being created",
+                state=_state(line, moving),
                 until=None if line.is_over else line.expires,
             )
             for uid, (line, keys) in lines.items()
@@ -249,3 +249,10 @@ def _as_named(quota: QuotaObject) -> Quota:
         parent=None if detached else quota.quota.parent,
         child_namespaces=Selector(),
     )
+
+
+def _state(line: Reservation, moving: Collection[str]) -> str:
+    """What a reservation is for, in a word; ``moving``: the UIDs of all quotas."""
+    if line.uid in moving:
+        return "moving quota"
+    return "not created" if line.is_over else "being created"

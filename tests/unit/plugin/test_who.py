@@ -96,6 +96,14 @@ def test_an_heir_pays_for_pages_of_a_deleted_quota() -> None:
     ]
 
 
+def test_a_reservation_whose_request_is_over_is_about_to_end() -> None:
+    line = "p a/p 2Mi:32Mi 1970-01-01T00:00:00Z request 0"
+    found = world([quota("a/b", "64Mi", reservations=[line])], [])
+    quota_ = found.quotas[QuotaKey("a", "b")]
+    told = who.picture(quota_, who.holders(found, quota_), NOW, Screen())
+    assert told.endswith(" not created, about to end")
+
+
 def test_an_identity_is_no_reservation() -> None:
     line = "p a/p 2Mi:32Mi 2026-11-26T12:00:30Z request 0 n1"
     found = world([quota("a/b", "64Mi", pods="32Mi", reservations=[line])], [pod("a/p", "32Mi")])
