@@ -1,0 +1,93 @@
+"""Reservations of pods that never came, when the controller is killed meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from hugetlb_quota.accounting.charge import Charge
+from hugetlb_quota.accounting.reservation import Reservation, parse
+from hugetlb_quota.page_size import PageSize
+from tests.kube.api import Api, ApiError, Object
+from tests.kube.cluster import Cluster
+from tests.kube.quotas import QUOTAS, create_quota
+from tests.kube.reservations import pending
+from tests.waiting import eventually
+
+NAMESPACE = "phantoms"
+CHARGE = Charge({PageSize(2 * 1024**2): 2 * 1024**2})
+
+
+@pytest.fixture(scope="module")
+def own_cluster(assets: Path) -> Iterator[Cluster]:
+    with Cluster(assets=assets) as running:
+        yield running
+
+
+def quota(name: str) -> Object:
+    return {
+        "apiVersion": "hugetlb.dev/v1alpha1",
+        "kind": "HugeTLBQuota",
+        "metadata": {"namespace": NAMESPACE, "name": name},
+        "spec": {"hard": {"hugepages-2Mi": "64Mi"}},
+    }
+
+
+def pod(name: str) -> Object:
+    resources = {"hugepages-2Mi": "2Mi", "cpu": "1m", "memory": "1Mi"}
+    container = {
+        "name": "main",
+        "image": "none",
+        "resources": {"requests": resources, "limits": resources},
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"namespace": NAMESPACE, "name": name},
+        "spec": {"containers": [container], "nodeSelector": {"nowhere": "at-all"}},
+    }
+
+
+def reservations(api: Api) -> dict[str, Reservation]:
+    """By pod."""
+    lines = pending(api.get(QUOTAS, "team", namespace=NAMESPACE)["status"])
+    return {each.pod: each for each in map(parse, lines)}
+
+
+@pytest.mark.timeout(400)
+def test_a_controller_that_was_killed_lengthens_no_reservation(own_cluster: Cluster) -> None:
+    api = own_cluster.control_plane.api
+    own_cluster.control_plane.create_namespace(NAMESPACE)
+    create_quota(api, quota("team"))
+    # The API server asks about ResourceQuotas after it has asked admission.
+    native = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"namespace": NAMESPACE, "name": "native"},
+        "spec": {"hard": {"pods": "0"}},
+    }
+    api.create("v1/resourcequotas", native)
+    for name in ("a", "b", "c"):
+        with pytest.raises(ApiError, match="quota: native"):
+            api.create("v1/pods", pod(name))
+    phantoms = {f"{NAMESPACE}/{name}" for name in ("a", "b", "c")}
+    assert reservations(api).keys() == phantoms
+    own_cluster.controller.kill9()
+    # Nobody leads, and the lives end all the same.
+    eventually(lambda: all(each.is_over for each in reservations(api).values()), timeout=150)
+    assert reservations(api).keys() == phantoms
+
+    # The next controller watches this one from its beginning, and nobody else does.
+    own_cluster.admission.kill9()
+    other = Reservation(
+        "other", f"{NAMESPACE}/other", CHARGE, datetime.now(UTC) - timedelta(hours=1), "request"
+    )
+    held = api.get(QUOTAS, "team", namespace=NAMESPACE)
+    held["status"]["reservations"].append(other.line)
+    api.replace(QUOTAS, held, subresource="status")
+    own_cluster.programs.start_controller()
+    eventually(lambda: phantoms.isdisjoint(reservations(api)), timeout=150)
+    assert other.pod in reservations(api)
