@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
+from hugetlb_quota.accounting.counter import Shortfall
 from hugetlb_quota.accounting.forest import Detached, QuotaKey
+from hugetlb_quota.accounting.recount import RetainedFile
 from hugetlb_quota.admission import pod_sentences
 from hugetlb_quota.admission.cache import QuotaCache
 from hugetlb_quota.admission.chains import climb
@@ -28,6 +31,23 @@ class PodRefused(Exception):
     namespaces: frozenset[str] = frozenset()
     by: tuple[QuotaKey, ...] = ()
     cause: Cause = "rule"
+
+    @classmethod
+    def by_invalid_quota(cls, pod: RequestedPod, error: InvalidQuota) -> Self:
+        """A quota that may govern the pod, or an ancestor, is invalid."""
+        return cls(pod_sentences.invalid_quota(str(pod), error), frozenset([error.key]))
+
+    @classmethod
+    def over_quota(
+        cls,
+        pod: RequestedPod,
+        shortfalls: Sequence[Shortfall],
+        files: Mapping[QuotaKey, Sequence[RetainedFile]],
+        silent: Mapping[QuotaKey, str] | None = None,
+    ) -> Self:
+        """The quotas of ``shortfalls`` have no room; the arguments are those of the sentence."""
+        message = pod_sentences.over_quota(str(pod), shortfalls, files, silent)
+        return cls(message, frozenset(each.quota for each in shortfalls))
 
 
 def governing_quotas(
@@ -63,8 +83,7 @@ def quotas_to_charge(cache: QuotaCache, pod: RequestedPod) -> tuple[QuotaObject,
             return ()
         snapshot = climb(cache, {**now, **before}.values())
     except InvalidQuota as error:
-        message = pod_sentences.invalid_quota(str(pod), error)
-        raise PodRefused(message, frozenset([error.key])) from error
+        raise PodRefused.by_invalid_quota(pod, error) from error
     try:
         union = snapshot.forest.union_of_chains(new)
     except Detached as error:
