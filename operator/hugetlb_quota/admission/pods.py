@@ -169,13 +169,9 @@ class PodAdmission:
         try:
             version = await self._committer.charge(chain, reservation, deadline)
         except NoRoom as error:
-            message = pod_sentences.over_quota(
-                str(pod), error.shortfalls, error.files, error.silent
-            )
-            raise PodRefused(message, frozenset(each.quota for each in error.shortfalls)) from error
+            raise PodRefused.over_quota(pod, error.shortfalls, error.files, error.silent) from error
         except InvalidQuota as error:
-            message = pod_sentences.invalid_quota(str(pod), error)
-            raise PodRefused(message, frozenset([error.key])) from error
+            raise PodRefused.by_invalid_quota(pod, error) from error
         try:
             await self._confirm(pod, chain, version)
         except BaseException:
@@ -244,8 +240,7 @@ class PodAdmission:
         counters = (quota.counter for quota in chain)
         if short := shortfalls(counters, demand, pod.uid):
             files = {quota.key: quota.retained_files for quota in chain}
-            message = pod_sentences.over_quota(str(pod), short, files)
-            raise PodRefused(message, frozenset(each.quota for each in short))
+            raise PodRefused.over_quota(pod, short, files)
 
     def _reservation(self, pod: RequestedPod, demand: Charge, attempt: int) -> Reservation:
         # Each attempt has its own ID, because the reservation of the attempt before is being
