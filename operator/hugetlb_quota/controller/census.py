@@ -57,7 +57,7 @@ class Census:
         return self._gone.keys() | self._only_lines.keys() | self._awaited.keys()
 
     def was_released(self, uid: str) -> bool:
-        """Whether the pod ``uid`` was seen and is released now."""
+        """Whether the pod ``uid`` ended and is released."""
         return uid in self._released
 
     def count(self, snapshot: Snapshot) -> Count:

@@ -95,7 +95,7 @@ class CountInput:
         )
 
     def rebuild(self) -> None:
-        """Compute all that follows from the store anew, without what was computed before."""
+        """Compute the forest, the evidence, the heirs and the lines from scratch."""
         store = self._store
         self.forest = self._new_forest()
         store.nodes.rebuild_evidence()
@@ -108,7 +108,7 @@ class CountInput:
         return Forest((each.quota for each in self._store.quotas.values()), labels)
 
     def _update_forest(self, changes: Changes) -> None:
-        """Build the forest anew; an attachment that has an effect counts as another spec."""
+        """Build the new forest. An attachment that has an effect counts as a changed spec."""
         before, self.forest = self.forest, self._new_forest()
         changes.specs |= {
             key
@@ -149,7 +149,7 @@ class CountInput:
             changes.uids |= entries_by_uid(store.nodes.reports.get(node)).keys()
 
     def _update_lines(self, changes: Changes) -> None:
-        """Compute the lines of the changed UIDs anew, and add their quotas and reporters."""
+        """Compute the new lines of the changed UIDs, and add their quotas and reporters."""
         store = self._store
         for uid in changes.uids:
             if (lines := store.lines.get(uid)) is None:

@@ -61,12 +61,12 @@ class NodeStore:
         self._update_evidence(name)
 
     def time_passed(self) -> None:
-        """Note the nodes whose agents no longer count as starting."""
+        """Note the nodes that are no longer new enough to wait for their agents."""
         while self._awaited and not self._history.is_awaited(name := next(iter(self._awaited))):
             self._update_evidence(name)
 
     def rebuild_evidence(self) -> None:
-        """Compute the evidence of all nodes anew."""
+        """Compute the evidence of all nodes from scratch."""
         self.evidence = dict(evidence(self.nodes, self.reports.values(), self._history))
 
     def is_report_valid(self, node: str) -> bool:
@@ -113,7 +113,7 @@ class NodeStore:
                 self._changes.uids |= heirs_before.keys() | heirs_now.keys()
 
     def _update_evidence(self, name: str) -> None:
-        """Compute the evidence of a node anew, and note the difference."""
+        """Compute the new evidence of a node, and note the difference."""
         before, now = self.evidence.get(name), self._evidence_of(name)
         if now is None:
             self.evidence.pop(name, None)

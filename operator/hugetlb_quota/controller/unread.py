@@ -15,9 +15,9 @@ from hugetlb_quota.controller.nodes import NodeReport
 class UnreadCharges:
     """The charges that the quotas' statuses have beyond the first count of this controller.
 
-    An earlier controller counted these charges from reports that this controller can't read. They
-    stay until all reports are readable. If this controller read a report before, it counts that
-    report instead.
+    An earlier controller counted these charges, perhaps from reports that this controller can't
+    read. The charges stay until all reports are readable. A report that becomes unreadable later
+    is no reason to keep charges here: its last readable version stays in force.
     """
 
     def __init__(self) -> None:
