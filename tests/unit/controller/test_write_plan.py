@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -64,7 +65,7 @@ class Bench:
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
         self.books, self.informers = Books(), FakeInformers()
         informers = cast(Informers, self.informers)
-        self.planner = WritePlanner(self.books, informers, UnreadCharges())
+        self.planner = WritePlanner(self.books, informers, UnreadCharges(), lambda _: math.inf)
         for key, lines in ((KEY, ()), (OTHER, (LINE,))):
             quota = Quota(key, uid=key.name, reclaim_after=MINUTE)
             counter = Counter(key, NOTHING, reservations=lines)
