@@ -412,7 +412,7 @@ def release(
 
 
 def test_an_upgrade_to_other_values_succeeds(release: Callable[..., str]) -> None:
-    assert "Set a first quota" in release()
+    assert "Create a first quota" in release()
     told = release("--set=admission.failurePolicy=Ignore")
     assert "WARNING: admission.failurePolicy is Ignore" in told
 
