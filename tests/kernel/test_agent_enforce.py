@@ -25,6 +25,7 @@ from hugetlb_quota.node.pools import page_sizes
 from hugetlb_quota.node.watcher import CgroupEvent, Created, KubepodsWatcher
 from hugetlb_quota.page_size import PageSize
 from tests.testnode import cgroup_tree, naming
+from tests.turns import Turns
 from tests.workloads import command
 
 MIB = 1 << 20
@@ -130,16 +131,10 @@ async def test_a_full_pass_lets_other_tasks_run(node: Node) -> None:
     for number in range(20):
         node.make_pod(f"p{number}", kubelet=8)
     await until(lambda: len(node.watcher.pods) == 20)
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    task = asyncio.create_task(others())
+    others = Turns()
+    task = asyncio.create_task(others.run())
     await node.enforcer.full_pass()
+    turns = others.count
     task.cancel()
     # After each four pods, once while the pods are listed and once while they are enforced.
     assert turns >= 2 * 20 // 4

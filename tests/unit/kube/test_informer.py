@@ -11,6 +11,7 @@ import pytest
 from hugetlb_quota.kube import errors, informer
 from hugetlb_quota.kube.informer import Informer, ObjectKey
 from hugetlb_quota.kube.resources import PODS, Resource
+from tests.turns import Turns
 
 Json = dict[str, Any]
 Change = tuple[str | None, str | None, int]
@@ -129,21 +130,14 @@ async def test_events_change_the_store_in_order() -> None:
 
 
 async def test_other_tasks_run_between_many_events() -> None:
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
+    turns = Turns()
     count = 10 * informer.BATCH
     events = [event("ADDED", thing(f"p{each}", 8 + each, "A")) for each in range(count)]
     at: list[int] = []
     watched: Informer[str] = Informer(Script(page(7), events), PODS, lambda raw: raw["value"])
-    watched.on_change(lambda *_: at.append(turns))
+    watched.on_change(lambda *_: at.append(turns.count))
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
-        tasks = [group.create_task(watched.run()), group.create_task(others())]
+        tasks = [group.create_task(watched.run()), group.create_task(turns.run())]
         while len(at) < count:
             await asyncio.sleep(0)
         for task in tasks:
