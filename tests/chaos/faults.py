@@ -17,6 +17,9 @@ NOTICED: Final = 1.0
 """A paused replica still gets connections for this time, in seconds."""
 LEASE: Final = 22.0
 """After a pause of this length, in seconds, another controller certainly can lead."""
+ROUND: Final = 60.0
+"""The length of a round in a long run, in seconds: a new leader has time to lead, and to end the
+reservations of creates that failed. Until then the quotas are full."""
 UP_TIMEOUT: Final = 90.0
 """The timeout for a program to be ready on a busy machine, in seconds."""
 
@@ -35,7 +38,7 @@ class Fault:
 
 
 def plan(seconds: float, seed: int, lifetime: float) -> list[Fault]:
-    """Choose the faults within `seconds`: every kind for every target, in rounds of 20 s.
+    """Choose the faults within `seconds`: every kind for every target in each round.
 
     In each round, one pause of a replica, the API server or etcd is longer than `lifetime`: that
     of a reservation plus the time for the response. Each round also kills or pauses the leader;
@@ -44,7 +47,7 @@ def plan(seconds: float, seed: int, lifetime: float) -> list[Fault]:
     chance = random.Random(f"{seed} faults")
     replicas = ("replica 0", "replica 1", "replica 2")
     found = []
-    rounds = max(1, round(seconds / 20))
+    rounds = rounds_of(seconds)
     for number in range(rounds):
         length = seconds / rounds
         targets = (*replicas, "kube-apiserver", "etcd")
@@ -62,6 +65,11 @@ def plan(seconds: float, seed: int, lifetime: float) -> list[Fault]:
             after = number * length + (place + chance.random()) * length / len(faults)
             found.append(Fault(after, target, kind, lasts))
     return found
+
+
+def rounds_of(seconds: float) -> int:
+    """The number of rounds in a run of `seconds`."""
+    return max(1, round(seconds / ROUND))
 
 
 class Faults:

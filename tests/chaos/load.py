@@ -7,9 +7,8 @@ import random
 from collections import Counter
 from typing import Any
 
-import aiohttp
-
-from tests.chaos.observer import PAGES, Key, Ledger, Pod
+from tests.chaos.client import Answer, Client, connect
+from tests.chaos.observer import FINISHED, PAGES, Key, Ledger, Pod
 from tests.kube.api import Object
 from tests.kube.control_plane import ControlPlane
 from tests.kube.quotas import quota_object
@@ -25,7 +24,9 @@ LIMITS = {1: (64, 96), 2: (40, 64), 3: (16, 40)}
 USERS = 12
 REQUEST_TIMEOUT = 12.0
 """In seconds; after this time a user sends another request."""
-WISHES = {"create": 45, "delete": 33, "relabel": 12, "finish": 5, "limit": 3, "move": 2}
+DELETED_AT_ONCE = 0.15
+"""The share of deletions with grace period 0."""
+WISHES = {"create": 45, "delete": 24, "relabel": 14, "finish": 5, "limit": 3, "move": 2}
 
 
 def make_forest(plane: ControlPlane) -> dict[Key, int]:
@@ -68,7 +69,7 @@ def quota(key: Key, level: int, parent: Key | None, labels: dict[str, str]) -> O
 
 
 def pod(name: str, team: str, mib: int) -> Object:
-    """A pod that no scheduler binds."""
+    """A pod that only the simulated scheduler may bind."""
     resources = {PAGES: f"{mib}Mi", "cpu": "1m", "memory": "1Mi"}
     container = {
         "name": "main",
@@ -84,7 +85,10 @@ def pod(name: str, team: str, mib: int) -> Object:
 
 
 class Load:
-    """Users who send random requests by a seed; `outcomes` counts requests by (wish, outcome)."""
+    """Users who send random requests by a seed.
+
+    `outcomes` counts requests by (wish, outcome). `examples`: the last answer of each.
+    """
 
     def __init__(
         self, plane: ControlPlane, levels: dict[Key, int], ledger: Ledger, seed: int
@@ -94,16 +98,14 @@ class Load:
         self._ledger = ledger
         self._seed = seed
         self.outcomes: Counter[tuple[str, str]] = Counter()
+        self.examples: dict[tuple[str, str], str] = {}
 
     async def run(self) -> None:
         """Send requests until cancelled."""
-        async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=USERS, ssl=self._plane.admin_tls()),
-            timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT),
-        ) as session:
-            await asyncio.gather(*(self._use(session, number) for number in range(USERS)))
+        async with connect(self._plane, USERS, REQUEST_TIMEOUT) as client:
+            await asyncio.gather(*(self._use(client, number) for number in range(USERS)))
 
-    async def _use(self, session: aiohttp.ClientSession, number: int) -> None:
+    async def _use(self, client: Client, number: int) -> None:
         chance = random.Random(f"{self._seed} user {number}")
         count = 0
         while True:
@@ -113,8 +115,10 @@ class Load:
             if request is None:
                 await asyncio.sleep(0.01)
                 continue
-            outcome = await self._ask(session, *request)
+            answer = await client.ask(*request)
+            outcome = outcome_of(answer)
             self.outcomes[wish, outcome] += 1
+            self.examples[wish, outcome] = answer.text
             if outcome == "no answer":
                 await asyncio.sleep(chance.uniform(0.05, 0.2))
 
@@ -125,16 +129,28 @@ class Load:
             return "POST", f"/api/v1/namespaces/{chance.choice(LEAVES)}/pods", body
         if wish in ("limit", "move"):
             return self._change_quota(wish, chance)
-        pods = list(self._ledger.pods.values())
+        # The pages of a finished pod move with its labels, and admission asks for no room.
+        pods = [pod for pod in self._ledger.pods.values() if wish == "delete" or not pod.finished]
         if not pods:
             return None
         chosen: Pod = chance.choice(pods)
         path = f"/api/v1/namespaces/{chosen.namespace}/pods/{chosen.name}"
         if wish == "delete":
-            return "DELETE", path, None
+            # Without grace the pod leaves the API before kubelet has ended it.
+            now = chance.random() < DELETED_AT_ONCE
+            return "DELETE", path, {"gracePeriodSeconds": 0} if now else None
         if wish == "finish":
-            return "PATCH", f"{path}/status", {"status": {"phase": "Succeeded"}}
-        return "PATCH", path, {"metadata": {"labels": {"team": chance.choice(TEAMS)}}}
+            phase = chance.choice(FINISHED)
+            return "PATCH", f"{path}/status", {"status": {"phase": phase}}
+        team = chance.choice(TEAMS)
+        return (
+            "PATCH",
+            path,
+            [
+                {"op": "test", "path": "/status/phase", "value": chosen.phase},
+                {"op": "replace", "path": "/metadata/labels/team", "value": team},
+            ],
+        )
 
     def _change_quota(self, wish: str, chance: random.Random) -> tuple[str, str, Any]:
         level = chance.choice((2, 3) if wish == "move" else (1, 2, 3))
@@ -148,17 +164,14 @@ class Load:
             spec = {"parentRef": {"namespace": above[0], "name": above[1]}}
         return "PATCH", path, {"spec": spec}
 
-    async def _ask(self, session: aiohttp.ClientSession, method: str, path: str, body: Any) -> str:
-        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        try:
-            async with session.request(
-                method, self._plane.server + path, json=body, headers={"Content-Type": kind}
-            ) as answer:
-                said = await answer.text()
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            return "no answer"
-        if answer.status < 300:
-            return "done"
-        if answer.status >= 500 or "failed calling webhook" in said:
-            return "unavailable"
-        return "refused" if "hugetlb.dev" in said and "denied the request" in said else "failed"
+
+def outcome_of(answer: Answer) -> str:
+    """How a user's request ended."""
+    if not answer.status:
+        return "no answer"
+    if answer.done:
+        return "done"
+    if answer.status >= 500 or "failed calling webhook" in answer.text:
+        return "unavailable"
+    refused = "hugetlb.dev" in answer.text and "denied the request" in answer.text
+    return "refused" if refused else "failed"

@@ -3,7 +3,8 @@
 The observer watches etcd and not the API server: etcd has all revisions in one order, and a kill
 of the API server loses none. The API server must store JSON
 (`--storage-media-type=application/json`) and must not compact (`--etcd-compaction-interval=0`).
-This module uses no code of the product.
+A pod that has ended takes what the kernel of its node still holds; `tests.chaos.nodes` simulates
+these kernels. This module uses no code of the product.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import base64
 import json
 import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,7 @@ LEASE = "/registry/leases/hugetlb-system/hugetlb-quota-controller"
 PAGES = "hugepages-2Mi"
 BREACHES_KEPT = 10
 HISTORY_KEPT = 30
+FINISHED = ("Succeeded", "Failed")
 
 _UNITS = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
@@ -36,13 +38,24 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod that exists and has not finished."""
+    """A pod at its last revision."""
 
     namespace: str
     name: str
+    uid: str
     team: str
     pages: int
     """In bytes."""
+    phase: str = "Pending"
+    node: str = ""
+    """Empty if the pod is not bound."""
+    leaving: bool = False
+    """Whether the pod is being deleted, and waits for its kubelet."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether all its containers have ended."""
+        return self.phase in FINISHED
 
 
 @dataclass
@@ -58,6 +71,7 @@ class Quota:
     """The team whose pods the quota selects; "" for all pods, None for no pods."""
     parent: Key | None
     used: int | None = None
+    retained: int = 0
     reservations: int = 0
     cap: int = 0
 
@@ -67,6 +81,14 @@ class Ledger:
     """All quotas and pods at one revision, and the breaches of all earlier revisions."""
 
     pods: dict[Key, Pod] = field(default_factory=dict)
+    """All pods in the API."""
+    gone: dict[str, Pod] = field(default_factory=dict)
+    """The bound pods that are no longer in the API and that a kernel still holds, by UID."""
+    held: dict[str, int] = field(default_factory=dict)
+    """The bytes that the kernels of the nodes hold for bound pods, by UID. The ledger adds each pod
+    as it is bound; then the node of the pod lowers the number."""
+    off: set[str] = field(default_factory=set)
+    """The nodes without power; they hold nothing."""
     quotas: dict[Key, Quota] = field(default_factory=dict)
     leader: str = ""
     revision: int = 0
@@ -89,11 +111,16 @@ class Ledger:
 
     def taken(self) -> dict[Key, int]:
         """The bytes that pods use of each quota, summed up from all pods."""
-        sums = dict.fromkeys(self.quotas, 0)
-        for pod in self.pods.values():
-            for key in self.chain(pod):
-                sums[key] += pod.pages
-        return sums
+        running = ((pod, pod.pages) for pod in self.pods.values() if not pod.finished)
+        return self._sums((*running, *self._ended()))
+
+    def left(self) -> dict[Key, int]:
+        """The bytes of each quota that ended pods still hold on their nodes."""
+        return self._sums(self._ended())
+
+    def bound_to(self, node: str) -> list[Pod]:
+        """The pods in the API that are bound to a node."""
+        return [pod for pod in self.pods.values() if pod.node == node]
 
     def chain(self, pod: Pod) -> set[Key]:
         """The quotas that govern a pod, and all quotas above them."""
@@ -106,15 +133,31 @@ class Ledger:
                     key = self.quotas[key].parent
         return found
 
+    def _ended(self) -> list[tuple[Pod, int]]:
+        """The pods that have ended, with the bytes that their nodes still hold."""
+        ended = [pod for pod in self.pods.values() if pod.finished]
+        return [(pod, self.held.get(pod.uid, 0)) for pod in (*ended, *self.gone.values())]
+
+    def _sums(self, pods: Iterable[tuple[Pod, int]]) -> dict[Key, int]:
+        sums = dict.fromkeys(self.quotas, 0)
+        for pod, taken in pods:
+            if taken:
+                for key in self.chain(pod):
+                    sums[key] += taken
+        return sums
+
     def _put_pod(self, key: Key, raw: Mapping[str, Any] | None) -> str:
         before = self.pods.pop(key, None)
-        if raw is not None and raw.get("status", {}).get("phase") not in ("Succeeded", "Failed"):
-            team = raw["metadata"].get("labels", {}).get("team", "")
-            pages = sum(
-                read_quantity(container["resources"]["requests"][PAGES])
-                for container in raw["spec"]["containers"]
-            )
-            self.pods[key] = Pod(*key, team, pages)
+        if raw is None:
+            if before is not None and before.node:
+                self.gone[before.uid] = before
+        else:
+            pod = self.pods[key] = read_pod(key, raw)
+            is_new_there = pod.node and not (before is not None and before.node)
+            # Kubelet does not start a pod that has finished.
+            if is_new_there and not pod.finished and pod.node not in self.off:
+                self.held[pod.uid] = pod.pages
+        self.gone = {uid: pod for uid, pod in self.gone.items() if self.held.get(uid)}
         return f"pod {'/'.join(key)}: {before} -> {self.pods.get(key)}"
 
     def _put_quota(self, key: Key, raw: Mapping[str, Any] | None) -> str:
@@ -126,11 +169,13 @@ class Ledger:
         selected = spec.get("podSelector", {}).get("matchLabels", {})
         hard = read_quantity(spec["hard"][PAGES])
         used = status.get("used", {}).get(PAGES)
+        retained = status.get("retained", {}).get(PAGES, "0")
         quota = Quota(
             hard=hard,
             team=None if "none" in selected else selected.get("team", ""),
             parent=None if parent is None else (parent["namespace"], parent["name"]),
             used=None if used is None else read_quantity(used),
+            retained=read_quantity(retained),
             reservations=len(pending(status)),
             cap=hard,
         )
@@ -203,6 +248,23 @@ class Observer:
                 raw = json.loads(base64.b64decode(stored["value"]))
             path = base64.b64decode(stored["key"]).decode()
             self.ledger.put(int(stored["mod_revision"]), path, raw)
+
+
+def read_pod(key: Key, raw: Mapping[str, Any]) -> Pod:
+    """A pod as it is stored in etcd."""
+    metadata, spec = raw["metadata"], raw["spec"]
+    return Pod(
+        *key,
+        uid=metadata["uid"],
+        team=metadata.get("labels", {}).get("team", ""),
+        pages=sum(
+            read_quantity(container["resources"]["requests"][PAGES])
+            for container in spec["containers"]
+        ),
+        phase=raw.get("status", {}).get("phase", "Pending"),
+        node=spec.get("nodeName", ""),
+        leaving="deletionTimestamp" in metadata,
+    )
 
 
 def read_quantity(text: str) -> int:

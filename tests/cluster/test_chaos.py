@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests import seeds
-from tests.chaos import load
+from tests.chaos import load, nodes
+from tests.chaos.client import connect
 from tests.chaos.faults import Faults, plan, port_of
 from tests.chaos.forwarder import Forwarder
 from tests.chaos.observer import Ledger, Observer
@@ -30,6 +31,8 @@ LIFETIME = 2.0 * REQUEST_TIMEOUT
 """Seconds, more than a reservation lives: one pause of each round is longer than this."""
 QUIET_TIMEOUT = 150.0
 """Seconds: a new leader needs 20, and then sees each reservation's whole life."""
+CONNECTIONS = 50
+"""Of the nodes and the scheduler."""
 SETTLED = 2.0
 VALUES = {
     "requestTimeoutSeconds": REQUEST_TIMEOUT,
@@ -62,7 +65,7 @@ async def race(cluster: Cluster, seed: int) -> None:
     forwarder = Forwarder([port_of(each) for each in replicas])
     observer = Observer(plane.etcd)
     ledger = observer.ledger
-    async with forwarder.running():
+    async with forwarder.running(), connect(plane, CONNECTIONS, load.REQUEST_TIMEOUT) as client:
         for program in (*replicas, *controllers):
             await asyncio.to_thread(program.wait_ready)
         address = f"https://127.0.0.1:{forwarder.port}"
@@ -70,25 +73,37 @@ async def race(cluster: Cluster, seed: int) -> None:
         levels = await asyncio.to_thread(load.make_forest, plane)
         users = load.Load(plane, levels, ledger, seed)
         faults = Faults(plane, replicas, controllers, forwarder, lambda: ledger.leader, print)
+        machines = nodes.Nodes(ledger, client, seed, print)
         watching = asyncio.create_task(observer.run())
-        healing = asyncio.create_task(faults.heal())
-        racing = asyncio.create_task(users.run())
+        await asyncio.wait_for(machines.start(), 60)
+        tasks = [
+            watching,
+            asyncio.create_task(faults.heal()),
+            asyncio.create_task(machines.run()),
+        ]
+        racing = [asyncio.create_task(users.run()), asyncio.create_task(machines.schedule())]
         try:
-            await faults.run(plan(SECONDS, seed, LIFETIME))
-            await stop(racing)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(faults.run(plan(SECONDS, seed, LIFETIME)))
+                group.create_task(machines.suffer(nodes.plan(SECONDS, seed)))
+            machines.quiet()
+            for task in racing:
+                await stop(task)
             await faults.all_ready()
-            print(f"quiet; {dict(users.outcomes)}")
+            print(f"quiet; {dict(users.outcomes)}; {dict(machines.seen)}")
+            print(f"the last refusal: {users.examples.get(('create', 'refused'))}")
             await wait_until_settled(ledger)
             last = int(plane.api.raw("GET", "/api/v1/pods").json()["metadata"]["resourceVersion"])
             await asyncio.wait_for(observer.reach(last), 60)
             assert not watching.done()
         finally:
-            for task in (racing, healing, watching):
+            for task in (*racing, *tasks):
                 await stop(task)
     print(f"{ledger.checked} revisions checked; the most that pods took: {ledger.fullest}")
     assert not ledger.breaches, "\n".join(ledger.breaches)
     assert users.outcomes["create", "done"] >= 5
     assert users.outcomes["create", "refused"] >= 1
+    assert machines.seen["ended"] >= 1
     assert faults.done
 
 
@@ -100,11 +115,11 @@ async def wait_until_settled(ledger: Ledger) -> None:
     since, deadline = time.monotonic(), time.monotonic() + QUIET_TIMEOUT
     while time.monotonic() < since + SETTLED:
         await asyncio.sleep(0.1)
-        taken = ledger.taken()
+        taken, left = ledger.taken(), ledger.left()
         wrong = {
-            key: (quota, taken[key])
+            key: (quota, taken[key], left[key])
             for key, quota in ledger.quotas.items()
-            if quota.used != taken[key] or quota.reservations
+            if (quota.used, quota.retained) != (taken[key], left[key]) or quota.reservations
         }
         if wrong:
             since = time.monotonic()
