@@ -293,6 +293,7 @@ def test_cert_manager_can_make_the_certificates(helm: Path) -> None:
     serving = by_name["hugetlb-quota-admission"]
     assert serving["dnsNames"] == ["hugetlb-quota-admission.hugetlb-system.svc"]
     assert by_name["hugetlb-quota-admission-ca"]["isCA"] is True
+    assert by_name["hugetlb-quota-admission-ca"]["privateKey"]["rotationPolicy"] == "Never"
     mounted = told.container("admission").volumes["/tls"]["secret"]["secretName"]
     assert mounted == serving["secretName"]
     (configuration,) = told.of_kind(chart.WEBHOOKS)

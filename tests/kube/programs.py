@@ -85,10 +85,17 @@ class Programs:
         self._source = {} if source is None else {"PYTHONPATH": str(source)}
         self.running: list[Program] = []
 
-    def start_admission(self, *, port: int | None = None, drain_seconds: int | None = 0) -> Program:
+    def start_admission(
+        self,
+        *,
+        port: int | None = None,
+        drain_seconds: int | None = 0,
+        tls: Path | None = None,
+    ) -> Program:
         """Start a replica; it is not ready yet. The caller must point the webhooks at it.
 
         `drain_seconds`: how long the replica serves after SIGTERM; None for the chart's value.
+        `tls`: the folder of tls.crt and tls.key, for a chart that mounts a Secret of its own.
         """
         free = free_ports(2)
         port, health_port = port or free[0], free[1]
@@ -97,6 +104,8 @@ class Programs:
         # The previous release may read its certificate and path from files.
         if any(word.startswith("--path-secret=") for word in command):
             flags |= self._files()
+        elif tls is not None:
+            flags |= {"--tls-cert": str(tls / "tls.crt"), "--tls-key": str(tls / "tls.key")}
         more = {"--port": str(port), "--health-port": str(health_port)}
         if drain_seconds is not None:
             more["--drain-seconds"] = str(drain_seconds)
