@@ -11,15 +11,16 @@ CONNECT_TIMEOUT = 1.0
 
 
 class Forwarder:
-    """Forwards TCP connections from `port` to `ports` of 127.0.0.1, round robin.
+    """Forwards TCP connections from `address` and `port` to `ports` of 127.0.0.1, round robin.
 
+    `port`: 0 for a free port, which `port` names inside `running`.
     `taken`: the number of connections of each port.
     """
 
-    port: int
-
-    def __init__(self, ports: Sequence[int]) -> None:
+    def __init__(self, ports: Sequence[int], address: str = "127.0.0.1", port: int = 0) -> None:
         self._ports = list(ports)
+        self._address = address
+        self.port = port
         self.taken = dict.fromkeys(ports, 0)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -37,7 +38,7 @@ class Forwarder:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Forward connections inside the context."""
-        server = await asyncio.start_server(self._start, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._start, self._address, self.port)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield

@@ -258,7 +258,7 @@ def read_pod(key: Key, raw: Mapping[str, Any]) -> Pod:
         uid=metadata["uid"],
         team=metadata.get("labels", {}).get("team", ""),
         pages=sum(
-            read_quantity(container["resources"]["requests"][PAGES])
+            read_quantity(container["resources"].get("requests", {}).get(PAGES, "0"))
             for container in spec["containers"]
         ),
         phase=raw.get("status", {}).get("phase", "Pending"),
