@@ -102,7 +102,7 @@ class Machine:
     def truncate(self) -> None:
         """Truncate some files."""
         for uid, left in list(self.left.items()):
-            if self.chance.random() < TRUNCATED and not self.quiet:
+            if left and self.chance.random() < TRUNCATED and not self.quiet:
                 self.left[uid] = self.chance.choice((0, left // PAGE // 2 * PAGE))
                 self.seen["truncated"] += 1
         self.settle()
