@@ -16,7 +16,7 @@ import yaml
 from hugetlb_quota import quantity
 from hugetlb_quota.controller.certificates import authority, stored
 from hugetlb_quota.controller.certificates.state import Trust
-from hugetlb_quota.controller.webhook_rules import with_rules
+from hugetlb_quota.controller.webhooks.rules import with_rules
 from tests.kube import chart as charts
 from tests.kube.api import Api, ApiError, Object
 from tests.kube.control_plane import ControlPlane

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from hugetlb_quota.controller.certificates import stored
-from hugetlb_quota.controller.webhook_rules import has_rules
+from hugetlb_quota.controller.webhooks.rules import has_rules
 from tests import previous
 from tests.kube import chart as charts
 from tests.kube.api import Object

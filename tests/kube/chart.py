@@ -22,7 +22,7 @@ import yaml
 
 from hugetlb_quota.controller.certificates import authority, stored
 from hugetlb_quota.controller.certificates.state import Authorities, Serving, Trust
-from hugetlb_quota.controller.webhook_rules import with_rules
+from hugetlb_quota.controller.webhooks.rules import with_rules
 from tests.kube.api import ApiError, Object, Objects
 from tests.kube.build import kubernetes_version
 from tests.kube.control_plane import ControlPlane

@@ -651,7 +651,7 @@ bit node_boot[2];                             /* the copies of Node's bootID */
 #define BOOTED(c) (node_boot[c] != told[c].boot)
 #else
 /* The Node was seen with the report's boot, and then with another. A report may also be of a boot
-   that Node has not told of yet. code: controller.node_history:NodeHistory.former_boots */
+   that Node has not told of yet. code: controller.counting.node_history:NodeHistory.former_boots */
 #define BOOTED(c) (node_boot[c] && !told[c].boot)
 #endif
 
@@ -956,7 +956,7 @@ inline take_picture() {
 #ifdef NO_TERM
 #define SUPERSEDED(q, c) false
 #else
-/* code: controller.status_writer:StatusWriter._change, kube.lease:term */
+/* code: controller.writing.status_writer:StatusWriter._change, kube.lease:term */
 #define SUPERSEDED(q, c) (quota[q].term > c + 1)
 #endif
 

@@ -20,8 +20,8 @@ from hugetlb_quota.controller.certificates.keeper import Keeper, Names
 from hugetlb_quota.controller.certificates.rotation import Policy
 from hugetlb_quota.controller.metrics import ControllerMetrics
 from hugetlb_quota.controller.recounter import Recounter
-from hugetlb_quota.controller.webhook_rules import WebhookRules
-from hugetlb_quota.controller.webhooks import Webhooks
+from hugetlb_quota.controller.webhooks.configuration import Webhooks
+from hugetlb_quota.controller.webhooks.rules import WebhookRules
 from hugetlb_quota.kube import events
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.lease import LeadershipLost, lead, term

@@ -11,7 +11,7 @@ from typing import Final
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.lives import Held, Lives
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, Reservation
-from hugetlb_quota.controller.census import Census
+from hugetlb_quota.controller.counting.census import Census
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.informer import Informer, ObjectKey

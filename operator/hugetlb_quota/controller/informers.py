@@ -7,9 +7,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from hugetlb_quota.controller.books import Books
-from hugetlb_quota.controller.nodes import NodeFacts, NodeReport, project_node, project_report
-from hugetlb_quota.controller.store import Namespace
+from hugetlb_quota.controller.counting.books import Books
+from hugetlb_quota.controller.counting.nodes import (
+    NodeFacts,
+    NodeReport,
+    project_node,
+    project_report,
+)
+from hugetlb_quota.controller.counting.store import Namespace
 from hugetlb_quota.kube.informer import Informer, ObjectKey, Source
 from hugetlb_quota.kube.pods import Pod, project_demanding_pod
 from hugetlb_quota.kube.quotas import QuotaObject

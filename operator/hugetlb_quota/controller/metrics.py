@@ -13,7 +13,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from hugetlb_quota.controller.books import Books
+from hugetlb_quota.controller.counting.books import Books
 from hugetlb_quota.controller.lag import Lag
 from hugetlb_quota.kube.metrics import PREFIX, BytesBySize, Metrics, gauge, gauges
 from hugetlb_quota.kube.quotas import QuotaObject

@@ -10,19 +10,19 @@ from typing import Any, Final
 
 from hugetlb_quota.accounting.forest import Forest
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
-from hugetlb_quota.controller.books import Books
+from hugetlb_quota.controller.counting.books import Books
+from hugetlb_quota.controller.counting.nodes import NodeReport, NodeSpec
+from hugetlb_quota.controller.counting.unread import UnreadCharges
 from hugetlb_quota.controller.expiry import Expiry
 from hugetlb_quota.controller.guard import Guard, is_guarded
 from hugetlb_quota.controller.informers import Informers
 from hugetlb_quota.controller.lag import Lag
-from hugetlb_quota.controller.node_spec import write_spec
-from hugetlb_quota.controller.nodes import NodeReport, NodeSpec
-from hugetlb_quota.controller.orphans import OrphanReporter
-from hugetlb_quota.controller.quota_events import QuotaEvents
-from hugetlb_quota.controller.status_writer import StatusWriter
 from hugetlb_quota.controller.term import Term
-from hugetlb_quota.controller.unread import UnreadCharges
-from hugetlb_quota.controller.write_plan import WritePlan, WritePlanner
+from hugetlb_quota.controller.writing.node_spec import write_spec
+from hugetlb_quota.controller.writing.orphans import OrphanReporter
+from hugetlb_quota.controller.writing.quota_events import QuotaEvents
+from hugetlb_quota.controller.writing.status_writer import StatusWriter
+from hugetlb_quota.controller.writing.write_plan import WritePlan, WritePlanner
 from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.quotas import QuotaObject
 

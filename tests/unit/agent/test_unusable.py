@@ -12,7 +12,7 @@ import pytest
 from hugetlb_quota.agent import unusable
 from hugetlb_quota.agent.last_report import adopt
 from hugetlb_quota.agent.unusable import UnusableNode, check
-from hugetlb_quota.controller.nodes import project_report
+from hugetlb_quota.controller.counting.nodes import project_report
 from hugetlb_quota.node.host import HostRoot, HostUnreadable
 from tests.kube.process import free_ports
 from tests.unit.agent.fake_api import FakeApi

@@ -10,7 +10,7 @@ import pytest
 import trustme
 from aiohttp import web
 
-from hugetlb_quota.controller.admission_probe import why_not_ready
+from hugetlb_quota.controller.webhooks.admission_probe import why_not_ready
 from hugetlb_quota.kube.resources import SERVICES
 from tests.unit.controller.fake_objects import FakeObjects, Json, configuration
 

@@ -22,19 +22,19 @@ from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
 from hugetlb_quota.accounting.recount import tally
 from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.accounting.selector import Selector
-from hugetlb_quota.controller.books import Books
-from hugetlb_quota.controller.census import Census
-from hugetlb_quota.controller.ledger import Ledger
-from hugetlb_quota.controller.node_history import NodeHistory, evidence, heirs
-from hugetlb_quota.controller.nodes import (
+from hugetlb_quota.controller.counting.books import Books
+from hugetlb_quota.controller.counting.census import Census
+from hugetlb_quota.controller.counting.ledger import Ledger
+from hugetlb_quota.controller.counting.node_history import NodeHistory, evidence, heirs
+from hugetlb_quota.controller.counting.nodes import (
     NodeFacts,
     NodeReport,
     NodeSpec,
     ReportedFile,
     ReportedPod,
 )
-from hugetlb_quota.controller.snapshot import Snapshot
-from hugetlb_quota.controller.store import Namespace
+from hugetlb_quota.controller.counting.snapshot import Snapshot
+from hugetlb_quota.controller.counting.store import Namespace
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.kube.quotas import QuotaObject
 from hugetlb_quota.page_size import PageSize

@@ -18,18 +18,18 @@ from hugetlb_quota.accounting.recount import (
 )
 from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.accounting.selector import Selector
-from hugetlb_quota.controller import conditions
-from hugetlb_quota.controller.census import Census
-from hugetlb_quota.controller.count import Count, Held
-from hugetlb_quota.controller.ledger import Ledger
-from hugetlb_quota.controller.node_history import NodeHistory, evidence
-from hugetlb_quota.controller.nodes import (
+from hugetlb_quota.controller.counting.census import Census
+from hugetlb_quota.controller.counting.count import Count, Held
+from hugetlb_quota.controller.counting.ledger import Ledger
+from hugetlb_quota.controller.counting.node_history import NodeHistory, evidence
+from hugetlb_quota.controller.counting.nodes import (
     NodeFacts,
     NodeReport,
     ReportedFile,
     ReportedPod,
 )
-from hugetlb_quota.controller.snapshot import Snapshot
+from hugetlb_quota.controller.counting.snapshot import Snapshot
+from hugetlb_quota.controller.writing import conditions
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.page_size import PageSize
 

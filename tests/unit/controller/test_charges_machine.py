@@ -22,12 +22,12 @@ from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
 from hugetlb_quota.accounting.recount import recount, tally
 from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.accounting.selector import Selector
-from hugetlb_quota.controller.census import Census
-from hugetlb_quota.controller.count import Count
-from hugetlb_quota.controller.node_history import NodeHistory, evidence, heirs
-from hugetlb_quota.controller.node_spec import Succession, wanted_spec
-from hugetlb_quota.controller.nodes import NodeFacts, NodeReport, ReportedPod
-from hugetlb_quota.controller.snapshot import Snapshot
+from hugetlb_quota.controller.counting.census import Census
+from hugetlb_quota.controller.counting.count import Count
+from hugetlb_quota.controller.counting.node_history import NodeHistory, evidence, heirs
+from hugetlb_quota.controller.counting.nodes import NodeFacts, NodeReport, ReportedPod
+from hugetlb_quota.controller.counting.snapshot import Snapshot
+from hugetlb_quota.controller.writing.node_spec import Succession, wanted_spec
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.page_size import PageSize
 

@@ -10,7 +10,7 @@ import pytest
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
-from hugetlb_quota.controller.conditions import Finding, conditions, findings, turned
+from hugetlb_quota.controller.writing.conditions import Finding, conditions, findings, turned
 
 ROOT = Quota(QuotaKey("ns", "root"), Charge.from_resources({"hugepages-2Mi": "64Mi"}))
 LEAF = Quota(

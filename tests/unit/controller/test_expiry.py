@@ -15,7 +15,7 @@ from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.controller import expiry
-from hugetlb_quota.controller.census import Census
+from hugetlb_quota.controller.counting.census import Census
 from hugetlb_quota.controller.expiry import APART, SUPERSEDED_FOR, Expiry
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection

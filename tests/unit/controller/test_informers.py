@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from hugetlb_quota.controller.books import Books
+from hugetlb_quota.controller.counting.books import Books
 from hugetlb_quota.controller.informers import Informers
 from hugetlb_quota.kube.quotas import QuotaObject
 from hugetlb_quota.kube.resources import (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
 from hugetlb_quota.accounting.recount import ChargedPod, Identities, Retained
-from hugetlb_quota.controller.count import Count, Held
-from hugetlb_quota.controller.ledger import Ledger
+from hugetlb_quota.controller.counting.count import Count, Held
+from hugetlb_quota.controller.counting.ledger import Ledger
 
 ROOT, LEFT, RIGHT = (QuotaKey("ns", name) for name in ("root", "left", "right"))
 FOREST = Forest(

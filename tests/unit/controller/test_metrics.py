@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from hugetlb_quota.controller.books import Books
+from hugetlb_quota.controller.counting.books import Books
 from hugetlb_quota.controller.lag import Lag
 from hugetlb_quota.controller.metrics import ControllerMetrics
 from hugetlb_quota.kube.quotas import QuotaObject

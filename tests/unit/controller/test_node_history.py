@@ -8,10 +8,10 @@ from datetime import timedelta
 import pytest
 
 from hugetlb_quota.accounting.forest import QuotaKey
-from hugetlb_quota.controller.census import Census
-from hugetlb_quota.controller.node_history import AWAITED_FOR, NodeHistory, evidence, heirs
-from hugetlb_quota.controller.node_spec import Succession, wanted_spec
-from hugetlb_quota.controller.nodes import NodeFacts, NodeReport, NodeSpec
+from hugetlb_quota.controller.counting.census import Census
+from hugetlb_quota.controller.counting.node_history import AWAITED_FOR, NodeHistory, evidence, heirs
+from hugetlb_quota.controller.counting.nodes import NodeFacts, NodeReport, NodeSpec
+from hugetlb_quota.controller.writing.node_spec import Succession, wanted_spec
 from tests.unit.controller.test_census import (
     FOREST,
     GONE,

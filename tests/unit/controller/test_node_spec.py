@@ -14,15 +14,15 @@ from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
 from hugetlb_quota.accounting.recount import Retained
 from hugetlb_quota.accounting.selector import Selector
-from hugetlb_quota.controller import node_spec
-from hugetlb_quota.controller.node_spec import (
+from hugetlb_quota.controller.counting.nodes import NodeReport, NodeSpec, ReportedPod
+from hugetlb_quota.controller.writing import node_spec
+from hugetlb_quota.controller.writing.node_spec import (
     LARGEST_SPEC,
     Succession,
     fit,
     wanted_spec,
     write_spec,
 )
-from hugetlb_quota.controller.nodes import NodeReport, NodeSpec, ReportedPod
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.forest import QuotaKey
-from hugetlb_quota.controller.nodes import (
+from hugetlb_quota.controller.counting.nodes import (
     NodeReport,
     ReportedFile,
     ReportedPod,

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from hugetlb_quota.controller.count import Orphan
-from hugetlb_quota.controller.orphans import OrphanReporter
+from hugetlb_quota.controller.counting.count import Orphan
+from hugetlb_quota.controller.writing.orphans import OrphanReporter
 from hugetlb_quota.kube.connection import Connection
 
 

@@ -12,11 +12,11 @@ from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.recount import ChargedPod, Identity, Retained, recount, tally
 from hugetlb_quota.accounting.reservation import Reservation
-from hugetlb_quota.controller.census import Census
-from hugetlb_quota.controller.count import Count
-from hugetlb_quota.controller.node_history import evidence
-from hugetlb_quota.controller.nodes import NodeReport, ReportedFile, ReportedPod
-from hugetlb_quota.controller.snapshot import Snapshot
+from hugetlb_quota.controller.counting.census import Census
+from hugetlb_quota.controller.counting.count import Count
+from hugetlb_quota.controller.counting.node_history import evidence
+from hugetlb_quota.controller.counting.nodes import NodeReport, ReportedFile, ReportedPod
+from hugetlb_quota.controller.counting.snapshot import Snapshot
 from hugetlb_quota.kube.pods import Pod
 from tests.unit.controller.test_census import (
     BOTH,

@@ -6,7 +6,7 @@ import pytest
 
 from hugetlb_quota.accounting.release import EndedPod, NodeEvidence
 from hugetlb_quota.accounting.reservation import SOMEWHERE, UNBOUND
-from hugetlb_quota.controller.proofs import Proofs
+from hugetlb_quota.controller.counting.proofs import Proofs
 
 
 def reported(up_to: int | None, *, exists: bool = True) -> NodeEvidence:

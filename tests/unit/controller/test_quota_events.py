@@ -11,8 +11,8 @@ import pytest
 
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.recount import RetainedFile
-from hugetlb_quota.controller import quota_events as module
-from hugetlb_quota.controller.quota_events import MOST_NAMED, QuotaEvents
+from hugetlb_quota.controller.writing import quota_events as module
+from hugetlb_quota.controller.writing.quota_events import MOST_NAMED, QuotaEvents
 from hugetlb_quota.kube.quotas import QuotaObject
 from hugetlb_quota.kube.resources import Resource
 from hugetlb_quota.page_size import PageSize

@@ -12,12 +12,13 @@ import pytest
 
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
 from hugetlb_quota.api.quota import FINALIZER
-from hugetlb_quota.controller import expiry, term, write_plan
+from hugetlb_quota.controller import expiry, term
 from hugetlb_quota.controller import recounter as recounter_module
-from hugetlb_quota.controller.count import Count
+from hugetlb_quota.controller.counting.count import Count
+from hugetlb_quota.controller.counting.snapshot import Snapshot
 from hugetlb_quota.controller.metrics import ControllerMetrics
 from hugetlb_quota.controller.recounter import Recounter
-from hugetlb_quota.controller.snapshot import Snapshot
+from hugetlb_quota.controller.writing import write_plan
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.lease import LeadershipLost

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.counter import Counter
-from hugetlb_quota.controller.conditions import Finding, turned
-from hugetlb_quota.controller.status_writer import restate
+from hugetlb_quota.controller.writing.conditions import Finding, turned
+from hugetlb_quota.controller.writing.status_writer import restate
 from hugetlb_quota.kube.quotas import QuotaObject
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)

@@ -10,10 +10,10 @@ from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Quota, QuotaKey
 from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.accounting.selector import Selector
-from hugetlb_quota.controller.changes import Changes
-from hugetlb_quota.controller.node_store import NodeStore
-from hugetlb_quota.controller.nodes import NodeFacts, NodeReport, NodeSpec, ReportedPod
-from hugetlb_quota.controller.store import Namespace, Store
+from hugetlb_quota.controller.counting.changes import Changes
+from hugetlb_quota.controller.counting.node_store import NodeStore
+from hugetlb_quota.controller.counting.nodes import NodeFacts, NodeReport, NodeSpec, ReportedPod
+from hugetlb_quota.controller.counting.store import Namespace, Store
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.kube.quotas import QuotaObject
 

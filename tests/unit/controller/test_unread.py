@@ -8,8 +8,8 @@ from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.recount import Tally
-from hugetlb_quota.controller.nodes import NodeReport
-from hugetlb_quota.controller.unread import UnreadCharges
+from hugetlb_quota.controller.counting.nodes import NodeReport
+from hugetlb_quota.controller.counting.unread import UnreadCharges
 
 KEY = QuotaKey("ns", "q")
 LEFT = Charge.from_resources({"hugepages-2Mi": "6Mi"})

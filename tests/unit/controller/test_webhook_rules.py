@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hugetlb_quota.controller.webhook_rules import (
+from hugetlb_quota.controller.webhooks.rules import (
     IN_FORCE_AFTER,
     UNUSED_FOR,
     WARN_AGAIN_AFTER,

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from hugetlb_quota.controller import webhook_rules
 from hugetlb_quota.controller.certificates.keeper import Keeper, Names
 from hugetlb_quota.controller.certificates.rotation import Policy
-from hugetlb_quota.controller.webhook_rules import WebhookRules
-from hugetlb_quota.controller.webhooks import Webhooks
+from hugetlb_quota.controller.webhooks import rules as webhook_rules
+from hugetlb_quota.controller.webhooks.configuration import Webhooks
+from hugetlb_quota.controller.webhooks.rules import WebhookRules
 from hugetlb_quota.kube.api import ObjectApi
 from hugetlb_quota.kube.resources import SECRETS, WEBHOOK_CONFIGURATIONS, Resource
 from tests.unit.controller.fake_objects import FakeObjects, Json, configuration

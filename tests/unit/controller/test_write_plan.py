@@ -15,11 +15,11 @@ from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Quota, QuotaKey
 from hugetlb_quota.accounting.reservation import Reservation
-from hugetlb_quota.controller.books import Books
+from hugetlb_quota.controller.counting.books import Books
+from hugetlb_quota.controller.counting.nodes import NodeFacts, NodeReport, NodeSpec, ReportedPod
+from hugetlb_quota.controller.counting.unread import UnreadCharges
 from hugetlb_quota.controller.informers import Informers
-from hugetlb_quota.controller.nodes import NodeFacts, NodeReport, NodeSpec, ReportedPod
-from hugetlb_quota.controller.unread import UnreadCharges
-from hugetlb_quota.controller.write_plan import (
+from hugetlb_quota.controller.writing.write_plan import (
     CHECK_PERIOD,
     PENDING_PERIOD,
     SILENT_AFTER,

@@ -18,10 +18,10 @@ from hugetlb_quota.accounting.recount import (
 )
 from hugetlb_quota.accounting.release import EndedPod, is_lost
 from hugetlb_quota.accounting.reservation import SOMEWHERE, UNBOUND
-from hugetlb_quota.controller.count import Count, Held, Orphan
-from hugetlb_quota.controller.nodes import ReportedPod
-from hugetlb_quota.controller.proofs import Proofs
-from hugetlb_quota.controller.snapshot import Snapshot
+from hugetlb_quota.controller.counting.count import Count, Held, Orphan
+from hugetlb_quota.controller.counting.nodes import ReportedPod
+from hugetlb_quota.controller.counting.proofs import Proofs
+from hugetlb_quota.controller.counting.snapshot import Snapshot
 from hugetlb_quota.kube.pods import Pod
 
 #: What a line has in place of a node's name if the pod's node is unknown.

@@ -23,7 +23,7 @@ from hugetlb_quota.accounting.recount import (
     Tally,
     largest_first,
 )
-from hugetlb_quota.controller.count import Count, Held, Orphan
+from hugetlb_quota.controller.counting.count import Count, Held, Orphan
 from hugetlb_quota.page_size import PageSize
 
 _T = TypeVar("_T")

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from hugetlb_quota.controller.census import Census
-from hugetlb_quota.controller.changes import Scope
-from hugetlb_quota.controller.count_input import CountInput
-from hugetlb_quota.controller.ledger import Ledger
-from hugetlb_quota.controller.store import Store
+from hugetlb_quota.controller.counting.census import Census
+from hugetlb_quota.controller.counting.changes import Scope
+from hugetlb_quota.controller.counting.count_input import CountInput
+from hugetlb_quota.controller.counting.ledger import Ledger
+from hugetlb_quota.controller.counting.store import Store
 
 #: The most differences that one check logs.
 _MOST_LOGGED: Final = 10

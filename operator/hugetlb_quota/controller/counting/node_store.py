@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from hugetlb_quota.accounting.release import NodeEvidence, holds
-from hugetlb_quota.controller.changes import Changes
-from hugetlb_quota.controller.node_history import NodeHistory, evidence
-from hugetlb_quota.controller.nodes import NodeFacts, NodeReport, ReportedPod
+from hugetlb_quota.controller.counting.changes import Changes
+from hugetlb_quota.controller.counting.node_history import NodeHistory, evidence
+from hugetlb_quota.controller.counting.nodes import NodeFacts, NodeReport, ReportedPod
 
 
 class NodeStore:

@@ -15,8 +15,8 @@ from hugetlb_quota.accounting.recount import IDENTITIES_KEPT
 from hugetlb_quota.accounting.reservation import SOMEWHERE, UNBOUND
 from hugetlb_quota.api.model import Condition
 from hugetlb_quota.api.quota import NODES_REPORTING
-from hugetlb_quota.controller.count import Held
-from hugetlb_quota.controller.nodes import OUT_OF_SERVICE
+from hugetlb_quota.controller.counting.count import Held
+from hugetlb_quota.controller.counting.nodes import OUT_OF_SERVICE
 
 READY: Final = "Ready"
 WITHIN_LIMITS: Final = "WithinLimits"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from hugetlb_quota.accounting.attribution import Attribution, Line
 from hugetlb_quota.accounting.release import NodeEvidence, has_booted, holds, is_lost
 from hugetlb_quota.accounting.reservation import UNBOUND
-from hugetlb_quota.controller.nodes import NodeReport, ReportedPod
+from hugetlb_quota.controller.counting.nodes import NodeReport, ReportedPod
 from hugetlb_quota.kube.pods import Pod
 
 

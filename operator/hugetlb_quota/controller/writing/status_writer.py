@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.recount import RetainedFile, Tally, recount
 from hugetlb_quota.accounting.reservation import ReservationId
-from hugetlb_quota.controller import conditions
-from hugetlb_quota.controller.books import Books
+from hugetlb_quota.controller.counting.books import Books
+from hugetlb_quota.controller.counting.unread import UnreadCharges
 from hugetlb_quota.controller.expiry import Expiry
-from hugetlb_quota.controller.quota_events import QuotaEvents
 from hugetlb_quota.controller.term import Superseded, Term
-from hugetlb_quota.controller.unread import UnreadCharges
-from hugetlb_quota.controller.write_plan import WritePlan
+from hugetlb_quota.controller.writing import conditions
+from hugetlb_quota.controller.writing.quota_events import QuotaEvents
+from hugetlb_quota.controller.writing.write_plan import WritePlan
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.api import ObjectApi
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject

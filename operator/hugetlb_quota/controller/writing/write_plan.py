@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
-from hugetlb_quota.controller.books import Books
+from hugetlb_quota.controller.counting.books import Books
+from hugetlb_quota.controller.counting.nodes import NodeReport, NodeSpec
+from hugetlb_quota.controller.counting.unread import UnreadCharges
 from hugetlb_quota.controller.informers import Informers
-from hugetlb_quota.controller.node_spec import Succession, wanted_spec
-from hugetlb_quota.controller.nodes import NodeReport, NodeSpec
-from hugetlb_quota.controller.unread import UnreadCharges
+from hugetlb_quota.controller.writing.node_spec import Succession, wanted_spec
 from hugetlb_quota.kube.quotas import QuotaObject
 
 #: The longest time between two looks at all quotas with reservations, in seconds. Less than the

@@ -10,7 +10,7 @@ from typing import Final
 
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.release import NodeEvidence
-from hugetlb_quota.controller.nodes import NodeFacts, NodeReport, NodeSpec
+from hugetlb_quota.controller.counting.nodes import NodeFacts, NodeReport, NodeSpec
 
 #: The seconds within which a new Node may still get its agent. Pulling the image and answering
 #: the first probe take up to 300 s, the limit in the chart. The same time again covers the wait

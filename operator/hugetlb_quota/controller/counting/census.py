@@ -11,9 +11,9 @@ from dataclasses import replace
 from hugetlb_quota.accounting.attribution import Line
 from hugetlb_quota.accounting.release import EndedPod
 from hugetlb_quota.accounting.reservation import SOMEWHERE, UNBOUND
-from hugetlb_quota.controller.count import Count
-from hugetlb_quota.controller.count_builder import CountBuilder
-from hugetlb_quota.controller.snapshot import Snapshot
+from hugetlb_quota.controller.counting.count import Count
+from hugetlb_quota.controller.counting.count_builder import CountBuilder
+from hugetlb_quota.controller.counting.snapshot import Snapshot
 from hugetlb_quota.kube.pods import Pod
 
 #: How many released pods the census remembers, so that reservations of these pods can be dropped.

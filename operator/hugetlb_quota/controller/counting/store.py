@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from hugetlb_quota.accounting.attribution import lines_of
 from hugetlb_quota.accounting.forest import Quota, QuotaKey
 from hugetlb_quota.accounting.reservation import Reservation
-from hugetlb_quota.controller.changes import Changes
-from hugetlb_quota.controller.node_store import NodeStore
+from hugetlb_quota.controller.counting.changes import Changes
+from hugetlb_quota.controller.counting.node_store import NodeStore
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.kube.quotas import QuotaObject
 

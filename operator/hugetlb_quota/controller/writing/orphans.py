@@ -9,7 +9,7 @@ from typing import Final
 
 from hugetlb_quota.api import API_VERSION
 from hugetlb_quota.api.node import KIND
-from hugetlb_quota.controller.count import Orphan
+from hugetlb_quota.controller.counting.count import Orphan
 from hugetlb_quota.kube import events
 
 #: The most pods that one Event names.

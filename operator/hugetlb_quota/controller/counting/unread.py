@@ -9,7 +9,7 @@ from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.recount import Tally
-from hugetlb_quota.controller.nodes import NodeReport
+from hugetlb_quota.controller.counting.nodes import NodeReport
 
 
 class UnreadCharges:

@@ -13,7 +13,7 @@ from hugetlb_quota import duration
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
 from hugetlb_quota.accounting.recount import Retained
 from hugetlb_quota.api.node import HeirSpec, HugeTLBNodeSpec, ReclaimSpec
-from hugetlb_quota.controller.nodes import NodeReport, NodeSpec, read_spec
+from hugetlb_quota.controller.counting.nodes import NodeReport, NodeSpec, read_spec
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.api import ObjectApi
 from hugetlb_quota.kube.resources import HUGETLB_NODES

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 from hugetlb_quota.backoff import Backoff
 from hugetlb_quota.controller.certificates.keeper import Keeper, Missing, Names
-from hugetlb_quota.controller.webhook_rules import WebhookRules
+from hugetlb_quota.controller.webhooks.rules import WebhookRules
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.api import ObjectApi
 from hugetlb_quota.kube.informer import Informer, Source

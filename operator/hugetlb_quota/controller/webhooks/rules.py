@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from hugetlb_quota.controller.admission_probe import why_not_ready
+from hugetlb_quota.controller.webhooks.admission_probe import why_not_ready
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.api import ObjectApi
 from hugetlb_quota.kube.resources import WEBHOOK_CONFIGURATIONS

@@ -10,13 +10,13 @@ from collections.abc import Collection, Mapping
 
 from hugetlb_quota.accounting.attribution import Attribution, Line, line_of, read_lines
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
-from hugetlb_quota.controller.census import Census
-from hugetlb_quota.controller.changes import Changes, Scope
-from hugetlb_quota.controller.ledger import Ledger
-from hugetlb_quota.controller.node_history import heirs
-from hugetlb_quota.controller.node_store import entries_by_uid
-from hugetlb_quota.controller.snapshot import Snapshot
-from hugetlb_quota.controller.store import Store
+from hugetlb_quota.controller.counting.census import Census
+from hugetlb_quota.controller.counting.changes import Changes, Scope
+from hugetlb_quota.controller.counting.ledger import Ledger
+from hugetlb_quota.controller.counting.node_history import heirs
+from hugetlb_quota.controller.counting.node_store import entries_by_uid
+from hugetlb_quota.controller.counting.snapshot import Snapshot
+from hugetlb_quota.controller.counting.store import Store
 from hugetlb_quota.kube.pods import Pod
 
 _NO_UIDS: frozenset[str] = frozenset()

@@ -1,0 +1,1 @@
+"""Keeps the webhook configuration: its rules, its CA and its path."""
