@@ -16,7 +16,8 @@ from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.informer import Informer, ObjectKey
 from hugetlb_quota.kube.pods import Pod
-from hugetlb_quota.kube.resources import PODS
+from hugetlb_quota.kube.quotas import QuotaObject
+from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, PODS
 
 #: Seconds between the two reads that prove a pod missing. One that answers shows that the API
 #: server and etcd run again, after a pause that no clock here may have seen; a create that the
@@ -36,14 +37,17 @@ class Expiry:
         connection: Connection,
         census: Census,
         pods: Informer[Pod],
+        quotas: Informer[QuotaObject],
         lifetime: timedelta = RESERVATION_LIFETIME,
     ) -> None:
         self._connection = connection
         self._census = census
         self._pods = pods
+        self._quotas = quotas
         self._lives = Lives(lifetime)
-        #: The resourceVersion of its pod that the recount knew of; and since when that has been
-        #: a later one than the reservation was made for.
+        #: The resourceVersion of its pod (or the generation of the quota that moves) that the
+        #: recount knew of; and since when the pod has had a later one than the reservation was
+        #: made for.
         self._counted: dict[Held, int] = {}
         self._superseded: dict[Held, float] = {}
         #: Since when a live read has shown no pod of it.
@@ -59,6 +63,9 @@ class Expiry:
             held.update(counter.unreadable)
             for each in counter.pending:
                 held.add(each.id)
+                if (quota := self._moving_quota(each)) is not None:
+                    self._counted[each.id] = quota.generation
+                    continue
                 self._counted[each.id] = version = self._version(each)
                 if version > each.since:
                     superseded.add(each.id)
@@ -124,22 +131,33 @@ class Expiry:
         return first is not None
 
     async def _exists(self, reservation: Reservation) -> bool:
-        """Whether the pod is in the API and will yet be counted under this quota."""
+        """Whether the pod, or the quota's move, is in the API and will yet be counted here."""
         namespace, _, name = reservation.pod.partition("/")
         if not (namespace and name):
             return False  # no pod is called so
+        moves = self._moving_quota(reservation) is not None
+        kind, version = (HUGETLB_QUOTAS, "generation") if moves else (PODS, "resourceVersion")
         try:
-            raw = await self._connection.get(PODS, name, namespace)
+            raw = await self._connection.get(kind, name, namespace)
         except errors.NotFound:
             return False
         metadata = raw.get("metadata") or {}
         same = metadata.get("uid") == reservation.uid
         # One that was counted as it is now was counted where it belongs, and that is not here.
-        return same and not self._has_seen(reservation, int(metadata.get("resourceVersion") or 0))
+        return same and not self._has_seen(reservation, int(metadata.get(version) or 0))
 
     def _has_seen(self, reservation: Reservation, version: int) -> bool:
-        """Whether the recount knew the pod at ``version``; the informer may by now know more."""
+        """Whether the recount knew the pod, or the quota that moves, at ``version``.
+
+        The informer may know a later version by now.
+        """
         return 0 < version <= self._counted.get(reservation.id, 0)
+
+    def _moving_quota(self, reservation: Reservation) -> QuotaObject | None:
+        """The quota that moves, if ``reservation`` is for a move."""
+        namespace, _, name = reservation.pod.partition("/")
+        quota = self._quotas.store.get(ObjectKey(namespace, name))
+        return quota if quota is not None and quota.uid == reservation.uid else None
 
     def _version(self, reservation: Reservation) -> int:
         namespace, _, name = reservation.pod.partition("/")

@@ -69,7 +69,9 @@ class Recounter:
         events = QuotaEvents(connection, identity)
         self._orphans = OrphanReporter(connection, identity)
         self._informers = Informers(connection, self.books, events.warn)
-        self._expiry = Expiry(connection, self.books.census, self._informers.pods, lifetime)
+        self._expiry = Expiry(
+            *(connection, self.books.census, self._informers.pods, self._informers.quotas), lifetime
+        )
         self._guard = Guard(connection, self._informers.quotas.store)
         unread = UnreadCharges()
         self._planner = WritePlanner(self.books, self._informers, unread, self._expiry.next_due)

@@ -21,8 +21,9 @@ from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.informer import Informer, ObjectKey
 from hugetlb_quota.kube.pods import Pod, project_demanding_pod
-from hugetlb_quota.kube.resources import PODS
-from tests.unit.admission.fake_api import Json, pod
+from hugetlb_quota.kube.quotas import QuotaObject
+from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, PODS, Resource
+from tests.unit.admission.fake_api import Json, pod, quota
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 HELD = Reservation("p", "db/name-of-p", Charge(), LONG_AGO, "r", 80)
@@ -50,11 +51,17 @@ class Watching:
         monkeypatch.setattr(expiry, "time", SimpleNamespace(monotonic=lambda: self.now))
         self.pods: Informer[Pod] = Informer(cast(Connection, api), PODS, project_demanding_pod)
         connection = cast(Connection, api)
-        self.expiry = Expiry(connection, Census(), self.pods, timedelta(seconds=60))
+        self.quotas = Informer(connection, HUGETLB_QUOTAS, QuotaObject.to_count)
+        lifetime = timedelta(seconds=60)
+        self.expiry = Expiry(connection, Census(), self.pods, self.quotas, lifetime)
 
     def knows(self, version: int) -> None:
         raw = at(version)
         self.pods._apply(ObjectKey("db", "name-of-p"), "p", project_demanding_pod(raw), version)
+
+    def knows_quota(self, raw: Json) -> None:
+        key = ObjectKey(raw["metadata"]["namespace"], raw["metadata"]["name"])
+        self.quotas._apply(key, raw["metadata"]["uid"], QuotaObject.to_count(raw), 1)
 
     async def gone(self, *held: Reservation, after: float = 0.0, **unreadable: Any) -> set[str]:
         """Which requests' reservations are gone, ``after`` seconds."""
@@ -68,6 +75,14 @@ class Watching:
 def at(version: int) -> Json:
     raw = pod("p", {"hugepages-2Mi": "64Mi"}, namespace="db")
     raw["metadata"]["resourceVersion"] = str(version)
+    return raw
+
+
+def at_generation(generation: int) -> Json:
+    """A quota that had another parent at generation 4."""
+    raw = quota("db/moving", {"hugepages-2Mi": "8Mi"}, parent=f"db/parent-{generation}")
+    raw["metadata"] |= {"generation": generation, "resourceVersion": str(90 + generation)}
+    raw["metadata"].setdefault("uid", "uid-of-moving")
     return raw
 
 
@@ -176,6 +191,48 @@ async def test_a_pod_that_is_counted_as_it_became_since_ends_its_reservation_els
     # A later change has a reservation of its own.
     later = replace(HELD, since=81, request="later")
     assert await nobody.gone(later, after=SUPERSEDED_FOR) == set()
+
+
+async def test_the_reservation_of_a_quota_that_moved_stays_until_a_count_knew_the_move(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The watch of quotas may be silent for longer than the life of the reservation."""
+    before = at_generation(4)
+
+    class Moves:
+        def __init__(self) -> None:
+            self.now = before
+
+        async def get(self, resource: Resource, name: str, namespace: str) -> Json:
+            assert (resource, namespace, name) == (HUGETLB_QUOTAS, "db", "moving")
+            return self.now
+
+    api = Moves()
+    watching = Watching(monkeypatch, api)
+    watching.knows_quota(before)
+    held = replace(HELD, uid=before["metadata"]["uid"], pod="db/moving", since=4)
+    await watching.gone(held)
+    assert await watching.gone(held, after=60) == set()
+    api.now = at_generation(5)
+    assert await watching.gone(held, after=APART) == set()
+    assert await watching.gone(held, after=APART) == set()
+    # Now the count knows the move. If the new parent lets the quota attach, the count ends the
+    # reservation by itself; if not, nothing is charged here.
+    watching.knows_quota(api.now)
+    assert await watching.gone(held) == set()
+    assert await watching.gone(held, after=APART) == {"r"}
+
+
+async def test_the_reservation_of_a_quota_that_did_not_move_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = at_generation(4)
+    watching = Watching(monkeypatch, Api(now))
+    watching.knows_quota(now)
+    held = replace(HELD, uid=now["metadata"]["uid"], pod="db/moving", since=4)
+    await watching.gone(held)
+    assert await watching.gone(held, after=60) == set()
+    assert await watching.gone(held, after=APART) == {"r"}
 
 
 async def test_it_says_when_it_may_say_something_new(nobody: Watching) -> None:
