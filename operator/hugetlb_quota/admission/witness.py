@@ -56,7 +56,8 @@ class Witness:
     async def look(self) -> None:
         """Look at all quotas once.
 
-        :raises ApiError: if a mark could not be written; the next look writes it.
+        :raises ApiError: if a mark could not be written; the next look tries again. The marks of
+            other quotas are written, unless the API server does not answer.
         """
         now = time.monotonic()
         held = [
@@ -65,9 +66,17 @@ class Witness:
             if isinstance(quota, QuotaObject) and quota.counter.reservations
         ]
         self._lives.note((each for _, ids in held for each in ids), now)
+        failed: errors.ApiError | None = None
         for quota, ids in held:
             if over := frozenset(each for each in ids if self._lives.is_over(each, now)):
-                await self._mark(quota, over)
+                try:
+                    await self._mark(quota, over)
+                except errors.ApiUnreachable:
+                    raise
+                except errors.ApiError as error:  # of this quota alone
+                    failed = error
+        if failed is not None:
+            raise failed
 
     async def _mark(self, known: QuotaObject, over: Set[Held]) -> None:
         def change(quota: QuotaObject) -> QuotaObject:

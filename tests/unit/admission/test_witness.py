@@ -117,6 +117,28 @@ async def test_a_status_that_can_not_be_read_is_not_written(replicas: Replicas) 
     assert replicas.api.writes == []
 
 
+async def test_a_quota_that_can_not_be_written_keeps_no_other_quota_from_its_mark(
+    replicas: Replicas,
+) -> None:
+    """A policy of the cluster may refuse the write."""
+    turn = replicas.api.turn
+    replicas.api.put(quota("db/refused", {"hugepages-2Mi": "8Mi"}, reservations=LINES[:1]))
+    # The cache has the quotas in the order of their list: the refused quota comes first.
+    replicas.api.objects = dict(reversed(replicas.api.objects.items()))
+
+    async def refusing(request: str) -> Fate:
+        if request.startswith("PUT") and "db/refused" in request:
+            raise errors.Forbidden(403, "Forbidden", "a policy refuses the quota")
+        return await turn(request)
+
+    async with replicas.witness() as replica:
+        replicas.api.turn = refusing  # type: ignore[method-assign]
+        replicas.now += 34
+        with pytest.raises(errors.Forbidden):
+            await replica.look()
+    assert replicas.over() == {"r-1": True, "r-2": True, "r-3": False}
+
+
 async def test_a_mark_that_could_not_be_written_is_written_at_the_next_look(
     replicas: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
