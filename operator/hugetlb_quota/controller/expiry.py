@@ -100,7 +100,10 @@ class Expiry:
             if self._census.was_released(each.uid) or self._is_superseded(each.id)
         }
         for each in counter.pending:
-            if each.id in gone or not (each.is_over or self._is_over(each.id)):
+            # The count knows a later version of the pod: no read can say more.
+            if each.id in gone or each.id in self._superseded:
+                continue
+            if not (each.is_over or self._is_over(each.id)):
                 continue
             if await self._is_missing(each):
                 gone.add(each.id)

@@ -193,6 +193,17 @@ async def test_a_pod_that_is_counted_as_it_became_since_ends_its_reservation_els
     assert await nobody.gone(later, after=SUPERSEDED_FOR) == set()
 
 
+async def test_a_pod_that_the_count_knows_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A controller that was down for long finds thousands of marked reservations of pods."""
+    api = Api(at(81))
+    watching = Watching(monkeypatch, api)
+    watching.knows(81)
+    over = HELD.as_over()
+    assert await watching.gone(over) == set()
+    assert await watching.gone(over, after=SUPERSEDED_FOR) == {"r"}
+    assert api.reads == 0
+
+
 async def test_the_reservation_of_a_quota_that_moved_stays_until_a_count_knew_the_move(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
