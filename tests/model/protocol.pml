@@ -874,7 +874,7 @@ proctype Restarts() {
 #ifdef SEEN_BY_UID
 #define AS_IT_IS(c, p) SEEN(c, p).here
 #else
-/* code: controller.expiry:Expiry._has_seen */
+/* code: controller.expiry:Expiry._was_counted_at */
 #define AS_IT_IS(c, p) (SEEN(c, p).here && SEEN(c, p).version >= pod[p].version)
 #endif
 #ifdef NO_LIVE_READ

@@ -8,8 +8,8 @@ from datetime import timedelta
 
 from hugetlb_quota.accounting.reservation import ReservationId
 
-#: A reservation, or the text of a line that is not a reservation.
-Held = ReservationId | str
+#: The ID of a reservation, or the text of a line that is not a reservation.
+LineId = ReservationId | str
 
 
 class Lives:
@@ -22,19 +22,19 @@ class Lives:
 
     def __init__(self, lifetime: timedelta) -> None:
         self._lifetime = lifetime.total_seconds()
-        self._first_seen: dict[Held, float] = {}
+        self._first_seen: dict[LineId, float] = {}
 
-    def note(self, held: Iterable[Held], now: float) -> None:
-        """Take in which reservations there are; forget all others."""
-        self._first_seen = {each: self._first_seen.get(each, now) for each in held}
+    def note(self, lines: Iterable[LineId], now: float) -> None:
+        """Take in which lines there are; forget all others."""
+        self._first_seen = {each: self._first_seen.get(each, now) for each in lines}
 
-    def is_over(self, held: Held, now: float) -> bool:
-        """Whether this program has watched ``held`` for its whole life."""
-        return self.end(held) <= now
+    def is_over(self, line: LineId, now: float) -> bool:
+        """Whether this program has watched ``line`` for its whole life."""
+        return self.end(line) <= now
 
-    def end(self, held: Held) -> float:
-        """When the life of ``held`` is over; infinity if this program has not seen it."""
-        return self._first_seen.get(held, math.inf) + self._lifetime
+    def end(self, line: LineId) -> float:
+        """When the life of ``line`` is over; infinity if this program has not seen it."""
+        return self._first_seen.get(line, math.inf) + self._lifetime
 
     def ends(self) -> Iterable[float]:
         """When each life is over."""

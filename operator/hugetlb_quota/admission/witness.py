@@ -1,4 +1,4 @@
-"""Marks reservations whose life is over, so that a restart of the controller lengthens no life.
+"""Marks each reservation at the end of its life: a controller's restart lengthens no life.
 
 The controller watches each reservation for its whole life by its own clock, and a new controller
 would begin anew. The replicas of admission watch all reservations too, each by its own clock,
@@ -17,7 +17,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
-from hugetlb_quota.accounting.lives import Held, Lives
+from hugetlb_quota.accounting.lives import LineId, Lives
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME
 from hugetlb_quota.admission.cache import QuotaCache
 from hugetlb_quota.kube import errors
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 class Witness:
-    """Watches all reservations, and marks those whose life is over."""
+    """Watches all reservations, and marks each reservation when its life is over."""
 
     def __init__(
         self, api: ObjectApi, cache: QuotaCache, lifetime: timedelta = RESERVATION_LIFETIME
@@ -78,7 +78,7 @@ class Witness:
         if failed is not None:
             raise failed
 
-    async def _mark(self, known: QuotaObject, over: Set[Held]) -> None:
+    async def _mark(self, watched: QuotaObject, over: Set[LineId]) -> None:
         def change(quota: QuotaObject) -> QuotaObject:
             lines = quota.counter.reservations
             due = {each.id for each in lines if not (each.counted or each.is_over)} & over
@@ -89,7 +89,7 @@ class Witness:
             return quota.with_counter(replace(quota.counter, reservations=marked))
 
         try:
-            written = await compare_and_swap(self._api, known.key, change, known=known)
+            written = await compare_and_swap(self._api, watched.key, change, known=watched)
         except (errors.NotFound, InvalidQuota):
             return
         self._cache.put(written)

@@ -1,4 +1,4 @@
-"""Which reservations are over although no pod of theirs was counted."""
+"""Finds the reservations that end without a counted pod."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Final
 
 from hugetlb_quota.accounting.counter import Counter
-from hugetlb_quota.accounting.lives import Held, Lives
+from hugetlb_quota.accounting.lives import LineId, Lives
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, Reservation
 from hugetlb_quota.controller.counting.census import Census
 from hugetlb_quota.kube import errors
@@ -19,13 +19,13 @@ from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.kube.quotas import QuotaObject
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, PODS
 
-#: Seconds between the two reads that prove a pod missing. One that answers shows that the API
-#: server and etcd run again, after a pause that no clock here may have seen; a create that the
-#: pause has kept is then committed or given up: etcd gives itself 7 s (5 s and two elections,
-#: ReqTimeout of its server), the API server's own time is over.
+#: Seconds between the two reads that prove that a pod is missing. The API server and etcd may have
+#: been paused. The first read that answers shows that both run again. etcd then gives a waiting
+#: create at most 7 s (ReqTimeout of its server: 5 s and two elections), and the API server's own
+#: time for the create is over.
 APART: Final = 10.0
-#: Seconds for which the count must have known a pod at a later version than a reservation's:
-#: what it is told of quotas and namespaces may come later than what it is told of pods.
+#: For so many seconds the informer must have shown a pod at a later version than the version of
+#: the reservation: changes of quotas and namespaces may arrive later than changes of pods.
 SUPERSEDED_FOR: Final = 5.0
 
 
@@ -45,36 +45,36 @@ class Expiry:
         self._pods = pods
         self._quotas = quotas
         self._lives = Lives(lifetime)
-        #: The resourceVersion of its pod (or the generation of the quota that moves) that the
-        #: recount knew of; and since when the pod has had a later one than the reservation was
-        #: made for.
-        self._counted: dict[Held, int] = {}
-        self._superseded: dict[Held, float] = {}
-        #: Since when a live read has shown no pod of it.
-        self._missing: dict[Held, float] = {}
+        #: The resourceVersion that the reservation's pod had at the last count, or the generation
+        #: of the quota that moves.
+        self._counted: dict[LineId, int] = {}
+        #: Since when the pod's version has been later than the version that the request changes.
+        self._superseded: dict[LineId, float] = {}
+        #: Since when live reads have shown no pod for the reservation.
+        self._missing: dict[LineId, float] = {}
 
     def note(self, counters: Iterable[Counter]) -> None:
-        """Take in what all quotas hold now, at the same moment as the pods are counted."""
+        """Take in all reservations, at the moment at which the pods are counted."""
         now = time.monotonic()
-        held: set[Held] = set()
-        superseded: set[Held] = set()
+        lines: set[LineId] = set()
+        superseded: set[LineId] = set()
         self._counted = {}
         for counter in counters:
-            held.update(counter.unreadable)
+            lines.update(counter.unreadable)
             for each in counter.pending:
-                held.add(each.id)
+                lines.add(each.id)
                 if (quota := self._moving_quota(each)) is not None:
                     self._counted[each.id] = quota.generation
                     continue
                 self._counted[each.id] = version = self._version(each)
                 if version > each.since:
                     superseded.add(each.id)
-        self._lives.note(held, now)
+        self._lives.note(lines, now)
         self._superseded = {each: self._superseded.get(each, now) for each in superseded}
-        self._missing = {each: since for each, since in self._missing.items() if each in held}
+        self._missing = {each: since for each, since in self._missing.items() if each in lines}
 
     def next_due(self, after: float) -> float:
-        """The first moment after ``after`` at which :meth:`gone` may say something new.
+        """The first moment after ``after`` at which :meth:`gone` may return something new.
 
         Both are seconds of the monotonic clock; infinity if there is no such moment.
         """
@@ -85,45 +85,48 @@ class Expiry:
         )
         return min((each for each in moments if each > after), default=math.inf)
 
-    async def gone(self, counter: Counter) -> frozenset[Held]:
-        """The reservations that may be dropped though no pod of theirs is counted.
+    async def gone(self, counter: Counter) -> frozenset[LineId]:
+        """The reservations of ``counter`` that may be dropped without a counted pod.
 
-        Those whose pod was released; and those whose pod is counted as it became since: a request
-        changes the pod that it was asked about, or fails, so it has done either. Of the others
-        two live reads prove that they are over: the informer may lag behind a create that was slow.
+        - The pod was released.
+        - The pod is counted at a later version than the request changes: then the request has
+          changed the pod, or has failed.
+        - The life is over, and two live reads show no such pod. The informer is no proof, because
+          it may lag behind a slow create.
 
-        :raises ApiError: when the API can't be asked.
+        :raises ApiError: if a live read fails.
         """
-        gone: set[Held] = {
+        gone: set[LineId] = {
             each.id
             for each in counter.pending
             if self._census.was_released(each.uid) or self._is_superseded(each.id)
         }
         for each in counter.pending:
-            # The count knows a later version of the pod: no read can say more.
+            # The count has a later version of the pod, so a read can't show more.
             if each.id in gone or each.id in self._superseded:
                 continue
             if not (each.is_over or self._is_over(each.id)):
                 continue
             if await self._is_missing(each):
                 gone.add(each.id)
-        # Whatever these lines were written for is over when they have been there for so long.
+        # An unreadable line has a life too: no request lives longer.
         return frozenset(gone).union(filter(self._is_over, counter.unreadable))
 
-    def _is_over(self, held: Held) -> bool:
-        """Whether this controller has watched ``held`` for its whole life.
+    def _is_over(self, line: LineId) -> bool:
+        """Whether this controller has watched ``line`` for its whole life.
 
-        As client-go watches a Lease: the clock of the program that wrote ``expires`` may be off.
+        ``expires`` is no help, because the clock of its writer may be off. client-go treats a
+        Lease in the same way.
         """
-        return self._lives.is_over(held, time.monotonic())
+        return self._lives.is_over(line, time.monotonic())
 
-    def _is_superseded(self, held: Held) -> bool:
-        """Whether its pod has been counted at a later version for long enough."""
+    def _is_superseded(self, line: LineId) -> bool:
+        """Whether the pod has been counted at a later version for long enough."""
         now = time.monotonic()
-        return now - self._superseded.get(held, now + 1) >= SUPERSEDED_FOR
+        return now - self._superseded.get(line, now + 1) >= SUPERSEDED_FOR
 
     async def _is_missing(self, reservation: Reservation) -> bool:
-        """Whether two live reads, some time apart, have shown no pod of it."""
+        """Whether two live reads, APART seconds apart, have shown no such pod."""
         first = self._missing.get(reservation.id)
         if first is not None and time.monotonic() - first < APART:
             return False
@@ -134,10 +137,14 @@ class Expiry:
         return first is not None
 
     async def _exists(self, reservation: Reservation) -> bool:
-        """Whether the pod, or the quota's move, is in the API and will yet be counted here."""
+        """Whether the pod is in the API and a later count may charge the pod to this quota.
+
+        For the reservation of a quota that moves: whether the quota has moved, and no count has
+        seen the move.
+        """
         namespace, _, name = reservation.pod.partition("/")
         if not (namespace and name):
-            return False  # no pod is called so
+            return False  # no pod has such a name
         moves = self._moving_quota(reservation) is not None
         kind, version = (HUGETLB_QUOTAS, "generation") if moves else (PODS, "resourceVersion")
         try:
@@ -146,13 +153,13 @@ class Expiry:
             return False
         metadata = raw.get("metadata") or {}
         same = metadata.get("uid") == reservation.uid
-        # One that was counted as it is now was counted where it belongs, and that is not here.
-        return same and not self._has_seen(reservation, int(metadata.get(version) or 0))
+        # A pod that was counted at its present version is charged to other quotas.
+        return same and not self._was_counted_at(reservation, int(metadata.get(version) or 0))
 
-    def _has_seen(self, reservation: Reservation, version: int) -> bool:
-        """Whether the recount knew the pod, or the quota that moves, at ``version``.
+    def _was_counted_at(self, reservation: Reservation, version: int) -> bool:
+        """Whether the last count had the pod, or the moving quota, at ``version`` or later.
 
-        The informer may know a later version by now.
+        The informer may be newer.
         """
         return 0 < version <= self._counted.get(reservation.id, 0)
 
