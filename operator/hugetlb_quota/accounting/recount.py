@@ -73,11 +73,11 @@ class Identity:
 class Identities:
     """The pods whose identities the quotas keep, by UID.
 
-    ``settled``: the UIDs of pods that have lines and no longer need them.
+    ``unneeded``: the UIDs of pods that have lines and no longer need them.
     """
 
     kept: Mapping[str, Identity] = field(default_factory=dict)
-    settled: Set[str] = frozenset()
+    unneeded: Set[str] = frozenset()
 
     def spare(self, line: Reservation) -> bool:
         """Whether the pod of ``line`` is in the API, so that the line may be dropped."""
@@ -100,7 +100,7 @@ class Tally:
 
 
 #: The largest number of files in a quota's status.
-FILES_TOLD = 5
+FILES_SHOWN = 5
 
 
 #: How many identities a quota keeps; each one makes every write of admission longer. Above this
@@ -151,7 +151,7 @@ def tally(
             pods=Charge.total(charges[key]),
             seen=seen[key],
             retained=Charge.total(left[key]),
-            files=tuple(sorted(held_in[key], key=largest_first))[:FILES_TOLD],
+            files=tuple(sorted(held_in[key], key=largest_first))[:FILES_SHOWN],
         )
         for key in charges
     }
@@ -222,7 +222,7 @@ def _stays(
     if kept is not None and counter.quota in kept.quotas:
         return line.as_identity(kept.counted)
     # An identity that this count did not know stays until the next count.
-    unknown = kept is None and line.uid not in identities.settled
+    unknown = kept is None and line.uid not in identities.unneeded
     return line if line.counted and unknown else None
 
 

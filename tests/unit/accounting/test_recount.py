@@ -149,10 +149,10 @@ def test_a_reservation_becomes_an_identity_on_the_directly_charged_quota() -> No
     assert bound.reservations == (held.as_identity("other"),)
 
 
-def test_an_identity_ends_when_it_is_settled_or_the_pod_moved_away() -> None:
+def test_an_identity_ends_when_nobody_needs_it_or_the_pod_moved_away() -> None:
     held = Reservation("a", "ns/a", pages(3), START).as_identity("worker")
     leaf = Counter(key("leaf"), pages(4), reservations=(held,))
-    assert recount(leaf, COUNTED, set(), Identities(settled=frozenset({"a"}))).reservations == ()
+    assert recount(leaf, COUNTED, set(), Identities(unneeded=frozenset({"a"}))).reservations == ()
     assert recount(leaf, COUNTED, set(), kept(quota="right")).reservations == ()
     # One that was written after the count had begun is for the next.
     assert recount(leaf, COUNTED, set()).reservations == (held,)

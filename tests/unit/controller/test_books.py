@@ -338,7 +338,7 @@ class Changing(RuleBasedStateMachine):
             quota.quota,
             quota.counter,
             [
-                (seen.get(line.uid), identities.kept.get(line.uid), line.uid in identities.settled)
+                (seen.get(line.uid), identities.kept.get(line.uid), line.uid in identities.unneeded)
                 for line in quota.counter.reservations
             ],
         )

@@ -312,7 +312,7 @@ def test_an_identity_is_kept_until_the_nodes_report_names_the_pod() -> None:
     for silent in (report(9), report(9, NAMELESS), replace(report(9), boot_id="before")):
         assert kept(Census().count(snapshot(silent, pods=(POD,)))) == {"uid": here}
     named = Census().count(snapshot(report(9, LIVE), pods=(POD,), lines=(LINE,)))
-    assert named.identities.settled == {"uid"}
+    assert named.identities.unneeded == {"uid"}
     # No agent can report the pod if the node has none. An unbound pod has no node.
     assert kept(Census().count(snapshot(pods=(POD,)))) == {}
     unbound = Census().count(snapshot(report(9), pods=(replace(POD, node=None),)))
@@ -329,7 +329,7 @@ def test_a_new_controller_continues_from_the_lines() -> None:
     # The agent runs again and reports the pod.
     named = census.count(snapshot(report(12, GONE), lines=(line,)))
     assert (named.pods, named.retained) == ((), (Retained("uid", LEFT, BOTH),))
-    assert named.identities.settled == {"uid"}
+    assert named.identities.unneeded == {"uid"}
 
 
 def test_a_line_ends_when_its_node_has_reported_without_the_pod() -> None:
@@ -338,7 +338,7 @@ def test_a_line_ends_when_its_node_has_reported_without_the_pod() -> None:
     # The first version without the pod decides, not the latest version that was seen.
     gone = census.count(snapshot(report(12), lines=(line,), seen_up_to=50))
     assert not gone.pods
-    assert gone.identities.settled == {"uid"}
+    assert gone.identities.unneeded == {"uid"}
     # The quotas' informer may show the line for some time after the write that removed it.
     assert uids(census.count(snapshot(report(12), lines=(line,), seen_up_to=60))) == set()
 
@@ -368,7 +368,7 @@ def test_a_uid_that_only_the_kernel_names_is_paid_by_the_quota_with_its_line() -
         )
     gone = census.count(snapshot(report(51), lines=(line,)))
     assert not gone.retained
-    assert gone.identities.settled == {"uid"}
+    assert gone.identities.unneeded == {"uid"}
 
 
 def test_a_gone_pod_that_no_quota_pays_for_is_an_orphan() -> None:
@@ -419,7 +419,7 @@ def test_an_uncounted_reservation_is_remembered_while_a_node_may_report_the_pod(
     assert kept(census.count(snapshot(report(11), lines=(doubtful,)))) == kept(waiting)
     proved = census.count(snapshot(report(12), lines=(LINE,)))
     assert (kept(proved), census.was_released("uid")) == ({}, False)
-    assert census.count(snapshot(report(12), lines=(doubtful,))).identities.settled == {"uid"}
+    assert census.count(snapshot(report(12), lines=(doubtful,))).identities.unneeded == {"uid"}
 
 
 # Labels

@@ -151,7 +151,7 @@ def test_an_identity_is_kept_while_the_first_report_of_the_node_may_still_come()
     clock.now += AWAITED_FOR
     late = census.count(snapshot(lines=(line,), history=history))
     assert kept(late) == {}
-    assert late.identities.settled == {"uid"}
+    assert late.identities.unneeded == {"uid"}
 
 
 def test_a_node_is_awaited_from_its_creation_until_its_first_report() -> None:

@@ -198,10 +198,10 @@ def test_no_entry_of_another_node_lowers_a_charge(
         assert (before[key].pods + before[key].retained).beyond(total).without_zeros() == NOTHING, (
             key
         )
-    assert lying.identities.settled <= honest.identities.settled
+    assert lying.identities.unneeded <= honest.identities.unneeded
     for uid, identity in honest.identities.kept.items():
         assert lying.identities.kept[uid].quotas >= identity.quotas
     # The reservation of a pod that nobody has seen stays, unless it ends for another reason.
-    for uid in lines.keys() - honest.identities.settled - {pod.uid for pod in gone}:
+    for uid in lines.keys() - honest.identities.unneeded - {pod.uid for pod in gone}:
         for key in (A, B):
             assert after[key].seen.get(uid, 0) <= before[key].seen.get(uid, 0)

@@ -14,7 +14,7 @@ from typing import TypeVar
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
 from hugetlb_quota.accounting.recount import (
-    FILES_TOLD,
+    FILES_SHOWN,
     ChargedPod,
     Identities,
     Identity,
@@ -67,7 +67,7 @@ class Ledger:
         self._charged: dict[frozenset[QuotaKey], frozenset[QuotaKey]] = {}
         self._quota_uids: dict[str, QuotaKey] = {}
         self._kept: dict[str, Identity] = {}
-        self._settled: set[str] = set()
+        self._unneeded: set[str] = set()
         self._orphans: dict[str, set[Orphan]] = {}
         #: The nodes that a pod waits for, by UID; and the UIDs that wait for a node.
         self._awaited_nodes: dict[str, frozenset[str]] = {}
@@ -97,18 +97,18 @@ class Ledger:
         if uids is None:
             uids = (
                 self._kept.keys()
-                | self._settled
+                | self._unneeded
                 | self._awaited_nodes.keys()
                 | self._orphans.keys()
             )
         for uid in uids:
             self._kept.pop(uid, None)
-            self._settled.discard(uid)
+            self._unneeded.discard(uid)
             self._orphans.pop(uid, None)
             for node in self._awaited_nodes.pop(uid, _NO_NODES):
                 self._waiting[node].discard(uid)
         self._kept.update(count.identities.kept)
-        self._settled |= count.identities.settled
+        self._unneeded |= count.identities.unneeded
         for orphan in count.orphans:
             self._orphans.setdefault(orphan.uid, set()).add(orphan)
         for uid, nodes in count.waiting.items():
@@ -129,7 +129,7 @@ class Ledger:
             pods=Charge(it.pods),
             seen=_Seen(self, key),
             retained=Charge(it.retained),
-            files=tuple(nsmallest(FILES_TOLD, files, largest_first)),
+            files=tuple(nsmallest(FILES_SHOWN, files, largest_first)),
         )
 
     def held(self, key: QuotaKey) -> tuple[Held, ...]:
@@ -152,7 +152,7 @@ class Ledger:
     @property
     def identities(self) -> Identities:
         """The pods whose identities the quotas must keep; a live view."""
-        return Identities(self._kept, self._settled)
+        return Identities(self._kept, self._unneeded)
 
     @property
     def orphans(self) -> frozenset[Orphan]:
@@ -168,7 +168,7 @@ class Ledger:
         ]
         if self._sums.keys() != other._sums.keys():
             found.append("The quotas differ.")
-        if (self._kept, self._settled) != (other._kept, other._settled):
+        if (self._kept, self._unneeded) != (other._kept, other._unneeded):
             found.append("The identities differ.")
         if (self._awaited_nodes, self.orphans) != (other._awaited_nodes, other.orphans):
             found.append("The pods that wait for nodes, or that no quota pays for, differ.")
