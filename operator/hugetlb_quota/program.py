@@ -105,7 +105,7 @@ def about(**fields: object) -> dict[str, Any]:
 class _Text(logging.Formatter):
     """``2026-01-31T12:00:00.123Z INFO sentence [node=n1]``.
 
-    The brackets have the fields whose values are not in the sentence.
+    The brackets have the fields with values that are not in the sentence.
     """
 
     def format(self, record: logging.LogRecord) -> str:

@@ -35,8 +35,8 @@ class Line:
 class Attribution:
     """The rule and its inputs.
 
-    ``heirs``: the quotas that pay for a gone pod whose own quota was deleted, by node name and
-    UID. ``lines``: the lines of the quotas' reservations, by UID.
+    ``heirs``: the quotas that pay for a gone pod after its own quota was deleted, by node name
+    and UID. ``lines``: the lines of the quotas' reservations, by UID.
     """
 
     forest: Forest
@@ -57,7 +57,7 @@ class Attribution:
         :meth:`by_rule` decides; if it returns None, :meth:`by_line` does.
 
         :param namespace: "" if neither the API nor a report ever named the pod.
-        :param labels: the pod's last known labels.
+        :param labels: the pod's labels in the API, or else in the last report.
         :param node: the node that the pod is or was bound to; None for an unbound pod.
         :param partial: whether the pod has more labels than ``labels``.
         """
@@ -77,7 +77,7 @@ class Attribution:
 
         None if no quota governs the pod and no heirs are named. A quota that is being deleted
         governs the pod only until heirs are named. If the pod has more labels than ``labels``
-        (``partial``), every quota governs the pod whose selector may match.
+        (``partial``), every quota that may select the pod governs the pod.
         """
         named = self.heirs.get((node or "", uid))
         inherited = named is not None

@@ -13,7 +13,7 @@ from hugetlb_quota.accounting.charge import NOTHING, Charge
 
 
 class MalformedDemand(ValueError):
-    """A pod whose huge page request can't be counted."""
+    """A pod with a huge page request that can't be counted."""
 
     def __init__(self, where: str, why: object) -> None:
         super().__init__(f"The huge page request of {where} can't be counted: {why}")

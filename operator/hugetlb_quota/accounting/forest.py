@@ -36,7 +36,7 @@ class Quota:
     """The fields of a HugeTLBQuota that the forest uses.
 
     ``hard``: the limit of each size that the quota limits. ``child_namespaces``: selects, by
-    labels, other namespaces whose quotas may attach; None selects none. ``reclaim_after``: how
+    labels, other namespaces; their quotas may attach. None selects none. ``reclaim_after``: how
     long a pod must be gone before the agent removes the pod's files; None keeps the files.
     ``reparents``: whether the retained charges go to the parent when the quota is deleted.
     ``generation``: of the spec. ``attached_to``: the parent that was last charged for this
@@ -141,10 +141,10 @@ class Forest:
     def selecting(
         self, namespace: str, labels: Mapping[str, str], *, partial: bool = False
     ) -> tuple[Quota, ...]:
-        """The quotas of ``namespace`` whose selectors match a pod's ``labels``.
+        """The quotas of ``namespace`` that select a pod with ``labels``.
 
-        :param partial: whether the pod has more labels than ``labels``; then every quota counts
-            whose selector may match.
+        :param partial: whether the pod has more labels than ``labels``; then every quota that
+            may select the pod counts.
         """
         return tuple(
             quota
@@ -215,7 +215,7 @@ class Forest:
         return tuple(union.values())
 
     def children(self, key: QuotaKey) -> tuple[Quota, ...]:
-        """The quotas whose charges also go to ``key``, directly."""
+        """The quotas directly below ``key``: their charges also go to ``key``."""
         return tuple(
             quota
             for quota in self

@@ -59,7 +59,7 @@ class RetainedFile:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A pod whose line stays on ``quotas`` as an identity, without its charge.
+    """A pod with a line that stays on ``quotas`` as an identity, without the pod's charge.
 
     ``counted``: as in :class:`Reservation`. ``in_api``: whether the pod is in the API.
     """
@@ -71,7 +71,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Identities:
-    """The pods whose identities the quotas keep, by UID.
+    """The pods with identities that the quotas keep, by UID.
 
     ``unneeded``: the UIDs of pods that have lines and no longer need them.
     """
@@ -221,7 +221,7 @@ def _stays(
     kept = identities.kept.get(line.uid)
     if kept is not None and counter.quota in kept.quotas:
         return line.as_identity(kept.counted)
-    # An identity that this count did not know stays until the next count.
+    # A line that came after the snapshot of this count stays until the next count.
     unknown = kept is None and line.uid not in identities.unneeded
     return line if line.counted and unknown else None
 

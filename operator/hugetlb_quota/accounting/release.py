@@ -10,7 +10,7 @@ class EndedPod:
     """A finished or deleted pod.
 
     ``node``: None for a pod that was never bound. ``resource_version``: that of the update that
-    finished the pod or of its deletion; a later one if that is not known.
+    finished the pod or of its deletion; a later one if nobody saw that update.
     """
 
     uid: str
@@ -30,8 +30,8 @@ class NodeEvidence:
 
     The other fields are from the agent's last report. ``reported_boot_id``: None if unknown.
     ``pods_resource_version``: up to this resourceVersion the agent has seen the pods bound to
-    the node; None without a report. ``live``: the UIDs of pods whose cgroup exists or may still
-    be created.
+    the node; None without a report. ``live``: the UIDs of pods with a cgroup that exists or may
+    still be created.
     """
 
     exists: bool

@@ -180,8 +180,8 @@ class QuotaAdmission:
     ) -> tuple[Proposal, tuple[QuotaKey, ...]]:
         """Check the change, and note it if no related change may still be stored.
 
-        :returns: the proposal, and the quotas whose changes are in the way; if there are any, the
-            change is not noted.
+        :returns: the proposal, and the quotas with changes that are in the way; if there are any,
+            the change is not noted.
         :raises Conflict: if another replica wrote a note meanwhile.
         :raises _QuotaRefused: if the change breaks a rule.
         """

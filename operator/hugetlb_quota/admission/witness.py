@@ -89,7 +89,7 @@ class Witness:
             return quota.with_counter(replace(quota.counter, reservations=marked))
 
         try:
-            written = await compare_and_swap(self._api, watched.key, change, known=watched)
+            written = await compare_and_swap(self._api, watched.key, change, just_read=watched)
         except (errors.NotFound, InvalidQuota):
             return
         self._cache.put(written)

@@ -31,8 +31,8 @@ _IS_AMOUNT: Final = "isQuantity(string(self[name])) && quantity(string(self[name
 _AMOUNT: Final = "quantity(string(self[name])).asInteger()"
 _SIZE: Final = f"name.substring({len(RESOURCE_PREFIX)})"
 _LIMIT: Final = "'the limit of ' + name + ' is ' + string(self[name]) + '"
-#: Pairs of CEL expressions: the first is true for a wrong entry of hard, whose key is ``name``;
-#: the second is the error message.
+#: Pairs of CEL expressions: the first is true for a wrong entry of hard, with the key
+#: ``name``; the second is the error message.
 _WRONG: Final = (
     (
         f"!({_KNOWN})",

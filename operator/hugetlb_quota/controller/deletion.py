@@ -25,7 +25,7 @@ from hugetlb_quota.program import about
 
 #: The time between two calls of the handler for a quota that is still charged, in seconds.
 RETRY_PERIOD: Final = 2.0
-#: The largest number of waiting quotas whose last log line is remembered.
+#: For so many waiting quotas at most the last log line is remembered.
 REMEMBERED: Final = 1024
 
 logger = logging.getLogger(__name__)

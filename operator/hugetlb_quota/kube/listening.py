@@ -43,7 +43,7 @@ def _everywhere(port: int) -> socket.socket:
     except OSError as error:
         if error.errno not in _NO_IPV6:
             raise
-        return _bound(socket.AF_INET, ("0.0.0.0", port))  # noqa: S104 - all is what is asked for
+        return _bound(socket.AF_INET, ("0.0.0.0", port))  # noqa: S104 - the caller wants all addresses
 
 
 def _bound(family: int, where: tuple[object, ...], *, both: bool = False) -> socket.socket:

@@ -233,14 +233,14 @@ class QuotaObject:
 
 
 def project_quota(
-    raw: Mapping[str, Any], known: QuotaObject | InvalidQuota | None = None
+    raw: Mapping[str, Any], earlier: QuotaObject | InvalidQuota | None = None
 ) -> QuotaObject | InvalidQuota:
     """Project a quota for an informer; for an invalid quota, the error is the value.
 
-    :param known: an earlier version of the object; an unchanged spec is not parsed again.
+    :param earlier: an earlier version of the object; an unchanged spec is not parsed again.
     """
     try:
-        return QuotaObject.from_json(raw, known if isinstance(known, QuotaObject) else None)
+        return QuotaObject.from_json(raw, earlier if isinstance(earlier, QuotaObject) else None)
     except InvalidQuota as invalid:
         return invalid
 

@@ -65,12 +65,12 @@ async def compare_and_swap(
     change: Change,
     *,
     within: float = REQUEST_TIMEOUT,
-    known: QuotaObject | None = None,
+    just_read: QuotaObject | None = None,
 ) -> QuotaObject:
     """Read, change and write the quota's status; after a Conflict, try again.
 
     :param within: the time limit of all attempts, in seconds.
-    :param known: the quota, just read, to save the first read.
+    :param just_read: the quota as the caller has read it, to save the first read.
     :returns: the written object, or the read object if there is nothing to write.
     :raises ApiUnreachable: if the time is over; the server may have done the write.
     :raises InvalidQuota: if the quota's spec is invalid.
@@ -86,8 +86,8 @@ async def compare_and_swap(
                 f"HugeTLBQuota {key} could not be written within {within:g} s:"
                 " others kept writing it at the same time."
             )
-        before = known or await read(connection, key, timeout=left)
-        known = None
+        before = just_read or await read(connection, key, timeout=left)
+        just_read = None
         after = change(before)
         if after is before or after.is_stored:
             return after

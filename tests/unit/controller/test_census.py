@@ -241,19 +241,19 @@ def test_a_node_whose_report_is_cut_is_not_called_silent() -> None:
     held = held_under(TEAM, counted)
     quota, counter = Quota(TEAM, parent=TENANT), Counter(TEAM, NOTHING)
 
-    def told(*, cut: set[str], silent: set[str], counter: Counter = counter) -> conditions.Finding:
+    def found(*, cut: set[str], silent: set[str], counter: Counter = counter) -> conditions.Finding:
         return conditions.findings(quota, counter, FOREST, held, silent, cut)[-1]
 
-    full = told(cut={"worker", "other"}, silent=set())
+    full = found(cut={"worker", "other"}, silent=set())
     assert (full.good, full.reason) == (False, "ReportTooLarge")
     assert full.message == (
         "64Mi of hugepages-2Mi of an ended pod stays charged. There is no room for all pods in the"
         " report of worker. Remove files that gone pods left there; the condition ReportComplete of"
         " the HugeTLBNode says more."
     )
-    assert told(cut={"other"}, silent=set()).good
+    assert found(cut={"other"}, silent=set()).good
     # Who does not report has made no room either.
-    assert told(cut={"worker"}, silent={"worker"}).reason == "AgentSilent"
+    assert found(cut={"worker"}, silent={"worker"}).reason == "AgentSilent"
     lines = tuple(
         replace(LINE, uid=str(n), counted=("worker", "other")[n % 2])
         for n in range(IDENTITIES_KEPT)
@@ -266,7 +266,7 @@ def test_a_node_whose_report_is_cut_is_not_called_silent() -> None:
             "remembered. There is no room for all pods in the report of other, worker.",
         ),
     ):
-        finding = told(cut=cut, silent=set(), counter=many)
+        finding = found(cut=cut, silent=set(), counter=many)
         assert finding.reason == "ReportTooLarge"
         assert sentence in finding.message
 
@@ -274,21 +274,21 @@ def test_a_node_whose_report_is_cut_is_not_called_silent() -> None:
 def test_a_quota_that_can_remember_no_more_pods_says_so() -> None:
     quota = Quota(TEAM, parent=TENANT)
 
-    def told(count: int, word: str) -> conditions.Finding:
+    def found(count: int, word: str) -> conditions.Finding:
         lines = tuple(replace(LINE, uid=str(n), counted=word) for n in range(count))
         counter = Counter(TEAM, NOTHING, reservations=lines)
         return conditions.findings(quota, counter, FOREST, (), set())[-1]
 
-    assert told(IDENTITIES_KEPT - 1, "worker").good
-    assert told(IDENTITIES_KEPT, "-").good  # they wait for a node
-    full = told(IDENTITIES_KEPT, "worker")
+    assert found(IDENTITIES_KEPT - 1, "worker").good
+    assert found(IDENTITIES_KEPT, "-").good  # they wait for a node
+    full = found(IDENTITIES_KEPT, "worker")
     assert (full.good, full.reason) == (False, "TooManyUnreported")
     assert full.message == (
         "status.reservations remembers 256 pods that no node has reported, and has no room for"
-        " more. A reservation whose pod may have run unseen stays charged, and the oldest running"
-        " pods are not remembered. Make sure that the agents report on worker."
+        " more. If the pod of a reservation may have run unseen, the reservation stays charged."
+        " The oldest running pods are not remembered. Make sure that the agents report on worker."
     )
-    assert "Make sure that the agents report." in told(IDENTITIES_KEPT, "?").message
+    assert "Make sure that the agents report." in found(IDENTITIES_KEPT, "?").message
 
 
 def test_a_quota_below_one_that_goes_says_that_its_pods_are_refused() -> None:

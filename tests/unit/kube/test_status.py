@@ -56,7 +56,7 @@ async def test_a_conflict_is_read_and_changed_again(api: Contended) -> None:
 
 
 async def test_a_known_state_saves_the_first_read(api: Contended) -> None:
-    await status.compare_and_swap(api, KEY, one_more, known=api.quota(str(KEY)))
+    await status.compare_and_swap(api, KEY, one_more, just_read=api.quota(str(KEY)))
     assert api.requests == ["PUT hugetlbquotas/status db/leaf"]
 
 

@@ -111,8 +111,8 @@ def _steps(state: State, policy: Policy, now: datetime) -> Iterator[Step]:
         # older release, or after the loss of the Secret. So these CAs stay trusted for a while.
         yield StoreAuthorities(Authorities(current=made, retired=configured.bundle), "made a CA")
         return
-    known = {ca.current.certificate, *ca.retired, *([ca.next.certificate] if ca.next else [])}
-    if foreign := tuple(each for each in configured.bundle if each not in known):
+    ours = {ca.current.certificate, *ca.retired, *([ca.next.certificate] if ca.next else [])}
+    if foreign := tuple(each for each in configured.bundle if each not in ours):
         # A rollback configures its own CA, and its replicas use a certificate of that CA.
         kept = replace(ca, retired=(*ca.retired, *foreign), served_since=None)
         yield StoreAuthorities(kept, "found another CA, which stays trusted for a while")
@@ -142,8 +142,9 @@ def _is_foreign_path(path: str, serving: Serving) -> bool:
 def _adopt_path(serving: Serving, path: str, policy: Policy, now: datetime) -> StoreServing:
     """Adopt a path that is already in the webhook configuration.
 
-    The path needs no overlap, so ``path_since`` is before any overlap. Otherwise the next leader,
-    whose clock may be behind, would go back to the former path.
+    The path needs no overlap, so ``path_since`` is before any overlap. The clock of the
+    next leader may be behind; with a later ``path_since`` that leader would go back to the former
+    path.
     """
     adopted = Serving(serving.pair, path, serving.path, now - 2 * policy.overlap)
     return StoreServing(adopted, "adopted the path of the webhook configuration")

@@ -15,8 +15,8 @@ class Changes:
     changed. ``quotas``: quotas that changed. ``specs``: quotas that came, went, or have another
     spec. ``attachments``: quotas of which only ``status.attachedTo`` changed. ``selections``:
     namespaces in which other quotas may select pods. ``namespaces``: namespaces that changed.
-    ``node_specs``: nodes whose HugeTLBNode.spec may have to change. ``advanced``: nodes whose
-    agents have seen more changes of pods. ``nodes``: nodes whose evidence changed in any other
+    ``node_specs``: nodes that may need another HugeTLBNode.spec. ``advanced``: nodes with agents
+    that have seen more changes of pods. ``nodes``: nodes with evidence that changed in any other
     way. ``heirs``: whether any node's heirs changed. ``everything``: whether all may have changed.
     """
 
@@ -49,8 +49,8 @@ class Changes:
 class Scope:
     """What a count looks at.
 
-    ``uids``: the UIDs to count; None for all. ``quotas``: the quotas whose status may have to
-    change. ``node_specs``: the nodes whose HugeTLBNode.spec may have to change. ``new_forest``:
+    ``uids``: the UIDs to count; None for all. ``quotas``: the quotas that may need another
+    status. ``node_specs``: the nodes that may need another HugeTLBNode.spec. ``new_forest``:
     whether the forest differs from that of the last count.
     """
 

@@ -36,8 +36,8 @@ class Count:
     """The charges of all included UIDs.
 
     ``pods``: the pods that are charged with their demand. ``held``: those of ``pods`` that have
-    ended. ``retained``, ``files``: what gone pods left. ``waiting``: by UID, the nodes whose next
-    report may release the pod.
+    ended. ``retained``, ``files``: what gone pods left. ``waiting``: by UID, the nodes that
+    may release the pod by their next report.
     """
 
     pods: tuple[ChargedPod, ...]

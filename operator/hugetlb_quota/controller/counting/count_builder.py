@@ -118,8 +118,8 @@ class CountBuilder:
     def _charge_seen(self, pod: Pod, *, in_api: bool) -> ChargedPod:
         """Charge a pod that is not released: its demand, or the kernel's charge if that is more.
 
-        Only the pod's own node says what the kernel charges. If the pod is not known to be bound,
-        any node may be its own.
+        Only the pod's own node says what the kernel charges. If neither the API nor a line
+        names a node, every node may be the pod's own.
         """
         entries = self._reported.get(pod.uid, {})
         nodes = entries.keys() if pod.node is None else entries.keys() & {pod.node}

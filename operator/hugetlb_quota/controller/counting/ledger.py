@@ -117,7 +117,7 @@ class Ledger:
                 self._waiting.setdefault(node, set()).add(uid)
 
     def pop_changed(self) -> set[QuotaKey]:
-        """The quotas whose charges changed since the last call."""
+        """The quotas with charges that changed since the last call."""
         changed, self._changed = self._changed, set()
         return changed & self._sums.keys()
 
@@ -151,7 +151,7 @@ class Ledger:
 
     @property
     def identities(self) -> Identities:
-        """The pods whose identities the quotas must keep; a live view."""
+        """The identities that the quotas must keep; a live view."""
         return Identities(self._kept, self._unneeded)
 
     @property

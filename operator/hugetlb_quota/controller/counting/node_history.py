@@ -172,7 +172,7 @@ def evidence(
 
 
 def heirs(reports: Iterable[NodeReport]) -> Mapping[tuple[str, str], frozenset[QuotaKey]]:
-    """The quotas that pay for gone pods whose own quota was deleted, by node name and UID."""
+    """By node name and UID, the quotas that pay for gone pods after their own quota was deleted."""
     return {
         (report.node, uid): quotas
         for report in reports

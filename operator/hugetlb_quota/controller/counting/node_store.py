@@ -32,7 +32,7 @@ class NodeStore:
         self._history = NodeHistory(clock)
         #: The reports that the API has now.
         self._stored: dict[str, NodeReport] = {}
-        #: The nodes whose agents may still start, in the order in which the nodes came.
+        #: The nodes that came lately, oldest first: their agents may still start.
         self._awaited: dict[str, None] = {}
 
     def node_changed(self, old: NodeFacts | None, new: NodeFacts | None, version: int) -> None:

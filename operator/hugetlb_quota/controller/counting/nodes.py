@@ -75,7 +75,7 @@ class NodeSpec:
     """The spec of a HugeTLBNode: what the controller asks of the node.
 
     ``reclaim``: by UID, how long after the pod's end the agent may remove the pod's files.
-    ``heirs``: by UID, the quotas that pay for a gone pod whose own quota was deleted.
+    ``heirs``: by UID, the quotas that pay for a gone pod after its own quota was deleted.
     """
 
     reclaim: Mapping[str, timedelta] = field(default_factory=dict)
@@ -110,7 +110,7 @@ class NodeReport:
             return self.spec
         reported = {pod.uid for pod in self.pods}
         heirs = {uid: keys for uid, keys in self.lost_spec.heirs.items() if uid in reported}
-        # An heir means that the quota was deleted. Then only the spec says that the quota asked
+        # An heir means that the quota was deleted. Then only the spec says that the quota wanted
         # for the reclaim.
         reclaim = {uid: after for uid, after in self.lost_spec.reclaim.items() if uid in heirs}
         return NodeSpec(reclaim | dict(self.spec.reclaim), heirs | dict(self.spec.heirs))

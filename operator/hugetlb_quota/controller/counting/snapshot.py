@@ -38,7 +38,7 @@ class Snapshot:
         return list(uids) if self.uids is None else [uid for uid in self.uids if uid in uids]
 
     def valid_reports(self) -> Iterator[NodeReport]:
-        """The reports whose charges are still valid."""
+        """The reports with charges that are still valid."""
         return (report for name, report in self.reports.items() if holds(self.evidence.get(name)))
 
     def reported_pods(self) -> Iterator[tuple[str, ReportedPod]]:

@@ -1,4 +1,4 @@
-"""Keeps the charges of nodes whose reports were never readable since this controller started."""
+"""Keeps the charges of nodes without a readable report since this controller started."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class UnreadCharges:
 
         :param tally: gives the tally of a quota; called only at the first count.
         :param counters: the counters in the quotas' statuses.
-        :returns: the quotas whose unread charge begins or ends.
+        :returns: the quotas with an unread charge that begins or ends.
         """
         any_unreadable = any(report.boot_id is None for report in reports)
         if self._charges is None:

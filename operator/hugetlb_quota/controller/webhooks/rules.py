@@ -1,8 +1,8 @@
 """The rules of the webhooks about pods: whether the API server calls admission about pods.
 
 The API server never calls a webhook without rules. The rules are on only while a quota exists,
-and only after admission has answered. So a cluster without quotas depends on no program, and an
-installation whose image can't be pulled refuses no pod. The chart renders no rules, so a GitOps
+and only after admission has answered. So a cluster without quotas depends on no program, and if
+the image can't be pulled, the installation refuses no pod. The chart renders no rules, so a GitOps
 tool that applies the chart again removes none.
 """
 

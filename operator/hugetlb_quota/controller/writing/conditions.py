@@ -47,8 +47,8 @@ def findings(
 
     :param counter: the quota's counter as it will be written.
     :param held: the ended pods that are still charged to the quota.
-    :param silent: the nodes whose agents have not reported for a long time.
-    :param cut: the nodes whose reports have no room for all pods.
+    :param silent: the nodes without a report for a long time.
+    :param cut: the nodes with reports that have no room for all pods.
     """
     return (
         _ready(quota, forest),
@@ -61,14 +61,14 @@ def conditions(
     found: Iterable[Finding], before: Iterable[Condition], generation: int, now: datetime
 ) -> tuple[Condition, ...]:
     """The findings as conditions; the transition time changes only with the status."""
-    known = {condition.type: condition for condition in before}
+    earlier = {condition.type: condition for condition in before}
     return tuple(
         Condition(
             type=finding.type,
             status="True" if finding.good else "False",
             reason=finding.reason,
             message=finding.message,
-            last_transition_time=_since(finding, known.get(finding.type), now),
+            last_transition_time=_since(finding, earlier.get(finding.type), now),
             observed_generation=generation,
         )
         for finding in found
@@ -76,12 +76,12 @@ def conditions(
 
 
 def turned(before: Iterable[Condition], after: Iterable[Condition]) -> tuple[Condition, ...]:
-    """The conditions whose status or reason changed, and the new ones that are not True."""
-    known = {condition.type: (condition.status, condition.reason) for condition in before}
+    """The conditions with a changed status or reason, and the new ones that are not True."""
+    earlier = {condition.type: (condition.status, condition.reason) for condition in before}
     return tuple(
         condition
         for condition in after
-        if known.get(condition.type, ("True", condition.reason))
+        if earlier.get(condition.type, ("True", condition.reason))
         != (condition.status, condition.reason)
     )
 
@@ -168,7 +168,7 @@ def _unnamed(counter: Counter, cut: Collection[str]) -> Iterator[Finding]:
 
     Pods without a node do not count: no agent can report them yet.
 
-    :param cut: the nodes whose agents report, but have no room for all pods.
+    :param cut: the nodes with reports that come, but have no room for all pods.
     """
     words = [each.counted for each in counter.reservations if each.counted not in ("", UNBOUND)]
     if len(words) < IDENTITIES_KEPT:
@@ -182,8 +182,8 @@ def _unnamed(counter: Counter, cut: Collection[str]) -> Iterator[Finding]:
         False,
         "TooManyUnreported",
         f"status.reservations remembers {len(words)} pods that no node has reported, and has no"
-        " room for more. A reservation whose pod may have run unseen stays charged, and the oldest"
-        f" running pods are not remembered.{advice}",
+        " room for more. If the pod of a reservation may have run unseen, the reservation stays"
+        f" charged. The oldest running pods are not remembered.{advice}",
     )
 
 

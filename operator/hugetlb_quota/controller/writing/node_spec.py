@@ -62,7 +62,7 @@ def wanted_spec(
     before, forest = report.full_spec, succession.forest
     gone = {pod.uid for pod in report.pods if not pod.live}
     heirs = {uid: quotas for uid, quotas in before.heirs.items() if uid in gone}
-    # The reclaim that a deleted quota asked for stays in force.
+    # The reclaim that a deleted quota wanted stays in force.
     reclaim = {uid: after for uid, after in before.reclaim.items() if uid in heirs}
     for each in retained:
         if each.uid not in gone or each.node != report.node:
@@ -86,7 +86,7 @@ def fit(wanted: NodeSpec, before: NodeSpec, most: int = LARGEST_SPEC) -> NodeSpe
     room, heirs = most, dict[str, frozenset[QuotaKey]]()
     for uid in sorted(wanted.heirs, key=lambda uid: (uid not in before.heirs, uid)):
         # An heir is stored together with the reclaim of the same pod: after the quota is deleted,
-        # only the spec says that the quota asked for the reclaim.
+        # only the spec says that the quota wanted the reclaim.
         after = wanted.reclaim.get(uid)
         size = _size(_heir(uid, wanted.heirs[uid]))
         size += 0 if after is None else _size(_reclaim(uid, after))
@@ -130,11 +130,11 @@ async def write_spec(connection: ObjectApi, report: NodeReport, wanted: NodeSpec
 def _reclaim_after(payers: Collection[Quota]) -> timedelta | None:
     """The time from a pod's end until its files are removed; None to keep the files.
 
-    The files are removed only if all payers ask for it, after the longest of their times.
+    The files are removed only if all payers want that, after the longest of their times.
     """
     times = [quota.reclaim_after for quota in payers]
-    asked = [after for after in times if after is not None]
-    return max(asked) if asked and len(asked) == len(times) else None
+    named = [after for after in times if after is not None]
+    return max(named) if named and len(named) == len(times) else None
 
 
 def _heirs(

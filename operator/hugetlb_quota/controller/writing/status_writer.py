@@ -58,7 +58,7 @@ class StatusWriter:
             gone = await self._expiry.gone(quota.counter)
             change = self._change(quota, tally, gone, plan)
             if not change(quota).is_stored:
-                written = await compare_and_swap(self._connection, key, change, known=quota)
+                written = await compare_and_swap(self._connection, key, change, just_read=quota)
                 self._events.retained(quota, tally.files)
                 turned = conditions.turned(quota.conditions, written.conditions)
                 await self._events.conditions_changed(written, turned)

@@ -30,9 +30,9 @@ SILENT_AFTER: Final = 150.0
 class WritePlan:
     """What to write after one count. The ledger does not change until all is written.
 
-    ``quotas``: the quotas whose status may have to change. ``silent``: the nodes whose agents
-    have not reported for :data:`SILENT_AFTER` seconds. ``cut``: the nodes whose reports have no
-    room for all pods. ``node_specs``: reports, each with the new spec of the same object.
+    ``quotas``: the quotas that may need another status. ``silent``: the nodes without a report
+    for :data:`SILENT_AFTER` seconds. ``cut``: the nodes with reports that have no room for all
+    pods. ``node_specs``: reports, each with the new spec of the same object.
     """
 
     forest: Forest
@@ -102,7 +102,7 @@ class WritePlanner:
         return True
 
     def _due_by_time(self) -> set[QuotaKey]:
-        """The quotas whose status may have to change only because time has passed."""
+        """The quotas that may need another status only because time has passed."""
         store, now, keys = self._books.store, time.monotonic(), set[QuotaKey]()
         last = self._pending_seen_at
         if now >= min(last + PENDING_PERIOD, self._next_expiry(last)):
