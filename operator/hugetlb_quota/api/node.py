@@ -60,7 +60,7 @@ class NodePodStatus(Model):
     labels_left_out: int | None = Field(
         default=None,
         description="How many labels of the pod are missing in labels, for lack of room. Then"
-        " every quota pays whose selector may match. Absent: none.",
+        " every quota that may select the pod pays. Absent: none.",
     )
     cgroup: str = Field(
         default="",
@@ -135,14 +135,14 @@ class LeftOut(Model):
 
 
 class ReclaimSpec(Model):
-    """A pod whose files the agent truncates and removes when the pod is gone for long enough."""
+    """A pod; the agent truncates and removes its files when the pod is gone for long enough."""
 
     uid: str = Field(description="The UID of the pod, as in status.pods.")
     after: str = Field(description="The duration from the end of the pod, such as 10m.")
 
 
 class HeirSpec(Model):
-    """The quotas that pay for a gone pod whose own quota was deleted."""
+    """The quotas that pay for a gone pod after its own quota was deleted."""
 
     uid: str = Field(description="The UID of the pod, as in status.pods.")
     quotas: list[str] = Field(description="namespace/name of each quota, sorted.")
@@ -152,11 +152,11 @@ class HugeTLBNodeSpec(Model):
     """The controller's orders to the agent, and its memory of the node's pods."""
 
     reclaim: list[ReclaimSpec] = Field(
-        default_factory=list, description="The gone pods whose files the agent may remove."
+        default_factory=list, description="The gone pods; the agent may remove their files."
     )
     heirs: list[HeirSpec] = Field(
         default_factory=list,
-        description="The quotas that pay for gone pods whose own quota was deleted.",
+        description="The quotas that pay for gone pods after their own quota was deleted.",
     )
 
 

@@ -66,7 +66,7 @@ class HugeTLBQuotaSpec(Model):
     )
     child_namespaces: LabelSelector | None = Field(
         default=None,
-        description="Selects, by labels, other namespaces whose quotas may name this quota as"
+        description="Selects, by labels, other namespaces: their quotas may name this quota as"
         " parent. The default is no namespace; {} selects every namespace. Quotas of the same"
         " namespace always may.",
     )
