@@ -117,7 +117,7 @@ caBundle: {{ . }}
 {{- end }}
 {{- end }}
 
-{{/* Selects the namespaces whose pods admission decides about: selected and not spared. */}}
+{{/* Selects the namespaces in which admission decides about pods: selected and not spared. */}}
 {{- define "hugetlb-quota.podNamespaces" -}}
 {{- $selector := deepCopy .Values.admission.namespaceSelector }}
 {{- $spared := .Values.admission.sparedNamespaces }}
