@@ -28,12 +28,16 @@ ROOM = 8
 
 @dataclass(frozen=True)
 class Releases:
-    """A control plane with this tree's chart, and starters for the programs of each tree."""
+    """A control plane with this tree's chart, and starters for the programs of each tree.
+
+    `tree`: the unpacked tree of the commit before.
+    """
 
     plane: ControlPlane
     chart: charts.Chart
     now: Programs
     before: Programs
+    tree: Path
 
     def programs(self, release: str) -> Programs:
         """Return the starter for the programs of "now" or "before"."""
@@ -59,7 +63,7 @@ def releases(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with ControlPlane(assets) as plane:
         charts.install(plane, chart)
         both = (Programs(plane, chart), Programs(plane, before, source=tree / "operator"))
-        yield Releases(plane, chart, *both)
+        yield Releases(plane, chart, *both, tree)
         for programs in both:
             programs.stop()
 

@@ -15,19 +15,19 @@ READS = 200
 """The most reads until the subtree does not change during one read."""
 
 
-def build() -> Path:
-    """Build the reader's program if needed; return its path.
+def build(folder: Path = PROGRAM.parent) -> Path:
+    """Build the reader's program in `folder` if needed; return its path.
 
     Raises AssertionError with the compiler's output if the build fails.
     """
-    with (PROGRAM.parent / "Makefile").open() as makefile:
+    with (folder / "Makefile").open() as makefile:
         # Another process of this run may build the program at the same time.
         fcntl.flock(makefile, fcntl.LOCK_EX)
         made = subprocess.run(
-            ["make", "-s", "-C", str(PROGRAM.parent)], capture_output=True, text=True, check=False
+            ["make", "-s", "-C", str(folder)], capture_output=True, text=True, check=False
         )
     assert made.returncode == 0, made.stderr
-    return PROGRAM
+    return folder / PROGRAM.name
 
 
 async def equal(
