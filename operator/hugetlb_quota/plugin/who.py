@@ -114,7 +114,7 @@ def _detail(holder: Holder, now: datetime, *, wide: bool) -> str:
         return f"{holder.state}, charged {', '.join(charged) or '0'}"
     if holder.kind == "reserved":
         if holder.until is None:
-            return f"{holder.state}, about to end"
+            return holder.state
         seconds = int((holder.until - now).total_seconds())
         return f"{holder.state}, for {max(0, seconds)}s more"
     ended = f"gone for {age(holder.since, now)}" if holder.since else "gone"

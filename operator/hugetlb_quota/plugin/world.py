@@ -28,8 +28,8 @@ class Holder:
 
     ``holds``: the amount charged to ``quotas`` and to all quotas above. ``demand``: of the
     pod. ``charged``: the kernel's charge. ``state``: in a few words. ``since``: the end of the
-    gone pod. ``until``: the expiry of the reservation, or None
-    if the expiry has passed.
+    gone pod. ``until``: the expiry of the reservation; None if the
+    request is over, or if the pod exists.
     """
 
     kind: Kind
@@ -143,6 +143,7 @@ class World:
                 keys.add(quota.key)
         moving = {quota.uid for quota in self.quotas.values()}
         nodes = {uid: node for node, uid in reported}
+        existing = {pod.uid for pod in self.pods or ()} | nodes.keys()
         return [
             Holder(
                 kind="reserved",
@@ -152,11 +153,26 @@ class World:
                 quotas=self._lowest(keys),
                 holds=line.charge,
                 demand=line.charge,
-                state=_state(line, moving),
-                until=None if line.is_over else line.expires,
+                state=self._state(line, moving, existing),
+                until=None if line.is_over or uid in existing else line.expires,
             )
             for uid, (line, keys) in lines.items()
         ]
+
+    def _state(self, line: Reservation, moving: Collection[str], existing: Collection[str]) -> str:
+        """What a reservation is for, in a few words.
+
+        :param moving: the UIDs of all quotas.
+        :param existing: the UIDs of the pods in the API and in the reports.
+        """
+        if line.uid in existing:
+            return "not counted yet"  # also for long, while the controller is down
+        end = ", about to end" if line.is_over else ""
+        if line.uid in moving:
+            return f"moving quota{end}"
+        if not line.is_over:
+            return "being created"
+        return f"not created{end}" if self.pods is not None else "not counted yet"
 
     def _lowest(self, keys: Iterable[QuotaKey]) -> frozenset[QuotaKey]:
         """The quotas of ``keys`` that have no other quota of ``keys`` below."""
@@ -249,10 +265,3 @@ def _as_named(quota: QuotaObject) -> Quota:
         parent=None if detached else quota.quota.parent,
         child_namespaces=Selector(),
     )
-
-
-def _state(line: Reservation, moving: Collection[str]) -> str:
-    """What a reservation is for, in a word; ``moving``: the UIDs of all quotas."""
-    if line.uid in moving:
-        return "moving quota"
-    return "not created" if line.is_over else "being created"

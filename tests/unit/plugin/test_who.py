@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.plugin import who
 from hugetlb_quota.plugin.table import Screen
@@ -102,6 +104,24 @@ def test_a_reservation_whose_request_is_over_is_about_to_end() -> None:
     quota_ = found.quotas[QuotaKey("a", "b")]
     told = who.picture(quota_, who.holders(found, quota_), NOW, Screen())
     assert told.endswith(" not created, about to end")
+
+
+@pytest.mark.parametrize("expires", ["1970-01-01T00:00:00Z", "2026-11-26T12:00:30Z"])
+def test_a_reservation_of_a_pod_that_exists_is_not_counted_yet(expires: str) -> None:
+    """Marked reservations of running pods are many if the controller is down."""
+    quotas = [quota("a/b", "64Mi", reservations=[f"p a/p 2Mi:32Mi {expires} request 0"])]
+    for found in (
+        world(quotas, [pod("a/p", "32Mi")]),
+        world(quotas, None, [report("n1", [entry("a/p", "8Mi")])]),
+    ):
+        (holder,) = found.holders
+        assert (holder.state, holder.until) == ("not counted yet", None)
+
+
+def test_nobody_says_that_a_pod_was_not_created_without_a_look_at_the_pods() -> None:
+    line = "p a/p 2Mi:32Mi 1970-01-01T00:00:00Z request 0"
+    (holder,) = world([quota("a/b", "64Mi", reservations=[line])], None).holders
+    assert holder.state == "not counted yet"
 
 
 def test_an_identity_is_no_reservation() -> None:
