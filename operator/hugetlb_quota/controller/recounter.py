@@ -44,8 +44,8 @@ class Recounter:
 
     ``books`` and ``lag`` are for the metrics too.
 
-    :param identity: the name of this controller, for Events.
-    :param ask_term: as :class:`Term` says.
+    :param instance: the name of this controller, for Events.
+    :param read_term: as :class:`Term` says.
     :param lifetime: the longest time that a create request may last after admission.
     :param may_begin: whether the API server asks admission about pods by now. Before, no quota is
         counted for the first time, because a pod may still be created without admission.
@@ -54,8 +54,8 @@ class Recounter:
     def __init__(
         self,
         connection: Connection,
-        identity: str,
-        ask_term: Callable[[], Awaitable[int]],
+        instance: str,
+        read_term: Callable[[], Awaitable[int]],
         *,
         lifetime: timedelta = RESERVATION_LIFETIME,
         may_begin: Callable[[], bool] = lambda: True,
@@ -65,9 +65,9 @@ class Recounter:
         self.books = Books()
         self.lag = Lag()
         self._wake = asyncio.Event()
-        self._term = Term(ask_term)
-        events = QuotaEvents(connection, identity)
-        self._orphans = OrphanReporter(connection, identity)
+        self._term = Term(read_term)
+        events = QuotaEvents(connection, instance)
+        self._orphans = OrphanReporter(connection, instance)
         self._informers = Informers(connection, self.books, events.warn)
         self._expiry = Expiry(
             *(connection, self.books.census, self._informers.pods, self._informers.quotas), lifetime

@@ -28,12 +28,12 @@ PUBLISHED_KEPT: Final = 4096
 class QuotaEvents:
     """Publishes Events on quotas. A failure is logged, and raises nothing.
 
-    :param identity: the name of this controller.
+    :param instance: the name of this controller.
     """
 
-    def __init__(self, connection: events.EventApi, identity: str) -> None:
+    def __init__(self, connection: events.EventApi, instance: str) -> None:
         self._connection = connection
-        self._identity = identity
+        self._instance = instance
         self._tasks: set[asyncio.Task[None]] = set()
         #: The files that have or will get an Event, oldest first.
         self._published: dict[tuple[str, ...], None] = {}
@@ -61,11 +61,11 @@ class QuotaEvents:
         :param before: the quota, with the files in its status before.
         """
         key = before.key
-        stored = {_identity(each) for each in before.retained_files}
-        direct = {_identity(file): file for file in files if key in file.quotas} if files else {}
-        for identity, file in direct.items():
-            published = (before.uid, *identity)
-            if identity in stored or published in self._published:
+        stored = {_file_key(each) for each in before.retained_files}
+        direct = {_file_key(file): file for file in files if key in file.quotas} if files else {}
+        for file_key, file in direct.items():
+            published = (before.uid, *file_key)
+            if file_key in stored or published in self._published:
                 continue
             self._published[published] = None
             while len(self._published) > PUBLISHED_KEPT:
@@ -100,11 +100,11 @@ class QuotaEvents:
             reason=reason,
             note=sentence,
             program="controller",
-            instance=self._identity,
+            instance=self._instance,
         )
 
 
-def _identity(file: RetainedFile) -> tuple[str, str, str]:
+def _file_key(file: RetainedFile) -> tuple[str, str, str]:
     return file.node, file.path, file.pod
 
 
