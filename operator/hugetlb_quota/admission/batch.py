@@ -45,7 +45,7 @@ class TooManyReservations(Exception):
         self.counter = counter
 
 
-class PlaceChanged(Exception):
+class ChainChanged(Exception):
     """A quota is no longer as it was when the request's chain was found: find the chain again."""
 
 
@@ -162,9 +162,9 @@ def _why_not(request: ChargeRequest, levels: Sequence[tuple[QuotaObject, Tab]]) 
     for quota, tab in levels:
         before = request.in_chain(quota.key)
         # Comparing the specs takes time, and a spec that did not change is the same object.
-        same = quota.quota is before.quota or _place(quota) == _place(before)
+        same = quota.quota is before.quota or _charging_fields(quota) == _charging_fields(before)
         if not (same and quota.is_readable):
-            return PlaceChanged(str(quota.key))
+            return ChainChanged(str(quota.key))
         if not tab.holds(request.reservation):
             shortfalls += tab.shortfalls(request.reservation)
     if shortfalls:
@@ -185,7 +185,7 @@ def _newest(quota: QuotaObject, cached: QuotaObject | InvalidQuota | None) -> Qu
     return cached if later else quota
 
 
-def _place(quota: QuotaObject) -> tuple[str, Quota]:
+def _charging_fields(quota: QuotaObject) -> tuple[str, Quota]:
     """The fields that decide which pods and quotas are charged to ``quota``.
 
     The limit is not among them, because each charge compares with the newest limit; nor are the

@@ -19,9 +19,9 @@ from typing import Final
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.reservation import Reservation, ReservationId
 from hugetlb_quota.admission.batch import (
+    ChainChanged,
     ChargeRequest,
     Level,
-    PlaceChanged,
     decide,
     decide_again,
     merged_error,
@@ -91,7 +91,7 @@ class Committer:
         :returns: the highest resourceVersion of the writes.
         :raises NoRoom: if a quota has no room in the newest version that the cache has.
         :raises TooManyReservations: if the object of a quota has no room for another line.
-        :raises PlaceChanged: if a quota is no longer as in ``chain``.
+        :raises ChainChanged: if a quota is no longer as in ``chain``.
         :raises Overloaded: if the request can't be answered before ``deadline``.
         :raises InvalidQuota: if the spec of a quota became invalid.
         :raises ApiError: if a read or a write fails.
@@ -185,7 +185,7 @@ class Committer:
             key = level.quota.key
             raised: Exception = error
             if isinstance(error, errors.NotFound):
-                raised = PlaceChanged(str(key))
+                raised = ChainChanged(str(key))
             elif isinstance(error, TimeoutError):
                 raised = errors.ApiUnreachable(f"HugeTLBQuota {key} could not be written.")
             for request in requests:

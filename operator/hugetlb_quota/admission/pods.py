@@ -15,7 +15,7 @@ from hugetlb_quota.accounting.demand import MalformedDemand
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, Reservation
 from hugetlb_quota.admission import pod_sentences, request_sentences
-from hugetlb_quota.admission.batch import NoRoom, PlaceChanged, TooManyReservations
+from hugetlb_quota.admission.batch import ChainChanged, NoRoom, TooManyReservations
 from hugetlb_quota.admission.cache import QuotaCache
 from hugetlb_quota.admission.commit import Committer, Overloaded
 from hugetlb_quota.admission.deadline import Deadline
@@ -143,7 +143,7 @@ class PodAdmission:
                     raise
                 await self._cache.read(refused.quotas, refused.namespaces)
                 read |= refused.quotas | refused.namespaces
-            except PlaceChanged as changed:
+            except ChainChanged as changed:
                 attempt += 1
                 logger.info(
                     "Pod %s: HugeTLBQuota %s changed; deciding again.",
@@ -163,7 +163,7 @@ class PodAdmission:
 
         :param attempt: the number of this attempt; the first is 1.
         :raises PodRefused: if a quota has no room.
-        :raises PlaceChanged: if other quotas govern the pod now; then nothing stays reserved.
+        :raises ChainChanged: if other quotas govern the pod now; then nothing stays reserved.
         """
         reservation = self._reservation(pod, demand, attempt)
         try:
@@ -188,9 +188,9 @@ class PodAdmission:
         quotas still govern the pod, no other quota governed the pod when the request came.
 
         :param version: the highest resourceVersion of the writes.
-        :raises PlaceChanged: if other quotas govern the pod.
+        :raises ChainChanged: if other quotas govern the pod.
         """
-        changed = PlaceChanged(str(chain[0].key))
+        changed = ChainChanged(str(chain[0].key))
         try:
             await self._cache.wait_for(version)
             now = quotas_to_charge(self._cache, pod)

@@ -125,7 +125,7 @@ def no_room_to_move(counter: Counter, shortfalls: Sequence[Shortfall]) -> str:
     )
 
 
-def no_place_to_move(counter: Counter, ancestor: Counter) -> str:
+def no_line_for_move(counter: Counter, ancestor: Counter) -> str:
     """The object of a new ancestor has no room for another reservation."""
     return bounded(
         f"HugeTLBQuota {counter.quota} can't be moved with its charge"

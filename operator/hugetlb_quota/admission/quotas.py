@@ -17,7 +17,7 @@ from hugetlb_quota.accounting.forest import Forest, QuotaKey
 from hugetlb_quota.accounting.reservation import RESERVATION_LIFETIME, Reservation
 from hugetlb_quota.admission import quota_sentences, request_sentences
 from hugetlb_quota.admission.api import Api, is_leaving, read_all
-from hugetlb_quota.admission.batch import NoRoom, PlaceChanged, TooManyReservations
+from hugetlb_quota.admission.batch import ChainChanged, NoRoom, TooManyReservations
 from hugetlb_quota.admission.changes import ChangeNotes, NotesUnusable
 from hugetlb_quota.admission.commit import Committer, Overloaded
 from hugetlb_quota.admission.deadline import Deadline
@@ -122,12 +122,12 @@ class QuotaAdmission:
             return allow(*proposal.warnings)
         try:
             await self._reserve_move(request, old, proposal.joined(), deadline)
-        except PlaceChanged:
+        except ChainChanged:
             return await self._change(request, old, deadline)
         except NoRoom as error:
             denied = deny(quota_sentences.no_room_to_move(old.counter, error.shortfalls))
         except TooManyReservations as error:
-            message = quota_sentences.no_place_to_move(old.counter, error.counter)
+            message = quota_sentences.no_line_for_move(old.counter, error.counter)
             denied = deny(message, cause="full")
         except Overloaded as error:
             what = f"The move of HugeTLBQuota {key}"
@@ -219,7 +219,7 @@ class QuotaAdmission:
 
         :param joined: the new ancestors.
         :raises NoRoom: if a new ancestor has no room.
-        :raises PlaceChanged: if a new ancestor is no longer as in ``joined``.
+        :raises ChainChanged: if a new ancestor is no longer as in ``joined``.
         :raises TooManyReservations: if the object of a new ancestor has no room for a reservation.
         :raises Overloaded: if the reservation can't be made in time.
         """

@@ -12,9 +12,9 @@ from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.admission.batch import (
+    ChainChanged,
     ChargeRequest,
     NoRoom,
-    PlaceChanged,
     TooManyReservations,
     decide,
     decide_again,
@@ -75,7 +75,7 @@ async def test_a_quota_with_another_parent_raises_place_changed() -> None:
     moved = stored("ns/leaf", "8Mi", version=2, parent="ns/other")
     request = request_for("a", 1)
     decide([request], {LEAF.key: moved}.get)
-    assert isinstance(request.errors[0], PlaceChanged)
+    assert isinstance(request.errors[0], ChainChanged)
 
 
 async def test_an_earlier_attempt_of_a_request_needs_no_second_room() -> None:
@@ -96,7 +96,7 @@ async def test_the_reservations_of_one_object_are_bounded(monkeypatch: pytest.Mo
 async def test_after_a_conflict_only_open_requests_are_decided_again() -> None:
     first, last = request_for("a", 2), request_for("b", 2)
     refused, cancelled = request_for("c", 1), request_for("d", 1)  # they would fit
-    refused.errors.append(PlaceChanged("ns/leaf"))
+    refused.errors.append(ChainChanged("ns/leaf"))
     cancelled.done.cancel()
     level = decide_again(ROOT, [first, refused, cancelled, last])
     assert level.requests == [first]
@@ -113,5 +113,5 @@ async def test_shortfalls_of_several_levels_are_one_error() -> None:
     merged = merged_error(errors)
     assert isinstance(merged, NoRoom)
     assert [each.quota for each in merged.shortfalls] == [LEAF.key, ROOT.key]
-    changed = PlaceChanged("ns/leaf")
+    changed = ChainChanged("ns/leaf")
     assert merged_error([*errors, changed]) is changed
