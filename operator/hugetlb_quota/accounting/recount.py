@@ -79,7 +79,7 @@ class Identities:
     kept: Mapping[str, Identity] = field(default_factory=dict)
     unneeded: Set[str] = frozenset()
 
-    def spare(self, line: Reservation) -> bool:
+    def may_drop(self, line: Reservation) -> bool:
         """Whether the pod of ``line`` is in the API, so that the line may be dropped."""
         kept = self.kept.get(line.uid)
         return kept is not None and kept.in_api
@@ -179,7 +179,7 @@ def recount(
     """
 
     def is_alone(line: Reservation) -> bool:
-        return line.uid not in counted.seen and not identities.spare(line)
+        return line.uid not in counted.seen and not identities.may_drop(line)
 
     lines: list[Reservation] = []
     named: dict[str, int] = {}
@@ -231,6 +231,6 @@ def _bounded(lines: list[Reservation], identities: Identities) -> tuple[Reservat
     excess = sum(1 for each in lines if each.counted) - IDENTITIES_KEPT
     if excess <= 0:
         return tuple(lines)
-    spare = [each for each in lines if each.counted and identities.spare(each)]
-    dropped = {each.uid for each in spare[:excess]}
+    droppable = [each for each in lines if each.counted and identities.may_drop(each)]
+    dropped = {each.uid for each in droppable[:excess]}
     return tuple(each for each in lines if not (each.counted and each.uid in dropped))
