@@ -35,7 +35,7 @@
 #define PREMADE 2                                   /* quotas that are there from the beginning */
 #define HARD(q) (q == 0 -> 2 : 1)
 #define POD(r) (r)
-#define MINE(k) (k == 0 -> 3 : 4)                   /* the requests that replica k is asked */
+#define MINE(k) (k == 0 -> 3 : 4)                   /* the requests to replica k */
 #elif FENCE
 #define REPLICAS 1
 #define REQUESTS 2
@@ -97,7 +97,7 @@ typedef Quota {
     unsigned pods : 2;
     unsigned retained : 2;
     unsigned reserved : 6;                          /* the requests that hold a reservation */
-    unsigned identities : 2;                        /* counted pods whose line stays */
+    unsigned identities : 2;                        /* counted pods with lines that stay */
     unsigned term : 2                               /* countedUnder */
 };
 Quota quota[QUOTAS];
@@ -112,8 +112,8 @@ Quota quota[QUOTAS];
 #define OVER 3
 #define LATE 4
 byte phase[REQUESTS];
-byte since[REQUESTS];                               /* the pod's version when it was asked */
-byte owed[REQUESTS];                                /* quotas that were there when it was asked */
+byte since[REQUESTS];                               /* the pod's version at the request */
+byte owed[REQUESTS];                                /* the quotas at the time of the request */
 byte owes[PODS];                                    /* quotas that the pod must be charged to */
 
 #if RELEASE
@@ -127,7 +127,7 @@ bit filled[PODS];                                   /* a file holds its page, cg
 /* What a report says; code: accounting.release:NodeEvidence */
 typedef Report {
     bit boot;
-    unsigned reached : 2;                           /* pods whose end podsResourceVersion has reached */
+    unsigned reached : 2;                           /* pods with an end up to podsResourceVersion */
     unsigned live : 2;                              /* pods with a cgroup, or one that may come */
     unsigned charged : 2                            /* pods that files are charged to */
 };
@@ -191,7 +191,7 @@ bit stopped[2];
 /* A life is watched by two programs: 0 unseen, 1 seen, 2 over. code: accounting.lives:Lives */
 byte watched[REQUESTS];                             /* by the controller, since it started */
 byte witnessed[REQUESTS];                           /* by a replica of admission */
-byte marked;                                        /* the requests whose line says that it is over */
+byte marked;                                        /* the requests with a line that is marked over */
 bit counting;
 bit flip;                                           /* another at each write of a quota */
 ltl emptied { [] <> (quota[0].reserved == 0) }      /* no reservation for ever */
@@ -217,7 +217,7 @@ inline watch_quotas(k) {
 #endif
 }
 
-/* Where caches are always asked anew. */
+/* The scenes in which each decision reads the cache again. */
 inline forget_quota(k) {
     KNOWN(k, 0).charged = 0;
     KNOWN(k, 0).reserved = 0;
@@ -361,7 +361,7 @@ end:
 #define BEFORE(k, q) tab
 #endif
 
-/* Who of the batch fits, in order, by what is known of one quota: into tab, or failed.
+/* The requests of the batch that fit, in order, by the cached quota: into tab, or into failed.
    code: admission.batch:decide, admission.batch:_why_not, accounting.counter:Tab */
 inline decide(k, q) {
     tab = KNOWN(k, q).reserved;
@@ -398,7 +398,7 @@ end:
     :: atomic { WAITING(k) && !READY(k) && !CURRENT(k) -> watch_quotas(k) }
     :: atomic {
         WAITING(k) && READY(k) ->
-        /* What is known is of the last time, or of now. */
+        /* The cache is of the last decision, or of now. */
         if
         :: !CURRENT(k) -> watch_quotas(k)
         :: CURRENT(k) || ADMISSION
@@ -651,7 +651,7 @@ bit node_boot[2];                             /* the copies of Node's bootID */
 #define BOOTED(c) (node_boot[c] != told[c].boot)
 #else
 /* The Node was seen with the report's boot, and then with another. A report may also be of a boot
-   that Node has not told of yet. code: controller.counting.node_history:NodeHistory.former_boots */
+   that the Node object does not show yet. code: controller.counting.node_history:NodeHistory.former_boots */
 #define BOOTED(c) (node_boot[c] && !told[c].boot)
 #endif
 
@@ -688,10 +688,10 @@ inline see_report(c) {
 #define REPORTED(c, p) true
 #endif
 
-#ifdef PICTURE_OF_A_LOST_LEASE
+#ifdef SNAPSHOT_OF_A_LOST_LEASE
 #define LEADS(c) (leads > c)
 #else
-/* When the picture is taken nobody else can have led: all that is in it was seen before.
+/* At the moment of the snapshot no other controller can have led: the snapshot has nothing newer.
    code: controller.term:Term.is_held */
 #define LEADS(c) (leads == c + 1)
 #endif
@@ -715,7 +715,7 @@ proctype Informers(byte c) {
     byte p;
 end:
     do
-    /* A watch tells all in order, so it has told where a pod was bound before it ended. */
+    /* A watch shows changes in order: first the node of a pod, and then the end of the pod. */
     :: atomic {
         LEADS(c) && !stopped[c] &&
         (!SAME_POD(c, 0) || !SAME_POD(c, 1)
@@ -867,7 +867,7 @@ proctype Restarts() {
 #ifdef OVERTAKEN_BY_UID
 #define OVERTAKEN(c, r) SEEN(c, POD(r)).here
 #else
-/* The pod is known as it became since, so the request has changed it or never will.
+/* The controller sees the pod at a later version: the request has changed the pod or never will.
    code: controller.expiry:Expiry._is_superseded */
 #define OVERTAKEN(c, r) (SEEN(c, POD(r)).here && SEEN(c, POD(r)).version > since[r])
 #endif
@@ -948,7 +948,7 @@ inline take_picture() {
 }
 
 #if RELEASE
-/* Whose line is needed no more: the report names it, or is of after its end. */
+/* Nobody needs the line of the pod: a report names the pod, or a report is from after its end. */
 #define KNOWN_BY_REPORT(c, p) \
     ((NAMES(c, p) && !BOOTED(c)) || REACHED(c, p) || (SEEN(c, p).ended && !SEEN(c, p).bound))
 #endif
@@ -1007,7 +1007,7 @@ end:
             :: NOTHING_NEW(c) -> gone = 0; stays = 1
             :: else
             fi;
-#ifndef PICTURE_FIRST
+#ifndef SNAPSHOT_FIRST
             no_picture()
 #else
             gone = 0
@@ -1029,7 +1029,7 @@ end:
             :: !LEADS(c) -> goto end_stopped
             :: else
             fi;
-#ifdef PICTURE_FIRST
+#ifdef SNAPSHOT_FIRST
             find_gone()
 #else
             take_picture()
