@@ -22,8 +22,9 @@ from hugetlb_quota.kube.resources import HUGETLB_QUOTAS, PODS
 #: Seconds between the two reads that prove that a pod is missing. The API server and etcd may have
 #: been paused. The first read that answers shows that both run again. etcd then gives a waiting
 #: create at most 7 s (ReqTimeout of its server: 5 s and two elections), and the API server's own
-#: time for the create is over.
-APART: Final = 10.0
+#: time for the create is over. An API server that is cut off from etcd keeps the connection, and
+#: so a create that it has sent, for 10 s more (keepaliveTimeout in its storage factory).
+APART: Final = 20.0
 #: For so many seconds the informer must have shown a pod at a later version than the version of
 #: the reservation: changes of quotas and namespaces may arrive later than changes of pods.
 SUPERSEDED_FOR: Final = 5.0
