@@ -106,6 +106,14 @@ def test_the_other_payers_continue_to_pay() -> None:
     assert staying.heirs == {"uid": frozenset({TENANT})}
 
 
+def test_a_payer_by_the_pods_line_becomes_an_heir() -> None:
+    """Once heirs are named, nobody looks at the pod's line."""
+    nameless = replace(REPORT, pods=(ReportedPod("uid", "", "", {}, live=False, charged=LEFT),))
+    quotas = (*tree(reparents=True, terminating=True), Quota(OTHER))
+    by_line = wanted(*quotas, paying=(TEAM, OTHER), report=nameless)
+    assert by_line.heirs == {"uid": frozenset({TENANT, OTHER})}
+
+
 def test_the_reclaim_that_a_deleted_quota_asked_for_stays_in_force() -> None:
     before = stored(reclaim={"uid": SHORT}, heirs={"uid": frozenset({TENANT})})
     going = tree(reparents=True, terminating=True, reclaim_after=SHORT)

@@ -13,7 +13,12 @@ from hugetlb_quota import duration
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
 from hugetlb_quota.accounting.recount import Retained
 from hugetlb_quota.api.node import HeirSpec, HugeTLBNodeSpec, ReclaimSpec
-from hugetlb_quota.controller.counting.nodes import NodeReport, NodeSpec, read_spec
+from hugetlb_quota.controller.counting.nodes import (
+    NodeReport,
+    NodeSpec,
+    ReportedPod,
+    read_spec,
+)
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.api import ObjectApi
 from hugetlb_quota.kube.resources import HUGETLB_NODES
@@ -60,7 +65,7 @@ def wanted_spec(
     :param retained: the charges of gone pods.
     """
     before, forest = report.full_spec, succession.forest
-    gone = {pod.uid for pod in report.pods if not pod.live}
+    gone = {pod.uid: pod for pod in report.pods if not pod.live}
     heirs = {uid: quotas for uid, quotas in before.heirs.items() if uid in gone}
     # The reclaim that a deleted quota wanted stays in force.
     reclaim = {uid: after for uid, after in before.reclaim.items() if uid in heirs}
@@ -71,7 +76,8 @@ def wanted_spec(
         if (after := _reclaim_after(payers)) is not None:
             reclaim[each.uid] = after
         if any(succession.hands_over(quota) for quota in payers):
-            heirs[each.uid] = _heirs(payers, heirs.get(each.uid, frozenset()), succession)
+            stored = heirs.get(each.uid, frozenset())
+            heirs[each.uid] = _heirs(gone[each.uid], payers, stored, succession)
     return fit(NodeSpec(reclaim, heirs), before)
 
 
@@ -138,17 +144,23 @@ def _reclaim_after(payers: Collection[Quota]) -> timedelta | None:
 
 
 def _heirs(
-    payers: Iterable[Quota], before: frozenset[QuotaKey], succession: Succession
+    pod: ReportedPod,
+    payers: Iterable[Quota],
+    before: frozenset[QuotaKey],
+    succession: Succession,
 ) -> frozenset[QuotaKey]:
-    heirs = {key for key in before if key in succession.forest}
+    forest = succession.forest
+    selecting = forest.selecting(pod.namespace, pod.labels, partial=pod.partial)
+    governing = {quota.key for quota in selecting}
+    heirs = {key for key in before if key in forest}
     for quota in payers:
         if succession.hands_over(quota):
             heirs.discard(quota.key)
             if (heir := succession.heir(quota)) is not None:
                 heirs.add(heir)
-        elif quota.terminating:
-            # Once heirs are named, a terminating quota no longer pays as a governing quota. So
-            # it must be an heir to go on paying.
+        elif quota.terminating or quota.key not in governing:
+            # Once heirs are named, neither a terminating quota pays by its selector, nor any quota
+            # by the pod's line. So each of them must be an heir to go on paying.
             heirs.add(quota.key)
     return frozenset(heirs)
 
