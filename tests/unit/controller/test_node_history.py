@@ -154,6 +154,33 @@ def test_an_identity_is_kept_while_the_first_report_of_the_node_may_still_come()
     assert late.identities.unneeded == {"uid"}
 
 
+@pytest.mark.parametrize("word", ["-", "?"])
+def test_an_identity_without_a_node_is_kept_while_any_first_report_may_still_come(
+    word: str,
+) -> None:
+    """The pod may have been bound to the new node, and nobody saw the binding or the end."""
+    clock = Clock()
+    history = seen(clock=clock)
+    line, pending = LINE.as_identity(word), replace(POD, node=None)
+    missed, restarted = Census(), Census()
+    missed.pod_changed(None, pending, 10)
+    missed.pod_changed(pending, None, 12, missed=True)
+    for census in (missed, restarted, missed, restarted):
+        ended = census.count(snapshot(lines=(line,), history=history))
+        assert (ended.pods, ended.identities.unneeded) == ((), frozenset())
+    # A pod whose deletion was seen was never bound.
+    never_bound = Census()
+    never_bound.pod_changed(None, pending, 10)
+    never_bound.pod_changed(pending, None, 12)
+    assert never_bound.count(snapshot(lines=(line,), history=history)).identities.unneeded == {
+        "uid"
+    }
+    clock.now += AWAITED_FOR
+    for census in (missed, restarted):
+        late = census.count(snapshot(lines=(line,), history=history))
+        assert late.identities.unneeded == {"uid"}
+
+
 def test_a_node_is_awaited_from_its_creation_until_its_first_report() -> None:
     clock = Clock()
     history = seen(clock=clock, reported=REPORT)

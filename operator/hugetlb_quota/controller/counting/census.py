@@ -32,8 +32,9 @@ class Census:
         self._only_lines: dict[str, tuple[Line, int]] = {}
         #: The released pods, oldest first.
         self._released: dict[str, None] = {}
-        #: The released pods that the first report of their node may still name.
-        self._awaited: dict[str, Pod] = {}
+        #: The released pods that the first report of their node may still name, each with its
+        #: node, or UNBOUND.
+        self._awaited: dict[str, tuple[Pod, str | None]] = {}
 
     def pod_changed(
         self, old: Pod | None, new: Pod | None, resource_version: int, *, missed: bool = False
@@ -74,7 +75,7 @@ class Census:
             if uid not in in_api:
                 self._end(builder, *self._gone[uid])
         for uid in snapshot.select(self._awaited.keys()):
-            if not builder.keep_identity_of_released(self._awaited[uid]):
+            if not builder.keep_identity_of_released(*self._awaited[uid]):
                 del self._awaited[uid]
         for uid in snapshot.select(self._only_lines.keys()):
             self._end_line(builder, *self._only_lines[uid])
@@ -112,8 +113,9 @@ class Census:
         else:
             self._gone.pop(pod.uid, None)
             self._release(pod.uid)
-            if builder.keep_identity_of_released(pod) and len(self._awaited) < RELEASED_KEPT:
-                self._awaited[pod.uid] = pod
+            is_kept = builder.keep_identity_of_released(pod, ended.node)
+            if is_kept and len(self._awaited) < RELEASED_KEPT:
+                self._awaited[pod.uid] = (pod, ended.node)
 
     def _end_line(self, builder: CountBuilder, line: Line, missing_at: int) -> None:
         """Hold or release a pod that only ``line`` describes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Final
 
 from hugetlb_quota.accounting.attribution import Line
@@ -40,6 +41,8 @@ class CountBuilder:
         self._orphans: set[Orphan] = set()
         self._identities: dict[str, Identity] = {}
         self._waiting: dict[str, frozenset[str]] = {}
+        #: The released pods that no report can name any more.
+        self._dropped: set[str] = set()
         #: The pods that are in the API, or were deleted and are held.
         self._pods = {pod.uid: pod for pod in snapshot.pods}
         #: The report's entry for each UID, by UID and node.
@@ -70,15 +73,17 @@ class CountBuilder:
         self._pods[pod.uid] = pod
         self._held.append(Held(self._charge_seen(pod, in_api=False), nodes))
 
-    def keep_identity_of_released(self, pod: Pod) -> bool:
+    def keep_identity_of_released(self, pod: Pod, node: str | None) -> bool:
         """Keep the identity of a released pod if the first report of its node may still come.
 
+        :param node: None if the pod was never bound; UNBOUND if nobody saw whether it was.
         :returns: whether the identity is kept.
         """
-        if pod.node is None or not self._is_awaited(pod.node):
+        if node is None or not self._is_awaited(node):
+            self._dropped.add(pod.uid)
             return False
         in_api = pod.uid in self._pods
-        self._identities[pod.uid] = Identity(pod.node, self._payers_of_seen(pod), in_api)
+        self._identities[pod.uid] = Identity(node, self._payers_of_seen(pod), in_api)
         return True
 
     def hold_line(self, line: Line, nodes: frozenset[str]) -> None:
@@ -214,8 +219,15 @@ class CountBuilder:
             self._identities[pod.uid] = Identity(node, pod.quotas, in_api)
 
     def _is_awaited(self, node: str) -> bool:
+        """Whether the first report of ``node``, or of any node if it is unknown, may still come."""
+        if node in (UNBOUND, SOMEWHERE):
+            return self._is_any_awaited
         evidence = self._snapshot.evidence.get(node)
         return evidence is not None and not is_lost(evidence) and evidence.awaited
+
+    @cached_property
+    def _is_any_awaited(self) -> bool:
+        return any(each.awaited and not is_lost(each) for each in self._snapshot.evidence.values())
 
     # The result
 
@@ -224,7 +236,8 @@ class CountBuilder:
         lines = self._snapshot.attribution.lines
         uids = self._snapshot.select(lines.keys())
         for uid in uids:
-            if uid not in self._identities and self._is_awaited(lines[uid].counted):
+            kept = uid in self._identities or uid in self._dropped
+            if not kept and self._is_awaited(lines[uid].counted):
                 # The pod is uncharged because its node has no agent. The agent may still start,
                 # and report the pod.
                 line = lines[uid]

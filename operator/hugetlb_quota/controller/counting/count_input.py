@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 
 from hugetlb_quota.accounting.attribution import Attribution, Line, line_of, read_lines
 from hugetlb_quota.accounting.forest import Forest, QuotaKey
+from hugetlb_quota.accounting.reservation import SOMEWHERE, UNBOUND
 from hugetlb_quota.controller.counting.census import Census
 from hugetlb_quota.controller.counting.changes import Changes, Scope
 from hugetlb_quota.controller.counting.ledger import Ledger
@@ -143,7 +144,8 @@ class CountInput:
     def _add_affected_by_nodes(self, changes: Changes) -> None:
         """Add the pods that other evidence of their node may hold or release."""
         store = self._store
-        changes.uids |= {uid for uid, line in self._lines.items() if line.counted in changes.nodes}
+        places = {UNBOUND, SOMEWHERE, *changes.nodes}
+        changes.uids |= {uid for uid, line in self._lines.items() if line.counted in places}
         for node in changes.nodes:
             changes.uids |= store.uids_on_node.get(node, _NO_UIDS)
             changes.uids |= entries_by_uid(store.nodes.reports.get(node)).keys()
