@@ -141,7 +141,7 @@ def test_does_not_forge_a_status(world: World) -> None:
 
 def test_does_not_change_the_limit_of_a_root(world: World) -> None:
     world.admin.create(QUOTAS, world.quota("root", "8Mi", None))
-    with pytest.raises(ApiError, match="it is a root, and no quota above bounds them"):
+    with pytest.raises(ApiError, match="it is a root, and no quota above limits it"):
         world.change("root", hard={SIZE: "16Mi"})
     world.admin.patch(QUOTAS, "root", {"spec": {"hard": {SIZE: "16Mi"}}}, namespace=world.team)
 
