@@ -48,7 +48,7 @@ SUITES = (
         "Controller",
         "controller",
         "controller --pods 100 --quotas 20 --nodes 5 --seconds 2 --ends 2",
-        9,
+        20,
     ),
     Suite(
         "agent",
