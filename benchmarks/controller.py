@@ -43,6 +43,10 @@ from tests.kube.control_plane import ControlPlane
 from tests.kube.programs import Program, Programs
 
 
+#: How long to wait for the fall of a ResourceQuota, in seconds.
+NATIVE_TIMEOUT = 60.0
+
+
 @dataclass(frozen=True)
 class Start:
     """A start of the controller. ``took``: seconds until it has counted.
@@ -266,7 +270,11 @@ class Bench:
         return 100 * (cpu_seconds(controller.child.pid) - before) / (time.monotonic() - begun)
 
     async def _native(self) -> list[float]:
-        """Measure the time from a delete until a ResourceQuota falls."""
+        """Measure the time from a delete until a ResourceQuota falls.
+
+        With many nodes and pods the kube-controller-manager may not get to it in time: then the
+        last time is NATIVE_TIMEOUT.
+        """
         namespace = "native"
         path = f"/api/v1/namespaces/{namespace}/resourcequotas"
         if not (await self._api.send("GET", path))["items"]:
@@ -291,10 +299,14 @@ class Bench:
             await asyncio.sleep(0.5)
             before, sent = used[0], time.monotonic()
             await self.world.delete(self.world.pods.pop())
-            async with asyncio.timeout(60):
-                while used[0] == before:
-                    changed.clear()
-                    await changed.wait()
+            try:
+                async with asyncio.timeout(NATIVE_TIMEOUT):
+                    while used[0] == before:
+                        changed.clear()
+                        await changed.wait()
+            except TimeoutError:
+                took.append(NATIVE_TIMEOUT)
+                break
             took.append(time.monotonic() - sent)
         watching.cancel()
         return took
