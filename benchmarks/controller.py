@@ -42,7 +42,6 @@ from tests.kube.api import Object
 from tests.kube.control_plane import ControlPlane
 from tests.kube.programs import Program, Programs
 
-
 #: How long to wait for the fall of a ResourceQuota, in seconds.
 NATIVE_TIMEOUT = 60.0
 
