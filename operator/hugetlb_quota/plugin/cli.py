@@ -8,26 +8,11 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from hugetlb_quota.plugin.completion import complete, script
 from hugetlb_quota.plugin.problem import Exit, Problem
+from hugetlb_quota.plugin.words import FORMATS, KINDS, SHELLS
 
 PROGRAM: Final = "kubectl hugetlb"
-FORMATS: Final = ("table", "wide", "json", "yaml")
-KINDS: Final = {
-    "po": "pod",
-    "pods": "pod",
-    "deploy": "deployment",
-    "deployments": "deployment",
-    "sts": "statefulset",
-    "statefulsets": "statefulset",
-    "ds": "daemonset",
-    "daemonsets": "daemonset",
-    "rs": "replicaset",
-    "replicasets": "replicaset",
-    "jobs": "job",
-    "cj": "cronjob",
-    "cronjobs": "cronjob",
-}
-SHELLS: Final = ("bash", "zsh", "fish")
 
 _EXITS: Final = """exit codes:
   0  done; all is well
@@ -104,8 +89,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["__complete"]:
-        from hugetlb_quota.plugin.completion import complete
-
         return complete(words[1:])
     try:
         return _run(parse(words))
@@ -150,8 +133,6 @@ def _run(options: argparse.Namespace) -> int:
         parser().print_help()
         return Exit.USAGE
     if options.command == "completion":
-        from hugetlb_quota.plugin.completion import script
-
         print(script(options.shell), end="")
         return Exit.DONE
     # From here on, imports take time.

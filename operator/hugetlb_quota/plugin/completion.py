@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from hugetlb_quota.plugin import cli
+from hugetlb_quota.plugin.words import FORMATS, KINDS, SHELLS
 
 #: cobra's ShellCompDirectiveNoFileComp: do not offer file names.
 _NO_FILES: Final = 4
@@ -120,11 +120,11 @@ def _arguments(
     if command == "top" and not positions:
         return [("pods", ""), ("nodes", "")]
     if command == "completion" and not positions:
-        return [(shell, "") for shell in cli.SHELLS]
+        return [(shell, "") for shell in SHELLS]
     if command == "explain" and not positions:
-        return [(kind, "") for kind in dict.fromkeys(cli.KINDS.values())]
+        return [(kind, "") for kind in dict.fromkeys(KINDS.values())]
     if command == "explain" and len(positions) == 1:
-        return _from_cluster(cli.KINDS.get(positions[0], positions[0]), given)
+        return _from_cluster(KINDS.get(positions[0], positions[0]), given)
     return []
 
 
@@ -132,7 +132,7 @@ def _values(kind: str, given: dict[str, str]) -> tuple[Iterable[tuple[str, str]]
     if kind in ("kubeconfig", "filename"):
         return [], _FILES
     if kind == "output":
-        return [(name, "") for name in cli.FORMATS], _NO_FILES
+        return [(name, "") for name in FORMATS], _NO_FILES
     return _from_cluster(kind, given), _NO_FILES
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hugetlb_quota.plugin import cli, completion
+from hugetlb_quota.plugin import completion
+from hugetlb_quota.plugin.words import SHELLS
 from tests.unit.plugin.kubeconfigs import KUBECONFIG
 
 
@@ -48,7 +49,7 @@ def test_completes_contexts(tmp_path: Path) -> None:
     assert candidates == [("xy", "")]
 
 
-@pytest.mark.parametrize("shell", cli.SHELLS)
+@pytest.mark.parametrize("shell", SHELLS)
 def test_each_shell_has_a_script(shell: str) -> None:
     assert "__complete" in completion.script(shell)
 
