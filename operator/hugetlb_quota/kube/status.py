@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from hugetlb_quota.accounting.forest import QuotaKey
+from hugetlb_quota.backoff import Backoff
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.api import ObjectApi
 from hugetlb_quota.kube.connection import REQUEST_TIMEOUT
@@ -78,7 +79,7 @@ async def compare_and_swap(
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within
-    backoff = FIRST_BACKOFF
+    backoff = Backoff(FIRST_BACKOFF, LONGEST_BACKOFF)
     while True:
         left = deadline - loop.time()
         if left <= 0:
@@ -94,7 +95,6 @@ async def compare_and_swap(
         try:
             written = await write(connection, after, timeout=max(deadline - loop.time(), 0.001))
         except errors.Conflict:
-            await asyncio.sleep(random.uniform(0, backoff))  # noqa: S311 - jitter, no secret
-            backoff = min(backoff * 2, LONGEST_BACKOFF)
+            await asyncio.sleep(random.uniform(0, backoff.next()))  # noqa: S311 - jitter, no secret
             continue
         return QuotaObject.from_json(written)

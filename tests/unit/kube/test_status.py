@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -53,6 +54,21 @@ async def test_a_conflict_is_read_and_changed_again(api: Contended) -> None:
     written = await status.compare_and_swap(api, KEY, one_more)
     assert written.counter.pods.of(SIZE) == SIZE.bytes
     assert len(api.writes) == 4
+
+
+async def test_each_conflict_doubles_the_longest_random_wait_up_to_a_limit(
+    api: Contended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest: list[float] = []
+
+    def no_wait(_: float, most: float) -> float:
+        longest.append(most)
+        return 0.0
+
+    monkeypatch.setattr(random, "uniform", no_wait)
+    api.times = 7
+    await status.compare_and_swap(api, KEY, one_more)
+    assert longest == [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.32]
 
 
 async def test_a_known_state_saves_the_first_read(api: Contended) -> None:
