@@ -84,28 +84,3 @@ def test_each_quota_has_rows_that_end_with_the_quota() -> None:
     assert values["condition", "Ready", "q", "ns"] == 0
     counting.quotas = ()
     assert not [key for key in scraped(counting) if key[-2:] == ("q", "ns")]
-
-
-def test_the_lag_is_the_age_of_the_oldest_change_that_no_status_shows() -> None:
-    now = [100.0]
-    lag = Lag(lambda: now[0])
-    assert lag.seconds() == 0
-    lag.changed()
-    now[0] = 103.0
-    lag.changed()
-    assert lag.seconds() == 3
-    lag.begin()
-    now[0] = 104.0
-    lag.changed()
-    assert lag.seconds() == 4
-    lag.end()
-    now[0] = 106.0
-    assert lag.seconds() == 2
-    lag.begin()
-    lag.failed()
-    lag.end()
-    now[0] = 110.0
-    assert lag.seconds() == 6, "a failed write shows no change"
-    lag.begin()
-    lag.end()
-    assert (lag.seconds(), lag.counts, lag.took) == (0, 3, 1)
