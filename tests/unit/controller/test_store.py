@@ -1,9 +1,9 @@
-"""The stores keep objects and indexes, and note exactly what a count must look at."""
+"""The store keeps objects and indexes, and notes exactly what a count must look at."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.counter import Counter
@@ -11,8 +11,6 @@ from hugetlb_quota.accounting.forest import Quota, QuotaKey
 from hugetlb_quota.accounting.reservation import Reservation
 from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.controller.counting.changes import Changes
-from hugetlb_quota.controller.counting.node_store import NodeStore
-from hugetlb_quota.controller.counting.nodes import NodeFacts, NodeReport, NodeSpec, ReportedPod
 from hugetlb_quota.controller.counting.store import Namespace, Store
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.kube.quotas import QuotaObject
@@ -22,9 +20,6 @@ CHARGE = Charge.from_resources({"hugepages-2Mi": "2Mi"})
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 LINE = Reservation("uid", "ns/pod", CHARGE, NOW, "request")
 QUOTA = QuotaObject(KEY, "of-q", "5", 1, Quota(KEY, uid="of-q"), Counter(KEY, NOTHING))
-NODE = NodeFacts("worker", "boot", out_of_service=False, version=3)
-ENTRY = ReportedPod("uid", "ns", "pod", {}, live=True, charged=CHARGE)
-REPORT = NodeReport("worker", NOW, "boot", 10, (ENTRY,))
 
 
 def store_of(*quotas: QuotaObject) -> Store:
@@ -98,61 +93,3 @@ def test_a_namespace_is_noted() -> None:
     store.namespace_changed(namespace, None)
     assert store.namespaces == {}
     assert store.changes == Changes(namespaces={"ns"})
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def reported(clock: Clock | None = None) -> tuple[NodeStore, Changes]:
-    changes = Changes()
-    store = NodeStore(changes, clock or Clock())
-    store.node_changed(None, NODE, 3)
-    store.report_changed(None, REPORT)
-    changes.take()
-    return store, changes
-
-
-def test_a_heartbeat_notes_nothing() -> None:
-    store, changes = reported()
-    store.report_changed(REPORT, replace(REPORT, reported_at=NOW + timedelta(minutes=1)))
-    assert changes == Changes()
-
-
-def test_a_report_that_has_seen_more_notes_only_that_the_node_advanced() -> None:
-    store, changes = reported()
-    store.report_changed(REPORT, replace(REPORT, pods_resource_version=11))
-    assert changes == Changes(advanced={"worker"})
-    store.report_changed(REPORT, replace(REPORT, pods_resource_version=9))
-    assert changes.nodes == {"worker"}
-
-
-def test_other_entries_note_their_uids_and_reporters() -> None:
-    store, changes = reported()
-    assert store.reporters == {"uid": ("worker",)}
-    store.report_changed(REPORT, replace(REPORT, pods=()))
-    assert store.reporters == {}
-    assert changes == Changes(uids={"uid"}, node_specs={"worker"})
-
-
-def test_other_heirs_are_noted() -> None:
-    store, changes = reported()
-    store.report_changed(REPORT, replace(REPORT, spec=NodeSpec(heirs={"uid": frozenset({KEY})})))
-    assert changes == Changes(uids={"uid"}, node_specs={"worker"}, heirs=True)
-
-
-def test_a_node_that_is_no_longer_awaited_is_noted_when_the_time_is_over() -> None:
-    clock, changes = Clock(), Changes()
-    store = NodeStore(changes, clock)
-    store.node_changed(None, NODE, 3)
-    assert store.evidence["worker"].awaited
-    changes.take()
-    store.time_passed()
-    assert changes == Changes()
-    clock.now += 3600
-    store.time_passed()
-    assert not store.evidence["worker"].awaited
-    assert changes == Changes(nodes={"worker"}, node_specs={"worker"})
