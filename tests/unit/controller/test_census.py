@@ -10,7 +10,6 @@ from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
 from hugetlb_quota.accounting.recount import (
-    IDENTITIES_KEPT,
     ChargedPod,
     Identity,
     Retained,
@@ -29,7 +28,6 @@ from hugetlb_quota.controller.counting.nodes import (
     ReportedPod,
 )
 from hugetlb_quota.controller.counting.snapshot import Snapshot
-from hugetlb_quota.controller.writing import conditions
 from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.page_size import PageSize
 
@@ -219,85 +217,6 @@ def test_a_pod_that_was_never_bound_is_released_at_once() -> None:
     census = deleted(replace(POD, node=None))
     assert uids(census.count(snapshot(report(1)))) == set()
     assert census.was_released("uid")
-
-
-def test_a_silent_node_is_named_with_what_it_holds_and_what_to_do() -> None:
-    counted = Census().count(snapshot(report(9), pods=(replace(POD, finished=True),)))
-    held = held_under(TEAM, counted)
-    quota, counter = Quota(TEAM, parent=TENANT), Counter(TEAM, NOTHING)
-    found = conditions.findings(quota, counter, FOREST, held, {"worker", "other"})
-    (silent,) = [each for each in found if not each.good]
-    assert silent.reason == "AgentSilent"
-    assert silent.message == (
-        "64Mi of hugepages-2Mi of an ended pod stays charged, because the agent does not report on"
-        " worker. Start the agent there. If the node is gone, delete its Node; if the node is off,"
-        " taint it with node.kubernetes.io/out-of-service. Then the charge ends."
-    )
-    assert all(each.good for each in conditions.findings(quota, counter, FOREST, held, set()))
-
-
-def test_a_node_whose_report_is_cut_is_not_called_silent() -> None:
-    counted = Census().count(snapshot(report(9), pods=(replace(POD, finished=True),)))
-    held = held_under(TEAM, counted)
-    quota, counter = Quota(TEAM, parent=TENANT), Counter(TEAM, NOTHING)
-
-    def found(*, cut: set[str], silent: set[str], counter: Counter = counter) -> conditions.Finding:
-        return conditions.findings(quota, counter, FOREST, held, silent, cut)[-1]
-
-    full = found(cut={"worker", "other"}, silent=set())
-    assert (full.good, full.reason) == (False, "ReportTooLarge")
-    assert full.message == (
-        "64Mi of hugepages-2Mi of an ended pod stays charged. There is no room for all pods in the"
-        " report of worker. Remove files that gone pods left there; the condition ReportComplete of"
-        " the HugeTLBNode says more."
-    )
-    assert found(cut={"other"}, silent=set()).good
-    # Who does not report has made no room either.
-    assert found(cut={"worker"}, silent={"worker"}).reason == "AgentSilent"
-    lines = tuple(
-        replace(LINE, uid=str(n), counted=("worker", "other")[n % 2])
-        for n in range(IDENTITIES_KEPT)
-    )
-    many = replace(counter, reservations=lines)
-    for cut, sentence in (
-        ({"worker"}, "report on other. There is no room for all pods in the report of worker."),
-        (
-            {"worker", "other"},
-            "remembered. There is no room for all pods in the report of other, worker.",
-        ),
-    ):
-        finding = found(cut=cut, silent=set(), counter=many)
-        assert finding.reason == "ReportTooLarge"
-        assert sentence in finding.message
-
-
-def test_a_quota_that_can_remember_no_more_pods_says_so() -> None:
-    quota = Quota(TEAM, parent=TENANT)
-
-    def found(count: int, word: str) -> conditions.Finding:
-        lines = tuple(replace(LINE, uid=str(n), counted=word) for n in range(count))
-        counter = Counter(TEAM, NOTHING, reservations=lines)
-        return conditions.findings(quota, counter, FOREST, (), set())[-1]
-
-    assert found(IDENTITIES_KEPT - 1, "worker").good
-    assert found(IDENTITIES_KEPT, "-").good  # they wait for a node
-    full = found(IDENTITIES_KEPT, "worker")
-    assert (full.good, full.reason) == (False, "TooManyUnreported")
-    assert full.message == (
-        "status.reservations remembers 256 pods that no node has reported, and has no room for"
-        " more. If the pod of a reservation may have run unseen, the reservation stays charged."
-        " The oldest running pods are not remembered. Make sure that the agents report on worker."
-    )
-    assert "Make sure that the agents report." in found(IDENTITIES_KEPT, "?").message
-
-
-def test_a_quota_below_one_that_goes_says_that_its_pods_are_refused() -> None:
-    root = Quota(QuotaKey("ns", "root"), terminating=True)
-    leaf = Quota(QuotaKey("ns", "leaf"), parent=root.key)
-    counter = Counter(leaf.key, Charge())
-    ready, *_ = conditions.findings(leaf, counter, Forest([root, leaf], {}), [], set())
-    assert (ready.good, ready.reason) == (False, "Terminating")
-    assert "HugeTLBQuota ns/root, above ns/leaf, is being deleted" in ready.message
 
 
 # Identities

@@ -10,6 +10,9 @@ import pytest
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Forest, Quota, QuotaKey
+from hugetlb_quota.accounting.recount import IDENTITIES_KEPT, ChargedPod
+from hugetlb_quota.accounting.reservation import Reservation
+from hugetlb_quota.controller.counting.count import Held
 from hugetlb_quota.controller.writing.conditions import Finding, conditions, findings, turned
 
 ROOT = Quota(QuotaKey("ns", "root"), Charge.from_resources({"hugepages-2Mi": "64Mi"}))
@@ -88,6 +91,74 @@ def test_a_charge_above_a_limit_is_said_with_both_numbers() -> None:
         "In HugeTLBQuota ns/leaf, 34Mi of hugepages-2Mi is charged and the limit is 32Mi. Nothing"
         " more is admitted until pods end or the limit is raised."
     )
+
+
+FOREST = Forest([ROOT, LEAF], {})
+COUNTER = Counter(LEAF.key, LEAF.hard)
+DEMAND = Charge.from_resources({"hugepages-2Mi": "64Mi"})
+HELD = (Held(ChargedPod("uid", DEMAND, frozenset({LEAF.key})), frozenset({"worker"})),)
+LINE = Reservation("uid", "ns/pod", DEMAND, NOW, "request")
+
+
+def test_a_silent_node_is_named_with_what_it_holds_and_what_to_do() -> None:
+    *others, silent = findings(LEAF, COUNTER, FOREST, HELD, {"worker", "other"})
+    assert all(each.good for each in others)
+    assert (silent.good, silent.reason) == (False, "AgentSilent")
+    assert silent.message == (
+        "64Mi of hugepages-2Mi of an ended pod stays charged, because the agent does not report on"
+        " worker. Start the agent there. If the node is gone, delete its Node; if the node is off,"
+        " taint it with node.kubernetes.io/out-of-service. Then the charge ends."
+    )
+    assert all(each.good for each in findings(LEAF, COUNTER, FOREST, HELD, set()))
+
+
+def test_a_node_whose_report_is_cut_is_not_called_silent() -> None:
+    def found(*, cut: set[str], silent: set[str], counter: Counter = COUNTER) -> Finding:
+        return findings(LEAF, counter, FOREST, HELD, silent, cut)[-1]
+
+    full = found(cut={"worker", "other"}, silent=set())
+    assert (full.good, full.reason) == (False, "ReportTooLarge")
+    assert full.message == (
+        "64Mi of hugepages-2Mi of an ended pod stays charged. There is no room for all pods in the"
+        " report of worker. Remove files that gone pods left there; the condition ReportComplete of"
+        " the HugeTLBNode says more."
+    )
+    assert found(cut={"other"}, silent=set()).good
+    # A silent agent has made no room either.
+    assert found(cut={"worker"}, silent={"worker"}).reason == "AgentSilent"
+    lines = tuple(
+        replace(LINE, uid=str(n), counted=("worker", "other")[n % 2])
+        for n in range(IDENTITIES_KEPT)
+    )
+    many = replace(COUNTER, reservations=lines)
+    for cut, sentence in (
+        ({"worker"}, "report on other. There is no room for all pods in the report of worker."),
+        (
+            {"worker", "other"},
+            "remembered. There is no room for all pods in the report of other, worker.",
+        ),
+    ):
+        finding = found(cut=cut, silent=set(), counter=many)
+        assert finding.reason == "ReportTooLarge"
+        assert sentence in finding.message
+
+
+def test_a_quota_that_can_remember_no_more_pods_says_so() -> None:
+    def found(count: int, word: str) -> Finding:
+        lines = tuple(replace(LINE, uid=str(n), counted=word) for n in range(count))
+        counter = replace(COUNTER, reservations=lines)
+        return findings(LEAF, counter, FOREST, (), set())[-1]
+
+    assert found(IDENTITIES_KEPT - 1, "worker").good
+    assert found(IDENTITIES_KEPT, "-").good  # these pods wait for a node
+    full = found(IDENTITIES_KEPT, "worker")
+    assert (full.good, full.reason) == (False, "TooManyUnreported")
+    assert full.message == (
+        "status.reservations remembers 256 pods that no node has reported, and has no room for"
+        " more. If the pod of a reservation may have run unseen, the reservation stays charged."
+        " The oldest running pods are not remembered. Make sure that the agents report on worker."
+    )
+    assert "Make sure that the agents report." in found(IDENTITIES_KEPT, "?").message
 
 
 GOOD = Finding("Ready", True, "Root", "All is well.")
