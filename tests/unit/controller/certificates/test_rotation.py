@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -351,25 +348,3 @@ def test_only_the_path_is_managed_if_another_tool_makes_certificates() -> None:
         "wrote the path into the webhook configuration",
     )
     assert isinstance(next_step(replace(state, configured=step.trust), policy, BEGAN), Rest)
-
-
-def test_openssl_accepts_the_certificates(tmp_path: Path) -> None:
-    """A TLS handshake with OpenSSL's strictest checks, as in the leader's probe of admission."""
-    ca = authority.make_authority("ca", datetime.now(UTC), timedelta(days=1))
-    pair = authority.issue(ca, (HOST,), datetime.now(UTC), timedelta(days=1))
-    client = ssl.create_default_context(cadata=ca.certificate)
-    client.verify_flags |= ssl.VERIFY_X509_STRICT
-    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    (tmp_path / "c").write_text(pair.certificate)
-    (tmp_path / "k").write_text(pair.key)
-    server.load_cert_chain(tmp_path / "c", tmp_path / "k")
-    here, there, back, forth = (ssl.MemoryBIO() for _ in range(4))
-    one = client.wrap_bio(here, there, server_hostname=HOST)
-    other = server.wrap_bio(back, forth, server_side=True)
-    for _ in range(4):
-        for end in (one, other):
-            with suppress(ssl.SSLWantReadError):
-                end.do_handshake()
-            back.write(there.read())
-            here.write(forth.read())
-    assert one.getpeercert()
