@@ -2,100 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime
 
 import pytest
-import trustme
 
-from hugetlb_quota.plugin import check_webhooks
 from hugetlb_quota.plugin.check import check
-from hugetlb_quota.plugin.facts import CRDS, LEASE, WEBHOOKS, Facts
+from hugetlb_quota.plugin.facts import Facts
 from hugetlb_quota.plugin.findings import Level, document, exit_code, picture, worst
 from hugetlb_quota.plugin.problem import Exit
 from hugetlb_quota.plugin.reports import read_report
 from hugetlb_quota.plugin.table import Screen
-from tests.unit.plugin.worlds import NOW, quota, report, world
-
-Json = dict[str, Any]
-CA = base64.b64encode(trustme.CA().cert_pem.bytes()).decode()
-NODE = {
-    "metadata": {"name": "n1"},
-    "status": {"capacity": {"hugepages-2Mi": "1Gi"}, "nodeInfo": {"bootID": "boot"}},
-}
-
-
-def webhooks(bundle: str = CA, policy: str = "Fail") -> list[Json]:
-    service = {"namespace": "hugetlb-system", "name": "admission"}
-    return [
-        {
-            "webhooks": [
-                {
-                    "name": name,
-                    "failurePolicy": policy,
-                    "rules": [{"operations": ["CREATE"]}],
-                    "clientConfig": {"caBundle": bundle, "service": service},
-                }
-                for name in WEBHOOKS
-            ]
-        }
-    ]
-
-
-def workload(name: str, *, version: str = "0.1.0", **status: int) -> Json:
-    return {
-        "metadata": {
-            "namespace": "hugetlb-system",
-            "name": name,
-            "labels": {"app.kubernetes.io/version": version},
-        },
-        "spec": {"replicas": 2, "template": {"spec": {"containers": [{"image": f"i:{version}"}]}}},
-        "status": status,
-    }
-
-
-def workloads(**changed: Json) -> dict[str, list[Json]]:
-    found = {
-        "admission": workload("admission", availableReplicas=2, updatedReplicas=2),
-        "controller": workload("controller", availableReplicas=2, updatedReplicas=2),
-        "agent": workload(
-            "agent", desiredNumberScheduled=2, numberAvailable=2, updatedNumberScheduled=2
-        ),
-    }
-    return {name: [each] for name, each in {**found, **changed}.items()}
-
-
-def lease(**spec: Any) -> Json:
-    held = {
-        "holderIdentity": "controller-1",
-        "renewTime": "2026-11-26T11:59:55.000000Z",
-        "leaseDurationSeconds": 20,
-    }
-    metadata = {"namespace": "hugetlb-system", "name": LEASE}
-    return {"metadata": metadata, "spec": {**held, **spec}}
-
-
-def quotas(*raws: Json) -> tuple[Any, ...]:
-    return tuple(world(raws).quotas.values())
-
-
-WELL = Facts(
-    now=NOW,
-    version="0.1.0",
-    crds={
-        name: {"status": {"conditions": [{"type": "Established", "status": "True"}]}}
-        for name in CRDS
-    },
-    webhooks=webhooks(),
-    endpoints={"hugetlb-system/admission": 2},
-    workloads=workloads(),
-    leases=[lease()],
-    nodes=[NODE],
-    reports=[read_report(report("n1"))],
-    quotas=quotas(quota("a/b", "64Mi")),
-)
+from tests.unit.plugin.check_facts import WELL, Json, lease, quotas, webhooks, workload, workloads
+from tests.unit.plugin.worlds import quota, report
 
 
 def test_all_is_well() -> None:
@@ -208,20 +127,6 @@ def test_each_fault_has_a_finding_with_a_remedy(
     assert not [each for each in found if each.topic == topic and each.level == Level.OK]
 
 
-@pytest.mark.parametrize(
-    ("days_left", "level"), [(-1, Level.ERROR), (1, Level.WARNING), (400, Level.OK)]
-)
-def test_an_ended_or_ending_ca_is_a_finding(days_left: int, level: Level) -> None:
-    ca = trustme.CA()
-    bundle = base64.b64encode(ca.cert_pem.bytes()).decode()
-    ends = check_webhooks.end_of(bundle)
-    assert ends is not None
-    now = ends - timedelta(days=days_left)
-    hooks = webhooks(bundle)
-    found = check(replace(WELL, now=now, webhooks=hooks))
-    assert max(each.level for each in found if each.topic == "webhooks") == level
-
-
 def test_parts_that_may_not_be_read_are_findings() -> None:
     blind = Facts(now=datetime.now(UTC), version="0.1.0", unread={"leader": "you may not"})
     found = check(blind)
@@ -235,18 +140,3 @@ def test_a_fault_is_worse_than_a_missing_right() -> None:
     found = check(replace(WELL, nodes=None, leases=[]))
     assert exit_code(found) == Exit.REFUSED
     assert document(found)["worst"] == "ERROR"
-
-
-def test_webhooks_without_rules_are_an_error_if_there_is_a_quota() -> None:
-    silent = webhooks()
-    del silent[0]["webhooks"][0]["rules"]
-    (found,) = [each for each in check(replace(WELL, webhooks=silent)) if each.topic == "webhooks"]
-    assert found.level == Level.ERROR
-    assert "pods.hugetlb.dev has no rules, so the API server does not call" in found.message
-    (found,) = [
-        each
-        for each in check(replace(WELL, webhooks=silent, quotas=()))
-        if each.topic == "webhooks"
-    ]
-    assert found.level == Level.OK
-    assert "Without a quota, admission decides about no pod." in found.message
