@@ -36,8 +36,6 @@ async def read(cluster: Cluster) -> Facts:
             why = f"you may not {denied[1]} {denied[2]}" if denied else str(error).rstrip(".")
             unread.setdefault(topic, why)
         except Problem as problem:
-            if problem.code == Exit.UNREACHABLE:
-                raise
             unread.setdefault(topic, str(problem).partition(";")[0])
         return None
 
