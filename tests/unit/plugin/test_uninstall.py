@@ -1,18 +1,12 @@
-"""``uninstall``: the plan, the question, the leader, and the list of what is left."""
+"""``uninstall``: the plan, the leader, and the list of what is left."""
 
 from __future__ import annotations
 
-import io
 import re
-import sys
 from typing import Any
 
-import pytest
-
 from hugetlb_quota.api.quota import FINALIZER
-from hugetlb_quota.kube.lease import RETRY_PERIOD
-from hugetlb_quota.plugin import uninstall, uninstall_command
-from hugetlb_quota.plugin.problem import Problem
+from hugetlb_quota.plugin import uninstall
 from hugetlb_quota.plugin.table import Screen
 from hugetlb_quota.plugin.uninstall import Left
 
@@ -51,7 +45,6 @@ def test_a_controller_that_renews_its_lease_leads() -> None:
     assert uninstall.leader([], [lease("1")]) == "a (Lease system/lease)"
     # The controller released the Lease in between.
     assert uninstall.leader([lease("1")], [lease("2", "")]) == ""
-    assert uninstall_command.LOOK > 2 * RETRY_PERIOD
 
 
 def test_the_plan_says_which_quotas_stay() -> None:
@@ -82,23 +75,3 @@ def test_the_result_as_data() -> None:
     first, *_, last = data["quotas"]
     assert first == {"namespace": "a", "name": "stays", "finalizer": True, "deleting": False}
     assert not last["finalizer"]
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize(
-    ("answer", "agrees"),
-    [("y\n", True), ("Yes\n", True), ("n\n", False), ("\n", False), ("", False)],
-)
-async def test_asks_the_user(answer: str, agrees: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", Terminal(answer))
-    assert await uninstall_command.ask("Take it off?") == agrees
-
-
-async def test_needs_an_option_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
-    with pytest.raises(Problem, match="add --yes"):
-        await uninstall_command.ask("Take it off?")
