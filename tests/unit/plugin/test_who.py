@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.plugin import who
 from hugetlb_quota.plugin.table import Screen
 from hugetlb_quota.plugin.world import World
-from tests.unit.plugin.worlds import NOW, acme, entry, pod, quota, report, world
+from tests.unit.plugin.worlds import NOW, acme, quota, world
 
 TENANT = QuotaKey("acme", "tenant")
 
@@ -56,75 +54,9 @@ def test_says_how_much_is_unexplained() -> None:
     )
 
 
-def test_without_the_right_to_see_pods_uses_the_reports() -> None:
-    quotas = [quota("a/b", "64Mi", pods="32Mi")]
-    found = world(quotas, None, [report("n1", [entry("a/p", "8Mi", asks="32Mi")])])
-    assert holders(found, QuotaKey("a", "b")) == [("pod", "a/p", "32Mi")]
-
-
-def test_a_pod_that_ended_holds_what_its_node_reports() -> None:
-    quotas = [quota("a/b", "64Mi")]
-    ended = [pod("a/p", "32Mi", phase="Succeeded", version=5)]
-    before = report("n1", [entry("a/p", "8Mi")], podsResourceVersion="4")
-    left = report("n1", [entry("a/p", "8Mi", live=False)])
-    nothing = report("n1", [])
-    nothing_yet = report("n1", [], podsResourceVersion="4")
-    key = QuotaKey("a", "b")
-    assert holders(world(quotas, ended, [before]), key) == [("pod", "a/p", "32Mi")]
-    assert holders(world(quotas, ended, [nothing_yet]), key) == [("pod", "a/p", "32Mi")]
-    assert holders(world(quotas, ended, [left]), key) == [("retained", "a/p", "8Mi")]
-    assert holders(world(quotas, ended, [nothing]), key) == []
-    assert holders(world(quotas, ended, []), key) == []
-
-
-def test_an_entry_of_another_node_is_a_holder_of_its_own() -> None:
-    quotas = [quota("a/b", "64Mi")]
-    own, other = report("n1", [entry("a/p", "8Mi")]), report("n2", [entry("c/p", "2Mi")])
-    key = QuotaKey("a", "b")
-    both = [("pod", "a/p", "32Mi"), ("retained", "a/p", "2Mi")]
-    for reports in ([own, other], [other, own]):
-        assert holders(world(quotas, [pod("a/p", "32Mi")], reports), key) == both
-    line = "p a/p 2Mi:32Mi 2026-11-26T12:00:30Z request 0 n1"
-    gone = world([quota("a/b", "64Mi", reservations=[line])], [], [other])
-    assert holders(gone, key) == [("retained", "a/p", "2Mi")]
-
-
-def test_an_heir_pays_for_pages_of_a_deleted_quota() -> None:
-    left = report("n1", [entry("gone/p", "8Mi", live=False)])
-    left["spec"] = {"heirs": [{"uid": "p", "quotas": ["a/b"]}]}
-    key = QuotaKey("a", "b")
-    assert holders(world([quota("a/b", "64Mi")], [], [left]), key) == [
-        ("retained", "gone/p", "8Mi")
-    ]
-
-
 def test_a_reservation_whose_request_is_over_is_about_to_end() -> None:
     line = "p a/p 2Mi:32Mi 1970-01-01T00:00:00Z request 0"
     found = world([quota("a/b", "64Mi", reservations=[line])], [])
     quota_ = found.quotas[QuotaKey("a", "b")]
     told = who.picture(quota_, who.holders(found, quota_), NOW, Screen())
     assert told.endswith(" not created, about to end")
-
-
-@pytest.mark.parametrize("expires", ["1970-01-01T00:00:00Z", "2026-11-26T12:00:30Z"])
-def test_a_reservation_of_a_pod_that_exists_is_not_counted_yet(expires: str) -> None:
-    """Marked reservations of running pods are many if the controller is down."""
-    quotas = [quota("a/b", "64Mi", reservations=[f"p a/p 2Mi:32Mi {expires} request 0"])]
-    for found in (
-        world(quotas, [pod("a/p", "32Mi")]),
-        world(quotas, None, [report("n1", [entry("a/p", "8Mi")])]),
-    ):
-        (holder,) = found.holders
-        assert (holder.state, holder.until) == ("not counted yet", None)
-
-
-def test_nobody_says_that_a_pod_was_not_created_without_a_look_at_the_pods() -> None:
-    line = "p a/p 2Mi:32Mi 1970-01-01T00:00:00Z request 0"
-    (holder,) = world([quota("a/b", "64Mi", reservations=[line])], None).holders
-    assert holder.state == "not counted yet"
-
-
-def test_an_identity_is_no_reservation() -> None:
-    line = "p a/p 2Mi:32Mi 2026-11-26T12:00:30Z request 0 n1"
-    found = world([quota("a/b", "64Mi", pods="32Mi", reservations=[line])], [pod("a/p", "32Mi")])
-    assert holders(found, QuotaKey("a", "b")) == [("pod", "a/p", "32Mi")]
