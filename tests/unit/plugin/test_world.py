@@ -108,6 +108,20 @@ def test_an_entry_of_another_node_is_a_holder_of_its_own() -> None:
     assert holders(gone, key) == [("retained", "a/p", "2Mi")]
 
 
+def test_an_entry_of_the_node_that_the_pods_line_names_is_the_pod() -> None:
+    line = "p a/p 2Mi:32Mi 2026-11-26T12:00:30Z request 0 n1"
+    own = report("n1", [entry("a/p", "8Mi", asks="32Mi")])
+    found = world([quota("a/b", "64Mi", reservations=[line])], [], [own])
+    assert holders(found, QuotaKey("a", "b")) == [("pod", "a/p", "32Mi")]
+
+
+def test_a_report_that_has_seen_the_pods_end_releases_the_pod() -> None:
+    for version, kept in (("4", 1), ("5", 0), ("6", 0)):
+        raw = pod("a/p", "32Mi", phase="Succeeded", version=5)
+        found = world([], [raw], [report("n1", podsResourceVersion=version)])
+        assert len(found.holders) == kept
+
+
 def test_an_heir_pays_for_pages_of_a_deleted_quota() -> None:
     left = report("n1", [entry("gone/p", "8Mi", live=False)])
     left["spec"] = {"heirs": [{"uid": "p", "quotas": ["a/b"]}]}
