@@ -89,4 +89,4 @@ def test_a_pod_that_two_booted_nodes_reported_may_be_on_either_node() -> None:
     ]
     found = snapshot(*reports, evidence={"a": BOOTED, "b": BOOTED})
     line = found.lines()["uid"]
-    assert (line.charge, line.quotas, line.counted) == (BOTH, {KEY, OTHER}, UNBOUND)
+    assert (line.charge, line.quotas, line.counted) == (BOTH, frozenset({KEY, OTHER}), UNBOUND)

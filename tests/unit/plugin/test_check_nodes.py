@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ def node(name: str, **status: Json) -> Json:
     return {"metadata": {"name": name}, "status": status}
 
 
-def reported(name: str = "n1", **status: object) -> NodeReport:
+def reported(name: str = "n1", **status: Any) -> NodeReport:
     return read_report(report(name, **status))
 
 

@@ -12,7 +12,7 @@ import trustme
 from hugetlb_quota.controller.certificates.authority import make_authority
 from hugetlb_quota.plugin.check_webhooks import check, end_of
 from hugetlb_quota.plugin.findings import Level
-from tests.unit.plugin.check_facts import WELL, webhooks
+from tests.unit.plugin.check_facts import WELL, Json, webhooks
 from tests.unit.plugin.worlds import NOW
 
 
@@ -22,7 +22,7 @@ def test_webhooks_in_order_are_one_finding() -> None:
 
 
 def test_webhooks_of_other_programs_are_not_counted() -> None:
-    others = [{"webhooks": [{"name": "other.example.com"}]}, {"webhooks": None}]
+    others: list[Json] = [{"webhooks": [{"name": "other.example.com"}]}, {"webhooks": None}]
     assert list(check(replace(WELL, webhooks=[*webhooks(), *others]))) == list(check(WELL))
 
 
