@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import AsyncIterator
+from typing import cast
 
 import pytest
 
-from hugetlb_quota.controller.certificates.keeper import Keeper, Names
+from hugetlb_quota.controller.certificates.keeper import Keeper, Missing, Names
 from hugetlb_quota.controller.certificates.rotation import Policy
 from hugetlb_quota.controller.webhooks import rules as webhook_rules
 from hugetlb_quota.controller.webhooks.configuration import Webhooks
 from hugetlb_quota.controller.webhooks.rules import WebhookRules
+from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.api import ObjectApi
 from hugetlb_quota.kube.resources import SECRETS, WEBHOOK_CONFIGURATIONS, Resource
 from tests.unit.controller.fake_objects import FakeObjects, Json, configuration
@@ -111,3 +113,54 @@ async def test_a_replaced_configuration_gets_rules_ca_and_path_back_in_one_write
     (written,) = api.configurations()[replaced:]
     assert written["webhooks"] == whole["webhooks"]
     assert len(warnings) == 1
+
+
+class Failing:
+    """A keeper that raises the next of ``failures``; without any, all is well for 30 seconds."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+
+    async def update(self) -> float:
+        if self.failures:
+            raise self.failures.pop(0)
+        return 30.0
+
+    async def read_webhooks(self) -> Json:
+        return {}
+
+
+class Satisfied:
+    """Rules that need another check in 7 seconds."""
+
+    async def update(self, _: Json) -> float:
+        return 7.0
+
+
+def webhooks_of(keeper: Failing) -> Webhooks:
+    return Webhooks(WatchedObjects(), NAMES, cast(Keeper, keeper), cast(WebhookRules, Satisfied()))
+
+
+async def test_the_next_check_is_when_the_first_part_needs_it() -> None:
+    assert await webhooks_of(Failing())._check() == 7.0
+
+
+async def test_a_failure_is_logged_once_until_a_check_succeeds(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    missing, refused = Missing("no Secret"), errors.Forbidden(403, "Forbidden", "no")
+    webhooks = webhooks_of(Failing(missing, missing, refused))
+    logged = []
+    for _ in range(3):
+        assert await webhooks._check() is None
+        logged.append(len(caplog.records))
+    assert logged == [1, 1, 2]
+    assert await webhooks._check() == 7.0
+    webhooks._keeper = cast(Keeper, Failing(refused))
+    assert await webhooks._check() is None
+    assert len(caplog.records) == 3
+
+
+async def test_another_error_ends_the_controller() -> None:
+    with pytest.raises(ZeroDivisionError):
+        await webhooks_of(Failing(ZeroDivisionError()))._check()
