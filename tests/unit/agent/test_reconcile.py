@@ -20,7 +20,7 @@ from hugetlb_quota.kube.pods import Pod
 from hugetlb_quota.node.hugetlbfs import Superblock
 from hugetlb_quota.page_size import PageSize
 
-SMALL, LARGE = PageSize(2 << 20), PageSize(1 << 30)
+SMALL = PageSize(2 << 20)
 NOW = datetime(2026, 11, 26, 8, 0, 0, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=5)
 MOUNT = Superblock(7, SMALL, None, 0, "/mnt/huge", Path("/mnt/huge"))
@@ -230,18 +230,7 @@ def test_lists_a_file_with_a_binary_name_and_a_deleted_file() -> None:
     assert gone == "was (deleted)"
 
 
-def test_adopts_its_own_report() -> None:
-    reading = Reading(
-        populated={"l": True},
-        charged={"u": charge(2), "l": Charge({LARGE: 1 << 30})},
-        files=(file(u=2),),
-        system=charge(4),
-    )
-    report = reconcile(reading, {**seen(ended=True), **seen("l")}, last(entry(**GONE)), LATER)
-    assert adopt(as_status(report), "boot") == replace(report, system=Charge())
-
-
-def test_adopts_only_names_after_a_boot() -> None:
+def test_takes_names_from_a_report_before_the_boot() -> None:
     reading = Reading(
         populated={"u": True, "hash": True},
         charged={"u": charge(4), "hash": charge(2)},
@@ -261,17 +250,6 @@ def test_adopts_only_names_after_a_boot() -> None:
     # With counters alone the pod is dropped: the report before the boot gives it no charge.
     report = reconcile(Reading(bound=charge(64)), {}, before, LATER)
     assert (report.entries, report.unlisted) == ({}, charge(64))
-
-
-def test_ignores_fields_of_a_newer_release() -> None:
-    report = reconcile(
-        Reading(charged={"u": charge(2)}, files=(file(u=2),)), seen(), NO_REPORT, NOW
-    )
-    status = as_status(report)
-    for row in (*status["pods"], *status["files"]):
-        row["newer"] = {"a": 1}
-    status["pods"][0]["charged"]["hugepages-3Mi"] = "3Mi"
-    assert adopt(status, "boot") == report
 
 
 def as_status(report: Report) -> dict[str, Any]:
