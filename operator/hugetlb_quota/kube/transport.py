@@ -68,13 +68,15 @@ class _Session:
 
     The kubernetes package's own session and models would take longer than the API server takes
     for a small write.
+
+    :param options: further arguments of each of aiohttp's requests.
     """
 
     def __init__(
-        self, server: str, agent: str, context: ssl.SSLContext, proxy: Mapping[str, Any]
+        self, server: str, agent: str, context: ssl.SSLContext, options: Mapping[str, Any]
     ) -> None:
         self.server = server
-        self._proxy = proxy
+        self._options = options
         # trust_env would read the environment and .netrc for every request.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=context, limit=_CONNECTIONS),
@@ -105,7 +107,7 @@ class _Session:
             headers=headers,
             timeout=limit,
             allow_redirects=False,
-            **self._proxy,
+            **self._options,
         )
 
     async def close(self) -> None:
@@ -181,10 +183,11 @@ class ByKubeconfig:
         self._refreshing = refreshing
         configuration = client.configuration
         self.server = str(configuration.host)
+        options = _proxy(configuration, self.server)
+        if configuration.tls_server_name:
+            options["server_hostname"] = configuration.tls_server_name
         context = client.rest_client.ssl_context
-        self._session = _Session(
-            self.server, client.user_agent, context, _proxy(configuration, self.server)
-        )
+        self._session = _Session(self.server, client.user_agent, context, options)
 
     @classmethod
     async def load(cls, path: str, agent: str, context: str | None = None) -> ByKubeconfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,23 @@ async def test_the_proxy_of_a_kubeconfig_comes_before_the_environment(
     monkeypatch.setenv("http_proxy", NOWHERE)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert await get(await load(tmp_path, NOWHERE, **{"proxy-url": server.address})) == 200
+
+
+async def test_a_kubeconfig_names_the_server_in_the_certificate(tmp_path: Path) -> None:
+    """A tunnel to the API server has another address than the certificate."""
+    ca = trustme.CA()
+    trust = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ca.issue_cert("api.example.org").configure_cert(trust)
+    ca.cert_pem.write_to_path(tmp_path / "ca.crt")
+    server = Server()
+    runner = await serve(server.handle, tls=trust)
+    address = f"https://127.0.0.1:{runner.addresses[0][1]}"
+    cluster = {"certificate-authority": str(tmp_path / "ca.crt")}
+    named = await load(tmp_path, address, **cluster, **{"tls-server-name": "api.example.org"})
+    assert await get(named) == 200
+    with pytest.raises(aiohttp.ClientConnectorCertificateError):
+        await get(await load(tmp_path, address, **cluster))
+    await runner.cleanup()
 
 
 @pytest.mark.parametrize(
