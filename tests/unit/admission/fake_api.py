@@ -290,6 +290,15 @@ async def admitting_quotas(api: FakeApi) -> AsyncIterator[QuotaAdmission]:
         await committer.close()
 
 
+async def filled_cache(api: FakeApi) -> QuotaCache:
+    """A cache that has read all quotas and all namespaces' labels, and that has no watch."""
+    cache = QuotaCache(api)
+    quotas = [QuotaKey(*key) for plural, *key in api.objects if plural == HUGETLB_QUOTAS.plural]
+    namespaces = [name for plural, _, name in api.objects if plural == NAMESPACES.plural]
+    await cache.read(quotas, namespaces)
+    return cache
+
+
 async def decide_pod(api: FakeApi, request: AdmissionRequest, seconds: float = 9.0) -> Decision:
     """The decision of a new replica at NOW, with ``seconds`` until the deadline."""
     async with admitting(api, lambda: NOW) as admission:
