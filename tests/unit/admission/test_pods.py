@@ -446,17 +446,6 @@ async def test_any_request_is_decided_or_malformed(
         assert all(held.pod.partition("/"))
 
 
-@pytest.mark.parametrize("changed", [{"name": ""}, {"name": None}, {"uid": "two words"}])
-async def test_a_pod_without_a_name_or_with_an_invalid_uid_is_malformed(
-    api: FakeApi, changed: dict[str, Any]
-) -> None:
-    raw = pod()
-    raw["metadata"] |= changed
-    with pytest.raises(MalformedReview):
-        await decide_pod(api, create(raw))
-    assert api.writes == []
-
-
 async def test_if_quotas_are_required_an_ungoverned_pod_is_refused(
     api: FakeApi,
 ) -> None:
