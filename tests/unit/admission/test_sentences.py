@@ -50,11 +50,6 @@ def test_a_refusal_has_all_numbers_and_says_what_to_do() -> None:
     )
 
 
-def test_retained_and_pods_are_separate_numbers() -> None:
-    message = over_quota("a/p", [short(TENANT, 64, 128, 0, 256, retained=96)])
-    assert "(128Mi by pods, 96Mi retained in files of pods that are gone)" in message
-
-
 def test_a_refusal_names_the_retained_files_and_says_to_truncate_them() -> None:
     file = RetainedFile("worker-1", "/dev/hugepages/rte_0", "db/old", SMALL, 96 * MIB, frozenset())
     message = over_quota("a/p", [short(TENANT, 64, 128, 0, 256, retained=96)], {TENANT: [file]})
@@ -70,16 +65,6 @@ def test_a_charge_that_waits_for_a_report_is_named_once() -> None:
     message = over_quota("a/p", shorts, {}, {TENANT: sentence, QuotaKey("b", "c"): "No."})
     assert f"64Mi is missing. {sentence} Ask for less," in message
     assert "No." not in message
-
-
-def test_an_empty_quota_has_no_list_of_charges() -> None:
-    message = over_quota("a/p", [short(TENANT, 64, 0, 0, 32)])
-    assert "has room for 32Mi: 0 of 32Mi is used; 32Mi is missing." in message
-
-
-def test_a_quota_used_above_its_limit_has_no_room() -> None:
-    message = over_quota("a/p", [short(TENANT, 64, 512, 0, 256)])
-    assert "has no room: 512Mi of 256Mi is used (512Mi by pods); 320Mi is missing" in message
 
 
 def test_a_refusal_names_every_quota_that_refuses() -> None:
