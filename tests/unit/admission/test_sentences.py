@@ -102,3 +102,34 @@ def test_the_refusal_to_delete_a_charged_quota_names_the_charges() -> None:
     assert "HugeTLBQuota acme/tenant can't be deleted" in message
     assert "256Mi of hugepages-2Mi, including 64Mi of hugepages-2Mi in 1 reservation" in message
     assert "(acme-db/pg-0)" in message
+
+
+def test_the_refusal_to_delete_says_what_to_do_about_each_kind_of_charge() -> None:
+    pods, left = Charge({SMALL: 64 * MIB}), Charge({SMALL: 8 * MIB})
+    by_pods = quota_sentences.charged_delete(Counter(TENANT, Charge(), pods))
+    assert by_pods.endswith("To delete it, stop the pods that use them.")
+    file = RetainedFile("n", "/mnt/a", "db/old", SMALL, 8 * MIB, frozenset())
+    retained = quota_sentences.charged_delete(Counter(TENANT, Charge(), retained=left), [file])
+    assert (
+        "retained. Retained in /mnt/a on n (8Mi by pod db/old). To delete it, truncate" in retained
+    )
+    assert "stop the pods" not in retained
+    both = quota_sentences.charged_delete(Counter(TENANT, Charge(), pods, left))
+    assert "stop the pods that use them; and truncate or remove the files, or set" in both
+    assert "Retained in" not in both
+    assert "A reservation ends" not in both
+
+
+def test_the_warning_about_a_wider_selector_shows_no_negative_room() -> None:
+    full = Counter(LEAF, Charge({SMALL: 64 * MIB}), Charge({SMALL: 128 * MIB}))
+    text = quota_sentences.selects_more(LEAF, [full, Counter(TENANT, Charge({LARGE: GIB}))])
+    assert (
+        "acme-db/leaf has room for 0 of hugepages-2Mi, acme/tenant has room for 1Gi of"
+        " hugepages-1Gi. The condition" in text
+    )
+
+
+def test_the_warning_about_a_deleted_quota_says_who_pays_for_its_files() -> None:
+    left = Counter(LEAF, Charge(), retained=Charge({SMALL: 8 * MIB}))
+    assert "is charged to HugeTLBQuota acme/tenant" in quota_sentences.reparented(left, TENANT)
+    assert "charged to no quota" in quota_sentences.reparented(left, None)
