@@ -87,7 +87,12 @@ async def get(transport: ByKubeconfig, path: str = "/version") -> int:
 
 async def test_a_body_has_the_content_type_of_its_method(server: Server, tmp_path: Path) -> None:
     transport = await load(tmp_path, server.address)
-    requests = (("PUT", {"a": None}), ("PATCH", {"a": 1}), ("POST", {}), ("GET", None))
+    requests: tuple[tuple[str, Json | None], ...] = (
+        ("PUT", {"a": None}),
+        ("PATCH", {"a": 1}),
+        ("POST", {}),
+        ("GET", None),
+    )
     for method, body in requests:
         (await transport.send(method, "/x", {}, body, LIMIT)).release()
     await transport.close()
