@@ -17,13 +17,12 @@ from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.finalizers import has_finalizer, remove_finalizer
 from hugetlb_quota.kube.lease import LEASE_DURATION, take
+from hugetlb_quota.kube.pages import PAGE, pages
 from hugetlb_quota.kube.resources import HUGETLB_QUOTAS
 from hugetlb_quota.program import add_options, start_log
 
 #: The time between two passes over all quotas, in seconds; each pass renews the Lease.
 _PERIOD: Final = 3.0
-#: Quotas in one page of a list.
-_PAGE: Final = 500
 #: The holder that this program writes into the Lease.
 _HOLDER: Final = "uninstall"
 
@@ -59,17 +58,15 @@ async def _main(arguments: argparse.Namespace) -> None:
 async def _remove_finalizers(connection: Connection) -> int:
     """Remove the finalizer from every quota; the number of quotas that had it."""
     found = 0
-    continuation: str | None = None
-    while True:
-        page = await connection.list_page(HUGETLB_QUOTAS, limit=_PAGE, continuation=continuation)
+    async for page in pages(
+        lambda token: connection.list_page(HUGETLB_QUOTAS, limit=PAGE, continuation=token)
+    ):
         for raw in filter(has_finalizer, page.get("items") or ()):
             found += 1
             if await remove_finalizer(connection, raw):
                 name = "{namespace}/{name}".format_map(raw["metadata"])
                 logger.info("Removed the operator's finalizer from HugeTLBQuota %s.", name)
-        continuation = page["metadata"].get("continue")
-        if not continuation:
-            return found
+    return found
 
 
 def command_line() -> argparse.ArgumentParser:

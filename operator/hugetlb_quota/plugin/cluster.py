@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, Self
 
@@ -12,6 +12,7 @@ from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.kube import errors, finalizers, resources
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.informer import Informer
+from hugetlb_quota.kube.pages import PAGE, pages
 from hugetlb_quota.kube.pods import Pod, project_pod
 from hugetlb_quota.kube.quotas import QuotaObject
 from hugetlb_quota.kube.resources import Resource
@@ -22,7 +23,6 @@ from hugetlb_quota.plugin.world import World, forest_of
 
 Json = dict[str, Any]
 
-_PAGE: Final = 500
 #: The shortest time between two worlds of :meth:`Cluster.watch`, in seconds.
 _SHORTEST_PERIOD: Final = 0.5
 #: The time between two checks that the watch still runs, in seconds.
@@ -140,20 +140,17 @@ class Cluster:
         :param namespace: None lists all namespaces.
         :raises ApiError: see :mod:`hugetlb_quota.kube.errors`.
         """
-        objects: list[Json] = []
-        continuation: str | None = None
-        while True:
-            page = await self._connection.list_page(
+
+        def read(continuation: str | None) -> Awaitable[Json]:
+            return self._connection.list_page(
                 resource,
                 namespace,
                 label_selector=label_selector,
-                limit=_PAGE,
+                limit=PAGE,
                 continuation=continuation,
             )
-            objects += page.get("items") or ()
-            continuation = (page.get("metadata") or {}).get("continue")
-            if not continuation:
-                return objects
+
+        return [raw async for page in pages(read) for raw in page.get("items") or ()]
 
     async def one(self, resource: Resource, name: str, namespace: str | None = None) -> Json:
         """Read one object.
