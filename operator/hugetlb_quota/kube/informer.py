@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from hugetlb_quota.backoff import Backoff
 from hugetlb_quota.kube import errors
-from hugetlb_quota.kube.api import WatchApi
+from hugetlb_quota.kube.api import ListApi, WatchApi
 from hugetlb_quota.kube.pages import PAGE, pages
 from hugetlb_quota.kube.resources import Resource
 
@@ -47,20 +47,8 @@ class ObjectKey(NamedTuple):
 OnChange = Callable[[T | None, T | None, int], None]
 
 
-class Source(WatchApi, Protocol):
+class Source(ListApi, WatchApi, Protocol):
     """The part of a Connection that an informer needs."""
-
-    async def list_page(
-        self,
-        resource: Resource,
-        namespace: str | None = None,
-        *,
-        field_selector: str | None = None,
-        limit: int | None = None,
-        continuation: str | None = None,
-    ) -> dict[str, Any]:
-        """One page of a collection."""
-        ...
 
 
 class _Kept(NamedTuple, Generic[T]):

@@ -42,6 +42,7 @@ class WatchedObjects(FakeObjects):
         field_selector: str | None = None,
         limit: int | None = None,
         continuation: str | None = None,
+        timeout: float = 1,
     ) -> Json:
         assert field_selector is not None
         name = field_selector.removeprefix("metadata.name=")

@@ -52,6 +52,7 @@ class Script:
         field_selector: str | None = None,
         limit: int | None = None,
         continuation: str | None = None,
+        timeout: float = 1,
     ) -> Json:
         self.asked.append(f"list {continuation or ''}".strip())
         step = self.steps.pop(0)
