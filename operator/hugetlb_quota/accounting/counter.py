@@ -7,7 +7,7 @@ uncharge the quotas below it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from hugetlb_quota.accounting.charge import NOTHING, Charge
@@ -82,21 +82,7 @@ class Counter:
         :param uid: the pod's UID; the reservations of this pod do not count.
         """
         others = tuple(each for each in self.reservations if each.uid != uid)
-        reserved = Charge.total(reserved_by_pod(others).values())
-        used = self.pods + self.retained + reserved
-        return tuple(
-            Shortfall(
-                quota=self.quota,
-                size=size,
-                requested=requested,
-                pods=self.pods.of(size),
-                retained=self.retained.of(size),
-                reserved=reserved.of(size),
-                hard=self.hard[size],
-            )
-            for size, requested in demand.items()
-            if size in self.hard and requested and used.of(size) + requested > self.hard[size]
-        )
+        return _shortfalls(self, Charge.total(reserved_by_pod(others).values()).of, demand)
 
     def charge(self, reservation: Reservation) -> Counter:
         """A copy with ``reservation``, which replaces one with the same ID."""
@@ -145,28 +131,12 @@ class Tab:
 
     def shortfalls(self, reservation: Reservation) -> tuple[Shortfall, ...]:
         """The sizes for which ``reservation`` does not fit, as :meth:`Counter.shortfalls`."""
-        counter = self._before
         held = self._by_pod.get(reservation.uid, NOTHING)
-        return tuple(
-            Shortfall(
-                quota=counter.quota,
-                size=size,
-                requested=requested,
-                pods=counter.pods.of(size),
-                retained=counter.retained.of(size),
-                reserved=self._reserved.of(size) - held.of(size),
-                hard=counter.hard[size],
-            )
-            for size, requested in reservation.charge.items()
-            if size in counter.hard
-            and requested
-            and counter.pods.of(size)
-            + counter.retained.of(size)
-            + self._reserved.of(size)
-            - held.of(size)
-            + requested
-            > counter.hard[size]
-        )
+
+        def reserved(size: PageSize) -> int:
+            return self._reserved.of(size) - held.of(size)
+
+        return _shortfalls(self._before, reserved, reservation.charge)
 
     def can_hold(self, reservation: Reservation) -> bool:
         """Whether the quota object has room for one more line, ``reservation``."""
@@ -195,6 +165,31 @@ def reserved_by_pod(reservations: Iterable[Reservation]) -> Mapping[str, Charge]
         previous = held.get(each.uid)
         held[each.uid] = each.charge if previous is None else previous.peak(each.charge)
     return held
+
+
+def _shortfalls(
+    counter: Counter, reserved: Callable[[PageSize], int], demand: Charge
+) -> tuple[Shortfall, ...]:
+    """The sizes for which ``demand`` does not fit, smallest first.
+
+    :param reserved: the reserved bytes of a size that count beside ``demand``.
+    """
+    return tuple(
+        Shortfall(
+            quota=counter.quota,
+            size=size,
+            requested=requested,
+            pods=counter.pods.of(size),
+            retained=counter.retained.of(size),
+            reserved=reserved(size),
+            hard=counter.hard[size],
+        )
+        for size, requested in demand.items()
+        if size in counter.hard
+        and requested
+        and counter.pods.of(size) + counter.retained.of(size) + reserved(size) + requested
+        > counter.hard[size]
+    )
 
 
 def shortfalls(counters: Iterable[Counter], demand: Charge, uid: str = "") -> tuple[Shortfall, ...]:
