@@ -224,6 +224,13 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
+{{/* A liveness probe: a busy node answers late, and a restart would make the node busier. */}}
+{{- define "hugetlb-quota.liveness" -}}
+periodSeconds: 20
+timeoutSeconds: 10
+failureThreshold: 6
+{{- end }}
+
 {{/* A startup probe: a program starts slowly on a slow node where all others start too. */}}
 {{- define "hugetlb-quota.startup" -}}
 periodSeconds: 2
