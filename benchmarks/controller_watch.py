@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 import aiohttp
 
 from benchmarks.controller_world import Api
+from hugetlb_quota.admission.background import in_background
 from tests.kube.api import Object
 from tests.kube.programs import Program
 
@@ -62,16 +63,12 @@ class Pulse:
     @asynccontextmanager
     async def measured(self) -> AsyncIterator[None]:
         """Measure inside the context."""
-        tasks = [
-            asyncio.create_task(self._api.watch(LEASES, self._notify)),
-            asyncio.create_task(self._request_health()),
-        ]
         try:
-            yield
+            async with in_background(
+                leases=self._api.watch(LEASES, self._notify), health=self._request_health()
+            ):
+                yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             self._renew()
 
     def _notify(self, _: str, lease: Object) -> None:

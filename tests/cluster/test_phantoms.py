@@ -11,9 +11,11 @@ import pytest
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.reservation import Reservation, parse
 from hugetlb_quota.page_size import PageSize
-from tests.kube.api import Api, ApiError, Object
+from tests.chaos import load
+from tests.chaos.observer import PAGES
+from tests.kube.api import Api, ApiError
 from tests.kube.cluster import Cluster
-from tests.kube.quotas import QUOTAS, create_quota
+from tests.kube.quotas import QUOTAS, create_quota, quota_object
 from tests.kube.reservations import pending
 from tests.waiting import eventually
 
@@ -27,30 +29,6 @@ def own_cluster(assets: Path) -> Iterator[Cluster]:
         yield running
 
 
-def quota(name: str) -> Object:
-    return {
-        "apiVersion": "hugetlb.dev/v1alpha1",
-        "kind": "HugeTLBQuota",
-        "metadata": {"namespace": NAMESPACE, "name": name},
-        "spec": {"hard": {"hugepages-2Mi": "64Mi"}},
-    }
-
-
-def pod(name: str) -> Object:
-    resources = {"hugepages-2Mi": "2Mi", "cpu": "1m", "memory": "1Mi"}
-    container = {
-        "name": "main",
-        "image": "none",
-        "resources": {"requests": resources, "limits": resources},
-    }
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"namespace": NAMESPACE, "name": name},
-        "spec": {"containers": [container], "nodeSelector": {"nowhere": "at-all"}},
-    }
-
-
 def reservations(api: Api) -> dict[str, Reservation]:
     """By pod."""
     lines = pending(api.get(QUOTAS, "team", namespace=NAMESPACE)["status"])
@@ -61,7 +39,7 @@ def reservations(api: Api) -> dict[str, Reservation]:
 def test_a_controller_that_was_killed_lengthens_no_reservation(own_cluster: Cluster) -> None:
     api = own_cluster.control_plane.api
     own_cluster.control_plane.create_namespace(NAMESPACE)
-    create_quota(api, quota("team"))
+    create_quota(api, quota_object(NAMESPACE, "team", {"hard": {PAGES: "64Mi"}}))
     # The API server asks about ResourceQuotas after it has asked admission.
     native = {
         "apiVersion": "v1",
@@ -72,7 +50,7 @@ def test_a_controller_that_was_killed_lengthens_no_reservation(own_cluster: Clus
     api.create("v1/resourcequotas", native)
     for name in ("a", "b", "c"):
         with pytest.raises(ApiError, match="quota: native"):
-            api.create("v1/pods", pod(name))
+            api.create("v1/pods", load.pod(name, "x", 2), namespace=NAMESPACE)
     phantoms = {f"{NAMESPACE}/{name}" for name in ("a", "b", "c")}
     assert reservations(api).keys() == phantoms
     own_cluster.controller.kill9()

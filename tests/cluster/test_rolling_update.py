@@ -7,14 +7,12 @@ ends. The old one gets no new connections, and still answers on the API server's
 from __future__ import annotations
 
 import asyncio
-import ssl
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
-import yaml
 
 from tests.chaos import load
 from tests.chaos.faults import port_of
@@ -51,12 +49,8 @@ class Creators:
     async def running(self) -> AsyncIterator[None]:
         """Create pods inside the context, and wait for started requests at its end."""
         end = asyncio.Event()
-        context = ssl.create_default_context(cafile=str(self._plane.ca_file))
-        (user,) = yaml.safe_load(self._plane.admin_kubeconfig.read_text())["users"]
-        context.load_cert_chain(user["user"]["client-certificate"], user["user"]["client-key"])
-        async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=CREATORS, ssl=context)
-        ) as session:
+        connector = aiohttp.TCPConnector(limit=CREATORS, ssl=self._plane.admin_tls())
+        async with aiohttp.ClientSession(connector=connector) as session:
             tasks = [
                 asyncio.create_task(self._create(session, number, end))
                 for number in range(CREATORS)

@@ -28,16 +28,20 @@ OVERLAP = 20
 """How long two CAs are trusted in the rotation here, in seconds; an hour by default."""
 
 
-def plugin(*words: str) -> str:
+def plugin(*words: str, stdin: str | None = None) -> str:
     """Run `kubectl hugetlb` as it is installed beside this Python; return its output."""
-    return run(str(Path(sys.executable).with_name("kubectl-hugetlb")), *words)
+    return run(str(Path(sys.executable).with_name("kubectl-hugetlb")), *words, stdin=stdin)
+
+
+def asked_pod(namespace: str, pages: str) -> str:
+    """A pod of these pages, as JSON."""
+    return json.dumps(pod(namespace, "asked", container("true", pages=pages)))
 
 
 def admit(namespace: str, pages: str) -> str:
     """Ask whether a pod would be admitted, by a dry run: "" or the error."""
-    asked = pod(namespace, "asked", container("true", pages=pages))
     try:
-        kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(asked))
+        kubectl("create", "--dry-run=server", "-f", "-", stdin=asked_pod(namespace, pages))
     except CommandFailed as error:
         return error.output
     return ""
@@ -77,9 +81,7 @@ def test_the_plugin_shows_a_tree_its_pods_and_its_files(
 
 def explain(namespace: str, pages: str) -> str:
     """Run `kubectl hugetlb explain` for a pod of these pages."""
-    asked = json.dumps(pod(namespace, "asked", container("true", pages=pages)))
-    program = str(Path(sys.executable).with_name("kubectl-hugetlb"))
-    return run(program, "explain", "-f", "-", stdin=asked)
+    return plugin("explain", "-f", "-", stdin=asked_pod(namespace, pages))
 
 
 @contextmanager

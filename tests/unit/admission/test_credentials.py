@@ -7,7 +7,6 @@ import logging
 import ssl
 from base64 import b64encode
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ import trustme
 
 from hugetlb_quota.admission.credentials import ServingSecret
 from hugetlb_quota.kube.resources import Resource
+from tests.unit.handshake import handshake
 
 Json = dict[str, Any]
 
@@ -70,16 +70,8 @@ def serves(secret: ServingSecret, host: str) -> bool:
     """Whether a handshake for `host` succeeds."""
     client = ssl.create_default_context()
     CA.configure_trust(client)
-    here, there, back, forth = (ssl.MemoryBIO() for _ in range(4))
-    one = client.wrap_bio(here, there, server_hostname=host)
-    other = secret.context.wrap_bio(back, forth, server_side=True)
     try:
-        for _ in range(4):
-            for end in (one, other):
-                with suppress(ssl.SSLWantReadError):
-                    end.do_handshake()
-                back.write(there.read())
-                here.write(forth.read())
+        handshake(client, secret.context, host)
     except ssl.SSLError:
         return False
     return True

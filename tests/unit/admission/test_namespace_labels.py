@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -100,6 +101,17 @@ def seen(labels: NamespaceLabels, api: Late) -> bool:
     return labels.informer.resource_version == api.version
 
 
+@asynccontextmanager
+async def late_read(api: Late, labels: NamespaceLabels, name: str) -> AsyncIterator[None]:
+    """Read ``name`` in the background; the answer arrives at the end of the context."""
+    api.answers.clear()
+    reading = asyncio.create_task(labels.read(name))
+    await until(lambda: api.reading)
+    yield
+    api.answers.set()
+    await reading
+
+
 async def test_has_the_labels_of_every_namespace(labels: NamespaceLabels) -> None:
     assert labels.by_name == {"db": {"team": "a"}, "bare": {}}
 
@@ -127,26 +139,18 @@ async def test_a_read_finds_what_the_watch_has_not_delivered(
 async def test_a_late_answer_does_not_replace_what_the_watch_delivered(
     api: Late, labels: NamespaceLabels
 ) -> None:
-    api.answers.clear()
-    reading = asyncio.create_task(labels.read("db"))
-    await until(lambda: api.reading)
-    api.put(named("db", team="b"))
-    await until(lambda: seen(labels, api))
-    api.answers.set()
-    await reading
+    async with late_read(api, labels, "db"):
+        api.put(named("db", team="b"))
+        await until(lambda: seen(labels, api))
     assert labels.by_name["db"] == {"team": "b"}
 
 
 async def test_a_late_answer_that_a_namespace_is_gone_does_not_remove_a_new_namespace(
     api: Late, labels: NamespaceLabels
 ) -> None:
-    api.answers.clear()
-    reading = asyncio.create_task(labels.read("new"))
-    await until(lambda: api.reading)
-    api.put(named("new", team="c"))
-    await until(lambda: seen(labels, api))
-    api.answers.set()
-    await reading
+    async with late_read(api, labels, "new"):
+        api.put(named("new", team="c"))
+        await until(lambda: seen(labels, api))
     assert labels.by_name["new"] == {"team": "c"}
 
 
@@ -156,13 +160,9 @@ async def test_an_answer_replaces_an_older_version_that_the_watch_delivers_meanw
     api.let(0)
     api.put(named("db", team="b"))
     api.put(named("db", team="c"))
-    api.answers.clear()
-    reading = asyncio.create_task(labels.read("db"))
-    await until(lambda: api.reading)
-    api.let(1)
-    await until(lambda: labels.by_name["db"] == {"team": "b"})
-    api.answers.set()
-    await reading
+    async with late_read(api, labels, "db"):
+        api.let(1)
+        await until(lambda: labels.by_name["db"] == {"team": "b"})
     assert labels.by_name["db"] == {"team": "c"}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +12,7 @@ from cryptography import x509
 
 from hugetlb_quota.controller.certificates import authority
 from hugetlb_quota.controller.certificates.authority import BACKDATED
+from tests.unit.handshake import handshake
 
 HOST = "admission.system.svc"
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -117,13 +117,4 @@ def test_openssl_accepts_the_certificates(tmp_path: Path) -> None:
     (tmp_path / "c").write_text(pair.certificate)
     (tmp_path / "k").write_text(pair.key)
     server.load_cert_chain(tmp_path / "c", tmp_path / "k")
-    here, there, back, forth = (ssl.MemoryBIO() for _ in range(4))
-    one = client.wrap_bio(here, there, server_hostname=HOST)
-    other = server.wrap_bio(back, forth, server_side=True)
-    for _ in range(4):
-        for end in (one, other):
-            with suppress(ssl.SSLWantReadError):
-                end.do_handshake()
-            back.write(there.read())
-            here.write(forth.read())
-    assert one.getpeercert()
+    assert handshake(client, server, HOST).getpeercert()
