@@ -21,6 +21,11 @@ from tests.e2e.pods import pin
 HERE = Path(__file__).resolve().parent
 SCENE_TIMEOUT = 1200
 """In seconds. The first scene also installs the chart."""
+ORDER = {"test_install.py": -1, "test_lifecycle.py": 1}
+"""Files that do not run among the others.
+
+The first file looks at the programs just after `helm install`, the last removes the operator.
+"""
 HUGETLBFS = "/dev/hugepages"
 """The mount point of systemd's hugetlbfs."""
 
@@ -121,12 +126,12 @@ def seen(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Set the timeout of scenes, and put those that remove the operator last.
+    """Set the timeout and the order of the scenes.
 
     If the command line names files, the scenes keep that order.
     """
     if not any(Path(argument).suffix == ".py" for argument in config.args):
-        items.sort(key=lambda item: item.path.name == "test_lifecycle.py")
+        items.sort(key=lambda item: ORDER.get(item.path.name, 0))
     for item in items:
         if item.path.parent == HERE:
             item.add_marker(pytest.mark.timeout(SCENE_TIMEOUT))
