@@ -22,7 +22,7 @@ class Answer:
 
     @property
     def done(self) -> bool:
-        """Whether the API server did what was asked."""
+        """Whether the API server has carried out the request."""
         return 200 <= self.status < 300
 
     @property
@@ -42,7 +42,7 @@ class Client:
         self._session = session
         self._server = server
 
-    async def ask(self, method: str, path: str, body: Any = None) -> Answer:
+    async def send(self, method: str, path: str, body: Any = None) -> Answer:
         """Send a request. A PATCH with a list is a JSON patch, any other PATCH a merge patch."""
         kind = "application/json"
         if method == "PATCH":

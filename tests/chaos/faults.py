@@ -40,13 +40,13 @@ class Fault:
 def plan(seconds: float, seed: int, lifetime: float) -> list[Fault]:
     """Choose the faults within `seconds`: every kind for every target in each round.
 
-    In each round, one pause of a replica, the API server or etcd is longer than `lifetime`: that
-    of a reservation plus the time for the response. Each round also kills or pauses the leader;
-    with several rounds, a pause lasts until another controller leads.
+    In each round, one pause of a replica, the API server or etcd is longer than `lifetime`, which
+    is the life of a reservation plus the time for the response. Each round also kills or pauses the
+    leader. With several rounds, a pause of the leader lasts until another controller leads.
     """
     chance = random.Random(f"{seed} faults")
     replicas = ("replica 0", "replica 1", "replica 2")
-    found = []
+    planned = []
     rounds = rounds_of(seconds)
     for number in range(rounds):
         length = seconds / rounds
@@ -63,8 +63,8 @@ def plan(seconds: float, seed: int, lifetime: float) -> list[Fault]:
                 if target == "leader" and rounds > 1:
                     lasts = LEASE
             after = number * length + (place + chance.random()) * length / len(faults)
-            found.append(Fault(after, target, kind, lasts))
-    return found
+            planned.append(Fault(after, target, kind, lasts))
+    return planned
 
 
 def rounds_of(seconds: float) -> int:
@@ -153,7 +153,7 @@ class Faults:
                 self._forwarder.take_in(port_of(self._replicas[name]))
 
     async def _raise(self, name: str) -> None:
-        # A connecting client may get the free port as its own for a moment: then try again.
+        # A client that connects may for a moment have the free port as its own port: try again.
         for _ in range(50):
             if self._child(name).exit_status is None:
                 return

@@ -101,7 +101,7 @@ class Load:
         self.examples: dict[tuple[str, str], str] = {}
 
     async def run(self) -> None:
-        """Send requests until cancelled."""
+        """Send requests until the task is cancelled."""
         async with connect(self._plane, USERS, REQUEST_TIMEOUT) as client:
             await asyncio.gather(*(self._use(client, number) for number in range(USERS)))
 
@@ -115,7 +115,7 @@ class Load:
             if request is None:
                 await asyncio.sleep(0.01)
                 continue
-            answer = await client.ask(*request)
+            answer = await client.send(*request)
             outcome = outcome_of(answer)
             self.outcomes[wish, outcome] += 1
             self.examples[wish, outcome] = answer.text
@@ -123,13 +123,13 @@ class Load:
                 await asyncio.sleep(chance.uniform(0.05, 0.2))
 
     def _request(self, wish: str, chance: random.Random, name: str) -> tuple[str, str, Any] | None:
-        """Method, path and body of a request; None if the wish needs a pod and there is none."""
+        """Method, path and body of a request; None if the wish needs a pod and no pod exists."""
         if wish == "create":
             body = pod(name, chance.choice(TEAMS), chance.choice((2, 2, 4, 6, 8, 16)))
             return "POST", f"/api/v1/namespaces/{chance.choice(LEAVES)}/pods", body
         if wish in ("limit", "move"):
             return self._change_quota(wish, chance)
-        # The pages of a finished pod move with its labels, and admission asks for no room.
+        # The pages of a finished pod move with its labels, and admission does not require room.
         pods = [pod for pod in self._ledger.pods.values() if wish == "delete" or not pod.finished]
         if not pods:
             return None

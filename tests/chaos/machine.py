@@ -20,7 +20,7 @@ PAGE: Final = 2 << 20
 
 
 class Machine:
-    """The memory of a node; it tells the ledger what the kernel holds.
+    """The memory of a node. The machine writes into the ledger what the kernel holds.
 
     `seen`: counts what happened. `boot`: the number of the present boot.
     """
@@ -34,15 +34,15 @@ class Machine:
         self.boot = 0
         self.powered = False
         self.quiet = False
-        """Whether pods and files stay as they are, unless the API asks for a change."""
+        """Whether pods and files change only after a request to the API."""
         self.running: dict[str, float] = {}
-        """When each running pod ends by itself, by UID."""
+        """The time at which each running pod ends by itself, by UID."""
         self.ended: set[str] = set()
-        """The UIDs of pods that this boot has ended, and never starts again."""
+        """The UIDs of the pods that ended in this boot, and that this boot never starts again."""
         self.left: dict[str, int] = {}
         """The bytes that ended pods left in files, by UID."""
         self._emptied: dict[str, float] = {}
-        """When the cgroup of each ended pod goes, by UID."""
+        """The time at which the cgroup of each ended pod is removed, by UID."""
         self._ledger = ledger
 
     @property
@@ -96,7 +96,7 @@ class Machine:
         return uid in self.running or self._emptied.get(uid, 0) > now()
 
     def charged(self, pod: Pod) -> int:
-        """The bytes that the kernel charges to the pod's cgroup, or to what it was."""
+        """The bytes that the kernel charges to the pod's cgroup, also after its removal."""
         return pod.pages if pod.uid in self.running else self.left.get(pod.uid, 0)
 
     def truncate(self) -> None:
@@ -108,7 +108,7 @@ class Machine:
         self.settle()
 
     def settle(self) -> None:
-        """Tell the ledger what the kernel holds.
+        """Write into the ledger what the kernel holds.
 
         A pod that may still start counts as if it had all its pages already.
         """

@@ -1,6 +1,6 @@
 """The programs of a simulated node: a kubelet, and an agent whose reports may be late.
 
-Both know the pods from the observer's ledger, which misses no change.
+Both read the pods from the observer's ledger, which misses no change.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class Kubelet:
 
     def __init__(self, machine: Machine, ledger: Ledger, client: Client) -> None:
         self.connected = True
-        """Whether the API server can be reached."""
+        """Whether requests reach the API server."""
         self._machine = machine
         self._ledger = ledger
         self._client = client
 
     async def run(self) -> None:
-        """Look at all pods again and again, until cancelled."""
+        """Look at all pods again and again, until the task is cancelled."""
         machine = self._machine
         while True:
             await asyncio.sleep(machine.chance.uniform(0.05, 0.3))
@@ -43,9 +43,9 @@ class Kubelet:
                 machine.truncate()
 
     async def _sync(self, pod: Pod) -> None:
-        """Do for a pod what is due; the machine changes before the API server is asked."""
+        """Start, end or delete a pod if that is due: first on the machine, then in the API."""
         machine = self._machine
-        # The tasks of all pods start before one of them gets an answer.
+        # The tasks of all pods start together, and the ledger may change before this task runs.
         if not machine.powered or self._ledger.pods.get((pod.namespace, pod.name)) != pod:
             return
         is_over = pod.finished or pod.leaving
@@ -61,7 +61,7 @@ class Kubelet:
             machine.end(pod)
         if pod.leaving:
             body = {"gracePeriodSeconds": 0, "preconditions": {"uid": pod.uid}}
-            await self._client.ask("DELETE", path_of(pod), body)
+            await self._client.send("DELETE", path_of(pod), body)
         elif not pod.finished:
             await self._set_phase(pod, pod.phase, machine.chance.choice(FINISHED))
 
@@ -71,7 +71,7 @@ class Kubelet:
             {"op": "test", "path": "/status/phase", "value": before},
             {"op": "replace", "path": "/status/phase", "value": phase},
         ]
-        await self._client.ask("PATCH", f"{path_of(pod)}/status", change)
+        await self._client.send("PATCH", f"{path_of(pod)}/status", change)
 
 
 class Agent:
@@ -79,27 +79,27 @@ class Agent:
 
     def __init__(self, machine: Machine, ledger: Ledger, client: Client) -> None:
         self.connected = True
-        """Whether the API server can be reached."""
+        """Whether requests reach the API server."""
         self.running = True
         self._machine = machine
         self._ledger = ledger
         self._client = client
-        self._known: dict[str, Pod] = {}
-        """Every pod that was ever seen, by UID."""
+        self._seen: dict[str, Pod] = {}
+        """Every pod that the agent has ever seen, by UID."""
         self._object: dict[str, Any] | None = None
         """The metadata of the HugeTLBNode, after a write that succeeded."""
 
     async def run(self) -> None:
-        """Report again and again, until cancelled."""
+        """Report again and again, until the task is cancelled."""
         while True:
             await asyncio.sleep(self._machine.chance.uniform(0.1, 1))
             if self._goes_on(self._machine.boot):
                 await self.report()
 
     async def report(self) -> bool:
-        """Read the node and write a report, maybe late; return whether it was written.
+        """Read the node and write a report, maybe late; return whether the write succeeded.
 
-        As the real agent: first the pods of the API, then the cgroups and charges.
+        Read in the order of the real agent: first the pods of the API, then cgroups and charges.
         """
         machine, boot, seen_up_to = self._machine, self._machine.boot, self._ledger.revision
         pods = {pod.uid: pod for pod in self._ledger.bound_to(machine.name)}
@@ -107,7 +107,7 @@ class Agent:
         if not self._goes_on(boot):
             return False
         # The ledger has the last labels of a pod that is gone.
-        self._known |= {pod.uid: pod for pod in machine.pods()} | pods
+        self._seen |= {pod.uid: pod for pod in machine.pods()} | pods
         machine.settle()
         status = {
             "bootID": machine.boot_id,
@@ -120,7 +120,7 @@ class Agent:
         return self._goes_on(boot) and await self._write(status)
 
     def _goes_on(self, boot: int) -> bool:
-        """Whether the node is still in that boot, with an agent that reaches the API server."""
+        """Whether the node is still in ``boot``, with an agent that reaches the API server."""
         machine = self._machine
         return machine.powered and machine.boot == boot and self.connected and self.running
 
@@ -128,7 +128,7 @@ class Agent:
         await asyncio.sleep(self._machine.chance.choice((0, 0, 0.2, 1.5)))
 
     def _entries(self, pods: dict[str, Pod]) -> Iterable[dict[str, Any]]:
-        for uid, pod in self._known.items():
+        for uid, pod in self._seen.items():
             may_start = uid in pods and not pods[uid].finished
             live, charged = self._machine.has_cgroup(uid) or may_start, self._machine.charged(pod)
             if live or charged:
@@ -146,7 +146,7 @@ class Agent:
         for uid, left in self._machine.left.items():
             if left:
                 yield {
-                    "path": self._known[uid].name,
+                    "path": self._seen[uid].name,
                     "mount": "/dev/hugepages",
                     "pageSize": PAGES,
                     "charged": str(left),
@@ -158,14 +158,14 @@ class Agent:
         """Write the status by compare-and-swap: a late write never replaces a later one."""
         name = self._machine.name
         if self._object is None:
-            found = await self._client.ask("GET", f"{HUGETLB_NODES}/{name}")
+            found = await self._client.send("GET", f"{HUGETLB_NODES}/{name}")
             if found.status == 404:
-                found = await self._client.ask("POST", HUGETLB_NODES, self._body({}, {}))
+                found = await self._client.send("POST", HUGETLB_NODES, self._body({}, {}))
             if not found.done:
                 return False
             self._object = found.metadata
         body = self._body(self._object, status)
-        written = await self._client.ask("PUT", f"{HUGETLB_NODES}/{name}/status", body)
+        written = await self._client.send("PUT", f"{HUGETLB_NODES}/{name}/status", body)
         self._object = written.metadata if written.done else None
         self._machine.seen["reports"] += written.done
         return written.done

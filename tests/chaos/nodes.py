@@ -1,4 +1,4 @@
-"""Simulated nodes: pods are bound to them, and they are lost, booted and come back."""
+"""Simulated nodes: a scheduler binds pods to the nodes; nodes are lost, boot and come back."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def plan(seconds: float, seed: int) -> list[NodeFault]:
     chance = random.Random(f"{seed} nodes")
     rounds = rounds_of(seconds)
     length = seconds / rounds
-    found = []
+    planned = []
     for number in range(rounds):
         kinds = list(KINDS)
         chance.shuffle(kinds)
@@ -60,8 +60,8 @@ def plan(seconds: float, seed: int) -> list[NodeFault]:
             if rounds > 1 and kind in KINDS[:2] and chance.random() < 0.5:
                 lasts = LONG
             after = number * length + (place + chance.random()) * length / len(kinds)
-            found.append(NodeFault(after, chance.choice(NAMES), kind, lasts))
-    return found
+            planned.append(NodeFault(after, chance.choice(NAMES), kind, lasts))
+    return planned
 
 
 class Node:
@@ -80,20 +80,20 @@ class Node:
         """Make the Node, boot, and report for the first time."""
         metadata = {"name": self.machine.name}
         body = {"apiVersion": "v1", "kind": "Node", "metadata": metadata}
-        while (await self._client.ask("POST", NODES, body)).status not in (201, 409):
+        while (await self._client.send("POST", NODES, body)).status not in (201, 409):
             await asyncio.sleep(0.2)
         await self._boot()
         while not await self._agent.report():
             await asyncio.sleep(0.2)
 
     async def run(self) -> None:
-        """Run kubelet and agent until cancelled."""
+        """Run kubelet and agent until the task is cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._kubelet.run())
             group.create_task(self._agent.run())
 
     async def suffer(self, fault: NodeFault) -> None:
-        """Let `fault` happen, and put the node right again."""
+        """Let `fault` happen, and repair the node."""
         if fault.kind == "partition":
             self._kubelet.connected = self._agent.connected = False
             await self._patch("/status", {"status": ready("Unknown")})
@@ -124,17 +124,17 @@ class Node:
         self.machine.power_on()
 
     async def _patch(self, subresource: str, change: dict[str, Any]) -> Answer:
-        """Ask until the API server has changed the Node."""
+        """Send the change again and again, until the API server has changed the Node."""
         while True:
             path = f"{NODES}/{self.machine.name}{subresource}"
-            answer = await self._client.ask("PATCH", path, change)
+            answer = await self._client.send("PATCH", path, change)
             if answer.done:
                 return answer
             await asyncio.sleep(0.2)
 
 
 class Nodes:
-    """All simulated nodes, and a scheduler that binds some pods. `seen`: counts what happened."""
+    """All simulated nodes, and a scheduler that binds some pods. `seen` counts what happened."""
 
     def __init__(
         self, ledger: Ledger, client: Client, seed: int, say: Callable[[str], None]
@@ -148,28 +148,28 @@ class Nodes:
         self._busy = {name: asyncio.Lock() for name in NAMES}
 
     async def start(self) -> None:
-        """Make all nodes; each has reported."""
+        """Make all nodes, and wait for the first report of each."""
         await asyncio.gather(*(node.start() for node in self._nodes.values()))
 
     async def run(self) -> None:
-        """Run all kubelets and agents until cancelled."""
+        """Run all kubelets and agents until the task is cancelled."""
         async with asyncio.TaskGroup() as group:
             for node in self._nodes.values():
                 group.create_task(node.run())
 
     async def suffer(self, faults: list[NodeFault]) -> None:
-        """Let all faults happen at their times; return when all nodes are right again."""
+        """Let all faults happen at their times; return when all nodes are repaired."""
         async with asyncio.TaskGroup() as group:
             for fault in faults:
                 group.create_task(self._suffer(fault))
 
     def quiet(self) -> None:
-        """From now on pods and files change only if the API asks for a change."""
+        """From now on, pods and files change only after a request to the API."""
         for node in self._nodes.values():
             node.machine.quiet = True
 
     async def schedule(self) -> None:
-        """Bind some of the pods, as a scheduler, until cancelled."""
+        """Bind some of the pods, as a scheduler, until the task is cancelled."""
         chance = random.Random(f"{self._seed} scheduler")
         while True:
             await asyncio.sleep(chance.uniform(0.05, 0.3))
@@ -188,7 +188,7 @@ class Nodes:
             "metadata": {"namespace": pod.namespace, "name": pod.name, "uid": pod.uid},
             "target": {"apiVersion": "v1", "kind": "Node", "name": node},
         }
-        answer = await self._client.ask("POST", f"{path_of(pod)}/binding", body)
+        answer = await self._client.send("POST", f"{path_of(pod)}/binding", body)
         self.seen["bound"] += answer.done
 
     async def _suffer(self, fault: NodeFault) -> None:

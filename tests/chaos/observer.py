@@ -3,8 +3,8 @@
 The observer watches etcd and not the API server: etcd has all revisions in one order, and a kill
 of the API server loses none. The API server must store JSON
 (`--storage-media-type=application/json`) and must not compact (`--etcd-compaction-interval=0`).
-A pod that has ended takes what the kernel of its node still holds; `tests.chaos.nodes` simulates
-these kernels. This module uses no code of the product.
+A pod that has ended uses the bytes that the kernel of its node still holds; `tests.chaos.nodes`
+simulates these kernels. This module uses no code of the product.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Pod:
 
     @property
     def finished(self) -> bool:
-        """Whether all its containers have ended."""
+        """Whether all containers of the pod have ended."""
         return self.phase in FINISHED
 
 
@@ -62,13 +62,13 @@ class Pod:
 class Quota:
     """A quota at its last revision; amounts in bytes.
 
-    `cap`: the most that pods may use. It is the limit; if the limit was lowered below the charge,
-    it is the smallest charge since then.
+    `cap`: the most that pods may use: the limit. If a user lowered the limit below the charge, the
+    cap is the smallest charge since then.
     """
 
     hard: int
     team: str | None
-    """The team whose pods the quota selects; "" for all pods, None for no pods."""
+    """The quota selects the pods of this team; "" for all pods, None for no pods."""
     parent: Key | None
     used: int | None = None
     retained: int = 0
@@ -86,7 +86,7 @@ class Ledger:
     """The bound pods that are no longer in the API and that a kernel still holds, by UID."""
     held: dict[str, int] = field(default_factory=dict)
     """The bytes that the kernels of the nodes hold for bound pods, by UID. The ledger adds each pod
-    as it is bound; then the node of the pod lowers the number."""
+    at its binding; later the node of the pod lowers the number."""
     off: set[str] = field(default_factory=set)
     """The nodes without power; they hold nothing."""
     quotas: dict[Key, Quota] = field(default_factory=dict)
@@ -99,18 +99,18 @@ class Ledger:
     _history: deque[str] = field(default_factory=lambda: deque(maxlen=HISTORY_KEPT))
 
     def put(self, revision: int, path: str, raw: Mapping[str, Any] | None) -> None:
-        """Apply a revision of an object, and check all quotas; `raw`: None if it was deleted."""
+        """Apply a revision of an object, and check all quotas; `raw`: None for a deletion."""
         if path == LEASE and raw is not None:
             self.leader = raw["spec"].get("holderIdentity") or ""
-        for prefix, take in ((QUOTAS, self._put_quota), (PODS, self._put_pod)):
+        for prefix, put in ((QUOTAS, self._put_quota), (PODS, self._put_pod)):
             if path.startswith(prefix):
                 namespace, _, name = path.removeprefix(prefix).partition("/")
-                self._history.append(f"  {revision} {take((namespace, name), raw)}")
+                self._history.append(f"  {revision} {put((namespace, name), raw)}")
                 self._check(revision)
         self.revision = revision
 
     def taken(self) -> dict[Key, int]:
-        """The bytes that pods use of each quota, summed up from all pods."""
+        """The bytes that pods use of each quota: the sum over all pods."""
         running = ((pod, pod.pages) for pod in self.pods.values() if not pod.finished)
         return self._sums((*running, *self._ended()))
 
@@ -191,13 +191,13 @@ class Ledger:
             quota = self.quotas[key]
             self.fullest[key] = max(taken, self.fullest.get(key, 0))
             if taken > quota.cap:
-                self._tell(f"at {revision} pods take {taken} of {'/'.join(key)}: {quota}")
+                self._record(f"at {revision} pods take {taken} of {'/'.join(key)}: {quota}")
             elif quota.used is not None and taken > quota.used:
-                self._tell(
+                self._record(
                     f"at {revision} pods take {taken} of {'/'.join(key)}, uncounted: {quota}"
                 )
 
-    def _tell(self, breach: str) -> None:
+    def _record(self, breach: str) -> None:
         if len(self.breaches) < BREACHES_KEPT:
             history = "\n".join(self._history) if not self.breaches else "  (more of the same)"
             self.breaches.append(f"{breach}\n{history}")
@@ -211,7 +211,7 @@ class Observer:
         self.ledger = Ledger()
 
     async def run(self) -> None:
-        """Watch until cancelled; raises AssertionError if etcd no longer has a revision."""
+        """Watch until the task is cancelled; AssertionError if etcd no longer has a revision."""
         timeout = aiohttp.ClientTimeout(total=None, connect=2)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             while True:
@@ -221,7 +221,7 @@ class Observer:
                     await asyncio.sleep(0.1)
 
     async def reach(self, revision: int) -> None:
-        """Wait until `revision` is checked; renewals of the Lease make later revisions."""
+        """Wait until the ledger has `revision`; renewals of the Lease make later revisions."""
         while self.ledger.revision < revision:
             await asyncio.sleep(0.1)
 
@@ -251,7 +251,7 @@ class Observer:
 
 
 def read_pod(key: Key, raw: Mapping[str, Any]) -> Pod:
-    """A pod as it is stored in etcd."""
+    """The pod that etcd stores as `raw`."""
     metadata, spec = raw["metadata"], raw["spec"]
     return Pod(
         *key,
