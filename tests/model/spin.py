@@ -1,6 +1,6 @@
-"""Runs spin on protocol.pml: a scene, whole or with one of its guards removed.
+"""Runs spin on a scene of protocol.pml, with all guards or without one guard.
 
-``python -m tests.model.spin GUARD`` tells in words how the protocol fails without GUARD.
+``python -m tests.model.spin GUARD`` prints in words how the protocol fails without GUARD.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 MODEL: Final = Path(__file__).with_name("protocol.pml")
-#: By name, the number of the scene, and which property of the long run is checked, "" for none.
+#: By name, the number of the scene, and the property of the long run that spin checks, or "".
 SCENES: Final = {
     "race": (1, ""),
     "fence": (2, ""),
@@ -25,7 +25,7 @@ SCENES: Final = {
     "emptied": (6, "emptied"),
     "at rest": (6, "at_rest"),
 }
-#: What each guard's removal is tried in.
+#: By guard, the scene that fails without the guard.
 GUARDS: Final = {
     "DECIDE_EACH_ALONE": "race",
     "NO_COMPARE": "race",
@@ -56,19 +56,23 @@ GUARDS: Final = {
     "NO_WITNESS": "emptied",
     "WRITE_THE_SAME": "at rest",
 }
-#: MiB that one search may take.
+#: The largest memory of a search, in MiB.
 MEMORY: Final = 2000
-#: Seconds that one may take.
+#: The longest time of a search, in seconds.
 PATIENCE: Final = 550
 
 
-#: How lines begin that spin adds to a story.
+#: The starts of the lines that spin adds to a story.
 _OF_SPIN: Final = ("ltl ", "Never claim", "MSC:")
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a search found: ``errors``, in how many ``states``; ``story``: the first, in words."""
+    """The result of a search.
+
+    ``errors``, ``states``: their number. ``whole``: whether the search reached its end.
+    ``story``: the steps to the first error, in words.
+    """
 
     errors: int
     states: int
@@ -77,26 +81,27 @@ class Found:
 
 
 def search(scene: str, guard: str | None = None) -> Found:
-    """Search ``scene`` to its end, or to its first error; without ``guard`` when one is named."""
+    """Search ``scene`` to its end or to its first error; ``guard``: remove this guard first."""
     number, property_ = SCENES[scene]
     chosen = [f"-DSCENE={number}", *([f"-D{guard}"] if guard else [])]
-    # In the long run each process that can go on does so at last: weak fairness (-f).
+    # In the long run, each process that can continue does at last continue: weak fairness (-f).
     kind, run = ("-DNFAIR=5", ("-a", "-f", "-N", property_)) if property_ else ("-DSAFETY", ())
     with tempfile.TemporaryDirectory() as folder:
         _run(folder, "spin", *chosen, "-a", str(MODEL))
-        # Without a guard an error is found soon, so that compiling takes longest; and soonest with
-        # the last process first (-DREVERSE), because the users and the node come last.
+        # Without a guard, spin finds an error soon, and the compilation takes most of the time.
+        # The users and the node are the last processes. With the last process first (-DREVERSE),
+        # spin finds the error soonest.
         effort = ("-O1", *(() if property_ else ("-DREVERSE",))) if guard else ("-O2",)
         options = (kind, "-DCOLLAPSE", f"-DMEMLIM={MEMORY}", "-DVECTORSZ=512")
         _run(folder, "gcc", *effort, "-w", *options, "-o", "pan", "pan.c")
-        told = _run(folder, "./pan", *run, "-m5000", "-w24")
+        output = _run(folder, "./pan", *run, "-m5000", "-w24")
         errors, states = (
-            re.search(pattern, told) for pattern in (r"errors: (\d+)", r"(\d+) states, stored")
+            re.search(pattern, output) for pattern in (r"errors: (\d+)", r"(\d+) states, stored")
         )
-        assert errors, told
-        assert states, told
-        # Neither out of memory, nor too deep.
-        whole = "Search not completed" not in told and "max search depth too small" not in told
+        assert errors, output
+        assert states, output
+        # The search had enough memory and enough depth.
+        whole = "Search not completed" not in output and "max search depth too small" not in output
         story = ""
         if int(errors[1]):
             trail = f"{MODEL.name}.trail"

@@ -1,4 +1,4 @@
-"""What the model says that its lines stand for is in the source."""
+"""The source has every function and class that the comments of the model name."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def defined(module: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def test_the_model_names_what_it_stands_for() -> None:
+def test_the_model_names_many_places_of_the_source() -> None:
     assert len(NAMES) >= 20
 
 
 @pytest.mark.parametrize(("module", "name"), NAMES, ids=[":".join(each) for each in NAMES])
-def test_it_is_there(module: str, name: str) -> None:
+def test_the_source_has_each_named_place(module: str, name: str) -> None:
     assert name in defined(module)

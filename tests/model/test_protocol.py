@@ -1,6 +1,6 @@
 """The protocol is never over the limit, loses no charge, and keeps no reservation for ever.
 
-Each of its guards is needed: without it, spin finds how the protocol fails.
+Each guard is needed: without the guard, spin finds how the protocol fails.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pytest
 from tests import preflight
 from tests.model.spin import GUARDS, MODEL, SCENES, search
 
-#: On a machine that does much else a search takes ten times as long.
+#: On a busy machine a search takes ten times as long.
 pytestmark = pytest.mark.timeout(600)
 searches = pytest.mark.skipif(preflight._spin() is not None, reason=str(preflight._spin()))
 
@@ -23,18 +23,18 @@ def test_the_protocol_holds(scene: str) -> None:
     found = search(scene)
     assert found.errors == 0, found.story
     assert found.whole
-    assert found.states > 50_000  # a model that can't move keeps every rule
+    assert found.states > 50_000  # a model that can't do a step breaks no rule
 
 
 @searches
 @pytest.mark.parametrize("guard", GUARDS)
-def test_without_a_guard_it_fails(guard: str) -> None:
+def test_the_protocol_fails_without_a_guard(guard: str) -> None:
     found = search(GUARDS[guard], guard)
     assert found.errors == 1
-    # It can be told, and something was admitted in it.
+    # The story is readable, and admission admits something in the story.
     assert "writes reservations" in found.story or "counts quota" in found.story
 
 
-def test_every_guard_of_the_model_is_tried() -> None:
+def test_these_tests_remove_every_guard_of_the_model() -> None:
     tested = set(re.findall(r"(?:#ifn?def |defined\()([A-Z_]+)", MODEL.read_text()))
     assert tested == set(GUARDS)
