@@ -177,12 +177,12 @@ def _programs() -> str | None:
             f"There is no Go to build {lack}; install {needed}, or let KUBEBUILDER_ASSETS name a"
             " folder that has it all."
         )
-    told = subprocess.run([go, "version"], capture_output=True, text=True, timeout=60, check=False)
-    version = re.search(r"go(\d+)\.(\d+)", told.stdout)
+    done = subprocess.run([go, "version"], capture_output=True, text=True, timeout=60, check=False)
+    version = re.search(r"go(\d+)\.(\d+)", done.stdout)
     if version and tuple(map(int, version.groups())) >= GO:
         return None
     return (
-        f"{needed} is needed to build {lack}, and {go} says {told.stdout.strip()!r}; install a"
+        f"{needed} is needed to build {lack}, and {go} says {done.stdout.strip()!r}; install a"
         " newer one, or let KUBEBUILDER_ASSETS name a folder that has it all."
     )
 

@@ -101,18 +101,19 @@ class Actor:
     def pid(self) -> int:
         return self._process.pid
 
-    def tell(self, statements: str) -> None:
-        """Start ``statements``; :meth:`hear` waits for their end."""
+    def start(self, statements: str) -> None:
+        """Start ``statements``; :meth:`result` waits for their end."""
         assert self._process.stdin
         self._process.stdin.write(json.dumps(statements) + "\n")
         self._process.stdin.flush()
 
-    def hear(self) -> Any:
+    def result(self) -> Any:
+        """Wait until the started statements end. Raises their OSError."""
         return self._answer()
 
     def do(self, statements: str) -> Any:
         """Run ``statements``; return ``result``. Raises the OSError of the statements."""
-        self.tell(statements)
+        self.start(statements)
         return self._answer()
 
     def _answer(self) -> Any:

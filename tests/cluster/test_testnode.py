@@ -114,7 +114,7 @@ def test_a_pod_is_scheduled_and_runs_and_its_status_has_the_output(
     assert over is not None
     terminated = over["status"]["containerStatuses"][0]["state"]["terminated"]
     assert json.loads(terminated["message"]) == {
-        "asked": 8 * MIB, "huge": 8 * MIB, "fallback": 0, "errno": None, "resident": 8 * MIB,
+        "requested": 8 * MIB, "huge": 8 * MIB, "fallback": 0, "errno": None, "resident": 8 * MIB,
     }  # fmt: skip
     assert terminated["exitCode"] == 0
     assert over["status"]["phase"] == "Succeeded"

@@ -280,7 +280,7 @@ async def test_a_list_is_plausible_while_files_change(
     actors = [Actor(cgroup(f"churn-{number}")) for number in range(4)]
     for number, actor in enumerate(actors):
         how = {"seed": seed * 10 + number, "folder": str(hugetlbfs), "over": str(over)}
-        actor.tell(CHURN.format(**how))
+        actor.start(CHURN.format(**how))
     owners = {f"churn-{number}" for number in range(4)}
     lists, began = 0, time.monotonic()
     while lists <= 100 or time.monotonic() < began + 4:
@@ -297,7 +297,7 @@ async def test_a_list_is_plausible_while_files_change(
                 assert owner in owners
     over.touch()
     for actor in actors:
-        actor.hear()
+        actor.result()
     await equal(reader, cgroup_subtree)
     for actor in actors:
         actor.kill()

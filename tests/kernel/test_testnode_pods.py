@@ -148,7 +148,7 @@ async def test_container_runs_in_its_cgroup_with_kubelets_limits(
         status = await watched.over()
     assert status["phase"] == "Succeeded"
     assert measured(status) == {
-        "asked": 4 * MIB, "huge": 4 * MIB, "fallback": 0, "errno": None, "resident": 4 * MIB,
+        "requested": 4 * MIB, "huge": 4 * MIB, "fallback": 0, "errno": None, "resident": 4 * MIB,
     }  # fmt: skip
     assert not cgroup.exists()
 
@@ -182,7 +182,7 @@ async def test_with_a_reservation_limit_mmap_refuses_and_the_program_falls_back(
         status = await watched.over()
     assert status["phase"] == "Succeeded"
     assert measured(status) == {
-        "asked": 16 * MIB, "huge": 8 * MIB, "fallback": 8 * MIB, "errno": "ENOMEM",
+        "requested": 16 * MIB, "huge": 8 * MIB, "fallback": 8 * MIB, "errno": "ENOMEM",
         "resident": 8 * MIB,
     }  # fmt: skip
 

@@ -1,9 +1,9 @@
 """Many short-lived processes that do random things to shared files on hugetlbfs.
 
 They open, map, touch, extend, allocate, punch, truncate, unlink and rename files, unmap and
-close them, fork, pass descriptors to processes of other pods, and exit. Some die of SIGBUS,
-because others truncate the mapped files. After every hundred operations the program prints the
-number of operations. The seed determines the operations of each process.
+close them, fork, pass descriptors to processes of other pods, and exit. Some processes die of
+SIGBUS, because others truncate the mapped files. After every hundred operations the program prints
+the number of operations. The seed determines the operations of each process.
 """
 
 # pathlib and contextlib would double the start time:
@@ -155,9 +155,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="random operations on files of hugetlbfs")
     parser.add_argument("--seed", required=True)
     parser.add_argument("--directory", required=True, help="on hugetlbfs")
-    parser.add_argument("--sockets", required=True, help="where each pod has one")
-    parser.add_argument("--inbox", required=True, help="the name of ours there")
-    parser.add_argument("--operations", type=int, required=True, help="when to stop")
+    parser.add_argument("--sockets", required=True, help="folder with one socket for each pod")
+    parser.add_argument("--inbox", required=True, help="name of this pod's socket in the folder")
+    parser.add_argument("--operations", type=int, required=True, help="stop after this number")
     parser.add_argument("--at-once", type=int, default=3, help="processes, without their forks")
     return parser.parse_args()
 
@@ -169,8 +169,8 @@ def main() -> None:
     inbox.bind(f"{options.sockets}/{options.inbox}")
     read, write = os.pipe()
     os.set_blocking(read, False)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
-    done = started = told = 0
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the processes
+    done = started = printed = 0
     running: set[int] = set()
     while done < options.operations:
         running = {pid for pid in running if os.path.exists(f"/proc/{pid}")}
@@ -186,8 +186,8 @@ def main() -> None:
             done += len(os.read(read, 1 << 16))
         except BlockingIOError:
             continue
-        if done // 100 > told:
-            told = done // 100
+        if done // 100 > printed:
+            printed = done // 100
             print(done, flush=True)
     print(done, flush=True)
 

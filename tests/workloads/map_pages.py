@@ -1,6 +1,6 @@
 """Map memory in huge pages, fall back to small pages if mmap fails, and print the result.
 
-The output is one line of JSON. ``asked`` is the size to map, ``huge`` and ``fallback`` are the
+The output is one line of JSON. ``requested`` is the size to map, ``huge`` and ``fallback`` are the
 sizes mapped in huge and in small pages, and ``resident`` is the size of huge pages in memory, from
 /proc/self/smaps; all are in bytes. ``errno`` is the error of the failed mmap, or null.
 
@@ -33,7 +33,7 @@ def parse_bytes(text: str) -> int:
 
 
 def map_huge(length: int, page: int) -> mmap.mmap:
-    """Map private anonymous huge pages. Raises OSError (ENOMEM) if none can be reserved."""
+    """Map private anonymous huge pages. Raises OSError (ENOMEM) if no pages can be reserved."""
     size = (page.bit_length() - 1) << MAP_HUGE_SHIFT
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB | size
     return mmap.mmap(-1, length, flags=flags)
@@ -63,30 +63,32 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser("map_pages", description="maps memory in huge pages")
     parser.add_argument("bytes", type=parse_bytes, help="e.g. 64Mi")
     parser.add_argument("--page", type=parse_bytes, default=2 << 20, help="page size, e.g. 2Mi")
-    parser.add_argument("--step", type=parse_bytes, help="bytes a step, a page by default")
+    parser.add_argument("--step", type=parse_bytes, help="bytes of a step; default: a page")
     parser.add_argument("--file", help="map this file on hugetlbfs, not anonymous memory")
     parser.add_argument("--map-first", action="store_true", help="map all at once, touch later")
-    parser.add_argument("--hold", action="store_true", help="keep it all until SIGTERM")
+    parser.add_argument("--hold", action="store_true", help="keep all memory until SIGTERM")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Map, touch, report, and wait."""
-    asked = arguments()
-    if asked.hold:
+    """Map the pages, touch them, print the result, and wait."""
+    options = arguments()
+    if options.hold:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    step = asked.bytes if asked.map_first else asked.step or asked.page
-    descriptor = os.open(asked.file, os.O_RDWR | os.O_CREAT, 0o644) if asked.file else -1
+    step = options.bytes if options.map_first else options.step or options.page
+    descriptor = os.open(options.file, os.O_RDWR | os.O_CREAT, 0o644) if options.file else -1
     held: list[mmap.mmap] = []
     huge = fallback = 0
     refused: str | None = None
-    while huge + fallback < asked.bytes:
-        length = min(step, asked.bytes - huge - fallback)
+    while huge + fallback < options.bytes:
+        length = min(step, options.bytes - huge - fallback)
         try:
             if refused:
                 raise OSError(errno.ENOMEM, "refused before")
             memory = (
-                map_file(descriptor, huge, length) if asked.file else map_huge(length, asked.page)
+                map_file(descriptor, huge, length)
+                if options.file
+                else map_huge(length, options.page)
             )
             huge += length
         except OSError as error:
@@ -94,16 +96,16 @@ def main() -> None:
             memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             fallback += length
         held.append(memory)
-        if asked.map_first:
+        if options.map_first:
             print(f"mapped {huge} bytes in huge pages, now touching them", flush=True)
-        touch(memory, 4096 if refused else asked.page)
+        touch(memory, 4096 if refused else options.page)
     if descriptor >= 0 and refused:
         # The file was extended for a mapping that failed.
         os.ftruncate(descriptor, huge)
     print(
         json.dumps(
             {
-                "asked": asked.bytes,
+                "requested": options.bytes,
                 "huge": huge,
                 "fallback": fallback,
                 "errno": refused,
@@ -112,7 +114,7 @@ def main() -> None:
         ),
         flush=True,
     )
-    while asked.hold:
+    while options.hold:
         signal.pause()
 
 
