@@ -240,7 +240,7 @@ async def test_requires_the_page_size_of_an_empty_dir(place: Place) -> None:
         assert status["phase"] == "Pending"
         waiting = status["containerStatuses"][0]["state"]["waiting"]
         assert waiting["reason"] == "CreateContainerConfigError"
-        assert "this one asks for none; write HugePages-<size>" in waiting["message"]
+        assert "this pod requests none; write HugePages-<size>" in waiting["message"]
         watched.run.terminate(0)
         await watched.over()
 

@@ -31,20 +31,21 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--kubeconfig", required=True, type=Path)
     parser.add_argument(
         "--cgroup-parent", required=True,
-        help="a path below the cgroup2 mount for this node alone; emptied at start, removed at end",
+        help="a path below the cgroup2 mount for this node alone; the node empties the path at its"
+        " start, and removes it at its end",
     )  # fmt: skip
     parser.add_argument("--state-dir", required=True, type=Path, help="for volumes and bundles")
     parser.add_argument("--driver", choices=DRIVERS, default="systemd")
     parser.add_argument(
         "--capacity", type=_pair, action="extend", nargs="+", default=[], metavar="NAME=QUANTITY",
-        help="e.g. hugepages-2Mi=256Mi; by default what the machine's pools have at the start",
+        help="e.g. hugepages-2Mi=256Mi; default: the pages in the machine's pools at the start",
     )  # fmt: skip
     parser.add_argument(
         "--label", type=_pair, action="extend", nargs="+", default=[], metavar="KEY=VALUE"
     )
     parser.add_argument(
         "--rsvd", action="store_true",
-        help="write rsvd.max beside max, as kubelets from 1.29 on do (default: an older one's way)",
+        help="write rsvd.max and max, as kubelet since 1.29; default: only max, as older kubelets",
     )  # fmt: skip
     return parser.parse_args()
 
@@ -83,7 +84,7 @@ def main() -> None:
         node_name=arguments.name,
         rsvd=arguments.rsvd,
     )
-    # Remove what an earlier process left, as kubelet does, and at the end what this one leaves.
+    # Remove what an earlier process left, as kubelet does; at the end, what this process leaves.
     sweep(arguments.cgroup_parent, state_dir)
     try:
         asyncio.run(_serve(arguments, place))

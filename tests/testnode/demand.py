@@ -49,7 +49,7 @@ def _most(left: Mapping[int, int], right: Mapping[int, int]) -> dict[int, int]:
 
 
 def huge_page_requests(spec: Mapping[str, Any]) -> dict[int, int]:
-    """The bytes that the pod requests, by page size in bytes; without sizes it does not name."""
+    """The bytes that the pod requests, by page size in bytes, only for sizes that the pod names."""
     total: dict[int, int] = {}
     for container in spec.get("containers") or ():
         total = _plus(total, _requests(container.get("resources")))

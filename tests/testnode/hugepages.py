@@ -59,7 +59,7 @@ def reserved_pages(size_bytes: int, count: int) -> Iterator[None]:
     try:
         if gained < count:
             raise RuntimeError(
-                f"asked the kernel for {count} more huge pages of {size_bytes >> 10} KiB and got "
+                f"requested {count} more huge pages of {size_bytes >> 10} KiB, and the kernel gave "
                 f"{gained}: free memory is too small or too fragmented; free some and try again"
             )
         yield

@@ -111,7 +111,7 @@ class PodRun:
         self._stopping.set()
 
     def write_limits(self) -> None:
-        """Write the pod's limits to its cgroup: 0 for page sizes that it does not request."""
+        """Write the pod's limits to its cgroup: 0 for page sizes that the pod does not request."""
         cgroup_tree.write_limits(self.cgroup, huge_page_requests(self._spec), rsvd=self.place.rsvd)
 
     async def run(self) -> None:
@@ -262,7 +262,8 @@ class PodRun:
         words = [*(spec.get("command") or ()), *(spec.get("args") or ())]
         if not words:
             raise ValueError(
-                f"container {spec['name']} has no command: images are not read here, name one"
+                f"container {spec['name']} has no command: write one, because this test node reads "
+                "no images"
             )
         security = (self._spec.get("securityContext") or {}) | (spec.get("securityContext") or {})
         uid = security.get("runAsUser", 0)
@@ -295,8 +296,8 @@ class PodRun:
         }
         if path not in fields:
             raise ValueError(
-                f"variable {variable['name']}: this test node knows fieldRef to "
-                f"{', '.join(fields)} only"
+                f"variable {variable['name']}: this test node supports fieldRef only to "
+                f"{', '.join(fields)}"
             )
         return str(fields[path])
 
@@ -312,7 +313,7 @@ class PodRun:
             await asyncio.to_thread(cgroup_tree.remove, self.cgroup)
 
     async def report(self) -> None:
-        """Report the present status; only one report at a time, so that they stay in order."""
+        """Report the present status. Each report waits for the report before, and keeps the order."""
         async with self._reporting:
             await self._report(self.status())
 

@@ -27,7 +27,7 @@ class TestNode:
     object stays, as after the end of a kubelet.
     """
 
-    __test__ = False  # pytest collects classes whose name begins with Test
+    __test__ = False  # pytest collects classes with a name that begins with Test
 
     def __init__(
         self,

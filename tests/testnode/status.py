@@ -100,7 +100,7 @@ def phase_so_far(inits: Sequence[ContainerState], mains: Sequence[ContainerState
 
 
 def final_phase(inits: Sequence[ContainerState], mains: Sequence[ContainerState]) -> Phase:
-    """The phase of a pod whose containers have all ended; one that never ran means Failed."""
+    """The phase after the end of all containers; Failed if a container never ran."""
     done = initialized(inits) and all(one.exit_code == 0 for one in mains)
     return "Succeeded" if done else "Failed"
 

@@ -80,7 +80,7 @@ def _set_up_one(pod: Mapping[str, Any], volume: Mapping[str, Any], volumes: Path
             limit = source.get("sizeLimit")
             mount("tmpfs", path, f"size={parse_bytes(limit)}" if limit else "")
         elif medium:
-            raise VolumeError(f"emptyDir {name}: medium {medium!r} is not known to kubelet")
+            raise VolumeError(f"emptyDir {name}: medium {medium!r} is no medium of kubelet")
         return str(_open_to_all(path, pod))
     if "hostPath" in volume:
         return _host_path(name, volume["hostPath"])
@@ -89,7 +89,7 @@ def _set_up_one(pod: Mapping[str, Any], volume: Mapping[str, Any], volumes: Path
         path.mkdir(parents=True)
         return str(path)
     kind = next((key for key in volume if key != "name"), "none")
-    raise VolumeError(f"volume {name}: this test node does not know volumes of kind {kind}")
+    raise VolumeError(f"volume {name}: this test node has no volumes of kind {kind}")
 
 
 def _open_to_all(path: Path, pod: Mapping[str, Any]) -> Path:
@@ -106,12 +106,12 @@ def _page_size(pod: Mapping[str, Any], name: str, medium: str) -> str:
     """``2Mi`` for ``HugePages-2Mi``; for ``HugePages``, the only size that the pod requests."""
     if medium != "HugePages":
         return medium.removeprefix("HugePages-")
-    sizes = [size for size, asked in huge_page_requests(pod["spec"]).items() if asked]
+    sizes = [size for size, amount in huge_page_requests(pod["spec"]).items() if amount]
     if len(sizes) != 1:
-        asked = ", ".join(map(resource_name, sizes)) or "none"
+        requested = ", ".join(map(resource_name, sizes)) or "none"
         raise VolumeError(
-            f"emptyDir {name}: medium HugePages needs a pod that asks for exactly one huge page "
-            f"size, this one asks for {asked}; write HugePages-<size>"
+            f"emptyDir {name}: medium HugePages needs a pod that requests exactly one huge page "
+            f"size, but this pod requests {requested}; write HugePages-<size>"
         )
     return resource_name(sizes[0]).removeprefix(PREFIX)
 
