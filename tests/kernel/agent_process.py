@@ -32,7 +32,7 @@ from tests.workloads import command
 Json = dict[str, Any]
 MIB = 1 << 20
 SECONDS = 60.0
-#: Less than the agent's periods: a change that comes so soon was caused by an event.
+#: Less than the agent's periods: a change within this time was caused by an event.
 SOON = 4.0
 GROUP = "/apis/hugetlb.dev/v1alpha1"
 EVENTS = "/apis/events.k8s.io/v1/namespaces"
@@ -138,7 +138,7 @@ class Api:
         return left(self.status, size)
 
     def condition(self, kind: str) -> Json:
-        """Return one condition of the last report, or {} if it has none of this kind."""
+        """Return the condition ``kind`` of the last report, or {} if the report has none."""
         conditions: list[Json] = self.status.get("conditions", [])
         return next((each for each in conditions if each["type"] == kind), {})
 
@@ -286,7 +286,7 @@ def host_with(cgroup2: Path, root: Path) -> Path:
 def make_cgroup(
     agent: Agent, uid: str, kubelet: int = 32, others: Mapping[int, int] | None = None
 ) -> Path:
-    """Make the cgroups of a pod and its container as kubelet does; return the pod's.
+    """Make the cgroups of a pod and its container as kubelet does; return the pod's cgroup.
 
     :param kubelet: kubelet's ``max`` for 2 MiB pages, in MiB.
     :param others: kubelet's ``max`` for other page sizes: bytes by page size in bytes.
@@ -301,11 +301,12 @@ def make_cgroup(
 async def bind(
     api: Api,
     uid: str,
-    ask: str | Mapping[str, str] = "8Mi",
+    demand: str | Mapping[str, str] = "8Mi",
     namespace: str = "ns",
     **metadata: Any,
 ) -> None:
-    requests = {"hugepages-2Mi": ask} if isinstance(ask, str) else dict(ask)
+    """Store a pod that is bound to the node; ``demand``: of 2 MiB pages, or of each size."""
+    requests = {"hugepages-2Mi": demand} if isinstance(demand, str) else dict(demand)
     container = {"name": "c", "resources": {"requests": requests}}
     spec = {"nodeName": "n", "containers": [container]}
     await api.set("pods", namespace, uid, metadata={"uid": uid, **metadata}, spec=spec)
@@ -334,14 +335,14 @@ class Pod:
         self._processes: list[subprocess.Popen[str]] = []
         self._actors: list[Actor] = []
 
-    async def start(self, ask: str | Mapping[str, str] = "8Mi", namespace: str = "ns") -> None:
+    async def start(self, demand: str | Mapping[str, str] = "8Mi", namespace: str = "ns") -> None:
         """Create the pod and its cgroup.
 
-        :param ask: the pod's request for 2 MiB pages, or for each named size.
+        :param demand: the pod's request for 2 MiB pages, or for each named size.
         """
         self.namespace = namespace
-        await bind(self.api, self.uid, ask, namespace)
-        others = {} if isinstance(ask, str) else Charge.from_resources(ask)
+        await bind(self.api, self.uid, demand, namespace)
+        others = {} if isinstance(demand, str) else Charge.from_resources(demand)
         self.cgroup = make_cgroup(
             self.agent, self.uid, others={size.bytes: amount for size, amount in others.items()}
         )

@@ -54,12 +54,12 @@ async def test_limits_a_pod_to_its_demand_and_copies_kubelets_limit_for_an_unsee
 ) -> None:
     await agent.start()
     await agent.ready()
-    unknown, asking = make_cgroup(agent, "unknown"), make_cgroup(agent, "asking")
-    await until(lambda: (limits(unknown), limits(asking)) == (("32", "32"), ("32", "32")))
-    await bind(api, "asking", namespace="any")
-    await until(lambda: limits(asking) == ("8", "8"), SOON)
-    await until(lambda: api.listed() == ["asking"], SOON)
-    assert limits(unknown) == ("32", "32")
+    unseen, seen = make_cgroup(agent, "unseen"), make_cgroup(agent, "seen")
+    await until(lambda: (limits(unseen), limits(seen)) == (("32", "32"), ("32", "32")))
+    await bind(api, "seen", namespace="any")
+    await until(lambda: limits(seen) == ("8", "8"), SOON)
+    await until(lambda: api.listed() == ["seen"], SOON)
+    assert limits(unseen) == ("32", "32")
 
 
 async def test_corrects_everything_after_a_kill_and_a_restart(
@@ -83,8 +83,8 @@ async def test_corrects_everything_after_a_kill_and_a_restart(
     holder.stdout.readline()
 
     await agent.end(signal.SIGKILL)
-    # While no agent runs, one pod is deleted by force and its process stays, the limits of another
-    # pod are overwritten, and a third pod comes.
+    # While no agent runs: a user deletes one pod by force, but its process stays. Another program
+    # overwrites the limits of the second pod. A third pod comes.
     end = await api.delete("pods", "ns", "ending")
     for file in ("hugetlb.2MB.max", "hugetlb.2MB.rsvd.max"):
         cgroup_tree.write(drifting / file, "max")
@@ -115,20 +115,20 @@ async def test_keeps_enforcing_without_the_api(agent: Agent, api: Api) -> None:
     cgroup_tree.write(governed / "hugetlb.2MB.rsvd.max", "max")
     await until(lambda: limits(governed) == ("8", "8"))
     # The API has not shown the pod yet: kubelet's limit holds, also at mmap.
-    unknown = make_cgroup(agent, "unknown", kubelet=6)
-    await until(lambda: limits(unknown) == ("6", "6"))
+    unseen = make_cgroup(agent, "unseen", kubelet=6)
+    await until(lambda: limits(unseen) == ("6", "6"))
 
     await api.start()
-    await bind(api, "unknown", ask="4Mi")
-    await until(lambda: limits(unknown) == ("4", "4"))
-    await until(lambda: api.listed() == ["governed", "unknown"])
+    await bind(api, "unseen", demand="4Mi")
+    await until(lambda: limits(unseen) == ("4", "4"))
+    await until(lambda: api.listed() == ["governed", "unseen"])
 
 
 async def test_starts_without_the_api_with_kubelets_limits(agent: Agent, api: Api) -> None:
     await api.stop()
-    unknown = make_cgroup(agent, "unknown", kubelet=6)
+    unseen = make_cgroup(agent, "unseen", kubelet=6)
     await agent.start()
-    await until(lambda: limits(unknown) == ("6", "6"))
+    await until(lambda: limits(unseen) == ("6", "6"))
     status, missing = await agent.probe("/readyz")
     assert (status, "the pods of this node" in missing) == (503, True)
     assert (await agent.probe("/healthz"))[0] == 200

@@ -183,7 +183,7 @@ async def test_lists_memory_files_and_segments_by_name(
         actor.do("libc.shmctl(segment, 0, None)")
 
 
-async def test_tells_apart_two_files_with_one_inode_number(
+async def test_distinguishes_two_files_with_one_inode_number(
     reader: ChargeReader, cgroup: Cgroups, cgroup_subtree: Path
 ) -> None:
     """The inode number of a System V segment is its ID, and a memfd may have the same number."""

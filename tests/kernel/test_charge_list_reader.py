@@ -1,4 +1,4 @@
-"""The reader's process: its rights, its answers to wrong requests, and what ends it."""
+"""The reader's process: its rights, its answers to wrong requests, and its end."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def answer(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
     return status, process.stdout.read(length)
 
 
-def ask(process: subprocess.Popen[bytes], request: bytes) -> tuple[int, bytes]:
+def send(process: subprocess.Popen[bytes], request: bytes) -> tuple[int, bytes]:
+    """Send a request; return the status and the payload of its answer."""
     assert process.stdin
     process.stdin.write(request)
     process.stdin.flush()
@@ -65,7 +66,7 @@ def test_keeps_two_capabilities_and_becomes_nobody(kernel: None, reader_program:
         assert {int(status[name], 16) for name in ("CapInh", "CapAmb")} == {0}
         assert set(status["Uid"].split()) == set(status["Gid"].split()) == {"65534"}
         assert (status["Groups"], status["NoNewPrivs"]) == ("", "1")
-        assert ask(process, b"r")[0] in (REST, MOVED)
+        assert send(process, b"r")[0] in (REST, MOVED)
 
 
 def test_runs_as_another_user_with_only_the_two_capabilities(
@@ -86,7 +87,7 @@ def test_runs_as_another_user_with_only_the_two_capabilities(
         assert status["Uid"].split()[0] == "12345"
         assert int(status["CapEff"], 16) == ONLY
         assert int(status["CapAmb"], 16) == 0
-        assert ask(process, b"r")[0] in (REST, MOVED)
+        assert send(process, b"r")[0] in (REST, MOVED)
 
 
 @pytest.mark.parametrize("lacking", ["bpf", "perfmon"])
@@ -109,12 +110,12 @@ def test_says_that_a_capability_is_missing(
 def test_refuses_unknown_requests(kernel: None, reader_program: Path, request_: bytes) -> None:
     with started(reader_program) as process:
         answer(process)
-        status, sentence = ask(process, request_)
+        status, sentence = send(process, request_)
         assert (status, sentence) == (
             ERROR,
             f"The reader does not understand request 0x{request_[0]:02x}.".encode(),
         )
-        assert ask(process, b"r")[0] in (REST, MOVED)
+        assert send(process, b"r")[0] in (REST, MOVED)
         # The reader answers several requests one by one.
         assert process.stdin
         process.stdin.write(b"xrx")
@@ -145,7 +146,7 @@ def test_ends_when_its_parent_ends(kernel: None, reader_program: Path) -> None:
         child = int(parent.stdout.readline())
         descriptor = os.pidfd_open(child)
         parent.kill()
-    # A pidfd is readable when its process has ended, also if this process is not its parent.
+    # A pidfd is readable when its process has ended, also in a process that is not the parent.
     assert select.select([descriptor], [], [], 20)[0] == [descriptor]
     for each in (keep, theirs, descriptor):
         os.close(each)

@@ -1,4 +1,4 @@
-"""The agent reports what pods leave in files to the byte, at their end and after any kill."""
+"""The agent reports to the byte which pages pods leave in files, also after a kill of the agent."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ async def test_charges_a_cgroup_below_a_container_to_the_pod(
     pages: Callable[[int], None],
     pod: Callable[[str], Pod],
 ) -> None:
-    """Such cgroups are made by systemd in a container. One tree there has kubelet's names."""
+    """A systemd in a container makes such cgroups. One tree there has kubelet's names."""
     pages(4)
     await agent.start()
     await agent.ready()
@@ -297,7 +297,7 @@ async def test_charges_overlapping_mappings_to_the_first_pod(
     pages: Callable[[int], None],
     pod: Callable[[str], Pod],
 ) -> None:
-    """No agent runs while the mappings are made."""
+    """No agent runs while the pods make the mappings."""
     pages(8)
     two = await two_that_an_agent_saw(agent, api, pod)
     actors = [each.actor() for each in two]
@@ -349,9 +349,9 @@ async def test_reports_a_limit_of_kubepods_below_the_demand_of_its_pods(
     cgroup_tree.write(kubepods / f"hugetlb.2MB.{limit}", str(4 * MIB))
     await agent.start()
     await agent.ready()
-    await bind(api, "asks", "4Mi")
+    await bind(api, "first", "4Mi")
     await until(lambda: api.condition("Ready").get("status") == "True")
-    await bind(api, "more", "2Mi")
+    await bind(api, "second", "2Mi")
     await until(lambda: api.condition("Ready").get("status") == "False", SOON)
     assert (
         "kubepods itself is limited to 4Mi of hugepages-2Mi, and its pods ask for 6Mi"
@@ -422,7 +422,7 @@ async def test_many_labels_do_not_make_a_report_too_large(
     assert len(entry["labels"]) + entry["labelsLeftOut"] == 4001
     assert entry["labels"]["app"] == "web"
     assert len(json.dumps(entry)) < 16 << 10
-    # An agent that has only its last report reports the same.
+    # An agent that starts with only its last report writes the same labels again.
     await agent.end(signal.SIGKILL)
     much.end()
     await much.delete()
