@@ -313,7 +313,7 @@ class PodRun:
             await asyncio.to_thread(cgroup_tree.remove, self.cgroup)
 
     async def report(self) -> None:
-        """Report the present status. Each report waits for the report before, and keeps the order."""
+        """Report the present status; each report waits until the report before is written."""
         async with self._reporting:
             await self._report(self.status())
 
