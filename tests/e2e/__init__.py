@@ -1,5 +1,5 @@
-"""End-to-end scenes for any cluster that KUBECONFIG names and that has a node with huge pages.
+"""End-to-end scenes for any cluster in KUBECONFIG that has a node with huge pages.
 
-Helm installs the chart, as a user does. The scenes do not depend on how the cluster was made. A
-scene reaches the node through a privileged pod.
+The scenes install the chart with helm, as a user does. They run on every kind of cluster, and reach
+the node through a privileged pod.
 """

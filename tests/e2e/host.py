@@ -70,12 +70,12 @@ class Host:
     def restart(self, *services: str) -> None:
         """Restart services that the shell itself depends on, and wait until all run again."""
         names = " ".join(services)
-        ask = f"systemctl show --property MainPID --value {names}"
-        before = self.run(ask).split()
+        show_pids = f"systemctl show --property MainPID --value {names}"
+        before = self.run(show_pids).split()
         self.later(f"systemctl restart {names}")
 
         def restarted() -> bool:
-            now = self.run(ask, timeout=30).split()
+            now = self.run(show_pids, timeout=30).split()
             return "0" not in now and not set(now) & set(before)
 
         wait(f"{names} to run again on {self.node}", restarted)

@@ -85,15 +85,15 @@ def wait(what: str, done: Callable[[], Any], patience: float = PATIENCE) -> Any:
     pause = 0.3
     while True:
         try:
-            answer = done()
+            result = done()
         except CommandFailed as error:
-            answer, said = None, str(error)
+            result, last = None, str(error)
         else:
-            said = repr(answer)
-        if answer:
-            return answer
+            last = repr(result)
+        if result:
+            return result
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {patience:.0f} s for {what}; last: {said}")
+            raise AssertionError(f"waited {patience:.0f} s for {what}; last: {last}")
         time.sleep(pause)
         pause = min(pause * 1.3, 2.0)
 

@@ -92,5 +92,5 @@ def wait_enforced(node: str) -> str:
         status, reason, message = condition(node_report(node), "Ready")
         return f"{reason}: {message}" if status == "True" else ""
 
-    said: str = wait(f"HugeTLBNode {node} to be Ready", ready)
-    return said
+    message: str = wait(f"HugeTLBNode {node} to be Ready", ready)
+    return message

@@ -126,7 +126,7 @@ def condition(found: Json, kind: str) -> tuple[str, str, str]:
 
 
 def wait_counted(namespace: str, name: str) -> None:
-    """Wait until the controller has counted a new quota, which admits nothing before that."""
+    """Wait until the controller has counted a new quota. Before, admission admits no pod."""
     wait(
         f"HugeTLBQuota {namespace}/{name} to be counted",
         lambda: get("hugetlbquota", name, namespace).get("status", {}).get("used"),

@@ -20,7 +20,7 @@ done
 """
 
 
-def test_the_agent_reads_what_every_pod_is_charged(
+def test_the_agent_reads_the_charge_of_every_pod(
     installed: Host, namespace: str, seen: Callable[[str], None]
 ) -> None:
     apply(quota(namespace, "q", "64Mi"))
@@ -37,7 +37,7 @@ def test_the_agent_reads_what_every_pod_is_charged(
     def charged() -> bool:
         return [each["charged"] for each in entries()] == [{"hugepages-2Mi": "8Mi"}]
 
-    wait("the agent to report what the pod is charged", charged)
+    wait("the agent to report the charge of the pod", charged)
     report = operator.node_report(installed.node)["status"]
     (readable,) = [each for each in report["conditions"] if each["type"] == "ChargeListReadable"]
     assert readable["status"] == "True", readable["message"]

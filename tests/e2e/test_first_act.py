@@ -14,7 +14,7 @@ AT_ONCE = int(os.environ.get("E2E_AT_ONCE", "5"))
 REFUSED = "mmap 8 MiB: Cannot allocate memory"
 
 
-def test_a_container_whose_first_act_is_to_map_beyond_its_limit(namespace: str, seen: Seen) -> None:
+def test_a_container_that_first_of_all_maps_beyond_its_limit(namespace: str, seen: Seen) -> None:
     """Every mmap fails with ENOMEM, and no pod gets SIGBUS."""
     apply(quota(namespace, "q", f"{4 * AT_ONCE}Mi"))
     wait_counted(namespace, "q")

@@ -14,7 +14,7 @@ Seen = Callable[[str], None]
 
 
 def holder() -> str:
-    """The leading controller; "" if there is none yet: a controller is Ready before it leads."""
+    """The leading controller; "" before the first election. A controller is Ready before it."""
     holders = {
         each["metadata"]["name"]: each["spec"].get("holderIdentity")
         for each in items("leases", operator.NAMESPACE)
@@ -31,7 +31,7 @@ def test_every_program_runs_and_none_was_restarted(installed: Host, seen: Seen) 
 
 
 def test_a_quota_over_the_agents_own_namespace_is_enforced(installed: Host, seen: Seen) -> None:
-    """The agent's container is limited by the limit of its pod.
+    """The limit of the agent's pod also limits the agent's container.
 
     The agent can't write the limits of its own container, the root of its cgroup namespace.
     """

@@ -49,7 +49,7 @@ def test_uninstall_and_install_under_another_name_with_a_pod_running(
     operator.uninstall()
     assert get("pod", "holder", namespace)["status"]["phase"] == "Running"
     wait_limits(installed, uid, 8)
-    # Nobody refuses pods now; the new controller counts them later.
+    # No program refuses pods now. The next controller counts the new pods.
     apply(pod(namespace, "meanwhile", container("map", "8", pages="16Mi")))
     wait_phase(namespace, "meanwhile")
     operator.install(release=OTHER)
@@ -62,7 +62,7 @@ def test_uninstall_and_install_under_another_name_with_a_pod_running(
     operator.uninstall(OTHER)
     operator.install()
     operator.wait_enforced(installed.node)
-    seen("limits stay while it is gone; a pod made meanwhile is counted: 24Mi of 16Mi, OverLimit")
+    seen("limits stay without the operator; a pod made meanwhile is counted: 24Mi of 16Mi")
     seen(f"installed as {OTHER}, and as {operator.RELEASE} again")
 
 

@@ -62,10 +62,10 @@ def test_each_qos_class(installed: Host, namespace: str, seen: Seen) -> None:
         pod(namespace, "burstable", container("map", "24", pages="16Mi")),
         pod(namespace, "besteffort", container("map", "8")),
     )
-    for name, asks, mib in (("guaranteed", 24, 16), ("burstable", 24, 16), ("besteffort", 8, 0)):
+    for name, maps, mib in (("guaranteed", 24, 16), ("burstable", 24, 16), ("besteffort", 8, 0)):
         found = wait_phase(namespace, name)
         assert found["status"]["qosClass"].lower() == name
-        assert f"mmap {asks} MiB: {REFUSED}" in wait_log(namespace, name, "mmap")
+        assert f"mmap {maps} MiB: {REFUSED}" in wait_log(namespace, name, "mmap")
         groups = wait_limits(installed, found["metadata"]["uid"], mib)
         assert (name in groups[0].path) == (name != "guaranteed")
     seen(f"16, 16 and 0 MiB at pod and container level; beyond: {REFUSED}")
@@ -96,7 +96,7 @@ def test_init_containers_sidecars_and_a_restart(
     wait_counted(namespace, "q")
     init = container("map", "-x", "20", name="init", pages="16Mi")
     sidecar = container("map", "4", name="sidecar", pages="4Mi", restartPolicy="Always")
-    # The first run of the main container ends; the second one stays.
+    # The first run of the main container ends; the second run stays.
     script = "[ -e /state/been ] && exec map 24; touch /state/been; map -x 24; exit 1"
     main = container("sh", "-c", script, pages="8Mi", volumeMounts=[mount("/state", "state")])
     volumes = [{"name": "state", "emptyDir": {}}]
@@ -108,7 +108,7 @@ def test_init_containers_sidecars_and_a_restart(
         return found if found["restartCount"] and found.get("started") else None
 
     wait("the main container to be started again", restarted)
-    # The effective request is that of the init container, more than the sum of the others.
+    # The pod's demand is the request of the init container: more than the sum of the others.
     wait_used(namespace, "q", "16Mi")
     uid = uid_of(namespace, "p")
     wait_limits(installed, uid, 16, containers=0)
@@ -225,7 +225,7 @@ def test_kubelets_resize_of_an_idle_pod_is_repaired(
 def test_kubelets_resize_of_a_pod_that_holds_pages_waits(
     installed: Host, namespace: str, seen: Seen
 ) -> None:
-    """The kernel refuses kubelet's 0 with EBUSY: the pod runs on, and kubelet keeps trying."""
+    """The kernel refuses kubelet's 0 with EBUSY. The pod runs on, and kubelet tries again."""
     apply(quota(namespace, "q", "16Mi"))
     wait_counted(namespace, "q")
     apply(pod(namespace, "p", container("map", "8", pages="16Mi")))
@@ -233,7 +233,7 @@ def test_kubelets_resize_of_a_pod_that_holds_pages_waits(
     resize(namespace, "p")
 
     def stuck() -> str:
-        return next((said for said in resize_conditions(namespace, "p") if "busy" in said), "")
+        return next((each for each in resize_conditions(namespace, "p") if "busy" in each), "")
 
     message = wait("kubelet to say that the cgroup is busy", stuck)
     wait_limits(installed, uid_of(namespace, "p"), 16)

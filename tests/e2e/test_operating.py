@@ -1,4 +1,4 @@
-"""Scenes of those who run the operator: the plugin, Prometheus, GitOps and certificates."""
+"""Scenes of the people who run the operator: plugin, Prometheus, GitOps and certificates."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ Seen = Callable[[str], None]
 PROGRAMS = {"admission", "controller", "agent"}
 CA = f"{operator.RELEASE}-admission-ca"
 OVERLAP = 20
-"""How long two CAs are trusted in the rotation here, in seconds; an hour by default."""
+"""The overlap of two trusted CAs in this rotation, in seconds. The default is an hour."""
 
 
 def plugin(*words: str, stdin: str | None = None) -> str:
-    """Run `kubectl hugetlb` as it is installed beside this Python; return its output."""
+    """Run the `kubectl hugetlb` that is installed beside this Python; return its output."""
     return run(str(Path(sys.executable).with_name("kubectl-hugetlb")), *words, stdin=stdin)
 
 
-def asked_pod(namespace: str, pages: str) -> str:
-    """A pod of these pages, as JSON."""
-    return json.dumps(pod(namespace, "asked", container("true", pages=pages)))
+def probe_pod(namespace: str, pages: str) -> str:
+    """A pod of these pages, as JSON; no test creates the pod."""
+    return json.dumps(pod(namespace, "probe", container("true", pages=pages)))
 
 
-def admit(namespace: str, pages: str) -> str:
-    """Ask whether a pod would be admitted, by a dry run: "" or the error."""
+def dry_run(namespace: str, pages: str) -> str:
+    """Create a pod as a dry run; return the refusal, or "" if the pod would be admitted."""
     try:
-        kubectl("create", "--dry-run=server", "-f", "-", stdin=asked_pod(namespace, pages))
+        kubectl("create", "--dry-run=server", "-f", "-", stdin=probe_pod(namespace, pages))
     except CommandFailed as error:
         return error.output
     return ""
@@ -81,7 +81,7 @@ def test_the_plugin_shows_a_tree_its_pods_and_its_files(
 
 def explain(namespace: str, pages: str) -> str:
     """Run `kubectl hugetlb explain` for a pod of these pages."""
-    return plugin("explain", "-f", "-", stdin=asked_pod(namespace, pages))
+    return plugin("explain", "-f", "-", stdin=probe_pod(namespace, pages))
 
 
 @contextmanager
@@ -135,7 +135,7 @@ def test_prometheus_scrapes_all_programs(
         pytest.skip("there is no Prometheus: install Debian's package prometheus")
     apply(quota(namespace, "q", "16Mi"))
     wait_counted(namespace, "q")
-    assert "has room for" in admit(namespace, "32Mi")
+    assert "has room for" in dry_run(namespace, "32Mi")
     rules = operator.CHART / "files" / "alerts.yaml"
     with proxied() as proxy, Prometheus(tmp_path, static(through(proxy)), rules) as prometheus:
 
@@ -166,8 +166,8 @@ def test_gitops_applies_the_rendered_chart_twice(
     for _ in range(2):
         # The same field manager as helm's, so that the next `helm upgrade` meets no conflict.
         kubectl("apply", "--server-side", "--field-manager=helm", "-f", "-", stdin=chart)
-        assert admit(namespace, "8Mi") == ""
-        assert "has room for" in admit(namespace, "32Mi")
+        assert dry_run(namespace, "8Mi") == ""
+        assert "has room for" in dry_run(namespace, "32Mi")
     seen(f"{chart.count('kind: ')} objects, rendered the same twice and applied twice")
 
 
@@ -183,20 +183,20 @@ def test_a_rotation_of_certificates_refuses_nobody(
         *("annotate", "--namespace", operator.NAMESPACE, "secret", CA),
         *("hugetlb.dev/rotate=now", "--overwrite"),
     )
-    asked = 0
+    requests = 0
 
     def is_rotated() -> bool:
-        """Whether the former CA is gone, and the next alone is trusted; asks for a pod first."""
-        nonlocal asked
-        assert admit(namespace, "8Mi") == ""
-        asked += 1
+        """Request a pod. Then return whether the API server trusts only the next CA."""
+        nonlocal requests
+        assert dry_run(namespace, "8Mi") == ""
+        requests += 1
         now = trusted()
         return len(now) == 1 and not now & before
 
     wait("the API server to trust the next CA alone", is_rotated)
-    assert asked > 1
+    assert requests > 1
     operator.install(verb="upgrade")
-    seen(f"{asked} pods were asked about meanwhile, and none refused")
+    seen(f"{requests} requests for a pod meanwhile, none refused")
 
 
 def trusted() -> set[str]:

@@ -64,7 +64,7 @@ def test_a_file_stays_charged_through_restarts(
     installed.restart("kubelet", "containerd")
     restart_agent(installed.node)
     wait_used(namespace, "q", "8Mi")
-    # The retained charge counts: the quota has room for 8Mi, not for 16Mi.
+    # The retained charge counts: the quota has room for 8Mi, but not for 16Mi.
     apply(
         {
             "apiVersion": "apps/v1",
@@ -94,7 +94,7 @@ def test_a_file_stays_charged_through_restarts(
     seen(message[message.find("Retained in") :][:100])
 
 
-def test_the_scheduler_does_not_see_what_files_hold(
+def test_the_scheduler_does_not_see_the_pages_of_files(
     installed: Host, namespace: str, folder: str, seen: Seen
 ) -> None:
     """The scheduler subtracts only the requests of pods: it binds the pod, and mmap fails."""
@@ -103,12 +103,12 @@ def test_the_scheduler_does_not_see_what_files_hold(
     apply(quota(namespace, "q", "4Gi"))
     wait_counted(namespace, "q")
     leave(namespace, folder, held, f"{held}Mi")
-    asked = free - 16
-    apply(pod(namespace, "late", container("map", str(asked), pages=f"{asked}Mi")))
+    requested = free - 16
+    apply(pod(namespace, "late", container("map", str(requested), pages=f"{requested}Mi")))
     wait_phase(namespace, "late")
     log = wait_log(namespace, "late", "mmap")
-    assert f"mmap {asked} MiB: Cannot allocate memory" in log
-    seen(f"{held}Mi held by a file of {free}Mi: a pod of {asked}Mi is bound, and mmap fails")
+    assert f"mmap {requested} MiB: Cannot allocate memory" in log
+    seen(f"a file holds {held}Mi of {free}Mi: a pod of {requested}Mi is bound, and mmap fails")
 
 
 def test_two_pods_that_end_while_the_agent_is_away(
