@@ -39,7 +39,7 @@ def _start(story: Story, stage: Stage) -> None:
         story.show(stage.apply(EXAMPLES / "tenant.yaml"))
         stage.plane.create_namespace(OTHER)
         stage.wait(
-            lambda: list(stage.use().values()) == ["0", "0", "0"], "every quota's use is counted"
+            lambda: list(stage.use().values()) == ["0", "0", "0"], "every quota has been counted"
         )
         story.show(stage.kubectl("get", "nodes").stdout)
         story.show(stage.tree())
@@ -82,11 +82,15 @@ def _refused(story: Story, stage: Stage) -> None:
         own = stage.refused(pod(DB, "db-1", program=mapping("2Mi"), request="66Mi"))
         story.show(_wrapped(own))
         expect(f"HugeTLBQuota {DB}/db" in own, f"the refusal does not name {DB}/db")
-        expect("HugeTLBQuota acme/tenant" not in own, "it names the tenant, which has room")
+        expect(
+            "HugeTLBQuota acme/tenant" not in own, "the refusal names the tenant, which has room"
+        )
         above = stage.refused(pod(WEB, "web-1", program=mapping("2Mi"), request="100Mi"))
         story.show(_wrapped(above))
         expect("HugeTLBQuota acme/tenant" in above, "the refusal does not name acme/tenant")
-        expect(f"HugeTLBQuota {WEB}/web" not in above, f"it names {WEB}/web, which has room")
+        expect(
+            f"HugeTLBQuota {WEB}/web" not in above, f"the refusal names {WEB}/web, which has room"
+        )
         expect(stage.use() == before, "a refused pod changed the use")
         scene.figures |= {"over its own": own, "over the tenant's": above}
 
@@ -94,7 +98,7 @@ def _refused(story: Story, stage: Stage) -> None:
 def _mmap(story: Story, stage: Stage) -> None:
     with story.scene(
         "A limit fails mmap, and the program falls back",
-        "a pod that asks for 64Mi and maps 80Mi gets ENOMEM and continues with small pages; without"
+        "a pod that requests 64Mi and maps 80Mi gets ENOMEM and continues with small pages; without"
         " the agent's limits the same program dies of SIGBUS.",
     ) as scene:
         over = mapping("80Mi", "--map-first")
@@ -122,8 +126,8 @@ def _mmap(story: Story, stage: Stage) -> None:
 def _postgres(story: Story, stage: Stage) -> None:
     with story.scene(
         "PostgreSQL, unmodified",
-        "initdb in a pod that asks for no huge pages dies of a bus error without the agent, and"
-        " succeeds with it.",
+        "initdb in a pod that requests no huge pages dies of a bus error without the agent, and"
+        " succeeds with the agent.",
     ) as scene:
         installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
         if not installed:
@@ -131,15 +135,15 @@ def _postgres(story: Story, stage: Stage) -> None:
         initdb = [str(installed[-1]), "-D", "/tmp/pgdata", "--no-sync"]
         for name, node, good in (("pg-bare", stage.BARE, False), ("pg", "worker-1", True)):
             ended = stage.run_pod(pod(OTHER, name, program=initdb, node=node, user=NOBODY))
-            said = ended.get("message") or ""
+            output = ended.get("message") or ""
             story.say(f"On {node}: initdb exits with {ended['exitCode']}.")
-            story.show("\n".join(said.strip().splitlines()[-4:]))
+            story.show("\n".join(output.strip().splitlines()[-4:]))
             version = installed[-1].parts[-3]
             scene.figures[node] = {"exitCode": ended["exitCode"], "PostgreSQL": version}
             if good:
-                expect(ended["exitCode"] == 0, f"initdb failed on {node}: {said}")
+                expect(ended["exitCode"] == 0, f"initdb failed on {node}: {output}")
             else:
-                expect("Bus error" in said, f"initdb did not die of a bus error on {node}: {said}")
+                expect("Bus error" in output, f"initdb met no bus error on {node}: {output}")
 
 
 def _retained(story: Story, stage: Stage) -> None:

@@ -20,8 +20,8 @@ from tests.workloads import command
 
 MIB = 1024**2
 PAGE = 2 * MIB
-#: The pages borrowed from the host: more than any scene maps, so that a failure comes from a limit
-#: and not from an empty pool.
+#: The pages borrowed from the host: more than any scene maps. So each failure comes from a limit,
+#: and never from an empty pool.
 PAGES = 256
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
 HOSTNAME = "kubernetes.io/hostname"
@@ -30,7 +30,7 @@ Json = dict[str, Any]
 
 
 class Stage:
-    """Two nodes with agents and one without."""
+    """Two nodes with agents, and one node without an agent."""
 
     GOVERNED: tuple[tuple[str, Driver], ...] = (("worker-1", "systemd"), ("worker-2", "cgroupfs"))
     BARE = "worker-bare"
@@ -56,7 +56,7 @@ class Stage:
         self._opened.close()
 
     def mount_hugetlbfs(self) -> Path:
-        """A hugetlbfs of 2 MiB pages, mounted on the host as an administrator would."""
+        """Mount a hugetlbfs of 2 MiB pages on the host, as an administrator does."""
         path = Path(self._opened.enter_context(TemporaryDirectory(prefix="hugetlb-quota-demo-")))
         mount = ("mount", "-t", "hugetlbfs", "-o", "pagesize=2M,mode=1777", "demo", str(path))
         subprocess.run(mount, check=True, timeout=30)
@@ -131,11 +131,11 @@ class Stage:
         self.api.delete("v1/pods", name, namespace=namespace)
 
     def running(self, namespace: str, name: str) -> Json:
-        """The pod; first wait until its container runs."""
+        """Wait until the pod runs; return the pod."""
         return self._pod(namespace, name, lambda pod: pod["status"].get("phase") == "Running")
 
     def ended(self, pod: Json) -> Json:
-        """The end of a pod's container: ``exitCode``, ``signal``, ``message`` (the output)."""
+        """Wait for the end of a pod's container: ``exitCode``, ``signal``, ``message`` (output)."""
         meta = pod["metadata"]
         seen = self._pod(
             meta["namespace"],
