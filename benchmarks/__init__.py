@@ -1,6 +1,6 @@
-"""Benchmarks that anyone can run: ``make bench``, or each module by itself.
+"""The benchmarks: ``make bench`` runs all; each module also runs by itself.
 
 ``python -m benchmarks`` runs the suites of its list and writes docs/performance.md. A suite is a
 module that prints Markdown tables, or lines for a terminal. With ``--json FILE`` a suite writes its
-measurements; if these have ``charts`` (see `report`), the charts are drawn.
+measurements. If the measurements have ``charts`` (see `report`), ``benchmarks`` draws the charts.
 """

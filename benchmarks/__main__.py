@@ -91,7 +91,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _run(suite: Suite, out: Path, *, quick: bool) -> bool:
-    """Run one suite and write its section; return whether that succeeded."""
+    """Run one suite and write its section; return whether the suite succeeded."""
     module, *words = shlex.split(suite.quick if quick else suite.words)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
@@ -124,7 +124,7 @@ def _run(suite: Suite, out: Path, *, quick: bool) -> bool:
 def _section(suite: Suite, tables: str, charts: Sequence[dict[str, Any]], seconds: int) -> str:
     pictures = [f"![{chart['title']}](performance/{chart['file']}.svg)" for chart in charts]
     if not re.search(r"^\|", tables, re.MULTILINE):
-        tables = f"```text\n{tables.rstrip()}\n```"  # these are lines for a terminal
+        tables = f"```text\n{tables.rstrip()}\n```"  # the suite printed lines for a terminal
     about = (
         f"{datetime.now(UTC):%Y-%m-%d}, revision {_revision()}, Kubernetes {kubernetes_version()}."
         f" {Machine.this()}; etcd, the API server and all clients ran on the same machine."

@@ -45,16 +45,16 @@ FIRST_PORT = 9443
 PODS = 400
 #: The chart's defaults: two replicas, and an API server stays with one of them.
 SHIPPED = (2, False)
-#: The seconds for which the API server is measured at rest.
+#: The duration of the measurement of the API server at rest, in seconds.
 REST = 5.0
 _INSIDE = "ADMISSION_BENCHMARK_INSIDE"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure. `ways`: the number of replicas, and whether they are called in turn.
+    """The range of the measurements. `ways`: the number of replicas, and whether in turn.
 
-    The chart's way is measured with all chains, the other ways with a chain of 3.
+    The benchmark measures the chart's way with all chains, and the other ways with a chain of 3.
     """
 
     creators: tuple[int, ...] = (1, 8, 32, 128, 512)

@@ -183,7 +183,7 @@ async def at_rest(node: Node) -> None:
 
 
 async def ends(node: Node, name: str) -> list[float]:
-    """The milliseconds from a pod's end until the report lists its file as a gone pod's."""
+    """The milliseconds from a pod's end until the report lists the file of the gone pod."""
     took = []
     for number in range(node.options.ends):
         pod = Pod(node.agent, f"{name}-{number}")

@@ -42,7 +42,7 @@ from tests.kube.api import Object
 from tests.kube.control_plane import ControlPlane
 from tests.kube.programs import Program, Programs
 
-#: How long to wait for the fall of a ResourceQuota, in seconds.
+#: The timeout for the fall of a ResourceQuota, in seconds.
 NATIVE_TIMEOUT = 60.0
 
 
@@ -180,7 +180,7 @@ class Bench:
         return controller, Start(took, peak, pulse.stall, pulse.renewed)
 
     async def _quiet(self, watcher: Watcher) -> None:
-        """Wait until nothing is written for a while."""
+        """Wait until no quota has changed for 8 seconds."""
         with suppress(TimeoutError):
             while True:
                 watcher.changed.clear()
@@ -195,7 +195,7 @@ class Bench:
         before = watcher.used[quota]
         version = await self.world.delete(pod)
         if started:
-            await asyncio.sleep(0.7)  # then the controller has counted the end
+            await asyncio.sleep(0.7)  # the controller counts the end within this time
         sent = time.monotonic()
         await self.world.report(pod["spec"]["nodeName"], version)
         return sent, quota, before
@@ -271,8 +271,8 @@ class Bench:
     async def _native(self) -> list[float]:
         """Measure the time from a delete until a ResourceQuota falls.
 
-        With many nodes and pods the kube-controller-manager may not get to it in time: then the
-        last time is NATIVE_TIMEOUT.
+        With many nodes and pods the kube-controller-manager may be too late: then the last time is
+        NATIVE_TIMEOUT.
         """
         namespace = "native"
         path = f"/api/v1/namespaces/{namespace}/resourcequotas"

@@ -1,4 +1,4 @@
-"""What ``benchmarks.controller`` observes of a controller: counts, writes and delays."""
+"""Observe counts, writes and delays of a controller, for ``benchmarks.controller``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Watcher:
         self.changed = asyncio.Event()
 
     def notify(self, kind: str, quota: Object) -> None:
-        """Take one quota from a list or a watch."""
+        """Note the charges and the write of one quota from a list or a watch."""
         meta, status = quota["metadata"], quota.get("status") or {}
         name = f"{meta['namespace']}/{meta['name']}"
         if status.get("observedGeneration"):

@@ -62,7 +62,7 @@ class Api:
             return content
 
     async def watch(self, path: str, notify: Callable[[str, Object], None]) -> None:
-        """Call ``notify`` for every existing object and every change, until cancelled."""
+        """Call ``notify`` for every existing object and every change, until cancellation."""
         listed = await self.send("GET", path)
         for item in listed["items"]:
             notify("LISTED", item)

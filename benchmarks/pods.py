@@ -15,7 +15,7 @@ from tests.kube.api import Object
 from tests.kube.control_plane import ControlPlane
 
 TIMEOUT = 60.0
-"""The seconds that one create may take; a longer create counts as refused."""
+"""The longest time of a create, in seconds; a longer create counts as refused."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Creation:
 async def create(
     plane: ControlPlane, namespace: str, creators: int, pods: int, *, huge: bool = True
 ) -> Creation:
-    """Create `pods` pods in `namespace`; `huge`: each asks for a huge page."""
+    """Create `pods` pods in `namespace`; `huge`: each pod requests a huge page."""
     url = f"{plane.server}/api/v1/namespaces/{namespace}/pods"
     numbers = iter(range(pods))
     took: list[float] = []
@@ -75,7 +75,7 @@ async def create(
 
 
 def container(resources: Mapping[str, str]) -> Object:
-    """A container that asks for ``resources``; its image does not exist."""
+    """A container that requests ``resources``; the image does not exist."""
     return {
         "name": "main",
         "image": "none",

@@ -1,4 +1,4 @@
-"""How figures are reported: medians with a spread, Markdown tables, charts, the machine."""
+"""The parts of a report: medians with a spread, Markdown tables, charts, the machine."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ PATHS = (
 )
 AT_ONCE = 32
 OPENING = 90.0
-"""The seconds to open all watches; watches that are not open by then are dropped."""
+"""The time to open all watches, in seconds. Then the other watches are given up."""
 
 
 @asynccontextmanager
