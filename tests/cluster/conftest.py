@@ -20,7 +20,7 @@ from tests.kube.quotas import create_quota
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Build what is missing before the first test: building takes longer than any test may."""
+    """Build missing programs before the first test: a build takes longer than a test's timeout."""
     if any(Path(__file__).parent in item.path.parents for item in session.items):
         with suppress(build.AssetsMissingError):
             build.assets()
@@ -31,7 +31,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def assets() -> Path:
-    """The programs of the control plane; they were built when the tests had been collected."""
+    """The programs of the control plane, built after the collection of the tests."""
     try:
         return build.assets()
     except build.AssetsMissingError as error:
@@ -55,7 +55,7 @@ def control_plane(assets: Path) -> Iterator[ControlPlane]:
 
 @pytest.fixture(scope="session")
 def cluster(assets: Path) -> Iterator[Cluster]:
-    """Another control plane, with the operator running; its nodes are each test's own.
+    """Another control plane, with the operator. Each test makes its own nodes.
 
     The webhook's rules stay all the time. Without a quota the controller would remove the rules
     after a minute, and a pod created just after the next quota could bypass admission.
@@ -128,7 +128,7 @@ def unique() -> Callable[[str], str]:
 def tenant_namespaces(
     control_plane: ControlPlane, unique: Callable[[str], str]
 ) -> Iterator[tuple[str, str]]:
-    """A tenant's namespace, and a namespace with the name of the tenant's as label ``tenant``."""
+    """The namespace TENANT, and the namespace DB with the label ``tenant=TENANT``."""
     top, below = unique("tenant"), unique("db")
     control_plane.create_namespace(top)
     control_plane.create_namespace(below, {"tenant": top})

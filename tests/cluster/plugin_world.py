@@ -27,7 +27,7 @@ NEW_UID: Final = "66666666-7777-8888-9999-000000000000"
 
 
 def fill(plane: ControlPlane, chart: charts.Chart) -> None:
-    """Make everything except the webhooks, which would add reservations for these pods."""
+    """Make everything except the webhooks: admission would add reservations for these pods."""
     charts.install(plane, chart)
     for name, labels in (("acme", {}), ("acme-db", ACME), ("acme-web", ACME), ("lab", {})):
         plane.create_namespace(name, labels)
@@ -52,9 +52,11 @@ def serve(plane: ControlPlane, chart: charts.Chart) -> Programs:
 ACME: Final = {"tenant": "acme"}
 
 
-def a_pod(name: str, asks: str, *, namespace: str | None = None, node: str | None = None) -> Object:
-    """A pod with one container that asks for 2 MiB pages."""
-    resources = {"limits": {SIZE: asks, "memory": "64Mi", "cpu": "10m"}}
+def a_pod(
+    name: str, request: str, *, namespace: str | None = None, node: str | None = None
+) -> Object:
+    """A pod with one container; ``request``: its 2 MiB pages."""
+    resources = {"limits": {SIZE: request, "memory": "64Mi", "cpu": "10m"}}
     metadata = {"name": name} | ({} if namespace is None else {"namespace": namespace})
     spec: Object = {"containers": [{"name": "c", "image": "none", "resources": resources}]}
     if node is None:
@@ -65,9 +67,9 @@ def a_pod(name: str, asks: str, *, namespace: str | None = None, node: str | Non
 
 
 def _make_pod(
-    plane: ControlPlane, namespace: str, name: str, asks: str, node: str | None = None
+    plane: ControlPlane, namespace: str, name: str, request: str, node: str | None = None
 ) -> Object:
-    return plane.api.create("v1/pods", a_pod(name, asks, namespace=namespace, node=node))
+    return plane.api.create("v1/pods", a_pod(name, request, namespace=namespace, node=node))
 
 
 def _make_node(plane: ControlPlane, name: str, *, pages: str) -> None:
@@ -130,8 +132,8 @@ def _make_quota(
         QUOTAS,
         quota_object(namespace, name, spec),
     )
-    told = {**status, "observedGeneration": 1, "conditions": [ready]}
-    plane.api.replace(QUOTAS, created | {"status": told}, subresource="status")
+    stored = {**status, "observedGeneration": 1, "conditions": [ready]}
+    plane.api.replace(QUOTAS, created | {"status": stored}, subresource="status")
 
 
 def _report(plane: ControlPlane, name: str, pods: list[Object], *, ready: bool = True) -> None:

@@ -1,8 +1,8 @@
-"""Runs the pods of the operator's real Deployments as processes, so that a rollout is a real one.
+"""Runs the pods of the operator's Deployments as processes, for real rollouts.
 
-The Deployment controller and the scheduler of the control plane decide which pods there are. This
-module starts the program of each pod, reports the pod as Ready, and ends the program when the pod
-is deleted.
+The Deployment controller and the scheduler of the control plane decide which pods exist. This
+module starts the program of each pod, reports the pod as Ready, and ends the program after the
+deletion of the pod.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ COMPONENT = "app.kubernetes.io/component"
 class ProcessKubelet:
     """A node that runs the pods of admission and controller as processes.
 
-    `releases`: who starts the programs, by the tag of the pod's image.
-    `forwarder`: acts as admission's Service; it gets the replicas that are Ready.
+    `releases`: starters of the programs, by the tag of the pod's image.
+    `forwarder`: acts as admission's Service, with the replicas that are Ready.
     """
 
     def __init__(
@@ -44,15 +44,15 @@ class ProcessKubelet:
         self._deleted: dict[str, asyncio.Event] = {}
         self._ready: Counter[str] = Counter()
         self.fewest: dict[str, int] = {}
-        """The fewest Ready replicas that a deleted one left behind, by component."""
+        """The fewest Ready replicas after the deletion of a replica, by component."""
         self.most: Counter[str] = Counter()
-        """The most pods at the same time, without the deleted ones, by component."""
+        """The most pods at the same time, without deleted pods, by component."""
         self.ended: dict[str, int] = {}
         """The exit status of each ended program, by pod."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Make the node, and run its pods inside the context; the programs go on after it."""
+        """Make the node, and run its pods inside the context; the programs run on afterwards."""
         await asyncio.to_thread(self._make_node)
         task = asyncio.create_task(self._run())
         try:
@@ -122,7 +122,7 @@ class ProcessKubelet:
                 await asyncio.wait_for(self._deleted[uid].wait(), 1)
 
     async def _revive(self, component: str, program: Program) -> None:
-        """Start a controller again that ended; on a busy machine one can lose its Lease."""
+        """Start an ended controller again: on a busy machine a controller can lose its Lease."""
         if program.child.exit_status is not None:
             assert component == "controller", program.log()
             await asyncio.to_thread(program.start_again)

@@ -68,13 +68,13 @@ def test_false_and_empty_values_stay(helm: Path) -> None:
         "admission": {"drainSeconds": 0, "topologySpreadConstraints": []},
         "agent": {"tolerations": [], "resources": {"limits": None}},
     }
-    told = charts.render(helm, values=values)
-    assert told.of_kind("Job") == []
-    admission, _ = sorted(told.of_kind("Deployment"), key=lambda each: each["metadata"]["name"])
+    chart = charts.render(helm, values=values)
+    assert chart.of_kind("Job") == []
+    admission, _ = sorted(chart.of_kind("Deployment"), key=lambda each: each["metadata"]["name"])
     pod = admission["spec"]["template"]["spec"]
     assert "topologySpreadConstraints" not in pod
     assert "--drain-seconds=0" in pod["containers"][0]["args"]
-    (agent,) = told.of_kind("DaemonSet")
+    (agent,) = chart.of_kind("DaemonSet")
     pod = agent["spec"]["template"]["spec"]
     assert "tolerations" not in pod
     assert set(pod["containers"][0]["resources"]) == {"requests"}
@@ -84,7 +84,7 @@ def test_false_and_empty_values_stay(helm: Path) -> None:
 def test_the_values_of_an_older_chart_are_enough(
     control_plane: ControlPlane, unique: Callable[[str], str], tmp_path: Path
 ) -> None:
-    """A chart with few values is upgraded with --reuse-values."""
+    """Install a chart with few values, and upgrade the release with --reuse-values."""
     older = tmp_path / "older"
     (older / "templates").mkdir(parents=True)
     (older / "Chart.yaml").write_text("{apiVersion: v2, name: hugetlb-quota, version: 0.0.1}")
@@ -109,7 +109,7 @@ def test_the_values_of_an_older_chart_are_enough(
     # The manifest has no hooks, and existing CRDs keep their owner.
     left_out = {"Job", charts.CRD}
 
-    def told(objects: list[Any]) -> list[Any]:
+    def compared(objects: list[Any]) -> list[Any]:
         return [each for each in objects if each and each["kind"] not in left_out]
 
-    assert told(manifest) == told(rendered.objects)
+    assert compared(manifest) == compared(rendered.objects)

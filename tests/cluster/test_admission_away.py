@@ -1,4 +1,4 @@
-"""No replica of admission runs: what must not wait for admission goes on."""
+"""No replica of admission runs. Changes that must not wait for admission succeed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def api(assets: Path) -> Iterator[Api]:
         yield api
 
 
-def test_pods_without_huge_pages_are_created_and_others_are_refused(api: Api) -> None:
+def test_the_api_server_creates_only_pods_without_huge_pages(api: Api) -> None:
     container = {"name": "main", "image": "none"}
     small: Object = {
         "apiVersion": "v1",
@@ -54,8 +54,8 @@ def test_pods_without_huge_pages_are_created_and_others_are_refused(api: Api) ->
         run(api, GOVERNED, "large", "2Mi")
 
 
-def test_labels_change_and_the_count_has_them(api: Api) -> None:
-    """A database's failover must not wait, with a quota or without one."""
+def test_labels_change_and_the_count_follows(api: Api) -> None:
+    """A database's failover must not wait, with a quota or without a quota."""
     for namespace in (FREE, GOVERNED):
         changed = api.patch("v1/pods", "database", PRIMARY, namespace=namespace)
         assert changed["metadata"]["labels"] == PRIMARY["metadata"]["labels"]

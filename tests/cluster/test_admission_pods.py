@@ -1,4 +1,4 @@
-"""A real API server calls admission as the chart installs it; the test acts as the controller."""
+"""A real API server calls the admission of the chart; the test acts as the controller."""
 
 from __future__ import annotations
 
@@ -306,7 +306,7 @@ def test_a_quota_made_just_before_the_pod_limits_the_pod(
 ) -> None:
     top, below = tenant
     other = control_plane.api  # a new client, so that each thread has its own connection
-    answered: list[str] = []
+    answers: list[str] = []
     expected: list[str] = []
 
     def attempt(number: int) -> None:
@@ -316,15 +316,15 @@ def test_a_quota_made_just_before_the_pod_limits_the_pod(
         counted(other, quota(where, f"try-{number}", "0", selector={"matchLabels": mine}))
         try:
             api.create("v1/pods", pod(where, f"try-{number}", "2Mi", labels=mine))
-            answered.append("admitted")
+            answers.append("admitted")
         except ApiError as error:
-            answered.append(error.message)
+            answers.append(error.message)
             expected.append(f"HugeTLBQuota {where}/try-{number} has no room")
 
     with ThreadPoolExecutor(24) as pool:
         list(pool.map(attempt, range(300)))
-    assert "admitted" not in answered
-    assert all(any(said in told for told in answered) for said in expected)
+    assert "admitted" not in answers
+    assert all(any(sentence in answer for answer in answers) for sentence in expected)
     assert reserved(api, below, "leaf") == set()
 
 
@@ -372,7 +372,7 @@ def test_bad_requests_get_an_error_in_words(
     assert (bad.status_code, "Invalid JSON" in bad.text) == (400, True)
     large = requests.post(url, data=b" " * (3 * MIB + 1), verify=trust, timeout=10)
     assert (large.status_code, "larger than 3145728 bytes" in large.text) == (413, True)
-    # A client that does not know the path gets no decision and no information.
+    # A client with a wrong path gets no decision and no information.
     for guess in ("", "/guessed"):
         guessed = f"{replicas[0].address}{guess}/validate-pods?timeout=10s"
         answer = requests.post(guessed, data=b"{", verify=trust, timeout=10)

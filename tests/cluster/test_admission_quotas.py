@@ -78,7 +78,7 @@ def refusal(call: Callable[[], object]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("size", "limit", "said"),
+    ("size", "limit", "sentence"),
     [
         ("hugepages-3Mi", "3Mi", "hugepages-3Mi' is not a huge page size"),
         ("memory", "64Mi", "memory"),
@@ -92,11 +92,11 @@ def refusal(call: Callable[[], object]) -> str:
     ],
 )
 def test_a_malformed_limit_changes_nothing(
-    api: Api, tenant: tuple[str, str], size: str, limit: Any, said: str
+    api: Api, tenant: tuple[str, str], size: str, limit: Any, sentence: str
 ) -> None:
     top, _ = tenant
-    told = refusal(lambda: api.create(QUOTAS, quota(top, "bad", limit, size=size)))
-    assert said.strip("'") in told or said.replace("'", "") in told, told
+    message = refusal(lambda: api.create(QUOTAS, quota(top, "bad", limit, size=size)))
+    assert sentence.strip("'") in message or sentence.replace("'", "") in message, message
     names = [each["metadata"]["name"] for each in api.list(QUOTAS, namespace=top)]
     assert names == ["root"]
 
@@ -111,7 +111,7 @@ def test_refuses_a_quota_as_its_own_parent(api: Api, tenant: tuple[str, str]) ->
 def test_refuses_a_cycle(api: Api, tenant: tuple[str, str]) -> None:
     top, _ = tenant
     api.create(QUOTAS, quota(top, "middle", "64Mi", parent=(top, "root")))
-    told = refusal(
+    message = refusal(
         lambda: api.patch(
             QUOTAS,
             "root",
@@ -119,7 +119,7 @@ def test_refuses_a_cycle(api: Api, tenant: tuple[str, str]) -> None:
             namespace=top,
         )
     )
-    assert f"{top}/root -> {top}/middle -> {top}/root" in told
+    assert f"{top}/root -> {top}/middle -> {top}/root" in message
 
 
 def test_refuses_a_parent_that_does_not_select_the_namespace(
@@ -128,8 +128,8 @@ def test_refuses_a_parent_that_does_not_select_the_namespace(
     top, _ = tenant
     strange = unique("strange")
     control_plane.create_namespace(strange)
-    told = refusal(lambda: api.create(QUOTAS, quota(strange, "q", "2Mi", parent=(top, "root"))))
-    assert f"{top}/root does not let quotas of namespace {strange} attach" in told
+    message = refusal(lambda: api.create(QUOTAS, quota(strange, "q", "2Mi", parent=(top, "root"))))
+    assert f"{top}/root does not let quotas of namespace {strange} attach" in message
     api.delete("v1/namespaces", strange)
 
 
@@ -143,32 +143,32 @@ def test_kubectl_prints_the_warning_about_a_missing_parent(
 
 
 @pytest.mark.parametrize(
-    ("selector", "said"),
+    ("selector", "sentence"),
     [
         ({"topology.kubernetes.io/zone": "a"}, "gets from its node when the pod is bound"),
         ({"a": "x y"}, "can match no pod, because 'x y' is not a valid value of the label"),
     ],
 )
 def test_warns_of_a_selector_that_selects_no_new_pod(
-    api: Api, tenant: tuple[str, str], selector: dict[str, str], said: str
+    api: Api, tenant: tuple[str, str], selector: dict[str, str], sentence: str
 ) -> None:
     top, _ = tenant
     new = quota(top, "new", "2Mi")
     new["spec"]["podSelector"] = {"matchLabels": selector}
-    assert said in refusal(lambda: api.create(QUOTAS, new))
+    assert sentence in refusal(lambda: api.create(QUOTAS, new))
 
 
 def test_refuses_a_limit_above_the_parents(api: Api, tenant: tuple[str, str]) -> None:
     top, below = tenant
-    told = refusal(lambda: api.create(QUOTAS, quota(below, "q", "512Mi", parent=(top, "root"))))
-    assert f"512Mi of {SIZE} is above the 256Mi of {top}/root" in told
+    message = refusal(lambda: api.create(QUOTAS, quota(below, "q", "512Mi", parent=(top, "root"))))
+    assert f"512Mi of {SIZE} is above the 256Mi of {top}/root" in message
 
 
 def test_refuses_a_limit_below_a_childs(api: Api, tenant: tuple[str, str]) -> None:
     top, below = tenant
     lower = {"spec": {"hard": {SIZE: "64Mi"}}}
-    told = refusal(lambda: api.patch(QUOTAS, "root", lower, namespace=top))
-    assert f"leave {below}/leaf with 128Mi" in told
+    message = refusal(lambda: api.patch(QUOTAS, "root", lower, namespace=top))
+    assert f"leave {below}/leaf with 128Mi" in message
     assert api.get(QUOTAS, "root", namespace=top)["spec"]["hard"] == {SIZE: "256Mi"}
 
 
@@ -178,9 +178,9 @@ def test_a_charged_quota_can_neither_leave_its_tree_nor_be_deleted(
     _, below = tenant
     charge(api, below, "leaf", "64Mi")
     nowhere = {"spec": {"parentRef": {"namespace": below, "name": "gone"}}}
-    told = refusal(lambda: api.patch(QUOTAS, "leaf", nowhere, namespace=below))
-    assert f"64Mi of {SIZE}" in told
-    assert f"{below}/gone, which does not exist" in told
+    message = refusal(lambda: api.patch(QUOTAS, "leaf", nowhere, namespace=below))
+    assert f"64Mi of {SIZE}" in message
+    assert f"{below}/gone, which does not exist" in message
     assert f"64Mi of {SIZE}" in refusal(lambda: api.delete(QUOTAS, "leaf", namespace=below))
     api.patch(QUOTAS, "leaf", {"spec": {"hard": {SIZE: "32Mi"}}}, namespace=below)
     charge(api, below, "leaf", "0")

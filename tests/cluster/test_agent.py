@@ -53,10 +53,10 @@ class World:
         return sorted(pod.name for pod in self.report().pods)
 
     def run(
-        self, name: str, maps: str, asks: str, *options: str, annotations: Object | None = None
+        self, name: str, maps: str, request: str, *options: str, annotations: Object | None = None
     ) -> str:
         """Make a pod on the node; return its UID."""
-        resources = {"limits": {"hugepages-2Mi": asks, "memory": "64Mi", "cpu": "100m"}}
+        resources = {"limits": {"hugepages-2Mi": request, "memory": "64Mi", "cpu": "100m"}}
         container = {"name": "c", "image": "none", "resources": resources}
         container |= {"command": command("map_pages", maps, "--map-first", *options)}
         spec = {

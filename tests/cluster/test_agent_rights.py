@@ -1,6 +1,6 @@
 """An agent can write only the report of its own node, although RBAC allows every name.
 
-And it can write only an agent's Events, in its own name.
+The agent can write only the Events of an agent, and only in its own name.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def test_the_policy_applies_only_to_agents(installed: ControlPlane, agent: Api, 
     installed.api.delete(NODES, node)
 
 
-def told(regarding: Regarding, instance: str, reason: str = "Reclaimed") -> Object:
+def agent_event(regarding: Regarding, instance: str, reason: str = "Reclaimed") -> Object:
     """An Event like those of the agent on the node `instance`."""
     made: Object = event(
         regarding,
@@ -156,8 +156,8 @@ def node_of(name: str) -> Regarding:
 
 def test_writes_events_about_pods_and_its_own_node(agent: Api, node: str, namespace: str) -> None:
     for reason in ("Reclaimed", "HugePagesRefused"):
-        agent.create(EVENTS, told(pod_of(namespace), node, reason))
-        agent.create(EVENTS, told(node_of(node), node, reason))
+        agent.create(EVENTS, agent_event(pod_of(namespace), node, reason))
+        agent.create(EVENTS, agent_event(node_of(node), node, reason))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_writes_events_only_in_its_own_name(
     agent: Api, node: str, namespace: str, changed: Object, why: str
 ) -> None:
     with pytest.raises(ApiError, match=why.format(node=node)) as refused:
-        agent.create(EVENTS, told(pod_of(namespace), node) | changed)
+        agent.create(EVENTS, agent_event(pod_of(namespace), node) | changed)
     assert refused.value.code == 403
 
 
@@ -190,7 +190,7 @@ def test_writes_no_other_events(agent: Api, node: str, namespace: str) -> None:
     for regarding in others:
         why = f"only about pods and the HugeTLBNode {node}, not about {regarding.kind}"
         with pytest.raises(ApiError, match=why):
-            agent.create(EVENTS, told(regarding, node))
+            agent.create(EVENTS, agent_event(regarding, node))
 
 
 def test_a_token_without_a_node_writes_no_event(
@@ -198,10 +198,10 @@ def test_a_token_without_a_node_writes_no_event(
 ) -> None:
     kubeconfig = installed.service_account_kubeconfig(chart.NAMESPACE, ACCOUNT)
     with pytest.raises(ApiError, match="an Event of the agent on node"):
-        installed.api_for(kubeconfig).create(EVENTS, told(pod_of(namespace), node))
+        installed.api_for(kubeconfig).create(EVENTS, agent_event(pod_of(namespace), node))
 
 
 def test_the_policy_for_events_applies_only_to_agents(
     installed: ControlPlane, namespace: str
 ) -> None:
-    installed.api.create(EVENTS, told(pod_of(namespace), "me", "Anything"))
+    installed.api.create(EVENTS, agent_event(pod_of(namespace), "me", "Anything"))

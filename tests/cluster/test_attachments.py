@@ -60,8 +60,8 @@ def status(api: Api, namespace: str, name: str) -> Object:
 
 
 def counted(api: Api, namespace: str, name: str) -> str:
-    told = status(api, namespace, name)
-    return str(told.get("pods", {}).get("hugepages-2Mi")) if not pending(told) else ""
+    found = status(api, namespace, name)
+    return str(found.get("pods", {}).get("hugepages-2Mi")) if not pending(found) else ""
 
 
 def ready(api: Api, namespace: str, name: str) -> str:
@@ -102,7 +102,7 @@ def test_a_flapping_link_loses_no_charge_and_admits_no_pod(
     with pytest.raises(ApiError, match=f"{top}/root does not let quotas of namespace {first}"):
         run(api, first, "c", "2Mi")
 
-    # The link holds while there is a charge, and not longer.
+    # The link ends with the last charge.
     api.delete("v1/pods", "a", namespace=first)
     eventually(lambda: counted(api, top, "root") == "0")
     eventually(lambda: status(api, first, "mid").get("attachedTo") == "")

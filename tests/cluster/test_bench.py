@@ -43,17 +43,17 @@ def test_a_suite_writes_its_section(suite: bench.Suite, assets: Path, tmp_path: 
         env={**os.environ, "KUBEBUILDER_ASSETS": str(assets)},
     )
     assert done.returncode == 0, done.stderr
-    told = page.read_text()
-    assert "By hand." in told
-    assert f"## {suite.title}" in told
-    assert re.search(r"revision \S+, Kubernetes v\d", told)
-    assert re.search(r"^(\| --- \||\|---\||```text)", told, re.MULTILINE)
+    text = page.read_text()
+    assert "By hand." in text
+    assert f"## {suite.title}" in text
+    assert re.search(r"revision \S+, Kubernetes v\d", text)
+    assert re.search(r"^(\| --- \||\|---\||```text)", text, re.MULTILINE)
     figures = json.loads((tmp_path / "performance" / f"{suite.name}.json").read_text())
-    for file in re.findall(r"!\[.*?\]\((performance/.*?\.svg)\)", told):
+    for file in re.findall(r"!\[.*?\]\((performance/.*?\.svg)\)", text):
         assert ElementTree.parse(tmp_path / file).getroot().tag.endswith("svg")
     charts = figures.get("charts", ()) if isinstance(figures, dict) else ()
     assert [each["file"] for each in charts] == re.findall(
-        r"!\[.*?\]\(performance/(.*?)\.svg\)", told
+        r"!\[.*?\]\(performance/(.*?)\.svg\)", text
     )
     if suite.name == "admission":
         assert_measured_beside_a_baseline(figures)

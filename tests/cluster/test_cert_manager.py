@@ -37,14 +37,14 @@ SERVICE = f"{charts.RELEASE}-admission"
 SECRET = f"{SERVICE}-cert-manager"
 CA, CA_SECRET = f"{SERVICE}-ca", f"{SERVICE}-cert-manager-ca"
 TIMEOUT = 120.0
-"""In seconds, for each thing that cert-manager does."""
+"""The timeout of each step of cert-manager, in seconds."""
 
 
 @pytest.fixture(params=["true", "false"], ids=["merging", "replacing"])
 def plane(assets: Path, request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
     """A control plane of the test's own, with cert-manager's CRDs, controller and cainjector.
 
-    A new CA joins the old one in the configuration, or replaces it as in earlier versions.
+    A new CA joins the old CA in the configuration, or replaces the old CA as in earlier versions.
     """
     if not os.environ.get("CERT_MANAGER"):
         pytest.skip("CERT_MANAGER names no directory with cert-manager's programs")
@@ -85,14 +85,14 @@ def start(plane: ControlPlane, program: Path, *flags: str) -> Child:
 
 
 class Volume:
-    """The files of a Secret, which change all at once by a symbolic link, as kubelet has it."""
+    """The files of a Secret. As in kubelet, a symbolic link changes all files at once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._count = 0
 
     def write(self, secret: Object) -> None:
-        """Write the Secret as it is now."""
+        """Write the files of `secret`."""
         self._count += 1
         fresh = self.folder / f"..{self._count}"
         fresh.mkdir(parents=True)
@@ -105,13 +105,13 @@ class Volume:
 
 
 class Issued:
-    """What cert-manager has made: the Secrets of the two Certificates."""
+    """The Secrets of the two Certificates, which cert-manager makes."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
 
     def secret(self, name: str) -> Object:
-        """Read a Secret; without data while there is none."""
+        """Read a Secret; the result has no data before the Secret exists."""
         try:
             return self._api.get("v1/secrets", name, namespace=charts.NAMESPACE)
         except ApiError as error:
@@ -130,13 +130,13 @@ class Issued:
         return self.secret(name)
 
     def renew(self, certificate: str) -> None:
-        """Ask for a new certificate now, as `cmctl renew` does."""
+        """Request a new certificate now, as `cmctl renew` does."""
         raw = self._api.get(CERTIFICATES, certificate, namespace=charts.NAMESPACE)
         issuing = {
             "type": "Issuing",
             "status": "True",
             "reason": "ManuallyTriggered",
-            "message": "A test asks for it.",
+            "message": "A test requests the renewal.",
             "lastTransitionTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
         conditions = [each for each in raw["status"]["conditions"] if each["type"] != "Issuing"]
@@ -160,7 +160,7 @@ def wait_for_more(stream: Stream) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_cert_manager_makes_and_renews_what_admission_serves_with(
+def test_cert_manager_makes_and_renews_admissions_certificate(
     plane: ControlPlane, tmp_path: Path
 ) -> None:
     api, issued, volume = plane.api, Issued(plane.api), Volume(tmp_path / "tls")

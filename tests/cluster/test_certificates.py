@@ -27,7 +27,7 @@ from tests.waiting import eventually
 WEBHOOKS = "admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
 QUOTAS = "hugetlb.dev/v1alpha1/hugetlbquotas"
 QUICK = ("--certificate-overlap=3",)
-"""A rotation takes twice that."""
+"""A rotation takes twice the overlap of 3 s."""
 NAME = "hugetlb-quota"
 OF = f"--set=image.repository={charts.IMAGE['repository']}"
 
@@ -77,7 +77,8 @@ def pod(namespace: str, amount: str) -> Object:
     }
 
 
-def told(api: Api) -> Trust:
+def trusted(api: Api) -> Trust:
+    """The trust of the webhook configuration."""
     return stored.read_trust(api.get(WEBHOOKS, NAME))
 
 
@@ -112,7 +113,7 @@ def make_quota(api: Api, namespace: str) -> None:
 
 
 class Stream:
-    """Creates pods without a pause that a quota must refuse by name; keeps all other answers."""
+    """Creates pods without a pause. A quota must refuse each by name; `others`: other answers."""
 
     def __init__(self, api: Api, namespace: str) -> None:
         self.api, self.namespace = api, namespace
@@ -131,15 +132,15 @@ class Stream:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            said = refusal(self.api, pod(self.namespace, "1Gi"))
-            if "has room for" in said or "has no room" in said:
+            message = refusal(self.api, pod(self.namespace, "1Gi"))
+            if "has room for" in message or "has no room" in message:
                 self.answered += 1
             else:
-                self.others.append(said or "it was let through")
+                self.others.append(message or "it was let through")
 
 
 class Passing(Stream):
-    """The same, but counts the pods that passed, and measures for how long."""
+    """Creates pods without a pause, counts the pods that pass, and measures how long they pass."""
 
     def __init__(self, api: Api, namespace: str) -> None:
         super().__init__(api, namespace)
@@ -170,7 +171,7 @@ def test_rotations_under_load_fail_no_admission(
     controller = start(plane, chart, programs, *QUICK)
     plane.create_namespace("load")
     make_quota(plane.api, "load")
-    first, seen = told(plane.api), list[Trust]()
+    first, seen = trusted(plane.api), list[Trust]()
 
     def rotate() -> None:
         annotations = {stored.ROTATE: "now"}
@@ -179,7 +180,7 @@ def test_rotations_under_load_fail_no_admission(
         plane.api.patch("v1/secrets", name, patch, namespace=charts.NAMESPACE)
 
     def at_rest_with_another() -> bool:
-        seen.append(told(plane.api))
+        seen.append(trusted(plane.api))
         return len(seen[-1].bundle) == 1 and seen[-1].bundle != first.bundle
 
     with Stream(plane.api, "load") as stream:
@@ -187,7 +188,7 @@ def test_rotations_under_load_fail_no_admission(
         eventually(at_rest_with_another, timeout=60)
         first = seen[-1]
         rotate()
-        eventually(lambda: len(told(plane.api).bundle) == 2)
+        eventually(lambda: len(trusted(plane.api).bundle) == 2)
         # The leader is killed in the middle, and continues after its restart.
         controller.kill9()
         programs.start_controller(identity=controller.identity, extra=QUICK)
@@ -199,13 +200,13 @@ def test_rotations_under_load_fail_no_admission(
 
 
 @pytest.mark.timeout(300)
-def test_the_webhook_has_rules_from_the_first_quota_on_once_admission_answers(
+def test_the_webhook_has_rules_after_the_first_quota_and_an_answer_of_admission(
     plane: ControlPlane, chart: charts.Chart, programs: Programs
 ) -> None:
     api = plane.api
     for name in ("early", "team"):
         plane.create_namespace(name)
-    # No program runs, as with an image that can't be pulled: pods are admitted, quotas are not.
+    # No program runs, as after a failed pull of the image: pods pass, and quotas do not.
     charts.register_webhooks(plane, chart, "https://127.0.0.1:1", complete=False)
     assert refusal(api, pod("early", "1Gi")) == ""
     with pytest.raises(ApiError, match="failed calling webhook"):
@@ -229,7 +230,7 @@ def test_the_webhook_has_rules_from_the_first_quota_on_once_admission_answers(
 def test_applying_the_manifests_again_changes_nothing(
     plane: ControlPlane, chart: charts.Chart, programs: Programs
 ) -> None:
-    """GitOps tools do this at each sync: by kubectl apply, and by server-side apply."""
+    """GitOps tools apply at each sync: by kubectl apply, or by server-side apply."""
     start(plane, chart, programs)
     plane.create_namespace("load")
     make_quota(plane.api, "load")
@@ -248,12 +249,12 @@ def test_applying_the_manifests_again_changes_nothing(
         # If somebody overwrites the fields, the leader restores them.
         plane.kubectl("replace", "-f", "-", input=yaml.safe_dump(shipped))
         eventually(lambda: state(plane.api, secrets) == before)
-    mended = [each for each in stream.others if "let through" not in each]
-    assert mended == []
+    wrong = [each for each in stream.others if "let through" not in each]
+    assert wrong == []
 
 
 @pytest.mark.timeout(300)
-def test_pods_that_pass_while_the_configuration_is_replaced_are_counted(
+def test_a_pod_that_passes_while_the_configuration_is_replaced_is_counted(
     plane: ControlPlane, chart: charts.Chart, programs: Programs
 ) -> None:
     """`kubectl replace` removes the rules; the test prints for how long pods pass."""
@@ -283,9 +284,9 @@ def test_pods_that_pass_while_the_configuration_is_replaced_are_counted(
     eventually(lambda: quantity.parse(used()) == passing.passed * 6 << 20, timeout=60)
     eventually(lambda: "were put back" in controller.log())
     events = api.list("events.k8s.io/v1/events", namespace="default")
-    (told_of,) = [each for each in events if each["reason"] == "RulesTakenAway"]
-    assert told_of["regarding"]["name"] == NAME
-    # The condition of a quota made right after this becomes True only with the rules.
+    (event,) = [each for each in events if each["reason"] == "RulesTakenAway"]
+    assert event["regarding"]["name"] == NAME
+    # The condition of the next new quota becomes True only after the rules are in force again.
     make_quota(api, "other")
     assert "has room for" in refusal(api, pod("other", "1Gi"))
 
@@ -305,10 +306,10 @@ def test_only_the_controller_may_read_the_ca(control_plane: ControlPlane) -> Non
 
     def may(program: str, verb: str, what: str) -> bool:
         account = f"system:serviceaccount:{charts.NAMESPACE}:{NAME}-{program}"
-        asked = control_plane.kubectl(
+        answer = control_plane.kubectl(
             "auth", "can-i", verb, what, f"--as={account}", "-n", charts.NAMESPACE, check=False
         )
-        return asked.stdout.strip() == "yes"
+        return answer.stdout.strip() == "yes"
 
     eventually(lambda: may("controller", "update", f"secrets/{NAME}-admission-ca"))
     for program in ("admission", "agent"):
@@ -327,7 +328,7 @@ def helm(plane: ControlPlane) -> Helm:
 
 
 def legacy_chart(folder: Path, chart: charts.Chart, ca: authority.Pair) -> Path:
-    """An old chart that made certificates itself: CA, path and rules are in the manifest."""
+    """Write an old chart that made certificates itself: the manifest has CA, path and rules."""
     (configuration,) = chart.of_kind(charts.WEBHOOKS)
     trust = Trust((ca.certificate,), "old")
     full = with_rules(stored.write_trust(configuration, trust))
@@ -347,23 +348,23 @@ def test_an_upgrade_from_a_chart_that_made_certificates_fails_no_request(
     ca = authority.make_authority("old", datetime.now(UTC), timedelta(days=3650))
     folder = tmp_path / "legacy"
     helm("install", NAME, str(legacy_chart(folder, chart, ca)), "--take-ownership")
-    for _ in range(2):  # and upgrade again from this chart
+    for _ in range(2):  # the second upgrade is from this chart
         helm("upgrade", NAME, str(charts.CHART), OF, "--take-ownership", "--force-conflicts")
-        assert told(api) == Trust((ca.certificate,), "old")
+        assert trusted(api) == Trust((ca.certificate,), "old")
         assert calls_admission(api)
-    # The Service comes from the chart now; no program routes its address here.
+    # The Service comes from the chart now, but no program here routes its address.
     charts.install(plane, chart, certificates=False)
     controller = programs.start_controller()
-    eventually(lambda: len(told(api).bundle) == 2)
-    assert ca.certificate in told(api).bundle
-    assert told(api).path == "old"
+    eventually(lambda: len(trusted(api).bundle) == 2)
+    assert ca.certificate in trusted(api).bundle
+    assert trusted(api).path == "old"
     assert charts.serving(plane, chart).path == "old"
     # The old certificate serves until every API server has read the new CA.
     assert charts.serving(plane, chart).pair is None
     eventually(lambda: charts.serving(plane, chart).pair is not None, timeout=60)
-    assert ca.certificate in told(api).bundle
+    assert ca.certificate in trusted(api).bundle
     helm("upgrade", NAME, str(charts.CHART), OF, "--force-conflicts")
-    assert len(told(api).bundle) == 2
+    assert len(trusted(api).bundle) == 2
     assert "Traceback" not in controller.log()
 
 
@@ -374,10 +375,10 @@ def test_helm_does_not_manage_the_leaders_fields(
     charts.install(plane, chart, certificates=False)
     programs.start_controller()
     eventually(lambda: charts.serving(plane, chart).pair is not None, timeout=60)
-    before = told(plane.api)
+    before = trusted(plane.api)
     for _ in range(2):
         helm("upgrade", NAME, str(charts.CHART), OF)
-        assert told(plane.api) == before
+        assert trusted(plane.api) == before
     manifest = helm("get", "manifest", NAME)
     assert "caBundle" not in manifest
     assert "PRIVATE" not in manifest

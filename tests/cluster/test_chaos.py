@@ -1,4 +1,4 @@
-"""Pods never exceed a limit, whatever is killed and paused: see tests/chaos.
+"""Pods never exceed a limit while programs are killed and paused: see tests/chaos.
 
 CHAOS_SECONDS and CHAOS_SEED (`make chaos SECONDS=600 SEED=1`) set the duration and the random
 choices. Without them the run is short, and prints its seed.
@@ -26,14 +26,15 @@ from tests.kube.control_plane import ControlPlane
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS") or 20)
 REQUEST_TIMEOUT = 6
-"""Seconds that an API request may take, its webhooks too."""
+"""The longest time of an API request, with its webhooks, in seconds."""
 LIFETIME = 2.0 * REQUEST_TIMEOUT
-"""Seconds, more than a reservation lives: one pause of each round is longer than this."""
+"""More than the life of a reservation, in seconds. One pause of each round is longer."""
 QUIET_TIMEOUT = 150.0
-"""Seconds: a new leader needs 20, and then sees each reservation's whole life."""
+"""In seconds. A new leader needs 20 s, and then watches each reservation for a whole life."""
 CONNECTIONS = 50
-"""Of the nodes and the scheduler."""
-SETTLED = 2.0
+"""The connections of the nodes and the scheduler."""
+AT_REST = 2.0
+"""In seconds. A request from before the quiet may arrive within this time."""
 VALUES = {
     "requestTimeoutSeconds": REQUEST_TIMEOUT,
     # With Ignore, a change of labels while no replica answers may go beyond a limit.
@@ -92,7 +93,7 @@ async def race(cluster: Cluster, seed: int) -> None:
             await faults.all_ready()
             print(f"quiet; {dict(users.outcomes)}; {dict(machines.seen)}")
             print(f"the last refusal: {users.examples.get(('create', 'refused'))}")
-            await wait_until_settled(ledger)
+            await wait_until_counted(ledger)
             last = int(plane.api.raw("GET", "/api/v1/pods").json()["metadata"]["resourceVersion"])
             await asyncio.wait_for(observer.reach(last), 60)
             assert not watching.done()
@@ -107,13 +108,13 @@ async def race(cluster: Cluster, seed: int) -> None:
     assert faults.done
 
 
-async def wait_until_settled(ledger: Ledger) -> None:
-    """Wait until each counter equals a count from scratch, and no reservation is left.
+async def wait_until_counted(ledger: Ledger) -> None:
+    """Wait until each counter equals a count from scratch, and no quota has a reservation.
 
-    This must last for SETTLED seconds: a request from before the quiet may still arrive.
+    All this must stay so for AT_REST seconds.
     """
     since, deadline = time.monotonic(), time.monotonic() + QUIET_TIMEOUT
-    while time.monotonic() < since + SETTLED:
+    while time.monotonic() < since + AT_REST:
         await asyncio.sleep(0.1)
         taken, left = ledger.taken(), ledger.left()
         wrong = {

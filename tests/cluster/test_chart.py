@@ -92,11 +92,11 @@ def test_tenants_read_quotas_and_cannot_write_them(
         )
 
     def may(verb: str, user: Path) -> bool:
-        asked = control_plane.kubectl(
+        answer = control_plane.kubectl(
             "auth", "can-i", verb, "hugetlbquotas.hugetlb.dev", "-n", namespace,
             check=False, kubeconfig=user,
         )  # fmt: skip
-        return asked.stdout.strip() == "yes"
+        return answer.stdout.strip() == "yes"
 
     eventually(lambda: may("list", users["view"]))
     eventually(lambda: may("list", users["admin"]))
@@ -168,23 +168,23 @@ def test_all_programs_use_the_named_image(
     image: dict[str, str], registry: str, expected: str, helm: Path
 ) -> None:
     values = {"image": image, "global": {"imageRegistry": registry}}
-    told = chart.render(helm, values=values)
+    rendered = chart.render(helm, values=values)
     images = {
         container["image"]
-        for workload in told.of_kind("Deployment") + told.of_kind("DaemonSet")
+        for workload in rendered.of_kind("Deployment") + rendered.of_kind("DaemonSet")
         for container in workload["spec"]["template"]["spec"]["containers"]
     }
     assert images == {expected}
 
 
-def workload(told: chart.Chart, program: str) -> Object:
-    found = told.of_kind("Deployment") + told.of_kind("DaemonSet")
+def workload(rendered: chart.Chart, program: str) -> Object:
+    found = rendered.of_kind("Deployment") + rendered.of_kind("DaemonSet")
     (one,) = [each for each in found if each["metadata"]["name"] == f"hugetlb-quota-{program}"]
     return one
 
 
-def spread(told: chart.Chart, program: str) -> Any:
-    return workload(told, program)["spec"]["template"]["spec"].get("topologySpreadConstraints")
+def spread(rendered: chart.Chart, program: str) -> Any:
+    return workload(rendered, program)["spec"]["template"]["spec"].get("topologySpreadConstraints")
 
 
 def test_replicas_spread_as_configured(helm: Path) -> None:
@@ -197,10 +197,10 @@ def test_replicas_spread_as_configured(helm: Path) -> None:
         "admission": {"topologySpreadConstraints": []},
         "controller": {"topologySpreadConstraints": [rack, {**rack, **named}]},
     }
-    told = chart.render(helm, values=values)
-    assert spread(told, "admission") is None
+    changed = chart.render(helm, values=values)
+    assert spread(changed, "admission") is None
     expected = [{**rack, "labelSelector": own}, {**rack, **named}]
-    assert spread(told, "controller") == expected
+    assert spread(changed, "controller") == expected
 
 
 @pytest.mark.parametrize("program", ["admission", "controller", "agent"])
@@ -212,8 +212,8 @@ def test_each_program_gets_the_configured_additions(program: str, helm: Path) ->
         "extraArgs": ["--log-level=debug"],
         "extraEnv": [{"name": "TZ", "value": "UTC"}],
     }
-    told = chart.render(helm, values={program: added})
-    template = workload(told, program)["spec"]["template"]
+    rendered = chart.render(helm, values={program: added})
+    template = workload(rendered, program)["spec"]["template"]
     assert template["metadata"]["labels"]["team"] == "a"
     assert template["metadata"]["annotations"]["note"] == "b"
     (container,) = template["spec"]["containers"]
@@ -221,7 +221,7 @@ def test_each_program_gets_the_configured_additions(program: str, helm: Path) ->
     assert {"name": "TZ", "value": "UTC"} in container["env"]
     (account,) = [
         each
-        for each in told.of_kind("ServiceAccount")
+        for each in rendered.of_kind("ServiceAccount")
         if each["metadata"]["name"] == f"hugetlb-quota-{program}"
     ]
     assert account["metadata"]["annotations"] == {"role": "c"}
@@ -233,13 +233,13 @@ def test_the_values_say_where_programs_run(helm: Path) -> None:
         "admission": {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"},
         "agent": {"cgroupRoot": "kubelet", "updateStrategy": {"type": "OnDelete"}},
     }
-    told = chart.render(helm, values=values)
-    spec = workload(told, "admission")["spec"]["template"]["spec"]
+    rendered = chart.render(helm, values=values)
+    spec = workload(rendered, "admission")["spec"]["template"]["spec"]
     assert (spec["hostNetwork"], spec["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
     assert "runAsUser" not in spec["securityContext"]
     assert spec["securityContext"]["runAsNonRoot"] is True
-    assert "--cgroup-root=kubelet" in told.container("agent").command
-    assert workload(told, "agent")["spec"]["updateStrategy"]["type"] == "OnDelete"
+    assert "--cgroup-root=kubelet" in rendered.container("agent").command
+    assert workload(rendered, "agent")["spec"]["updateStrategy"]["type"] == "OnDelete"
 
 
 def test_rendering_is_repeatable_and_has_no_key(helm: Path, rendered: chart.Chart) -> None:
@@ -265,10 +265,10 @@ def test_the_webhook_covers_all_namespaces_except_spared_ones(helm: Path) -> Non
     assert selectors(sparedNamespaces=[], spareOwnNamespace=False) == [{}, {}, {}]
     chosen: Object = {"matchLabels": {"a": "b"}}
     both = chosen | {"matchExpressions": [spared("kube-system", "cni")]}
-    told = selectors(
+    several = selectors(
         namespaceSelector=chosen, sparedNamespaces=["kube-system", "cni"], spareOwnNamespace=False
     )
-    assert told == [both, both, chosen]
+    assert several == [both, both, chosen]
 
 
 def test_a_given_certificate_is_used(helm: Path) -> None:
@@ -288,26 +288,26 @@ def test_a_given_certificate_is_used(helm: Path) -> None:
 
 
 def test_cert_manager_can_make_the_certificates(helm: Path) -> None:
-    told = chart.render(helm, values={"admission": {"tls": {"certManager": {"enabled": True}}}})
-    by_name = {each["metadata"]["name"]: each["spec"] for each in told.of_kind("Certificate")}
+    rendered = chart.render(helm, values={"admission": {"tls": {"certManager": {"enabled": True}}}})
+    by_name = {each["metadata"]["name"]: each["spec"] for each in rendered.of_kind("Certificate")}
     serving = by_name["hugetlb-quota-admission"]
     assert serving["dnsNames"] == ["hugetlb-quota-admission.hugetlb-system.svc"]
     assert by_name["hugetlb-quota-admission-ca"]["isCA"] is True
     assert by_name["hugetlb-quota-admission-ca"]["privateKey"]["rotationPolicy"] == "Never"
-    mounted = told.container("admission").volumes["/tls"]["secret"]["secretName"]
+    mounted = rendered.container("admission").volumes["/tls"]["secret"]["secretName"]
     assert mounted == serving["secretName"]
-    (configuration,) = told.of_kind(chart.WEBHOOKS)
+    (configuration,) = rendered.of_kind(chart.WEBHOOKS)
     annotations = configuration["metadata"]["annotations"]
     inject = {"cert-manager.io/inject-ca-from": "hugetlb-system/hugetlb-quota-admission"}
     assert annotations == inject
 
 
 @pytest.mark.parametrize(
-    ("values", "budget"), [({}, 300), ({"startupSeconds": 121}, 122)], ids=["default", "told"]
+    ("values", "budget"), [({}, 300), ({"startupSeconds": 121}, 122)], ids=["default", "configured"]
 )
 def test_every_program_may_start_slowly(values: dict[str, Any], budget: int, helm: Path) -> None:
-    told = chart.render(helm, values=values)
-    workloads = told.of_kind("Deployment") + told.of_kind("DaemonSet")
+    rendered = chart.render(helm, values=values)
+    workloads = rendered.of_kind("Deployment") + rendered.of_kind("DaemonSet")
     assert len(workloads) == 3
     for workload in workloads:
         (container,) = workload["spec"]["template"]["spec"]["containers"]
@@ -318,40 +318,40 @@ def test_every_program_may_start_slowly(values: dict[str, Any], budget: int, hel
 
 def test_makes_a_quota_for_critical_pods_only_on_request(helm: Path, rendered: chart.Chart) -> None:
     assert not rendered.of_kind("ResourceQuota")
-    told = chart.render(helm, values={"priorityClassQuota": {"create": True, "pods": 40}})
-    (quota,) = told.of_kind("ResourceQuota")
+    changed = chart.render(helm, values={"priorityClassQuota": {"create": True, "pods": 40}})
+    (quota,) = changed.of_kind("ResourceQuota")
     assert quota["metadata"]["namespace"] == chart.NAMESPACE
     assert quota["spec"]["hard"] == {"pods": "40"}
 
 
 def test_all_programs_listen_at_the_configured_address(helm: Path, rendered: chart.Chart) -> None:
-    told = chart.render(helm, values={"bindAddress": "fd00::1"})
+    changed = chart.render(helm, values={"bindAddress": "fd00::1"})
     for program in ("admission", "controller", "agent"):
         assert "--bind=*" in rendered.container(program).command
-        assert "--bind=fd00::1" in told.container(program).command
+        assert "--bind=fd00::1" in changed.container(program).command
 
 
 def test_all_programs_log_as_configured_and_admission_may_require_quotas(
     helm: Path, rendered: chart.Chart
 ) -> None:
     values = {"log": {"level": "debug", "format": "json"}, "admission": {"requireQuota": True}}
-    told = chart.render(helm, values=values)
+    changed = chart.render(helm, values=values)
     for program in ("admission", "controller", "agent"):
         assert {"--log-level=info", "--log-format=text"} <= set(rendered.container(program).command)
-        assert {"--log-level=debug", "--log-format=json"} <= set(told.container(program).command)
-    assert "--require-quota" in told.container("admission").command
+        assert {"--log-level=debug", "--log-format=json"} <= set(changed.container(program).command)
+    assert "--require-quota" in changed.container("admission").command
     assert "--require-quota" not in rendered.container("admission").command
 
 
 def test_mirroring_can_be_turned_off(helm: Path, rendered: chart.Chart) -> None:
-    told = chart.render(helm, values={"agent": {"mirrorUnknown": False}})
-    assert "--no-mirror-unknown" in told.container("agent").command
+    changed = chart.render(helm, values={"agent": {"mirrorUnknown": False}})
+    assert "--no-mirror-unknown" in changed.container("agent").command
     assert "--no-mirror-unknown" not in rendered.container("agent").command
 
 
 def test_a_missing_reclaim_path_is_not_created(helm: Path) -> None:
-    told = chart.render(helm, values={"agent": {"reclaim": True, "reclaimPaths": ["/typo"]}})
-    (daemon_set,) = told.of_kind("DaemonSet")
+    rendered = chart.render(helm, values={"agent": {"reclaim": True, "reclaimPaths": ["/typo"]}})
+    (daemon_set,) = rendered.of_kind("DaemonSet")
     volumes = daemon_set["spec"]["template"]["spec"]["volumes"]
     assert {"path": "/typo", "type": "Directory"} in [each.get("hostPath") for each in volumes]
 
@@ -377,8 +377,8 @@ def test_no_container_is_privileged_and_only_the_agent_has_capabilities(
         assert rendered.container(program).capabilities == frozenset()
     reading = {"BPF", "PERFMON", "SETUID", "SETGID", "SETPCAP", "KILL"}
     assert rendered.container("agent").capabilities == reading
-    told = chart.render(helm, values={"agent": {"reclaim": True}})
-    assert told.container("agent").capabilities == reading | {"LEASE", "DAC_OVERRIDE", "FOWNER"}
+    changed = chart.render(helm, values={"agent": {"reclaim": True}})
+    assert changed.container("agent").capabilities == reading | {"LEASE", "DAC_OVERRIDE", "FOWNER"}
     for workload in rendered.of_kind("Deployment") + rendered.of_kind("DaemonSet"):
         (container,) = workload["spec"]["template"]["spec"]["containers"]
         security = container["securityContext"]
@@ -392,7 +392,7 @@ def test_no_container_is_privileged_and_only_the_agent_has_capabilities(
 def release(
     control_plane: ControlPlane, unique: Callable[[str], str], tmp_path: Path
 ) -> Iterator[Callable[..., str]]:
-    """Run helm on a release whose webhooks select no namespace."""
+    """Run helm on a release with webhooks that select no namespace."""
     name = unique("release")
     quiet = tmp_path / "values.yaml"
     selector = {"matchLabels": {"release": name}}
@@ -414,8 +414,8 @@ def release(
 
 def test_an_upgrade_to_other_values_succeeds(release: Callable[..., str]) -> None:
     assert "Create a first quota" in release()
-    told = release("--set=admission.failurePolicy=Ignore")
-    assert "WARNING: admission.failurePolicy is Ignore" in told
+    notes = release("--set=admission.failurePolicy=Ignore")
+    assert "WARNING: admission.failurePolicy is Ignore" in notes
 
 
 def rights_of(rendered: chart.Chart, account: str) -> Rights:

@@ -152,8 +152,8 @@ def report(
         if error.reason != "AlreadyExists":
             raise
     now = datetime.now(UTC).isoformat()
-    told = {"bootID": boot_id, "podsResourceVersion": version, "reportedAt": now, "pods": pods}
-    api.patch(NODES, node, {"status": told}, subresource="status")
+    content = {"bootID": boot_id, "podsResourceVersion": version, "reportedAt": now, "pods": pods}
+    api.patch(NODES, node, {"status": content}, subresource="status")
 
 
 def reported(created: Object, charged: str = "64Mi", *, live: bool = True) -> Object:
@@ -245,7 +245,7 @@ def test_an_ended_pod_stays_charged_until_its_node_reports_the_end(
     eventually(lambda: used(api, namespace, "team") == "64Mi")
     deleted = api.delete("v1/pods", "a", namespace=namespace)
     stays = lambda: used(api, namespace, "team") == "64Mi"  # noqa: E731
-    # A report from before the pod's end is no evidence, whatever it lists.
+    # A report from before the pod's end is no evidence, even if it does not list the pod.
     report(api, node, version="2", pods=[])
     eventually(stays, hold=1.5)
     newer = str(int(deleted["metadata"]["resourceVersion"]) + 1_000_000)
@@ -255,7 +255,7 @@ def test_an_ended_pod_stays_charged_until_its_node_reports_the_end(
     eventually(lambda: used(api, namespace, "team") == "0")
 
 
-def test_a_new_controller_learns_of_an_ended_pod_from_the_nodes_report(
+def test_a_new_controller_reads_of_an_ended_pod_in_the_nodes_report(
     alone: Programs, api: Api, namespace: str, unique: Callable[[str], str]
 ) -> None:
     node = unique("node")
@@ -265,7 +265,7 @@ def test_a_new_controller_learns_of_an_ended_pod_from_the_nodes_report(
     eventually(lambda: used(api, namespace, "team") == "64Mi")
     first.kill9()
     api.delete("v1/pods", "a", namespace=namespace)
-    # The same as a restart of its container: the controller leads at once.
+    # This is the same as a restart of the container: the controller leads at once.
     second = alone.start_controller(identity=first.identity, webhooks=False)
     second.wait_ready()
     eventually(lambda: has_counted(second))
@@ -284,7 +284,7 @@ def test_a_paused_leader_does_not_overwrite_its_successors_count(
         api.create(QUOTAS, quota(namespace, team, "128Mi"))
     api.create("v1/pods", pod(namespace, "a", "64Mi"))
     eventually(lambda: all(used(api, namespace, team) == "64Mi" for team in teams))
-    # After the pause the first controller sees a change to count, and old state.
+    # After the pause the first controller has a change to count, but an old snapshot.
     os.kill(first.child.pid, signal.SIGSTOP)
     second = alone.start_controller(webhooks=False)
     try:
@@ -352,7 +352,7 @@ def test_a_quota_has_the_controllers_finalizer_and_no_annotation_of_kopf(
 
 
 LIFETIME = 15
-"""Seconds."""
+"""The life of a reservation, in seconds."""
 
 
 def reserve(api: Api, namespace: str, name: str, uid: str, pod_name: str) -> None:
@@ -385,7 +385,7 @@ def test_a_reservation_of_an_unseen_pod_stays_until_it_expires(
     api.create("v1/pods", pod(namespace, "a", "64Mi"))
     eventually(lambda: used(api, namespace, "team") == "96Mi", hold=8)
     eventually(lambda: used(api, namespace, "team") == "64Mi", timeout=120)
-    # An agent that has not reported since then may still list the pod.
+    # The line stays as an identity until the agent's next report.
     (line,) = status(api, namespace, "team")["reservations"]
     assert line.endswith(" ?")
     report(api, node, version="1000000", pods=[])
@@ -470,8 +470,8 @@ def test_a_uid_that_only_the_kernel_names_is_charged_by_its_identity(
 
 def has_counted(controller: Program) -> bool:
     with urllib.request.urlopen(f"{controller.address}/metrics", timeout=10) as answer:
-        told = answer.read().decode()
-    return re.search(r"recount_duration_seconds_count [1-9]", told) is not None
+        metrics = answer.read().decode()
+    return re.search(r"recount_duration_seconds_count [1-9]", metrics) is not None
 
 
 def test_an_unreadable_report_changes_no_count(
@@ -493,7 +493,7 @@ def test_an_unreadable_report_changes_no_count(
     first.kill9()
     second = alone.start_controller(identity=first.identity, webhooks=False)
     second.wait_ready()
-    # Before its first count, the values could be those of an earlier controller.
+    # Before this controller's first count, the values could come from an earlier controller.
     eventually(lambda: has_counted(second))
     api.create("v1/pods", pod(namespace, "b", "32Mi"))
     eventually(lambda: used(api, namespace, "team") == "38Mi", hold=2)

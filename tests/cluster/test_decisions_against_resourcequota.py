@@ -63,8 +63,8 @@ def test_the_same_pods_are_admitted(cluster: Cluster, namespaces: tuple[str, str
             name = living.pop(draw.randrange(len(living)))
             for namespace in namespaces:
                 api.delete("v1/pods", name, namespace=namespace, grace_seconds=0)
-            # Both count a deletion with a delay, so wait before comparing.
-            eventually(lambda: _settled(api, ours, theirs))
+            # Both quotas count a deletion with a delay. Wait before the next comparison.
+            eventually(lambda: _are_counted(api, ours, theirs))
             continue
         name = f"p{step}"
         spec = pod_spec(draw, sizes=(SIZE,))
@@ -95,7 +95,7 @@ def _create(api: Api, namespace: str, name: str, spec: Json) -> bool:
     return True
 
 
-def _settled(api: Api, ours: str, theirs: str) -> bool:
+def _are_counted(api: Api, ours: str, theirs: str) -> bool:
     really = sum(sum(demand(pod["spec"]).values()) for pod in api.list("v1/pods", namespace=ours))
     return _used_ours(api, ours) == really == _used_theirs(api, theirs)
 

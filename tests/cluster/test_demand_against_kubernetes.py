@@ -20,7 +20,7 @@ def test_no_difference_on_thousands_of_generated_pods(assets: Path) -> None:
     draw = random.Random(seed)
     specs = [with_overhead(draw, pod_spec(draw)) for _ in range(PODS)]
     lines = "\n".join(json.dumps({"spec": spec}) for spec in specs)
-    answered = subprocess.run(
+    answers = subprocess.run(
         [assets / "pod-requests"],
         input=lines,
         capture_output=True,
@@ -28,9 +28,9 @@ def test_no_difference_on_thousands_of_generated_pods(assets: Path) -> None:
         check=True,
         timeout=120,
     ).stdout.splitlines()
-    assert len(answered) == PODS
-    asking = 0
-    for spec, line in zip(specs, answered, strict=True):
+    assert len(answers) == PODS
+    demanding = 0
+    for spec, line in zip(specs, answers, strict=True):
         theirs = {
             name: Decimal(amount)
             for name, amount in json.loads(line).items()
@@ -38,5 +38,5 @@ def test_no_difference_on_thousands_of_generated_pods(assets: Path) -> None:
         }
         ours = {size.resource: amount for size, amount in demand(spec).items()}
         assert ours == theirs, f"SEED={seed}: {json.dumps(spec)}"
-        asking += bool(ours)
-    assert asking > PODS / 2
+        demanding += bool(ours)
+    assert demanding > PODS / 2

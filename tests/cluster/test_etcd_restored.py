@@ -1,4 +1,4 @@
-"""etcd is restored from a backup: no program hangs, and none trusts the lost history."""
+"""An administrator restores etcd from a backup: no program hangs or trusts the lost history."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.test_quota_moves import QUOTAS, make, quota, run, settled, used
+from tests.cluster.test_quota_moves import QUOTAS, is_counted, make, quota, run, used
 from tests.kube.api import ApiError
 from tests.kube.cluster import Cluster
 from tests.waiting import eventually
@@ -32,11 +32,11 @@ def test_admission_and_count_continue_from_the_restored_state(restored: Cluster)
     make(api, namespace, "leaf", "128Mi", parent="root")
     run(api, namespace, "kept", "64Mi")
     eventually(lambda: used(api, namespace) == {"root": "64Mi", "leaf": "64Mi"})
-    eventually(lambda: settled(api, namespace))
+    eventually(lambda: is_counted(api, namespace))
     backup = plane.back_up()
 
-    # Write so much that the new history does not reach the resourceVersions that the programs have
-    # seen of pods and quotas. Otherwise no program can see that history was lost.
+    # Write many revisions: the new history must not reach the resourceVersions that the programs
+    # have seen of pods and quotas. Otherwise no program can detect the lost history.
     for number in range(LOST_WRITES):
         mark = {"metadata": {"annotations": {"number": str(number)}}}
         api.patch(QUOTAS, "root", mark, namespace=namespace)
@@ -44,7 +44,7 @@ def test_admission_and_count_continue_from_the_restored_state(restored: Cluster)
     eventually(lambda: used(api, namespace) == {"root": "128Mi", "leaf": "128Mi"})
     plane.restore(backup)
 
-    # Create it before any program watches again.
+    # Create this quota before any program watches again.
     api.create(QUOTAS, quota(namespace, "new", "0", parent="root"))
 
     def refused() -> bool:
@@ -53,7 +53,7 @@ def test_admission_and_count_continue_from_the_restored_state(restored: Cluster)
         except ApiError as error:
             # The quota is not counted yet, or the API server has just started.
             return f"HugeTLBQuota {namespace}/new has no room" in error.message
-        raise AssertionError("A quota that was made after the restore was missed.")
+        raise AssertionError("Admission missed a quota that was made after the restore.")
 
     # Each request writes reservations, and the new history must stay short.
     eventually(refused, timeout=60, every=1)
@@ -61,7 +61,7 @@ def test_admission_and_count_continue_from_the_restored_state(restored: Cluster)
     api.patch(QUOTAS, "new", raised, namespace=namespace)
     after = {"root": "64Mi", "leaf": "64Mi", "new": "64Mi"}
 
-    eventually(lambda: used(api, namespace) == after and settled(api, namespace), timeout=240)
+    eventually(lambda: used(api, namespace) == after and is_counted(api, namespace), timeout=240)
 
     def admitted() -> bool:
         try:

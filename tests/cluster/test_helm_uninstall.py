@@ -172,9 +172,9 @@ def test_the_plugin_removes_finalizers_when_the_operator_is_lost(alone: Cluster)
 
     done = hugetlb(plane, "--yes", "-o", "json")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert sorted(told["letGo"]) == ["goes/q", "stays/q"]
-    assert told["customResourceDefinitions"] == [CRD_OF_QUOTAS, "hugetlbnodes.hugetlb.dev"]
+    result = json.loads(done.stdout)
+    assert sorted(result["letGo"]) == ["goes/q", "stays/q"]
+    assert result["customResourceDefinitions"] == [CRD_OF_QUOTAS, "hugetlbnodes.hugetlb.dev"]
     left = api.get(QUOTAS, "q", namespace="stays")["metadata"]["finalizers"]
     assert left == ["example.com/others"]
     eventually(lambda: not api.list("v1/namespaces", fields="metadata.name=goes"), timeout=60)

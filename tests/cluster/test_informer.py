@@ -41,12 +41,12 @@ async def connection(
 
 @asynccontextmanager
 async def running(watched: Informer[Pod]) -> AsyncIterator[list[Change]]:
-    told: list[Change] = []
-    watched.on_change(lambda old, new, version: told.append((old, new, version)))
+    changes: list[Change] = []
+    watched.on_change(lambda old, new, version: changes.append((old, new, version)))
     task = asyncio.create_task(watched.run())
     try:
         await asyncio.wait_for(watched.synced.wait(), 60)
-        yield told
+        yield changes
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -65,7 +65,7 @@ async def test_follows_pods_from_creation_to_deletion(
     api.create("v1/pods", pod("before"), namespace=namespace)
     api.create("v1/pods", pod("small", huge=None), namespace=namespace)
     watched = Informer(connection, PODS, project_demanding_pod, namespace=namespace)
-    async with running(watched) as told:
+    async with running(watched) as changes:
         assert set(watched.store) == {(namespace, "before")}
         created = api.create("v1/pods", pod("after"), namespace=namespace)
         await until(lambda: (namespace, "after") in watched.store)
@@ -74,7 +74,7 @@ async def test_follows_pods_from_creation_to_deletion(
         # The scheduler may have written to the other pod since.
         old, version = next(
             (old, version)
-            for old, new, version in reversed(told)
+            for old, new, version in reversed(changes)
             if old is not None and old.name == "after" and new is None
         )
         assert old.uid == created["metadata"]["uid"]
@@ -116,11 +116,11 @@ async def test_notices_pods_that_were_deleted_while_it_was_disconnected(
     api.delete("v1/pods", "p3", namespace=namespace, grace_seconds=0)
     made_anew = api.create("v1/pods", pod("p3"), namespace=namespace)
     watched._position = ""  # the same as after a 410
-    async with running(watched) as told:
+    async with running(watched) as changes:
         # The scheduler may have written to the other pods meanwhile: these changes are events too.
-        await until(lambda: any(old is None for old, _, _ in told))
-        gone = {old.name for old, new, _ in told if old is not None and new is None}
+        await until(lambda: any(old is None for old, _, _ in changes))
+        gone = {old.name for old, new, _ in changes if old is not None and new is None}
         assert gone == {"p1", "p3"}
-        made = {new.uid for old, new, _ in told if old is None and new is not None}
+        made = {new.uid for old, new, _ in changes if old is None and new is not None}
         assert made == {made_anew["metadata"]["uid"]}
         assert len(watched.store) == 4

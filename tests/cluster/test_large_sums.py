@@ -1,4 +1,4 @@
-"""Pods that ask for more than any node has: their sums pass 2^63, and refuse nobody."""
+"""Pods that request more than any node has: the sums exceed 2^63, and no other pod is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.kube.cluster import Cluster
 from tests.waiting import eventually
 
 ENORMOUS = "8589934591Gi"
-"""The largest amount that Kubernetes takes: 2^63 bytes less 1Gi."""
+"""The largest amount that Kubernetes accepts: 2^63 bytes less 1Gi."""
 TWICE = "17179869182Gi"
 
 
@@ -19,7 +19,7 @@ def api(cluster: Cluster) -> Api:
     return cluster.control_plane.api
 
 
-def ask_for(api: Api, namespace: str, name: str) -> None:
+def run_enormous(api: Api, namespace: str, name: str) -> None:
     resources = {"hugepages-1Gi": ENORMOUS, "cpu": "1m", "memory": "1Mi"}
     container = {"name": "main", "image": "none", "resources": {"limits": resources}}
     body: Object = {
@@ -31,14 +31,14 @@ def ask_for(api: Api, namespace: str, name: str) -> None:
     api.create("v1/pods", body)
 
 
-def test_others_are_admitted_and_counted_beside_them(
+def test_small_pods_are_admitted_and_counted_beside_enormous_pods(
     api: Api, cluster: Cluster, cluster_namespace: str
 ) -> None:
     namespace = cluster_namespace
     make(api, namespace, "root", "64Mi")
     make(api, namespace, "leaf", "64Mi", parent="root")
     for name in ("a", "b"):
-        ask_for(api, namespace, name)
+        run_enormous(api, namespace, name)
     run(api, namespace, "small", "64Mi")
 
     def sums(field: str) -> list[Object]:
@@ -46,16 +46,16 @@ def test_others_are_admitted_and_counted_beside_them(
         return [each.get("status", {}).get(field) for each in found]
 
     both = {"hugepages-1Gi": TWICE, "hugepages-2Mi": "64Mi"}
-    assert sums("used") == [both, both]  # as admission reserves
+    assert sums("used") == [both, both]  # the reservations of admission
     eventually(lambda: sums("pods") == [both, both])
     assert sums("used") == [both, both]
     with pytest.raises(ApiError, match="has no room"):
         run(api, namespace, "one-more", "2Mi")
-    # A limit on that size can be set, and then holds.
+    # A user can set a limit for that size. Then the limit is in force.
     limit = {"spec": {"hard": {"hugepages-1Gi": "1Gi"}}}
     api.patch(QUOTAS, "root", limit, namespace=namespace)
     with pytest.raises(ApiError, match=f"{TWICE} of 1Gi is used"):
-        ask_for(api, namespace, "c")
+        run_enormous(api, namespace, "c")
     table = cluster.control_plane.kubectl("get", "htq", "-n", namespace).stdout
     assert TWICE in table
     for name in ("a", "b"):

@@ -1,4 +1,4 @@
-"""Anybody in the cluster may connect to admission; that takes no more memory than it has."""
+"""Every client in the cluster can connect; admission stays within its memory limit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRIES = 30
 
 @pytest.fixture
 def replica(cluster: Cluster) -> Iterator[Program]:
-    """A replica that the API server does not ask."""
+    """A replica that the API server does not call."""
     program = cluster.programs.start_admission()
     program.wait_ready()
     yield program
@@ -43,13 +43,13 @@ def limit(cluster: Cluster) -> int:
 
 
 def peak(program: Program) -> int:
-    """The most memory that the program ever had, in bytes."""
-    told = Path(f"/proc/{program.child.pid}/status").read_text()
-    (line,) = (line for line in told.splitlines() if line.startswith("VmHWM:"))
+    """The peak memory of the program, in bytes."""
+    status = Path(f"/proc/{program.child.pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
 
 
-async def test_half_sent_heads_take_less_than_the_container_has(
+async def test_half_sent_heads_take_less_memory_than_the_containers_limit(
     cluster: Cluster, replica: Program
 ) -> None:
     allow_open_files(CONNECTIONS + 200)
@@ -77,7 +77,7 @@ async def test_half_sent_heads_take_less_than_the_container_has(
     await asyncio.gather(*(connect() for _ in range(CONNECTIONS)))
     assert await asyncio.to_thread(replica.is_ready)
     assert peak(replica) < limit(cluster)
-    # None stays for ever.
+    # Admission closes every connection at last.
     async with asyncio.timeout(120):
         await asyncio.gather(*(is_closed(reader) for reader, _ in kept))
     for _, writer in kept:

@@ -31,8 +31,8 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 SELECTOR = re.compile(r"\b(?:hugetlb_quota|process)_\w+(?:\{[^}]*\})?")
 
 
-def pod(name: str, node: str, asks: str) -> Object:
-    resources = {"limits": {"hugepages-2Mi": asks, "memory": "64Mi", "cpu": "100m"}}
+def pod(name: str, node: str, request: str) -> Object:
+    resources = {"limits": {"hugepages-2Mi": request, "memory": "64Mi", "cpu": "100m"}}
     container = {"name": "c", "image": "none", "resources": resources}
     container["command"] = command("map_pages", "14Mi", "--hold")
     spec = {"restartPolicy": "Never", "nodeName": node, "containers": [container]}
@@ -97,7 +97,7 @@ def test_every_query_of_rules_and_dashboard_has_data(
     prometheus: Prometheus, cluster_namespace: str
 ) -> None:
     of_quota = f'{{quota_namespace="{cluster_namespace}",quota="full"}}'
-    # The pod was seen, and at least two scrapes have passed, so rates have data too.
+    # Prometheus has seen the pod, and has scraped at least twice. So rates have data too.
     prometheus.wait_for(f"hugetlb_quota_pods_bytes{of_quota} == {12 * MIB}")
     prometheus.wait_for('hugetlb_quota_admission_decisions_total{cause="rule"} > 0')
     prometheus.wait_for("rate(hugetlb_quota_admission_decisions_total[1m])")
@@ -126,19 +126,19 @@ def test_a_pod_that_maps_beyond_its_limit_has_an_event_and_is_counted(
     prometheus.wait_for('hugetlb_quota_node_pages_refused_total{page_size="hugepages-2Mi"} > 0')
     api = cluster.control_plane.api
 
-    def told() -> list[Object]:
+    def refusals() -> list[Object]:
         events = api.list("events.k8s.io/v1/events", namespace=cluster_namespace)
         return [each for each in events if each["reason"] == "HugePagesRefused"]
 
-    eventually(lambda: bool(told()))
-    (event,) = told()
+    eventually(lambda: bool(refusals()))
+    (event,) = refusals()
     assert (event["regarding"]["kind"], event["regarding"]["name"]) == ("Pod", "fills")
     assert "tried once to reserve more than its 12Mi of hugepages-2Mi" in event["note"]
 
 
 def test_the_docs_list_every_metric_that_the_programs_serve(prometheus: Prometheus) -> None:
-    told = set(re.findall(r"hugetlb_quota_\w+", DOCS.read_text()))
-    for name in told:
+    listed = set(re.findall(r"hugetlb_quota_\w+", DOCS.read_text()))
+    for name in listed:
         if not name.endswith(("_bucket", "_count")):
             prometheus.wait_for(name)
     served = {
@@ -147,4 +147,4 @@ def test_the_docs_list_every_metric_that_the_programs_serve(prometheus: Promethe
     }
     for name in served:
         stem = re.sub("_(bucket|count|sum)$", "", name)
-        assert name in told or {f"{stem}_bucket", f"{stem}_count"} & told, name
+        assert name in listed or {f"{stem}_bucket", f"{stem}_count"} & listed, name

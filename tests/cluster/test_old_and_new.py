@@ -43,7 +43,7 @@ class Releases:
         """Return the starter for the programs of "now" or "before"."""
         return self.now if release == "now" else self.before
 
-    def ask(self, admission: Program) -> None:
+    def register(self, admission: Program) -> None:
         """Let the API server call this replica."""
         charts.register_webhooks(self.plane, self.chart, admission.address)
 
@@ -52,7 +52,7 @@ class Releases:
 def releases(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Releases]:
     commit = previous.commit()
     if commit is None:
-        pytest.skip("there is no commit before this one")
+        pytest.skip("the repository has no commit before this commit")
     tree = previous.unpack(commit, tmp_path_factory.mktemp("before"))
     helm = assets / "helm"
     chart = charts.render(helm)
@@ -114,7 +114,7 @@ class Tenant:
         for name in self.pods()[:count]:
             self.api.delete("v1/pods", name, namespace=self.namespace, grace_seconds=0)
 
-    def wait_settled(self) -> None:
+    def wait_counted(self) -> None:
         """Wait until both quotas count exactly the existing pods, without reservations."""
         used = f"{2 * ROOM}Mi"
         eventually(
@@ -142,7 +142,7 @@ class Tenant:
         try:
             self.api.create("v1/pods", pod)
         except ApiError as error:
-            # Or the connection went to a replica that has just ended.
+            # "failed calling webhook": the connection went to a replica that has just ended.
             expected = ("denied the request", "failed calling webhook")
             if not any(each in error.message for each in expected):
                 raise
@@ -154,21 +154,21 @@ class Tenant:
 def test_each_program_works_with_programs_of_the_commit_before(
     releases: Releases, admission: str, controller: str
 ) -> None:
-    asked = releases.programs(admission).start_admission()
+    replica = releases.programs(admission).start_admission()
     leader = releases.programs(controller).start_controller()
-    asked.wait_ready()
+    replica.wait_ready()
     leader.wait_ready()
-    releases.ask(asked)
+    releases.register(replica)
     tenant = Tenant(releases.plane)
     tenant.fill()
     tenant.leave(3)
     tenant.fill()
-    # The upgrade continues: the old programs are replaced, and no charge is lost.
+    # The upgrade continues: a new program replaces the old program, and no charge is lost.
     if admission == "before":
         successor = releases.now.start_admission()
         successor.wait_ready()
-        releases.ask(successor)
-        asked.stop()
+        releases.register(successor)
+        replica.stop()
     else:
         leader.stop()
         successor = releases.now.start_controller()
@@ -176,8 +176,8 @@ def test_each_program_works_with_programs_of_the_commit_before(
         eventually(lambda: "leads" in successor.log(), timeout=60)
     tenant.leave(2)
     tenant.fill()
-    tenant.wait_settled()
-    for program in (asked, leader, successor):
+    tenant.wait_counted()
+    for program in (replica, leader, successor):
         program.stop()
         assert "Traceback" not in program.log()
 
@@ -200,7 +200,7 @@ async def test_replicas_of_both_commits_alternate(releases: Releases) -> None:
         await asyncio.to_thread(replicas["before"].stop)
         await asyncio.to_thread(tenant.leave, 2)
         await asyncio.to_thread(tenant.fill)
-        await asyncio.to_thread(tenant.wait_settled)
+        await asyncio.to_thread(tenant.wait_counted)
     for program in (leader, *replicas.values()):
         program.stop()
         assert "Traceback" not in program.log()

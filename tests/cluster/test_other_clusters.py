@@ -52,7 +52,7 @@ def pod(namespace: str, name: str, *, hugepages: str = "", **spec: object) -> Ob
 
 
 def is_everywhere(program: Program) -> bool:
-    """Whether the one listening socket serves IPv4 and IPv6, as ss(8) shows."""
+    """Whether one listening socket serves IPv4 and IPv6, as ss(8) shows."""
     port = program.address.rpartition(":")[2]
     listening = Path("/proc/net/tcp6").read_text().splitlines()
     return any(re.search(rf": 0{{32}}:{int(port):04X} \S+ 0A ", line) for line in listening)
@@ -92,7 +92,7 @@ def test_the_operator_works_on_ipv6_alone(
 
 
 @pytest.mark.parametrize("critical", CRITICAL)
-def test_critical_pods_where_they_need_a_resourcequota(
+def test_the_charts_resourcequota_admits_critical_pods(
     plane: ControlPlane, helm: Path, critical: str, unique: Callable[[str], str]
 ) -> None:
     namespace = unique("operator")
@@ -103,8 +103,10 @@ def test_critical_pods_where_they_need_a_resourcequota(
 
     with pytest.raises(ApiError, match="insufficient quota to match these scopes"):
         create()
-    told = chart.render(helm, namespace=namespace, values={"priorityClassQuota": {"create": True}})
-    for quota in told.of_kind("ResourceQuota"):
+    rendered = chart.render(
+        helm, namespace=namespace, values={"priorityClassQuota": {"create": True}}
+    )
+    for quota in rendered.of_kind("ResourceQuota"):
         plane.api.apply(quota, manager="helm")
 
     refused: list[str] = []

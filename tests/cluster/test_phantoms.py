@@ -1,4 +1,4 @@
-"""Reservations of pods that never came, when the controller is killed meanwhile."""
+"""Reservations of pods that were never stored, while the controller is killed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def own_cluster(assets: Path) -> Iterator[Cluster]:
 
 
 def reservations(api: Api) -> dict[str, Reservation]:
-    """By pod."""
+    """The reservations of the quota, by pod."""
     lines = pending(api.get(QUOTAS, "team", namespace=NAMESPACE)["status"])
     return {each.pod: each for each in map(parse, lines)}
 
@@ -40,7 +40,7 @@ def test_a_controller_that_was_killed_lengthens_no_reservation(own_cluster: Clus
     api = own_cluster.control_plane.api
     own_cluster.control_plane.create_namespace(NAMESPACE)
     create_quota(api, quota_object(NAMESPACE, "team", {"hard": {PAGES: "64Mi"}}))
-    # The API server asks about ResourceQuotas after it has asked admission.
+    # The API server checks ResourceQuotas after it has called admission.
     native = {
         "apiVersion": "v1",
         "kind": "ResourceQuota",
@@ -54,11 +54,11 @@ def test_a_controller_that_was_killed_lengthens_no_reservation(own_cluster: Clus
     phantoms = {f"{NAMESPACE}/{name}" for name in ("a", "b", "c")}
     assert reservations(api).keys() == phantoms
     own_cluster.controller.kill9()
-    # Nobody leads, and the lives end all the same.
+    # No controller leads, and the lives end nevertheless.
     eventually(lambda: all(each.is_over for each in reservations(api).values()), timeout=150)
     assert reservations(api).keys() == phantoms
 
-    # The next controller watches this one from its beginning, and nobody else does.
+    # Only the next controller watches the next reservation, from the controller's start on.
     own_cluster.admission.kill9()
     other = Reservation(
         "other", f"{NAMESPACE}/other", CHARGE, datetime.now(UTC) - timedelta(hours=1), "request"

@@ -306,15 +306,15 @@ def test_check(run: Run) -> None:
     assert {(topic, "ERROR") for topic in ("admission", "controller", "agent", "leader")} <= levels
     bad = [each for each in found["findings"] if each["level"] in ("ERROR", "WARNING")]
     assert all(each["remedy"] for each in bad)
-    told = " ".join(each["message"] for each in bad)
-    assert "n2: Ready is False (NoCgroup2)" in told
-    assert "lab/lost is ParentNotFound" in told
+    messages = " ".join(each["message"] for each in bad)
+    assert "n2: Ready is False (NoCgroup2)" in messages
+    assert "lab/lost is ParentNotFound" in messages
 
 
 def test_check_reads_the_deployed_programs(run: Run, plane: ControlPlane, helm: Path) -> None:
     rendered = chart.render(helm)
     workloads = rendered.of_kind("Deployment") + rendered.of_kind("DaemonSet")
-    # An octal number of YAML 1.2, which PyYAML reads as a string.
+    # PyYAML reads an octal number of YAML 1.2 as a string.
     shipped = json.loads(json.dumps(workloads).replace('"0o440"', str(0o440)))
     lease = {
         "apiVersion": "coordination.k8s.io/v1",
@@ -329,12 +329,12 @@ def test_check_reads_the_deployed_programs(run: Run, plane: ControlPlane, helm: 
     finally:
         for each in (*shipped, lease):
             plane.api.remove(each)
-    told = {each["topic"]: each["message"] for each in found}
-    assert "Deployment hugetlb-system/hugetlb-quota-admission" in told["admission"]
-    assert "Deployment hugetlb-system/hugetlb-quota-controller" in told["controller"]
-    assert "DaemonSet hugetlb-system/hugetlb-quota-agent" in told["agent"]
-    assert "has no holder" in told["leader"]
-    assert "The programs and the plugin have version" in told["versions"]
+    messages = {each["topic"]: each["message"] for each in found}
+    assert "Deployment hugetlb-system/hugetlb-quota-admission" in messages["admission"]
+    assert "Deployment hugetlb-system/hugetlb-quota-controller" in messages["controller"]
+    assert "DaemonSet hugetlb-system/hugetlb-quota-agent" in messages["agent"]
+    assert "has no holder" in messages["leader"]
+    assert "The programs and the plugin have version" in messages["versions"]
 
 
 def test_a_viewer_sees_everything_except_pods(viewer: Callable[[str | None], Path]) -> None:

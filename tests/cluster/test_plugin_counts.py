@@ -51,7 +51,7 @@ def test_who_explains_everything_that_is_counted(
     }
     api.replace(NODES, created | {"status": report}, subresource="status")
 
-    def settled() -> bool:
+    def is_counted() -> bool:
         used = status(cluster, namespace, "top")
         return (used["pods"], used["retained"], used.get("reservations")) == (
             {SIZE: "8Mi"},
@@ -59,7 +59,7 @@ def test_who_explains_everything_that_is_counted(
             [],
         )
 
-    eventually(settled)
+    eventually(is_counted)
     for name in ("top", "low"):
         done = hugetlb(
             cluster.control_plane.admin_kubeconfig, "who", f"{namespace}/{name}", "-o", "json"

@@ -61,8 +61,8 @@ def used(api: Api, namespace: str) -> dict[str, str]:
     }
 
 
-def settled(api: Api, namespace: str) -> bool:
-    """Whether there is no reservation; the identity of a pod without a node may stay."""
+def is_counted(api: Api, namespace: str) -> bool:
+    """Whether no quota has a reservation; the identity of a pod without a node may stay."""
     return all(
         len(line.split()) == 7
         for each in api.list(QUOTAS, namespace=namespace)
@@ -79,14 +79,14 @@ def test_charges_move_with_the_quota_or_the_move_is_refused(
     make(api, namespace, "small", "64Mi")
     make(api, namespace, "team", "64Mi", parent="old")
     run(api, namespace, "a", "64Mi")
-    eventually(lambda: settled(api, namespace))
+    eventually(lambda: is_counted(api, namespace))
     assert used(api, namespace) == {"old": "64Mi", "new": "0", "small": "0", "team": "64Mi"}
 
     move(api, namespace, "team", "new")
-    # The new parent has the charge from the change on, because admission reserved it before.
+    # The new parent has the charge at once, because admission reserved it before the change.
     assert used(api, namespace)["new"] == "64Mi"
     after = {"old": "0", "new": "64Mi", "small": "0", "team": "64Mi"}
-    eventually(lambda: used(api, namespace) == after and settled(api, namespace))
+    eventually(lambda: used(api, namespace) == after and is_counted(api, namespace))
 
     api.patch(QUOTAS, "small", {"spec": {"hard": {"hugepages-2Mi": "64Mi"}}}, namespace=namespace)
     make(api, namespace, "other", "32Mi", parent="small")
@@ -116,14 +116,14 @@ def test_a_wider_selector_that_exceeds_the_roots_limit_gives_a_warning(
     assert f"{namespace}/root has room for 64Mi of hugepages-2Mi" in done.stderr
     eventually(lambda: used(api, namespace) == {"root": "128Mi", "leaf": "128Mi"})
 
-    def said() -> bool:
+    def has_event() -> bool:
         return any(
             each["regarding"]["name"] == "root"
             and "128Mi of hugepages-2Mi is charged" in each["note"]
             for each in api.list("events.k8s.io/v1/events", namespace=namespace)
         )
 
-    eventually(said)
+    eventually(has_event)
 
 
 def test_refused_pods_make_one_event(cluster: Cluster, api: Api, cluster_namespace: str) -> None:
@@ -137,7 +137,7 @@ def test_refused_pods_make_one_event(cluster: Cluster, api: Api, cluster_namespa
             with pytest.raises(ApiError, match="has room for 64Mi"):
                 run(api, namespace, f"p-{number}", "66Mi")
 
-    def told() -> list[tuple[str, int]]:
+    def refusals() -> list[tuple[str, int]]:
         events = api.list("events.k8s.io/v1/events", namespace=namespace)
         return sorted(
             (each["regarding"]["name"], each.get("series", {}).get("count", 1))
@@ -147,10 +147,10 @@ def test_refused_pods_make_one_event(cluster: Cluster, api: Api, cluster_namespa
 
     refuse(5)
     # A period of ten minutes may end at this moment.
-    eventually(lambda: sum(count for _, count in told()) == 10)
+    eventually(lambda: sum(count for _, count in refusals()) == 10)
     refuse(5)
-    eventually(lambda: sum(count for _, count in told()) == 20)
-    assert {name for name, _ in told()} == {"root", "leaf"}
-    assert len(told()) <= 4
+    eventually(lambda: sum(count for _, count in refusals()) == 20)
+    assert {name for name, _ in refusals()} == {"root", "leaf"}
+    assert len(refusals()) <= 4
     described = cluster.control_plane.kubectl("describe", "htq", "leaf", f"--namespace={namespace}")
     assert "PodRefused" in described.stdout

@@ -1,4 +1,4 @@
-"""The agent removes files of gone pods if their quota says so, and no other files."""
+"""The agent removes files of gone pods only if the quota has the policy Truncate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOBODY = 65534
 
 @pytest.fixture
 def reclaiming(assets: Path) -> Iterator[Cluster]:
-    """A cluster whose agents may reclaim files."""
+    """A cluster with agents that may reclaim files."""
     with Cluster(assets=assets, values={"agent": {"reclaim": True}}) as running:
         yield running
 

@@ -22,27 +22,29 @@ def api(assets: Path) -> Iterator[Api]:
     with Cluster(assets=assets, values=values) as running:
         running.control_plane.create_namespace("free")
         api = running.control_plane.api
-        # There is no quota whose condition says when the rules are in force.
+        # Without a quota, no condition shows that the rules are in force.
         eventually(lambda: WHY in _refusal(api), timeout=60)
         yield api
 
 
 def _refusal(api: Api) -> str:
     try:
-        api.create("v1/pods", pod("asked", "2Mi"), dry_run=True)
+        api.create("v1/pods", pod("probe", "2Mi"), dry_run=True)
     except ApiError as error:
         return error.message
     return ""
 
 
-def template(asks: str | None) -> Object:
-    resources = {"cpu": "1m", "memory": "16Mi"} | ({} if asks is None else {"hugepages-2Mi": asks})
+def template(request: str | None) -> Object:
+    resources = {"cpu": "1m", "memory": "16Mi"} | (
+        {} if request is None else {"hugepages-2Mi": request}
+    )
     container = {"name": "main", "image": "none", "resources": {"limits": resources}}
     return {"metadata": {"labels": {"app": "a"}}, "spec": {"containers": [container]}}
 
 
-def pod(name: str, asks: str | None) -> Object:
-    made = template(asks)
+def pod(name: str, request: str | None) -> Object:
+    made = template(request)
     metadata = made["metadata"] | {"name": name, "namespace": "free"}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": made["spec"]}
 
@@ -64,11 +66,11 @@ def test_only_governed_pods_get_pages(api: Api) -> None:
     api.delete("v1/pods", "small", namespace="free")
     api.create("apps/v1/replicasets", replica_set)
 
-    def told() -> bool:
+    def is_reported() -> bool:
         conditions = api.get("apps/v1/replicasets", "a", namespace="free")["status"]
         return any(WHY in each["message"] for each in conditions.get("conditions", ()))
 
-    eventually(told)
+    eventually(is_reported)
     quota = quota_object("free", "q", {"hard": {"hugepages-2Mi": "8Mi"}})
     api.create(QUOTAS, quota)
     api.create("v1/pods", pod("governed", "2Mi"))

@@ -50,7 +50,7 @@ class World:
         return self.agents[-1]
 
     def restart_controller(self) -> None:
-        """Restart like a crashed container: the controller leads at once, under the same name."""
+        """Restart the controller like a crashed container: it leads at once, under its old name."""
         before = self.cluster.controller
         if before.child.exit_status is None:
             before.kill9()
@@ -87,20 +87,20 @@ class World:
         """The command of a pod that fills a file and ends."""
         return command("map_pages", maps, f"--file={self.mount / file}")
 
-    def run(self, name: str, asks: str, maps: str) -> None:
+    def run(self, name: str, request: str, maps: str) -> None:
         """Run a pod that maps ``maps`` of a file with the pod's name, and ends."""
-        self.start(name, asks, self.fill(name, maps))
+        self.start(name, request, self.fill(name, maps))
 
     def move_on(self) -> None:
         """Make the agent report a newer resourceVersion, by a new pod.
 
-        Without a new or ended pod, the agent learns a newer one once a minute.
+        Without a new or ended pod, the agent reports a newer resourceVersion once a minute.
         """
         self.start("passing", "", ["true"])
 
-    def start(self, name: str, asks: str, argv: list[str], **labels: str) -> None:
-        """A pod that runs ``argv`` once."""
-        limits = {"memory": "64Mi", "cpu": "100m"} | ({"hugepages-2Mi": asks} if asks else {})
+    def start(self, name: str, request: str, argv: list[str], **labels: str) -> None:
+        """Create a pod that runs ``argv`` once; ``request``: its huge pages, or ""."""
+        limits = {"memory": "64Mi", "cpu": "100m"} | ({"hugepages-2Mi": request} if request else {})
         volume = {"name": "huge", "hostPath": {"path": str(self.mount)}}
         container = {
             "name": "c",
@@ -171,7 +171,7 @@ def world(cluster: Cluster, cluster_namespace: str, tmp_path: Path) -> Iterator[
 
 def test_a_file_stays_charged_through_kill_9_until_it_is_removed(world: World) -> None:
     agent = world.start_agent()
-    world.run("leaver", asks="12Mi", maps="10Mi")
+    world.run("leaver", request="12Mi", maps="10Mi")
     eventually(lambda: world.is_over("leaver"))
     eventually(lambda: world.quota().retained == {"hugepages-2Mi": "10Mi"})
     eventually(lambda: world.quota().used == {"hugepages-2Mi": "10Mi"})
@@ -179,17 +179,17 @@ def test_a_file_stays_charged_through_kill_9_until_it_is_removed(world: World) -
     assert (file.mount, file.charged) == (str(world.mount), "10Mi")
     (pod,) = (each for each in world.report().pods if each.uid == file.uid)
     assert (pod.name, pod.live) == ("leaver", False)
-    (told,) = world.quota().retained_files
-    assert (told.pod, told.charged) == (f"{world.namespace}/leaver", "10Mi")
+    (retained,) = world.quota().retained_files
+    assert (retained.pod, retained.charged) == (f"{world.namespace}/leaver", "10Mi")
     with pytest.raises(ApiError) as refused:
-        world.run("late", asks="8Mi", maps="8Mi")
+        world.run("late", request="8Mi", maps="8Mi")
     assert "10Mi" in refused.value.message
 
     agent.kill9()
     os.truncate(world.mount / "leaver", 4 * MIB)
     world.start_agent()
     eventually(lambda: world.quota().used == {"hugepages-2Mi": "4Mi"})
-    world.run("late", asks="8Mi", maps="8Mi")
+    world.run("late", request="8Mi", maps="8Mi")
     (world.mount / "leaver").unlink()
     eventually(lambda: world.is_over("late"))
     eventually(lambda: world.quota().used == {"hugepages-2Mi": "8Mi"})
@@ -225,21 +225,21 @@ def test_a_file_is_reported_with_its_volume(world: World) -> None:
     body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
     world.api.create("v1/pods", body, namespace=world.namespace)
 
-    def told() -> set[tuple[str, str, bool]]:
+    def reported() -> set[tuple[str, str, bool]]:
         report = world.report()
         live = {pod.uid: pod.live for pod in report.pods if pod.name == "two"}
         files = [each for each in report.files if each.uid in live]
         return {(each.path, each.volume, not live[each.uid]) for each in files}
 
-    eventually(lambda: told() == {("db/kept", "data", False), ("passing", "scratch", False)})
+    eventually(lambda: reported() == {("db/kept", "data", False), ("passing", "scratch", False)})
     world.api.delete("v1/pods", "two", namespace=world.namespace)
-    eventually(lambda: told() == {("db/kept", "data", True)})
+    eventually(lambda: reported() == {("db/kept", "data", True)})
     agent.kill9()
-    reported = world.report().reported_at
+    last = world.report().reported_at
     world.start_agent()
     # The new agent reports a pod that the API server no longer has.
-    eventually(lambda: world.report().reported_at > reported, timeout=90)
-    assert told() == {("db/kept", "data", True)}
+    eventually(lambda: world.report().reported_at > last, timeout=90)
+    assert reported() == {("db/kept", "data", True)}
     (world.mount / "db/kept").unlink()
     (world.mount / "db").rmdir()
 
@@ -258,7 +258,7 @@ def test_two_pods_that_lived_only_while_the_agent_was_down(world: World, control
     for name, maps in left.items():
         world.start(name, "8Mi", world.fill(name, maps), quota=name)
     for name in left:
-        # Once a pod is counted, only its identity says whose the UID is.
+        # After the count of a pod, only the identity names the pod that has the UID.
         eventually(lambda: world.identified(name) == [world.node.name])  # noqa: B023
     if controller == "is away too":
         world.cluster.controller.kill9()
@@ -280,7 +280,7 @@ def test_two_pods_that_lived_only_while_the_agent_was_down(world: World, control
             )
             assert world.quota(name).retained == {"hugepages-2Mi": maps}
         eventually(lambda: world.quota().used == {"hugepages-2Mi": "10Mi"}, hold=1)
-    # No agent ever saw the pods in the API: their lines say which quotas pay, and stay.
+    # No agent ever saw the pods in the API. So the lines of the pods name the quotas that pay.
     assert {pod.namespace for pod in world.report().pods} == {""}
     for name in left:
         assert world.identified(name) == [world.node.name]
@@ -288,15 +288,15 @@ def test_two_pods_that_lived_only_while_the_agent_was_down(world: World, control
         assert file.pod == f"{world.namespace}/{name}"
         (world.mount / name).unlink()
     if controller == "is away too":
-        # The new controller only knows that the pods ended before its start.
+        # For the new controller, the pods ended at an unknown time before its start.
         world.move_on()
     eventually(lambda: world.quota().used == {"hugepages-2Mi": "0"}, timeout=120)
     for name in left:
         eventually(lambda: world.quota(name).reservations == [])  # noqa: B023
 
 
-def test_the_files_of_a_relabelled_pod_move_with_it(world: World) -> None:
-    """The quota q always governs the pod; first a and then b, while the agent is down."""
+def test_the_files_of_a_relabelled_pod_move_with_the_pod(world: World) -> None:
+    """The quota q always governs the pod. While the agent is down, b governs it instead of a."""
     agent = world.start_agent()
     for name in "ab":
         world.make_quota(name)

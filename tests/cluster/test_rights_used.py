@@ -135,7 +135,7 @@ def a_day(api: Api, node: str, hugetlbfs: Path) -> None:
         with pytest.raises(ApiError, match="Ask for less"):
             api.create("v1/pods", too_much)
         # The second refusal updates the Event of the first.
-        eventually(lambda times=times: _told(api) == times)  # type: ignore[misc]
+        eventually(lambda times=times: _refusals(api) == times)  # type: ignore[misc]
     # A quota without its parent refuses pods, after admission has read it again.
     nowhere, label = {"namespace": "day", "name": "nowhere"}, {"is": "lost"}
     selector = {"matchLabels": label}
@@ -151,7 +151,7 @@ def a_day(api: Api, node: str, hugetlbfs: Path) -> None:
     eventually(lambda: _deleted(api, "day", "team"), timeout=60)
 
 
-def _told(api: Api) -> int:
+def _refusals(api: Api) -> int:
     events = api.list("events.k8s.io/v1/events", namespace="day")
     refused = [each for each in events if each["reason"] == "PodRefused"]
     return sum(each.get("series", {}).get("count", 1) for each in refused)

@@ -48,7 +48,7 @@ def test_a_rollback_restores_the_release_and_keeps_the_leaders_fields(
 ) -> None:
     commit = previous.commit()
     if commit is None:
-        pytest.skip("there is no commit before this one")
+        pytest.skip("the repository has no commit before this commit")
     before = previous.unpack(commit, tmp_path) / "charts" / "hugetlb-quota"
     name = charts.RELEASE
     helm("install", name, str(before), "--create-namespace", OF)
@@ -56,13 +56,13 @@ def test_a_rollback_restores_the_release_and_keeps_the_leaders_fields(
     # The fields that the leading controller sets.
     rendered = charts.render(plane.assets / "helm")
     charts.complete(plane, rendered)
-    told = plane.api.get(WEBHOOKS, name)
+    expected = plane.api.get(WEBHOOKS, name)
     serving = charts.serving(plane, rendered)
 
     def check(step: str) -> None:
         now = plane.api.get(WEBHOOKS, name)
         assert has_rules(now), step
-        assert stored.read_trust(now) == stored.read_trust(told), step
+        assert stored.read_trust(now) == stored.read_trust(expected), step
         assert charts.serving(plane, rendered) == serving, step
 
     check("installed")
@@ -75,7 +75,7 @@ def test_a_rollback_restores_the_release_and_keeps_the_leaders_fields(
     # Objects that only the later release has are gone.
     for kind, gone in second.keys() - first.keys():
         assert gone not in plane.kubectl("get", kind, "-A", check=False).stdout
-    # And upgrade again, with CRDs.
+    # Upgrade again, with CRDs.
     helm("upgrade", name, str(charts.CHART), OF)
     check("upgraded again")
     assert kinds(helm("get", "manifest", name)) == second

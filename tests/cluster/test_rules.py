@@ -77,12 +77,12 @@ def test_the_chart_makes_monitoring_objects_only_on_request(helm: Path) -> None:
             "dashboard": {"enabled": True},
         }
     }
-    told = chart.render(helm, values=values)
-    (monitor,) = told.of_kind("PodMonitor")
+    rendered = chart.render(helm, values=values)
+    (monitor,) = rendered.of_kind("PodMonitor")
     assert monitor["metadata"]["labels"]["release"] == "p"
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     assert (endpoint["port"], endpoint["interval"]) == ("health", "15s")
-    workloads = told.of_kind("Deployment") + told.of_kind("DaemonSet")
+    workloads = rendered.of_kind("Deployment") + rendered.of_kind("DaemonSet")
     for workload in workloads:
         template = workload["spec"]["template"]
         assert monitor["spec"]["selector"]["matchLabels"].items() <= (
@@ -90,12 +90,12 @@ def test_the_chart_makes_monitoring_objects_only_on_request(helm: Path) -> None:
         )
         (container,) = template["spec"]["containers"]
         assert "health" in {port["name"] for port in container["ports"]}
-    (rule,) = told.of_kind("PrometheusRule")
+    (rule,) = rendered.of_kind("PrometheusRule")
     (group,) = rule["spec"]["groups"]
     urls = [each["annotations"]["runbook_url"] for each in group["rules"]]
     assert "https://wiki.example/hugetlb/near-limit.md" in urls
     assert [each["expr"] for each in group["rules"]] == [each["expr"] for each in alerts()]
-    dashboards = [m for m in told.of_kind("ConfigMap") if m.get("data")]
+    dashboards = [m for m in rendered.of_kind("ConfigMap") if m.get("data")]
     (dashboard,) = dashboards
     assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
     shipped = (chart.CHART / "files" / "dashboard.json").read_text()

@@ -49,12 +49,12 @@ def running(
 
 
 def pod(name: str, namespace: str, node: TestNode, *argv: str, huge: str = "", **spec: Any) -> Json:
-    asked = {"hugepages-2Mi": huge, "memory": "16Mi"} if huge else {}
+    resources = {"hugepages-2Mi": huge, "memory": "16Mi"} if huge else {}
     container = {
         "name": "main",
         "image": "none",
         "command": list(argv),
-        "resources": {"requests": asked, "limits": asked},
+        "resources": {"requests": resources, "limits": resources},
     }
     return {
         "apiVersion": "v1",

@@ -52,6 +52,6 @@ def test_every_block_does_what_the_page_says(page: str, installed: Cluster) -> N
     for step in wanted:
         done = type_in(installed, step)
         refused = any(word in words(step.printed) for word in REFUSED)
-        told = f"docs/{page}:{step.line}\n{done.stdout}"
-        assert (done.returncode != 0) == refused, told
-        assert words(step.printed) in words(done.stdout), told
+        context = f"docs/{page}:{step.line}\n{done.stdout}"
+        assert (done.returncode != 0) == refused, context
+        assert words(step.printed) in words(done.stdout), context

@@ -1,8 +1,8 @@
 """`helm upgrade` from the commit before and `helm rollback`, while tenants create pods.
 
 The API server, the Deployment controller and the scheduler are real. A `ProcessKubelet` runs the
-pods of the Deployments as processes, those of the commit before with the code of that commit. The
-Service of admission is the installed one; it only leads to a forwarder on a loopback address.
+pods of the Deployments as processes. The pods of the commit before run the code of that commit. The
+installed Service of admission leads to a forwarder on a loopback address.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from tests.kube.quotas import QUOTAS
 from tests.waiting import eventually
 
 STEP = 60
-"""How many pods are created, at least, under each release and in each namespace."""
+"""The least number of pods that are created under each release and in each namespace."""
 CREATORS = 4
 """In each namespace."""
 HELD = {"roomy": 10, "tight": 8}
-"""How many pods each creator keeps, at most. The creators of `tight` want more than ROOM."""
+"""The most pods that each creator keeps. The creators of `tight` want more than ROOM."""
 ROOM = 8
 TIMEOUT = 240.0
-"""In seconds, of everything that is waited for."""
+"""The timeout of each wait, in seconds."""
 REQUEST_TIMEOUT = 30
 """In seconds. The test waits for the end of reservations, which live twice as long."""
 FLAGS = (
@@ -53,7 +53,7 @@ VALUES = {
     "requestTimeoutSeconds": str(REQUEST_TIMEOUT),
     # An answer that comes late on a busy machine is no failure of the upgrade.
     "admission.timeoutSeconds": "25",
-    # No agent is needed: no node tells of these pods.
+    # No agent is needed, because no node reports these pods.
     "agent.nodeSelector.agents": "none",
 }
 
@@ -65,7 +65,7 @@ class Tenants:
     """Clients that create and delete pods all the time in the namespaces `roomy` and `tight`.
 
     `created` and `refused` count by namespace. `wrong` has every other answer to a create: in
-    `roomy` all but 201, in `tight` all but 201 and a refusal that tells how much room there is.
+    `roomy` all but 201, in `tight` all but 201 and a refusal that names the room.
     """
 
     def __init__(self, plane: ControlPlane) -> None:
@@ -76,7 +76,7 @@ class Tenants:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Create and delete inside the context; requests on their way are waited for."""
+        """Create and delete inside the context; at its end, wait for the last requests."""
         end = asyncio.Event()
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=self._tls)
@@ -109,14 +109,14 @@ class Tenants:
             number += 1
             body = load.pod(f"c{who}-{number}", "x", 2)
             async with session.post(path, json=body) as answer:
-                said = await answer.text()
+                text = await answer.text()
             if answer.status == 201:
                 self.created[namespace] += 1
                 mine.append(body["metadata"]["name"])
-            elif namespace == "tight" and answer.status == 403 and " room" in said:
+            elif namespace == "tight" and answer.status == 403 and " room" in text:
                 self.refused[namespace] += 1
             else:
-                self.wrong.append(f"{namespace}: {answer.status}: {said}")
+                self.wrong.append(f"{namespace}: {answer.status}: {text}")
             if len(mine) == HELD[namespace] or (mine and answer.status != 201):
                 async with session.delete(f"{path}/{mine.popleft()}") as gone:
                     await gone.read()
@@ -124,7 +124,7 @@ class Tenants:
 
 
 class Release:
-    """The release: helm and kubectl as an administrator runs them."""
+    """The release; helm and kubectl run as the administrator's."""
 
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
@@ -144,14 +144,14 @@ class Release:
             )
 
     def lead_service_to(self, address: str) -> None:
-        """Let admission's Service lead to an address of this host, because no kube-proxy runs."""
+        """Let admission's Service lead to an address of this host; no kube-proxy runs."""
         spec = {"type": "ExternalName", "externalName": address}
         name = f"{charts.RELEASE}-admission"
         self._plane.api.patch("v1/services", name, {"spec": spec}, namespace=charts.NAMESPACE)
 
 
 def make_quotas(plane: ControlPlane) -> None:
-    """Make a quota of each namespace below one that has room for all."""
+    """Make a quota of each namespace, below a quota that has room for all."""
     for namespace in ("above", *HELD):
         plane.create_namespace(namespace)
     for namespace, parent, hard in (
@@ -183,8 +183,8 @@ def make_quota(plane: ControlPlane, quota: Object) -> None:
     eventually(is_counted, timeout=TIMEOUT)
 
 
-async def wait_until_settled(ledger: Ledger) -> None:
-    """Wait until each quota says what its pods take, and reserves nothing."""
+async def wait_until_counted(ledger: Ledger) -> None:
+    """Wait until each quota counts exactly the pages of its pods, and reserves nothing."""
 
     def wrong() -> list[object]:
         taken = ledger.taken()
@@ -210,7 +210,7 @@ async def test_no_create_fails_and_no_quota_overflows_in_an_upgrade_and_a_rollba
         pytest.skip("the test listens on port 443 of a loopback address, as root")
     commit = previous.commit()
     if commit is None:
-        pytest.skip("there is no commit before this one")
+        pytest.skip("the repository has no commit before this commit")
     tree = previous.unpack(commit, tmp_path)
     chart = {"before": tree / "charts" / "hugetlb-quota", "now": charts.CHART}
     source = {"before": tree / "operator", "now": None}
@@ -226,7 +226,7 @@ async def test_no_create_fails_and_no_quota_overflows_in_an_upgrade_and_a_rollba
         try:
             await upgrade_and_roll_back(plane, chart, releases)
         finally:
-            # All was seen; the last replicas would drain first.
+            # The test is over; a stop would wait until the last replicas have drained.
             for programs in releases.values():
                 for program in programs.running:
                     program.kill9()
@@ -239,7 +239,7 @@ async def upgrade_and_roll_back(
     # Up to two replicas of each program start and four end at the same time, each in a thread.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(16))
     release, tenants, observer = Release(plane), Tenants(plane), Observer(plane.etcd)
-    # The port is that of the Service, which the webhook configuration names.
+    # The port of the Service: the webhook configuration names this port.
     address = "127.{}.{}.{}".format(*(random.randrange(1, 255) for _ in range(3)))
     forwarder = Forwarder([], address, 443)
     kubelet = ProcessKubelet(plane, releases, forwarder)
@@ -272,7 +272,7 @@ async def upgrade_and_roll_back(
             last = plane.api.raw("GET", "/api/v1/pods").json()["metadata"]["resourceVersion"]
             reached = asyncio.create_task(observer.reach(int(last)))
             await asyncio.wait({watching, reached}, return_when=asyncio.FIRST_COMPLETED)
-            await wait_until_settled(observer.ledger)
+            await wait_until_counted(observer.ledger)
             if watching.done():
                 watching.result()
     finally:
@@ -281,7 +281,7 @@ async def upgrade_and_roll_back(
 
 
 async def wait_for_the_old(kubelet: ProcessKubelet, tag: str) -> None:
-    """Wait until all pods are of the release `tag`; those that end still serve until then."""
+    """Wait until all pods are of the release `tag`; ending pods still serve until then."""
 
     def images() -> set[str]:
         return {pod["spec"]["containers"][0]["image"].rpartition(":")[2] for pod in kubelet.pods()}
@@ -292,17 +292,17 @@ async def wait_for_the_old(kubelet: ProcessKubelet, tag: str) -> None:
 
 
 def check(tenants: Tenants, kubelet: ProcessKubelet, ledger: Ledger) -> None:
-    """Check all that was seen."""
+    """Check all observations."""
     print(f"{tenants.created} created, {tenants.refused} refused, {ledger.checked} revisions;")
     print(f"the most that pods took: {ledger.fullest}")
     assert not tenants.wrong, "\n".join(tenants.wrong[:3])
     assert not ledger.breaches, "\n".join(ledger.breaches)
     assert tenants.refused["tight"]
-    # One replica at a time: three at the most, and two that are Ready at least.
+    # The Deployment replaces one replica at a time: at most three exist, at least two are Ready.
     for component in ("admission", "controller"):
         assert kubelet.fewest[component] >= 2
         assert kubelet.most[component] == 3
-    # All of both Deployments were replaced twice, and no replica of admission had to be killed.
+    # All replicas of both Deployments were replaced twice, and admission always ended by itself.
     assert len(kubelet.ended) == 8
     statuses = {status for pod, status in kubelet.ended.items() if "-admission-" in pod}
     assert statuses == {0}

@@ -1,4 +1,4 @@
-"""The requests for which the chart's webhooks call admission, and those for which they do not."""
+"""The API server calls admission for some requests, and for others it does not."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def recorder(
 
 
 @pytest.fixture
-def asked(recorder: Recorder) -> Callable[[str], Objects]:
-    """Return a function that gives the requests for a path since the test began."""
+def received(recorder: Recorder) -> Callable[[str], Objects]:
+    """A function that returns the requests for a path since the test began."""
     recorder.forget()
     return recorder.take
 
 
-Asked = Callable[[str], Objects]
+Received = Callable[[str], Objects]
 
 
 def pod(name: str = "pod", **spec: object) -> Object:
@@ -67,7 +67,7 @@ def container(name: str, resources: object = None) -> Object:
 
 
 SPARED = {
-    "nothing asked for": pod(containers=[container("main")]),
+    "no resources": pod(containers=[container("main")]),
     "cpu and memory": pod(),
     "many containers": pod(
         containers=[container(f"c{i}", {"requests": PLAIN, "limits": PLAIN}) for i in range(100)]
@@ -102,23 +102,23 @@ COUNTED = {
 
 @pytest.mark.parametrize("case", SPARED)
 def test_a_pod_without_huge_pages_never_waits_for_admission(
-    case: str, control_plane: ControlPlane, namespace: str, asked: Asked
+    case: str, control_plane: ControlPlane, namespace: str, received: Received
 ) -> None:
     control_plane.api.create("v1/pods", copy.deepcopy(SPARED[case]), namespace=namespace)
-    assert asked(PODS) == []
+    assert received(PODS) == []
 
 
 @pytest.mark.parametrize("case", COUNTED)
 def test_admission_is_called_for_a_pod_with_huge_pages(
-    case: str, control_plane: ControlPlane, namespace: str, asked: Asked
+    case: str, control_plane: ControlPlane, namespace: str, received: Received
 ) -> None:
     control_plane.api.create("v1/pods", copy.deepcopy(COUNTED[case]), namespace=namespace)
-    (request,) = asked(PODS)
+    (request,) = received(PODS)
     assert (request["operation"], request["namespace"]) == ("CREATE", namespace)
 
 
 def test_admission_is_called_for_the_overhead_of_a_runtime_class(
-    control_plane: ControlPlane, namespace: str, asked: Asked, unique: Callable[[str], str]
+    control_plane: ControlPlane, namespace: str, received: Received, unique: Callable[[str], str]
 ) -> None:
     runtime = unique("runtime")
     runtime_class = {
@@ -133,18 +133,18 @@ def test_admission_is_called_for_the_overhead_of_a_runtime_class(
         "node.k8s.io/v1/runtimeclasses", runtime, lambda seen: seen is not None
     )
     control_plane.api.create("v1/pods", pod(runtimeClassName=runtime), namespace=namespace)
-    (request,) = asked(PODS)
+    (request,) = received(PODS)
     assert request["object"]["spec"]["overhead"]["hugepages-2Mi"] == "2Mi"
     control_plane.api.delete("node.k8s.io/v1/runtimeclasses", runtime)
 
 
 @pytest.mark.parametrize("metadata", [{"name": "given"}, {"generateName": "made-"}])
 def test_a_create_request_has_uid_and_name(
-    metadata: dict[str, str], control_plane: ControlPlane, namespace: str, asked: Asked
+    metadata: dict[str, str], control_plane: ControlPlane, namespace: str, received: Received
 ) -> None:
     body = pod(containers=[container("main", WITH_HUGE)]) | {"metadata": metadata}
     created = control_plane.api.create("v1/pods", body, namespace=namespace)
-    (request,) = asked(PODS)
+    (request,) = received(PODS)
     stored = created["metadata"]
     assert request["object"]["metadata"]["uid"] == stored["uid"] != ""
     assert request["object"]["metadata"]["name"] == stored["name"]
@@ -152,41 +152,41 @@ def test_a_create_request_has_uid_and_name(
 
 
 def test_kube_system_and_the_operators_own_namespace_are_spared(
-    control_plane: ControlPlane, asked: Asked, unique: Callable[[str], str]
+    control_plane: ControlPlane, received: Received, unique: Callable[[str], str]
 ) -> None:
     for spared in ("kube-system", chart.NAMESPACE):
         body = pod(containers=[container("main", WITH_HUGE)]) | {"metadata": {"name": unique("p")}}
         control_plane.api.create("v1/pods", body, namespace=spared)
-        assert asked(PODS) == []
+        assert received(PODS) == []
 
 
 def test_no_namespace_can_become_spared(
-    control_plane: ControlPlane, namespace: str, asked: Asked
+    control_plane: ControlPlane, namespace: str, received: Received
 ) -> None:
-    """The API server sets the label of the selector to the namespace's name, whoever writes."""
+    """The API server sets the selector's label to the namespace's name, for every user."""
     label = {"metadata": {"labels": {"kubernetes.io/metadata.name": "kube-system"}}}
     control_plane.api.patch("v1/namespaces", namespace, label)
     body = pod(containers=[container("main", WITH_HUGE)])
     control_plane.api.create("v1/pods", body, namespace=namespace)
-    assert len(asked(PODS)) == 1
+    assert len(received(PODS)) == 1
 
 
 def test_admission_is_called_for_a_dry_run_as_a_dry_run(
-    control_plane: ControlPlane, namespace: str, asked: Asked
+    control_plane: ControlPlane, namespace: str, received: Received
 ) -> None:
     body = pod(containers=[container("main", WITH_HUGE)])
     control_plane.api.create("v1/pods", body, namespace=namespace, dry_run=True)
-    (request,) = asked(PODS)
+    (request,) = received(PODS)
     assert request["dryRun"] is True
 
 
 def test_admission_is_called_for_an_update_of_labels(
-    control_plane: ControlPlane, namespace: str, asked: Asked
+    control_plane: ControlPlane, namespace: str, received: Received
 ) -> None:
     api = control_plane.api
     api.create("v1/pods", pod(containers=[container("main", WITH_HUGE)]), namespace=namespace)
-    asked(PODS)
-    for metadata, is_asked in (
+    received(PODS)
+    for metadata, is_called in (
         ({"annotations": {"a": "1"}}, False),
         ({"labels": {"team": "a"}}, True),
         ({"labels": {"team": "a"}, "annotations": {"a": "2"}}, False),
@@ -195,33 +195,33 @@ def test_admission_is_called_for_an_update_of_labels(
     ):
         api.patch("v1/pods", "pod", {"metadata": metadata}, namespace=namespace)
         # The API server calls again if the scheduler writes to the pod at the same time.
-        operations = {each["operation"] for each in asked(PODS)}
-        assert operations == ({"UPDATE"} if is_asked else set()), metadata
+        operations = {each["operation"] for each in received(PODS)}
+        assert operations == ({"UPDATE"} if is_called else set()), metadata
     by_status = {"metadata": {"labels": {"team": "c"}}}
     api.patch("v1/pods", "pod", by_status, namespace=namespace, subresource="status")
-    assert {each["subResource"] for each in asked(PODS)} == {"status"}
+    assert {each["subResource"] for each in received(PODS)} == {"status"}
     running = {"status": {"phase": "Running"}}
     api.patch("v1/pods", "pod", running, namespace=namespace, subresource="status")
     api.delete("v1/pods", "pod", namespace=namespace, grace_seconds=0)
-    assert asked(PODS) == []
+    assert received(PODS) == []
 
 
 def test_labels_of_a_pod_without_huge_pages_change_freely(
-    control_plane: ControlPlane, namespace: str, asked: Asked
+    control_plane: ControlPlane, namespace: str, received: Received
 ) -> None:
     control_plane.api.create("v1/pods", pod(), namespace=namespace)
     labels = {"metadata": {"labels": {"team": "a"}}}
     control_plane.api.patch("v1/pods", "pod", labels, namespace=namespace)
-    assert asked(PODS) == []
+    assert received(PODS) == []
 
 
 def test_admission_is_called_for_a_mirror_pod_unless_a_kubelet_makes_it(
-    control_plane: ControlPlane, namespace: str, asked: Asked, node: str
+    control_plane: ControlPlane, namespace: str, received: Received, node: str
 ) -> None:
     raw = pod(nodeName=node)
     raw["metadata"]["annotations"] = {"kubernetes.io/config.mirror": "hash"}
     control_plane.api.create("v1/pods", copy.deepcopy(raw), namespace=namespace)
-    assert [each["operation"] for each in asked(PODS)] == ["CREATE"]
+    assert [each["operation"] for each in received(PODS)] == ["CREATE"]
     kubelet = control_plane.api_for(
         control_plane.user_kubeconfig(f"system:node:{node}", "system:nodes")
     )
@@ -239,11 +239,11 @@ def test_admission_is_called_for_a_mirror_pod_unless_a_kubelet_makes_it(
         ],
     }
     kubelet.create("v1/pods", raw, namespace=namespace)
-    assert asked(PODS) == []
+    assert received(PODS) == []
 
 
-def test_admission_is_called_for_a_quota_whose_spec_changes(
-    control_plane: ControlPlane, namespace: str, asked: Asked
+def test_admission_is_called_for_a_quota_if_the_spec_changes(
+    control_plane: ControlPlane, namespace: str, received: Received
 ) -> None:
     api, quotas = control_plane.api, "hugetlb.dev/v1alpha1/hugetlbquotas"
     quota = quota_object(namespace, "quota", {"hard": {"hugepages-2Mi": "4Mi"}})
@@ -255,5 +255,5 @@ def test_admission_is_called_for_a_quota_whose_spec_changes(
     api.patch(quotas, "quota", spec, namespace=namespace)
     api.delete(quotas, "quota", namespace=namespace)
     # The API server calls again if its cache was late.
-    operations = list(dict.fromkeys(each["operation"] for each in asked(QUOTAS)))
+    operations = list(dict.fromkeys(each["operation"] for each in received(QUOTAS)))
     assert operations == ["CREATE", "UPDATE", "DELETE"]
