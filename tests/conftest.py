@@ -34,7 +34,7 @@ OPTIONAL = (
     "KUBEBUILDER_ASSETS is set",
     "no shm_next_id",
     "kernel matrix: the machine is no x86-64",
-    "there is no commit before this one",
+    "the repository has no commit before this commit",
     "CERT_MANAGER names no directory",
 )
 
