@@ -143,7 +143,8 @@ async def test_sets_due_at_each_change_and_ends_with_its_task(
     due, before = asyncio.Event(), threading.active_count()
     parents, sizes = (cgroup_subtree,), page_sizes(HostRoot())
     poll = Poll(HostRoot(), parents, sizes, lambda: list(kubepods.pods(parents)), due)
-    # In debug mode the loop raises an error if another thread calls a function that it must not.
+    # In debug mode, the loop raises an error if another thread calls a function of the loop that
+    # only the loop's thread may call.
     asyncio.get_running_loop().set_debug(True)
     task = asyncio.create_task(poll.run())
     pages(1)

@@ -49,7 +49,8 @@ async def test_what_a_pod_left_is_within_what_all_pods_left(
         each.end()
         await each.delete()
     await until(lambda: api.left() == {"one": 4, "two": 6}, SOON)
-    # No counter says which pod a removed file belonged to. The sum is never more than there is.
+    # No counter shows which pod was charged for a removed file. No pod is charged more than the
+    # pages that all gone pods still hold together.
     (hugetlbfs / "two").unlink()
     await until(lambda: api.left() == {"one": 4, "two": 4}, SOON)
     await agent.end(signal.SIGKILL)
@@ -82,10 +83,10 @@ async def test_an_end_that_no_agent_saw_is_charged_at_least_what_the_pod_held(
         each.end()
         await each.delete()
     await agent.start(TOTALS)
-    # The seen pod may have reserved the 2 MiB too, so it is charged with them.
+    # The seen pod may have reserved the 2 MiB too, so the agent charges the 2 MiB to this pod.
     await until(lambda: api.left() == {"seen": 6})
     assert api.status["unlisted"] == {}
-    # The charge list shows which pod has them.
+    # The charge list shows which pod has the 2 MiB.
     await agent.end(signal.SIGKILL)
     await agent.start()
     await until(lambda: api.left() == {"seen": 4, "unseen": 2})

@@ -52,7 +52,10 @@ def nsdelegate(kernel: None, tmp_path: Path) -> Iterator[None]:
 
 
 async def start(agent: Agent, api: Api) -> tuple[Path, Path]:
-    """Start the agent in a pod and wait until it is ready; return the pod's and its cgroup."""
+    """Start the agent in a pod, and wait until it is ready.
+
+    Return the pod's cgroup and the container's cgroup.
+    """
     pod = make_cgroup(agent, "own")
     container = pod / naming.container_name("systemd", ID)
     await bind(api, "own")
@@ -83,7 +86,7 @@ async def test_limits_its_own_pod_and_reports_its_own_container(agent: Agent, ap
 
 @pytest.mark.usefixtures("nsdelegate")
 def test_the_kernel_refuses_to_limit_the_root_of_the_own_namespace(cgroup_subtree: Path) -> None:
-    """The other tests of this file are needed because of this rule."""
+    """Because of this rule, the agent must treat its own container as the other tests check."""
     own = cgroup_subtree / "own"
     own.mkdir()
     write_limit(own, SMALL, "rsvd.max", 0)  # from outside

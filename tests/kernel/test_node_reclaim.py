@@ -137,7 +137,7 @@ def test_follows_no_link(linkable: Path, link: str) -> None:
 def test_removes_nothing_in_a_directory_that_replaces_another(
     mounted: Superblock, linkable: Path, monkeypatch: pytest.MonkeyPatch, to: str
 ) -> None:
-    """After the truncation the directory is renamed, and its name leads to another directory."""
+    """After the truncation, the directory gets another name. Its old name leads elsewhere."""
     point = linkable if to == "link" else mounted.path
     file, another = make(point / "d/file"), make(point / "another/file")
     kept = identity(another)
@@ -245,7 +245,7 @@ def test_no_process_loses_pages_of_a_file_that_it_has_open(mounted: Superblock) 
     user.start()
     reclaimed = left = 0
     began = time.monotonic()
-    # Go on until both cases have happened often enough.
+    # Continue until both cases have happened often enough.
     try:
         while min(reclaimed, left) <= 20 or seen["whole"] <= 100 or time.monotonic() < began + 3:
             assert time.monotonic() < began + 60, (reclaimed, left, seen)

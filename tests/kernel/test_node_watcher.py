@@ -1,4 +1,4 @@
-"""The watcher on real cgroups: it reports what is created, removed and written."""
+"""The watcher on real cgroups: it reports new and removed cgroups, and written limits."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ async def test_reports_all_new_pods_before_it_handles_the_first(node: Node, watc
     await watch.until(Changed(PodCgroup("p", Qos.BURSTABLE, node.make_pod("p"))))
     await asyncio.sleep(0.05)
     watch.events.clear()
-    # Without an await, so that the watcher gets no turn.
+    # No await here, so that the watcher gets no turn.
     pods = [PodCgroup(f"{n}", Qos.BURSTABLE, node.make_pod(f"{n}")) for n in range(100)]
     await watch.until(Changed(pods[-1]))
     assert watch.events == [*map(Created, pods), *map(Changed, pods)]
@@ -196,7 +196,7 @@ async def test_scans_again_after_lost_events(node: Node, watch: Watch) -> None:
     node.make_kubepods()
     gone, stays = node.make_pod("gone"), node.make_pod("stays")
     await watch.until(Changed(PodCgroup("stays", Qos.BURSTABLE, stays)))
-    # Without an await, so that the watcher gets no turn. The kernel merges equal events in a row.
+    # No await here, so that the watcher gets no turn. The kernel merges equal events in a row.
     for turn in range(TOO_MANY):
         file = "hugetlb.2MB.max" if turn % 2 else "hugetlb.2MB.rsvd.max"
         cgroup_tree.write(stays / file, "max")

@@ -1,7 +1,8 @@
 """The agent with every way to get huge pages: the reports equal the kernel's counters.
 
-Each way (tests/kernel/ways.py) runs in its own pod. Then its process exits, its cgroup is removed,
-its file is truncated by a page, and removed. All this with every page size of the machine.
+Each way (tests/kernel/ways.py) runs in its own pod. Then the process exits, the cgroup is removed,
+the file is truncated by a page, and the file is removed. The test does this with every page size of
+the machine.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ MORE = "PRIVATE | ANONYMOUS | HUGETLB"
 LEFT, LEFT_LARGE = {"both": 4}, {"both": 1024}
 
 
-# The kernel zeroes a page of 1 GiB in a third of a second, and there each way is tried alone.
+# The kernel zeroes a page of 1 GiB in a third of a second, and the ways run one after the other.
 @pytest.mark.timeout(900)
 async def test_every_way_adds_up(
     agent: Agent,
@@ -85,7 +86,7 @@ async def walk(
     at_their_end = dict(left)
     await _reports_left(api, kubepods, size.page, left)
 
-    # The last page of each file goes, and then the files.
+    # The test removes the last page of each file, and then the files.
     for way in ways:
         if way.kind == "file":
             with (point / way.name).open("rb+") as file:
@@ -98,7 +99,7 @@ async def walk(
             left[way.name] = 0
     await _reports_left(api, kubepods, size.page, left)
 
-    # Last the segments go. The report has them without a mount.
+    # At the end the test removes the segments. The report has segments without a mount.
     expected = {way.name for way in ways if left[way.name]}
     await until(lambda: _in_no_file(api) == expected)
     remove_segments(segments)
@@ -118,7 +119,7 @@ async def _reports_live(api: Api, pods: dict[str, Pod], size: PageSize) -> None:
 
 
 async def _reports_left(api: Api, kubepods: Path, size: PageSize, left: dict[str, int]) -> None:
-    """Check that kubepods is charged ``left`` in sum, and wait until each pod is reported so."""
+    """Check that kubepods is charged the sum of ``left``, and wait for a report with ``left``."""
     assert pages_of(kubepods, size)[0] * size.bytes == sum(left.values()) * MIB
     expected = {name: amount for name, amount in left.items() if amount}
     try:

@@ -87,7 +87,7 @@ class Stress:
                 )
             assert process.stdout
             done = 0
-            # Some processes end by themselves, others are killed at work.
+            # Some processes end by themselves. The test kills the others at work.
             with suppress(TimeoutError):
                 async with asyncio.timeout(dice.uniform(0.5, 6.0)):
                     async for line in process.stdout:
@@ -130,10 +130,10 @@ class Stress:
     def _is_frozen(self) -> bool:
         return "frozen 1" in (self.kubepods / "cgroup.events").read_text()
 
-    # What the agent reports, and what the kernel has; in MiB
+    # The charges in the report and in the kernel, in MiB.
 
     def was_listed(self, name: str) -> bool:
-        """Return True if a report has had the pod."""
+        """Return whether a report has listed the pod."""
         return any(
             pod["uid"] == name for status in self.api.reports for pod in status.get("pods", ())
         )
