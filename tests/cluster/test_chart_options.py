@@ -13,7 +13,7 @@ from tests.kube.control_plane import ControlPlane
 from tests.waiting import eventually
 
 #: The fields of SecurityContextConstraints (security.openshift.io/v1), from the documentation,
-#: because the API server of the tests does not know the kind.
+#: because the API server of the tests has no such kind.
 REQUIRED: Final = {
     "allowHostDirVolumePlugin": bool,
     "allowHostIPC": bool,
@@ -94,15 +94,15 @@ def test_admission_and_controller_have_a_flow_schema(
     made = control_plane.api.get(schemas, chart.RELEASE)
     assert made["spec"]["matchingPrecedence"] == 950
 
-    def came_under(program: str) -> str:
+    def flow_schema_of(program: str) -> str:
         account = f"{chart.RELEASE}-{program}"
         kubeconfig = control_plane.service_account_kubeconfig(chart.NAMESPACE, account)
         answer = control_plane.api_for(kubeconfig).raw("GET", "/apis/hugetlb.dev/v1alpha1")
         return str(answer.headers["X-Kubernetes-PF-FlowSchema-UID"])
 
     for program in ("admission", "controller"):
-        eventually(lambda program=program: came_under(program) == made["metadata"]["uid"])  # type: ignore[misc]
-    assert came_under("agent") != made["metadata"]["uid"]
+        eventually(lambda program=program: flow_schema_of(program) == made["metadata"]["uid"])  # type: ignore[misc]
+    assert flow_schema_of("agent") != made["metadata"]["uid"]
     for kind in ("FlowSchema", "PriorityLevelConfiguration"):
         for found in rendered.of_kind(kind):
             control_plane.api.remove(found)

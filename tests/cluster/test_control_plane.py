@@ -33,7 +33,7 @@ def test_refuses_a_service_account_without_rights(
     assert refused.value.code == 403
 
 
-def test_a_token_bound_to_a_node_names_it(
+def test_a_token_bound_to_a_node_names_the_node(
     control_plane: ControlPlane, namespace: str, node: str
 ) -> None:
     assert _user(control_plane, namespace, node)["extra"][NODE_NAME] == [node]

@@ -1,4 +1,4 @@
-"""The sum never exceeds the limit while pods end, leave files behind, and new pods try to start."""
+"""The sum never exceeds the limit while pods end and leave files, and new pods try to start."""
 
 from __future__ import annotations
 

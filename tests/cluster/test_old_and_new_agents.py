@@ -120,10 +120,10 @@ def world(releases: Releases, tmp_path: Path) -> Iterator[World]:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(("first", "second"), [("before", "now"), ("now", "before")])
-def test_an_agent_is_replaced_and_what_pods_left_stays_charged(
+def test_retained_pages_stay_charged_when_another_agent_replaces_the_agent(
     world: World, first: str, second: str
 ) -> None:
-    """The controller is of the other tree than the first agent, and of the same as the second."""
+    """The controller and the second agent are from one tree, the first agent from the other."""
     charge_reading.build()
     charge_reading.build(world.releases.tree / "operator/hugetlb_quota/node/reader")
     controller = world.releases.programs(second).start_controller(webhooks=False)

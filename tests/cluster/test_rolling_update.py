@@ -1,7 +1,8 @@
-"""Replicas of admission are replaced one at a time while pods are created: none fails.
+"""New replicas of admission replace old replicas one at a time, and no create of a pod fails.
 
-A forwarder replaces the Service. As in a rolling update, a new replica is Ready before an old one
-ends. The old one gets no new connections, and still answers on the API server's connections.
+A forwarder acts as the Service. As in a rolling update, a new replica is Ready before an old
+replica ends. The old replica gets no new connections, and still answers on the API server's
+connections.
 """
 
 from __future__ import annotations
