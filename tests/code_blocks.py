@@ -39,5 +39,5 @@ def steps(page: str) -> list[Step]:
 
 
 def words(text: str) -> str:
-    """``text`` without line breaks, because a page wraps lines that a terminal does not."""
+    """``text`` without line breaks, because a page wraps long lines and a terminal does not."""
     return " ".join(text.split())

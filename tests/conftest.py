@@ -1,8 +1,8 @@
 """Run layers that mount in a new mount namespace, and count the outcomes of each layer.
 
 With `-n` the tests run in several processes at the same time: see `_place`. With REQUIRE_LAYERS=1,
-a skipped test of a layer below e2e fails the run, unless the reason is one of `OPTIONAL`: not every
-machine can avoid these.
+a skipped test of a layer below e2e fails the run, unless the reason is one of `OPTIONAL`. Some
+machines can't avoid these reasons.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests import mount_namespace, preflight
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("unit", "model", "kernel", "cluster", "image", "e2e")
 REQUIRED = ("unit", "model", "kernel", "cluster", "image")
-#: Layers whose tests and programs mount; without root their tests are skipped.
+#: Layers with tests and programs that mount; without root these tests are skipped.
 MOUNTING = ("kernel", "cluster", "image")
 #: A test that takes huge pages in another process.
 AGENTS_BENCHMARK = "tests/cluster/test_bench.py::test_a_suite_writes_its_section[agent]"
@@ -58,7 +58,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """Give each process of `-n` whole files, those with the most tests first."""
+    """Give each process of `-n` whole files; the files with the most tests come first."""
     scheduler = LoadScopeScheduling(config, log)
     scheduler._split_scope = _place  # type: ignore[method-assign]
     return scheduler
@@ -119,7 +119,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         and not any(reason in report.longrepr[2] for reason in OPTIONAL)
     ]
     if not_allowed:
-        reporter.write_line("\nREQUIRE_LAYERS=1, and these were skipped:")
+        reporter.write_line("\nREQUIRE_LAYERS=1, but these tests were skipped:")
         for each in not_allowed:
             reporter.write_line(f"  {each}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -170,20 +170,20 @@ def _programs() -> str | None:
         lacking = [name for name in PROGRAMS if not os.access(Path(given, name), os.X_OK)]
         if not lacking:
             return None
-        lack = f"what KUBEBUILDER_ASSETS={given} lacks ({', '.join(lacking)})"
+        lack = f"the programs that KUBEBUILDER_ASSETS={given} lacks ({', '.join(lacking)})"
     go = shutil.which("go")
     if go is None:
         return (
             f"There is no Go to build {lack}; install {needed}, or let KUBEBUILDER_ASSETS name a"
-            " folder that has it all."
+            " folder that has all programs."
         )
     done = subprocess.run([go, "version"], capture_output=True, text=True, timeout=60, check=False)
     version = re.search(r"go(\d+)\.(\d+)", done.stdout)
     if version and tuple(map(int, version.groups())) >= GO:
         return None
     return (
-        f"{needed} is needed to build {lack}, and {go} says {done.stdout.strip()!r}; install a"
-        " newer one, or let KUBEBUILDER_ASSETS name a folder that has it all."
+        f"{needed} is needed to build {lack}, but {go} is {done.stdout.strip()!r}; install a newer"
+        " Go, or let KUBEBUILDER_ASSETS name a folder that has all programs."
     )
 
 

@@ -12,7 +12,7 @@ PRODUCT = ("operator", "charts", "crds", "Dockerfile", "image", "requirements.lo
 
 
 def commit() -> str | None:
-    """Find the commit; None if the history is too short, as in a shallow clone."""
+    """Return the hash of the commit; None if the history is too short, as in a shallow clone."""
     try:
         last = _git("rev-list", "-1", "--first-parent", "HEAD", "--", *PRODUCT)
         return _git("rev-parse", "--verify", "--quiet", f"{last}^")

@@ -29,7 +29,7 @@ def static(targets: Sequence[tuple[str, Mapping[str, str]]]) -> dict[str, Any]:
 class Prometheus:
     """A context manager that runs Prometheus of Debian's package.
 
-    `job`: what a job of `scrape_configs` has beside its name, such as :func:`static`.
+    `job`: the fields of a job of `scrape_configs` without the name, such as :func:`static`.
     """
 
     def __init__(self, directory: Path, job: Mapping[str, Any], rules: Path) -> None:
@@ -84,8 +84,9 @@ class Prometheus:
     def _get(self, path: str, **parameters: str) -> Any:
         query = urllib.parse.urlencode(parameters)
         try:
-            with urllib.request.urlopen(f"{self.address}/api/v1/{path}?{query}", timeout=30) as got:
-                return json.load(got)["data"]
+            url = f"{self.address}/api/v1/{path}?{query}"
+            with urllib.request.urlopen(url, timeout=30) as answer:
+                return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{parameters}: {error.read().decode()}") from error
 

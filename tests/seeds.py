@@ -9,7 +9,7 @@ import random
 def seed(variable: str = "SEED") -> int:
     """Print and return the seed in this environment variable.
 
-    Without the variable the seed is random. With REQUIRE_LAYERS=1 it is always 1, because the
+    Without the variable the seed is random. With REQUIRE_LAYERS=1 the seed is always 1, because the
     verdict on a change must not depend on luck.
     """
     if given := os.environ.get(variable):

@@ -165,7 +165,7 @@ def at(point: Path) -> Superblock:
 
 
 def unmount(point: Path) -> None:
-    """Unmount as umount(8) does. Raises OSError (EBUSY) while the mount is in use."""
+    """Unmount with umount(8). Raises OSError (EBUSY) while the mount is in use."""
     done = subprocess.run(["umount", str(point)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise OSError(done.stderr.strip())

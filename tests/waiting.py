@@ -11,7 +11,7 @@ def eventually(
 ) -> None:
     """Wait until ``holds()`` is true, and check that it stays true for ``hold`` seconds.
 
-    :raises AssertionError: if it is not true within ``timeout`` seconds, or does not stay true.
+    :raises AssertionError: if ``holds()`` is not true in ``timeout`` seconds, or becomes false.
     """
     deadline = time.monotonic() + timeout
     while not holds():
