@@ -55,9 +55,9 @@ def pages(kernel: None) -> Iterator[Callable[[int], None]]:
 
 @pytest.fixture
 def gigantic_pages(kernel: None) -> Iterator[Callable[[int], None]]:
-    """Return the same for 1 GiB pages; skip the test if the kernel can't give any.
+    """Return a function that adds 1 GiB pages; skip the test if the kernel can't give any.
 
-    A machine that has run for hours can rarely give any: every GiB has some pages of the kernel
+    A machine that has run for hours rarely has a free GiB: every GiB has some pages of the kernel
     that can't be moved. /proc/kpageflags showed this, also after all caches were dropped, slabs
     shrunk and memory compacted. Pages reserved at boot (hugepagesz=1G) help.
     """

@@ -351,7 +351,7 @@ async def test_forgets_a_pod_that_ended_before_its_turn_in_a_pass(node: Node) ->
     assert node.enforcer._pods == {}
 
 
-async def test_limits_a_new_pod_before_it_reads_anything(cgroup_subtree: Path) -> None:
+async def test_limits_a_new_pod_before_any_read(cgroup_subtree: Path) -> None:
     """Kubelet's ``max`` stays until the enforcer handles the pod."""
     path = cgroup_subtree / naming.pod_level("systemd", "Burstable", "new")
     cgroup_tree.make(cgroup_subtree, path)

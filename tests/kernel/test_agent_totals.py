@@ -21,7 +21,7 @@ from tests.tracking import SMALL
 TOTALS = "--charge-list=totals"
 
 
-async def test_what_a_pod_left_is_within_what_all_pods_left(
+async def test_a_gone_pods_charge_is_within_the_charge_of_all_gone_pods(
     agent: Agent,
     api: Api,
     hugetlbfs: Path,
@@ -41,7 +41,7 @@ async def test_what_a_pod_left_is_within_what_all_pods_left(
     assert (condition["status"], condition["reason"]) == ("False", "Unreadable")
     assert "--charge-list=totals" in condition["message"]
     assert api.condition("Ready")["status"] == "True"
-    # The private memory of each pod goes first, and the agent sees this.
+    # First the private memory of each pod is freed, and the agent reports the change.
     for each in two:
         cgroup_tree.kill(each.cgroup)
     await until(lambda: api.charged() == {"one": 4, "two": 6}, SOON)
@@ -62,7 +62,7 @@ async def test_what_a_pod_left_is_within_what_all_pods_left(
     await until(lambda: api.status["pods"] == [], SOON)
 
 
-async def test_an_end_that_no_agent_saw_is_charged_at_least_what_the_pod_held(
+async def test_an_unseen_end_leaves_at_least_the_pages_of_the_pod_charged(
     agent: Agent,
     api: Api,
     hugetlbfs: Path,
@@ -102,7 +102,7 @@ def one_pod(cgroup_subtree: Path) -> Path:
     return pod
 
 
-async def test_uses_totals_if_the_reader_cannot_be_started_and_says_why(
+async def test_uses_totals_if_the_reader_cannot_start_and_gives_the_reason(
     one_pod: Path, cgroup_subtree: Path, tmp_path: Path
 ) -> None:
     host, reader = HostRoot(), ChargeReader(tmp_path / "none")

@@ -26,7 +26,7 @@ def _pool(pages: Callable[[int], None]) -> None:
 async def test_regions_show_the_charged_cgroups(
     reader: ChargeReader, cgroup: Cgroups, cgroup_subtree: Path, hugetlbfs: Path
 ) -> None:
-    """Two processes map overlapping parts. Then their cgroups go, and the file is truncated."""
+    """Two processes map overlapping parts. The test removes the cgroups, and truncates the file."""
     one, other, path = cgroup("one"), cgroup("other"), hugetlbfs / "shared"
     with Actor(one) as first, Actor(other) as second:
         first.do(f"map_pages(4, SHARED, create({str(path)!r}))")
@@ -48,7 +48,7 @@ async def test_a_path_is_complete_at_any_depth_and_with_any_bytes(
     reader: ChargeReader, cgroup: Cgroups, cgroup_subtree: Path, hugetlbfs: Path
 ) -> None:
     names = ["deep", *(f"{number:03}-{'x' * 200}" for number in range(12)), "a b", "\udcff\n"]
-    # The path is longer than PATH_MAX, so the directories are made one by one.
+    # The path is longer than PATH_MAX, so the test makes the directories one by one.
     with Actor(cgroup("one")) as actor:
         actor.do(
             f"os.chdir({str(hugetlbfs)!r})\n"
@@ -115,7 +115,7 @@ async def test_lists_a_removed_file_while_a_process_holds_it(
 async def test_charges_the_process_that_maps_not_the_process_that_opened(
     reader: ChargeReader, cgroup: Cgroups, cgroup_subtree: Path, hugetlbfs: Path
 ) -> None:
-    """The descriptors were opened by the host and by another pod, and passed on."""
+    """The host and another pod open the files, and pass the descriptors on."""
     left, right = cgroup("left"), cgroup("right")
     hosts, lefts = hugetlbfs / "of-host", hugetlbfs / "of-left"
     with Actor() as host, Actor(left) as giver, Actor(right) as taker:
@@ -135,7 +135,7 @@ async def test_charges_the_process_that_maps_not_the_process_that_opened(
 async def test_a_cgroup_below_a_pod_counts_for_the_pod(
     reader: ChargeReader, cgroup: Cgroups, cgroup_subtree: Path, hugetlbfs: Path
 ) -> None:
-    """Such cgroups are made by systemd in a container. They all go, and the UID stays listed."""
+    """A systemd in a container makes such cgroups. After their removal, the UID stays listed."""
     pods = "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod12_ab.slice"
     inner = cgroup(f"{pods}/cri-containerd-{'c' * 64}.scope/system.slice/app.service")
     with Actor(inner) as actor:

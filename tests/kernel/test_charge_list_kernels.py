@@ -97,7 +97,7 @@ def walked(
 
 
 def _decoded(answers: bytes) -> ChargeList:
-    """Return the list, which is the second answer. The first says that the reader is ready."""
+    """Return the list in the second answer. The first answer shows that the reader is ready."""
     both = list(_split(answers))
     assert [status for status, *_ in both] == [1, REST], both
     return decode(both[1][1], at_rest=True)
@@ -124,7 +124,7 @@ def test_the_list_equals_the_counters_at_every_step(
         assert listed == step.counters, name
     run = steps["run"].counters
     assert set(run) == {"/", *(way.name for way in WAYS)}
-    # Each way has pages, so none failed.
+    # Each way has pages, so no way failed.
     assert all(run[way.name] for way in WAYS if way.reserve == "reserve" or way.use != "neither")
     assert steps["nothing"].counters == {"/": 0}
 

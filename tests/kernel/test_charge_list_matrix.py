@@ -15,9 +15,9 @@ from tests.kernel.ways import WAYS, Size, Way, remove_segments
 from tests.tracking import Actor, pages_of
 
 
-# The kernel zeroes a page of 1 GiB in a third of a second, and there each way is tried alone.
+# The kernel zeroes a page of 1 GiB in a third of a second, and the ways run one after the other.
 @pytest.mark.timeout(900)
-async def test_every_way_adds_up(
+async def test_the_list_equals_the_counters_for_every_way(
     reader: ChargeReader,
     cgroup_subtree: Path,
     cgroup: Callable[[str], Path],

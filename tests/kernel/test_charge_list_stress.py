@@ -202,7 +202,7 @@ class Stress:
     def punch(self, pod: Pod) -> None:
         inode, (start, pages) = self.open(pod.actor), self.range()
         pod.actor.do(f"fallocate(fd, {start}, {pages}, PUNCH_HOLE); os.close(fd)")
-        # Pages that are in the file go, with their charge. Pages that are only reserved stay.
+        # The kernel frees and uncharges pages that are in the file. Reserved pages stay charged.
         inode.forget(inode.present & set(range(start, start + pages)))
 
     def allocate(self, pod: Pod) -> None:

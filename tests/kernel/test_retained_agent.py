@@ -47,7 +47,7 @@ async def two_that_an_agent_saw(
     return two
 
 
-async def test_the_report_that_ends_a_pod_has_what_the_pod_left(
+async def test_the_report_that_ends_a_pod_has_the_pages_that_the_pod_left(
     agent: Agent,
     api: Api,
     hugetlbfs: Path,
@@ -82,7 +82,7 @@ async def test_the_report_that_ends_a_pod_has_what_the_pod_left(
     await until(lambda: api.status["pods"] == [], SOON)
 
 
-@pytest.mark.parametrize("while_down", ["it ends", "it ends and is deleted", "it comes and goes"])
+@pytest.mark.parametrize("while_down", ["ends", "ends and is deleted", "comes and goes"])
 async def test_an_end_that_no_agent_saw(
     agent: Agent,
     api: Api,
@@ -96,15 +96,15 @@ async def test_an_end_that_no_agent_saw(
     await agent.ready()
     await until(lambda: api.reports)
     missed = pod("missed")
-    if while_down != "it comes and goes":
+    if while_down != "comes and goes":
         await missed.start()
         await until(lambda: api.listed() == ["missed"])
     await agent.end(signal.SIGKILL)
-    if while_down == "it comes and goes":
+    if while_down == "comes and goes":
         await missed.start()
     await missed.maps("4Mi", f"--file={hugetlbfs / 'file'}")
     missed.end()
-    if while_down == "it ends and is deleted":
+    if while_down == "ends and is deleted":
         await missed.delete()
     else:
         await api.set("pods", "ns", "missed", status={"phase": "Succeeded"})

@@ -100,7 +100,7 @@ async def test_an_open_file_without_a_name_stays_charged_until_it_is_closed(
         await until(lambda: api.left() == {}, SOON)
 
 
-async def test_reports_what_exists_after_a_time_without_an_agent(
+async def test_reports_existing_charges_after_a_time_without_an_agent(
     agent: Agent, api: Api, hugetlbfs: Path, two: tuple[Pod, Pod]
 ) -> None:
     """One pod left less than it held, and the first file of the other pod was removed."""
@@ -189,7 +189,9 @@ async def test_reports_the_same_files_at_another_mount_point(
     assert str(hugetlbfs) not in mounts()
 
 
-async def test_reports_what_a_mount_holds(api: Api, hugetlbfs: Path, two: tuple[Pod, Pod]) -> None:
+async def test_reports_the_pages_of_a_mount(
+    api: Api, hugetlbfs: Path, two: tuple[Pod, Pod]
+) -> None:
     def mount() -> Json | None:
         found = (each for each in api.status["mounts"] if each["path"] == str(hugetlbfs))
         return next(found, None)

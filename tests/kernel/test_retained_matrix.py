@@ -25,7 +25,7 @@ LEFT, LEFT_LARGE = {"both": 4}, {"both": 1024}
 
 # The kernel zeroes a page of 1 GiB in a third of a second, and the ways run one after the other.
 @pytest.mark.timeout(900)
-async def test_every_way_adds_up(
+async def test_the_report_equals_the_counters_for_every_way(
     agent: Agent,
     api: Api,
     size: Size,
@@ -72,7 +72,7 @@ async def walk(
     await _reports_live(api, pods, size.page)
     assert api.left(size.page) == {}
 
-    # The processes end, and the cgroups go.
+    # The processes end. Then kubelet removes the cgroups.
     left: dict[str, int] = {}
     for each in pods.values():
         cgroup_tree.kill(each.cgroup)

@@ -80,7 +80,7 @@ def test_parses_quantities(text: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "Mi", "1Zi", "one"])
-def test_refuses_what_is_not_a_quantity(text: str) -> None:
+def test_refuses_malformed_quantities(text: str) -> None:
     with pytest.raises(ValueError, match="not a Kubernetes quantity"):
         parse_bytes(text)
 

@@ -135,7 +135,7 @@ async def test_container_runs_in_its_cgroup_with_kubelets_limits(
             assert (cgroup / f"hugetlb.{kernel_size(size)}.max").read_text() == "0\n"
         # kubelet writes 1 << 62 for no limit (qos_container_manager_linux.go).
         assert (cgroup.parent / "hugetlb.2MB.max").read_text() == f"{1 << 62}\n"
-        # A kubelet before 1.29 does not write these, at both levels.
+        # A kubelet before 1.29 writes no rsvd.max of the pod, and no limit of the container.
         assert unlimited(cgroup / "hugetlb.2MB.rsvd.max")
         assert unlimited(own / "hugetlb.2MB.max")
         assert unlimited(own / "hugetlb.2MB.rsvd.max")
@@ -170,7 +170,7 @@ async def test_with_a_reservation_limit_mmap_refuses_and_the_program_falls_back(
     place: Place, pages: Callable[[int], None]
 ) -> None:
     pages(8)
-    # The program waits for the limit, because an agent would have set it before.
+    # The program waits for the limit: on a node, the agent sets the limit before the program runs.
     start = command("map_pages", "16Mi")
     wait = f"while ! grep -qx {8 * MIB} $LIMIT; do sleep 0.02; done; exec {shlex.join(start)}"
     pod = make_pod({"command": ["sh", "-c", wait]}, huge="8Mi")
@@ -374,28 +374,28 @@ async def test_ipc_namespace_ends_with_the_pod(place: Place) -> None:
 
 
 async def test_init_containers_run_in_order_and_sidecars_stay(place: Place) -> None:
-    said = {"name": "said", "mountPath": "/said"}
-    log = "echo {} >> /said/log"
+    shared = {"name": "shared", "mountPath": "/shared"}
+    log = "echo {} >> /shared/log"
 
-    def say(name: str, script: str, **more: Any) -> Json:
+    def writes(name: str, script: str, **more: Any) -> Json:
         return {
-            "name": name, "command": ["sh", "-c", script], "volumeMounts": [said], **more,
+            "name": name, "command": ["sh", "-c", script], "volumeMounts": [shared], **more,
         }  # fmt: skip
 
-    sidecar = "while ! grep -q sidecar /said/log; do sleep 0.05; done"
-    stay = "trap 'echo sidecar-ended >> /said/log; exit 0' TERM; echo sidecar >> /said/log;"
+    sidecar = "while ! grep -q sidecar /shared/log; do sleep 0.05; done"
+    stay = "trap 'echo sidecar-ended >> /shared/log; exit 0' TERM; echo sidecar >> /shared/log;"
     pod = make_pod(
-        say("main", f"sleep 0.2; {log.format('main')}"),
+        writes("main", f"sleep 0.2; {log.format('main')}"),
         initContainers=[
-            say("one", f"sleep 0.2; {log.format('one')}"),
-            say("side", f"{stay} while :; do sleep 0.05; done", restartPolicy="Always"),
+            writes("one", f"sleep 0.2; {log.format('one')}"),
+            writes("side", f"{stay} while :; do sleep 0.05; done", restartPolicy="Always"),
             # This container waits for the sidecar, so the sidecar must have started before.
-            say("two", f"{sidecar}; {log.format('two')}"),
+            writes("two", f"{sidecar}; {log.format('two')}"),
         ],
-        volumes=[{"name": "said", "hostPath": {"path": str(place.state_dir / "said")}}],
+        volumes=[{"name": "shared", "hostPath": {"path": str(place.state_dir / "shared")}}],
     )
     status = await run_to_end(pod, place)
-    lines = (place.state_dir / "said/log").read_text().split()
+    lines = (place.state_dir / "shared/log").read_text().split()
     assert lines == ["one", "sidecar", "two", "main", "sidecar-ended"]
     assert status["phase"] == "Succeeded"
     assert [one["name"] for one in status["initContainerStatuses"]] == ["one", "side", "two"]
@@ -429,7 +429,7 @@ async def test_restart_policy_on_failure_tries_again_with_a_new_container(place:
     assert container["lastState"]["terminated"]["exitCode"] == 3
 
 
-async def test_kills_what_a_container_leaves_running(place: Place) -> None:
+async def test_kills_processes_that_a_container_leaves(place: Place) -> None:
     pod = make_pod({"command": ["sh", "-c", "sleep 300 & echo $!"]}, {"command": ["sleep", "300"]})
     async with Watched(pod, place) as watched:
         # The other container keeps the pod running. It may start after the first has ended.

@@ -1,4 +1,4 @@
-"""sweep removes what a killed test node left, and nothing else."""
+"""sweep removes the cgroups, mounts and files of a killed test node, and nothing else."""
 
 from __future__ import annotations
 
@@ -109,6 +109,6 @@ def test_sweep_leaves_others_alone(cgroup_subtree: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("parent", ["", "/", "../x", "a/../.."])
-def test_sweep_refuses_what_is_not_a_subtree(parent: str, tmp_path: Path) -> None:
+def test_sweep_refuses_a_path_that_is_no_subtree(parent: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a subtree for a node"):
         sweep(parent, tmp_path)
