@@ -99,7 +99,7 @@ class ProcessKubelet:
         self._ready[component] += 1
         await asyncio.to_thread(self._report_ready, meta["name"])
         await self._wait_deleted(meta["uid"], component, program)
-        # The Service forgets the pod before SIGTERM.
+        # The Service removes the pod before SIGTERM.
         if component == "admission":
             self._forwarder.leave_out(port_of(program))
         self._ready[component] -= 1

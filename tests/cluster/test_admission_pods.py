@@ -189,7 +189,7 @@ def test_a_pod_over_its_own_quota_is_refused(api: Api, tenant: tuple[str, str]) 
     assert len(reserved(api, below, "leaf")) == 1
 
 
-def test_a_pod_over_the_tenants_quota_is_refused_and_the_tenant_named(
+def test_the_refusal_of_a_pod_over_the_tenants_quota_names_the_tenant(
     api: Api, tenant: tuple[str, str]
 ) -> None:
     top, below = tenant

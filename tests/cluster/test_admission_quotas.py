@@ -158,13 +158,13 @@ def test_warns_of_a_selector_that_selects_no_new_pod(
     assert sentence in refusal(lambda: api.create(QUOTAS, new))
 
 
-def test_refuses_a_limit_above_the_parents(api: Api, tenant: tuple[str, str]) -> None:
+def test_refuses_a_limit_above_the_limit_of_the_parent(api: Api, tenant: tuple[str, str]) -> None:
     top, below = tenant
     message = refusal(lambda: api.create(QUOTAS, quota(below, "q", "512Mi", parent=(top, "root"))))
     assert f"512Mi of {SIZE} is above the 256Mi of {top}/root" in message
 
 
-def test_refuses_a_limit_below_a_childs(api: Api, tenant: tuple[str, str]) -> None:
+def test_refuses_a_limit_below_the_limit_of_a_child(api: Api, tenant: tuple[str, str]) -> None:
     top, below = tenant
     lower = {"spec": {"hard": {SIZE: "64Mi"}}}
     message = refusal(lambda: api.patch(QUOTAS, "root", lower, namespace=top))
@@ -197,7 +197,7 @@ def test_a_change_of_finalizers_needs_no_decision(api: Api, tenant: tuple[str, s
 
 
 def race(*changes: Callable[[], object]) -> list[bool]:
-    """Send all requests at the same time; return which were accepted."""
+    """Send all requests at the same time; return for each whether the API server accepted it."""
     together = threading.Barrier(len(changes))
 
     def accepted(change: Callable[[], object]) -> bool:

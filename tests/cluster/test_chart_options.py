@@ -53,7 +53,7 @@ def constraints(helm: Path, **agent: Any) -> tuple[Object, Object]:
 
 
 @pytest.mark.parametrize("reclaim", [False, True])
-def test_the_constraints_for_openshift_allow_exactly_what_the_agent_needs(
+def test_the_constraints_for_openshift_allow_exactly_the_agents_needs(
     reclaim: bool, helm: Path
 ) -> None:
     made, spec = constraints(helm, reclaim=reclaim)

@@ -104,7 +104,7 @@ def test_says_why_a_program_failed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("held", [(), ("etcd", "kube-apiserver")])
-def test_says_what_is_missing_without_go(
+def test_names_missing_programs_without_go(
     held: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in held:

@@ -600,7 +600,7 @@ def test_after_any_kill_counted_quotas_are_guarded_and_deleted_quotas_disappear(
         program.stop()
 
 
-def test_no_pod_is_ever_annotated_or_given_a_finalizer(
+def test_a_pod_gets_no_annotation_and_no_finalizer(
     controller: Program, api: Api, namespace: str
 ) -> None:
     api.create(QUOTAS, quota(namespace, "team", "128Mi"))

@@ -147,7 +147,7 @@ def test_does_not_change_the_limit_of_a_root(world: World) -> None:
 
 
 def test_does_not_grant_the_right_to_attach(world: World, cluster: Cluster) -> None:
-    """RBAC lets nobody grant a right that they lack, not even an admin of the namespace."""
+    """RBAC lets no user grant a right that the user lacks, also not the namespace's admin."""
     plane = cluster.control_plane
     username = world.delegate.create(
         "authentication.k8s.io/v1/selfsubjectreviews",

@@ -1,4 +1,4 @@
-"""The policy of a quota says whether it can be deleted when its pods left files."""
+"""The policy of a quota decides whether the quota can be deleted while files stay charged."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`helm uninstall` of an application with its own quota, and of the operator.
 
-And `kubectl hugetlb uninstall` after the operator was deleted without its hook.
+Also `kubectl hugetlb uninstall`, after the operator was deleted without its hook.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ async def test_a_field_selector_shows_only_the_pods_of_one_node(
         assert set(watched.store) == {(namespace, "bound")}
 
 
-async def test_notices_pods_that_were_deleted_while_it_was_disconnected(
+async def test_notices_pods_that_were_deleted_while_the_watch_was_away(
     control_plane: ControlPlane,
     connection: Connection,
     namespace: str,

@@ -24,7 +24,7 @@ MIB = 1024**2
 PAGE = 2 * MIB
 HARD = 32 * MIB
 EACH = 4 * MIB
-#: The shortest duration, and the longest until the quota was full and pods were replaced.
+#: The shortest duration; and the longest time until the quota was full and pods were replaced.
 LEAST, MOST = 15.0, 90.0
 
 

@@ -36,7 +36,7 @@ class Right(NamedTuple):
 
 @pytest.fixture
 def audited(assets: Path, tmp_path: Path) -> Iterator[tuple[Cluster, Path]]:
-    """A cluster whose API server logs every request of the programs."""
+    """A cluster with an API server that logs every request of the programs."""
     policy, log = tmp_path / "policy.yaml", tmp_path / "audit.log"
     rules = [
         {"level": "Metadata", "userGroups": [f"system:serviceaccounts:{chart.NAMESPACE}"]},
@@ -106,7 +106,7 @@ def pod(namespace: str, name: str, node: str, maps: str) -> Object:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
-def a_day(api: Api, node: str, hugetlbfs: Path) -> None:
+def use_all_rights(api: Api, node: str, hugetlbfs: Path) -> None:
     """Create, change and delete quotas; admit and refuse pods; let pods leave files."""
     retained = {"policy": "Truncate", "after": "1s"}
     create_quota(api, quota("day", "team", "8Mi", retained=retained, childNamespaces={}))
@@ -176,9 +176,9 @@ def test_every_right_is_used(
         TestNode(name, kubeconfig, capacity={"hugepages-2Mi": "24Mi"}) as node,
     ):
         agent = cluster.start_agent(name, cgroup_root=node.cgroup_parent)
-        a_day(api, name, hugetlbfs)
+        use_all_rights(api, name, hugetlbfs)
         agent.stop()
-    # kopf wrote Events about each try to delete, with the names of its handlers.
+    # The log names no handler: kopf must write no Event about each try to delete.
     assert "andler" not in cluster.controller.log()
     rights = granted(cluster.chart)
     assert len(rights) > 30

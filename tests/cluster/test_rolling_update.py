@@ -68,11 +68,11 @@ class Creators:
             number += 1
             body: Object = load.pod(f"c{who}-{number}", "x", 2)
             async with session.post(self._plane.server + self._path, json=body) as answer:
-                said = await answer.text()
+                text = await answer.text()
             if answer.status == 201:
                 self.created += 1
             else:
-                self.failed.append(said)
+                self.failed.append(text)
 
     async def wait_for(self, more: int) -> None:
         """Wait until ``more`` more pods were created, or a request failed."""

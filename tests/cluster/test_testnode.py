@@ -198,7 +198,7 @@ def test_a_forced_deletion_also_ends_the_pod(
 
 
 @pytest.mark.parametrize("end", ["SIGTERM", "end of stdin"])
-def test_a_node_that_ends_removes_everything_it_made(
+def test_a_node_that_ends_leaves_nothing_behind(
     running: TestNode, control_plane: ControlPlane, namespace: str, end: str
 ) -> None:
     spec = pod(

@@ -46,7 +46,7 @@ def type_in(cluster: Cluster, step: Step) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("page", ["tutorial.md", "adopting.md"])
-def test_every_block_does_what_the_page_says(page: str, installed: Cluster) -> None:
+def test_every_block_prints_the_output_on_the_page(page: str, installed: Cluster) -> None:
     wanted = [step for step in steps((DOCS / page).read_text()) if not step.needs_real_cluster]
     assert wanted
     for step in wanted:

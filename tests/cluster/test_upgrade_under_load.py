@@ -124,7 +124,7 @@ class Tenants:
 
 
 class Release:
-    """The release; helm and kubectl run as the administrator's."""
+    """The release; the administrator runs helm and kubectl."""
 
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
