@@ -1,4 +1,4 @@
-"""The programs of a simulated node: a kubelet, and an agent whose reports may be late.
+"""The programs of a simulated node: a kubelet, and an agent with reports that may be late.
 
 Both read the pods from the observer's ledger, which misses no change.
 """
@@ -155,7 +155,7 @@ class Agent:
                 }
 
     async def _write(self, status: dict[str, Any]) -> bool:
-        """Write the status by compare-and-swap: a late write never replaces a later one."""
+        """Write the status by compare-and-swap: a late write never replaces a later write."""
         name = self._machine.name
         if self._object is None:
             found = await self._client.send("GET", f"{HUGETLB_NODES}/{name}")

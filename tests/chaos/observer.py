@@ -1,7 +1,7 @@
 """Reads every revision of every quota and pod from etcd, and checks the limits at each revision.
 
 The observer watches etcd and not the API server: etcd has all revisions in one order, and a kill
-of the API server loses none. The API server must store JSON
+of the API server loses no revision. The API server must store JSON
 (`--storage-media-type=application/json`) and must not compact (`--etcd-compaction-interval=0`).
 A pod that has ended uses the bytes that the kernel of its node still holds; `tests.chaos.nodes`
 simulates these kernels. This module uses no code of the product.
