@@ -41,8 +41,8 @@ def write(path: Path, value: str) -> None:
 def make(root: Path, below: Path) -> None:
     """Make the cgroup ``below`` under the cgroup2 mount ``root``, and enable hugetlb on the path.
 
-    The function may enable hugetlb in the subtree_control of ``root``. hugetlb stays enabled
-    there, because other subtrees may need it, and without limits it limits nothing.
+    The function may enable hugetlb in the subtree_control of ``root``. The controller stays enabled
+    there, because other subtrees may need it, and it limits nothing without limits.
     """
     if "hugetlb" not in (root / "cgroup.controllers").read_text().split():
         raise CgroupError(
@@ -96,7 +96,7 @@ def populated(cgroup: Path) -> bool:
 
 
 def kill(cgroup: Path) -> None:
-    """SIGKILL every process in the cgroup and below, also concurrently forked ones."""
+    """SIGKILL every process in the cgroup and below, also concurrently forked processes."""
     try:
         write(cgroup / "cgroup.kill", "1")
     except OSError as error:

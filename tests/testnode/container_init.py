@@ -3,11 +3,11 @@
 Run as ``python3 -I -S container_init.py BUNDLE/config.json``. The program does what a container
 runtime does between clone and exec: it enters the cgroup and the IPC and mount namespaces, makes
 the root, drops privileges, and execs. The file descriptor ``report_fd`` closes at a successful
-exec; otherwise the program writes the error to it. Only the standard library is used, because
-this starts once per container.
+exec; otherwise the program writes the error to it. The program uses only the standard library,
+because it starts once per container.
 """
 
-# pathlib would double the start time, and this starts once per container:
+# pathlib would double the start time, and this program starts once per container:
 # ruff: noqa: PTH102, PTH103, PTH106, PTH112, PTH118, PTH120, PTH123
 
 from __future__ import annotations

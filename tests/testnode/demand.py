@@ -1,7 +1,8 @@
 """The huge page request of a pod, as kubelet computes it for the pod's cgroup. No I/O.
 
-The rules are those of ``resourcehelper.PodRequests`` (k8s.io/component-helpers), which kubelet's
-``ResourceConfigForPod`` calls. The package's docstring says why this repeats the product's code.
+The rules come from ``resourcehelper.PodRequests`` (k8s.io/component-helpers), which kubelet's
+``ResourceConfigForPod`` calls. The package's docstring explains why this module repeats the
+product's code.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def _change(page_bytes: int, by: int) -> int:
 def reserved_pages(size_bytes: int, count: int) -> Iterator[None]:
     """Add ``count`` pages of ``size_bytes`` to the host's pool, and remove them at the end.
 
-    The pages are added to those of the pool, so that concurrent tests do not share pages.
+    The pages come on top of the pool's pages, so that concurrent tests do not share pages.
     Raises RuntimeError if the kernel has no such size or too little memory.
     """
     if size_bytes not in page_sizes():

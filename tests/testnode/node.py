@@ -267,7 +267,7 @@ class Node:
 
 @dataclass
 class _Bound:
-    """A pod bound to this node; ``deleted`` is set when its deletion was requested."""
+    """A pod bound to this node; ``deleted`` is set after a request to delete the pod."""
 
     run: PodRun
     deleted: asyncio.Event = field(default_factory=asyncio.Event)

@@ -78,7 +78,7 @@ def expand(text: str, env: Mapping[str, str]) -> str:
 class PodRun:
     """Runs one pod: ``run`` is the pod's whole life, and ``terminate`` ends it.
 
-    ``report`` is called with the new PodStatus JSON at every change.
+    Every change calls ``report`` with the new PodStatus JSON.
     """
 
     def __init__(self, pod: dict[str, Any], place: Place, report: Report) -> None:
@@ -117,7 +117,7 @@ class PodRun:
     async def run(self) -> None:
         """Run the pod; return when its processes, mounts and cgroup are gone.
 
-        The final phase is reported before the cgroup is removed, as in kubelet.
+        The node reports the final phase before it removes the cgroup, as kubelet does.
         """
         try:
             try:

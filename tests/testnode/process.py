@@ -1,4 +1,4 @@
-"""``TestNode`` starts a test node as a process, and at the end removes all that it made."""
+"""``TestNode`` starts a test node as a process, and at the end removes the node's leftovers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Remove what a node left: its processes, cgroups, mounts and files."""
+"""Remove the processes, cgroups, mounts and files that a node left."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.testnode import cgroup_tree, volumes
 def sweep(cgroup_parent: str, state_dir: Path) -> None:
     """Remove a node's cgroup subtree and its state, also after ``kill -9`` of the node.
 
-    ``cgroup_parent``: the path below the cgroup2 mount; its processes are killed, and the cgroup
-    is removed. ``state_dir``: its mounts are unmounted, and the pods' directories are deleted.
+    ``cgroup_parent``: the path of the subtree below the cgroup2 mount; its processes are killed.
+    ``state_dir``: the folder with the pods' directories and mounts, which are removed.
     """
     relative = cgroup_parent.strip("/")
     if not relative or ".." in Path(relative).parts:

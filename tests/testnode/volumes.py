@@ -93,7 +93,7 @@ def _set_up_one(pod: Mapping[str, Any], volume: Mapping[str, Any], volumes: Path
 
 
 def _open_to_all(path: Path, pod: Mapping[str, Any]) -> Path:
-    """Set mode 0777, whatever the umask, and the pod's fsGroup, as kubelet does for emptyDir."""
+    """Set mode 0777 despite the umask, and the pod's fsGroup, as kubelet does for emptyDir."""
     path.chmod(0o777)
     group = (pod["spec"].get("securityContext") or {}).get("fsGroup")
     if group is not None:
@@ -146,5 +146,5 @@ def container_mounts(container: Mapping[str, Any], volumes: Mapping[str, str]) -
             source = source / entry["subPath"]
             source.mkdir(parents=True, exist_ok=True)
         mounts.append(Mount(str(source), entry["mountPath"], bool(entry.get("readOnly"))))
-    # Outer mounts come first; otherwise they would hide the inner ones.
+    # Outer mounts come first; otherwise they would hide the inner mounts.
     return sorted(mounts, key=lambda one: one.target.count("/"))
