@@ -20,7 +20,8 @@ from hugetlb_quota.api import GROUP, VERSION
 from hugetlb_quota.api.quota import DELETED, FINALIZER, PLURAL
 from hugetlb_quota.kube import errors, status
 from hugetlb_quota.kube.connection import Connection
-from hugetlb_quota.kube.quotas import InvalidQuota, summary
+from hugetlb_quota.kube.quota_status import summary
+from hugetlb_quota.kube.quotas import InvalidQuota
 from hugetlb_quota.program import about
 
 #: The time between two calls of the handler for a quota that is still charged, in seconds.

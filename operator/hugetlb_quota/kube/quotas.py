@@ -1,8 +1,7 @@
 """Read a HugeTLBQuota from the API, and write its status.
 
-The spec is read strictly, because an unknown field may matter. The status is read leniently: an
-unknown field of a newer release is kept, and a field that can't be read is ignored until its
-owner writes it again.
+The spec is read strictly, the status leniently. An unknown field of a newer release in the
+status is kept.
 """
 
 from __future__ import annotations
@@ -10,30 +9,28 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
-from functools import lru_cache
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Self, TypeVar
 
-from pydantic import ValidationError
-
-from hugetlb_quota import duration, quantity
 from hugetlb_quota.accounting import reservation
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Quota, QuotaKey
 from hugetlb_quota.accounting.recount import RetainedFile
-from hugetlb_quota.accounting.selector import Selector
 from hugetlb_quota.api import API_VERSION
-from hugetlb_quota.api.model import Condition, LabelSelector, Model, read_leniently
-from hugetlb_quota.api.quota import (
-    DELETED,
-    KIND,
-    NODES_REPORTING,
-    HugeTLBQuotaSpec,
-    RetainedFileStatus,
-    RetainedSpec,
+from hugetlb_quota.api.model import Condition
+from hugetlb_quota.api.quota import DELETED, KIND, NODES_REPORTING
+from hugetlb_quota.kube.quota_spec import read_spec, read_valid_parts
+from hugetlb_quota.kube.quota_status import (
+    NOTHING_READ,
+    ControllerFields,
+    has_same_controller_fields,
+    read_attached_to,
+    read_controller_fields,
+    read_integer,
+    render_files,
+    render_models,
+    summary,
 )
-from hugetlb_quota.page_size import PageSize
 
 _T = TypeVar("_T")
 Json = dict[str, Any]
@@ -52,19 +49,6 @@ class InvalidQuota(ValueError):
         self.key = key
         self.resource_version = resource_version
         self.why = why
-
-
-@dataclass(frozen=True, slots=True)
-class _AsRead:
-    """The controller's fields of the status, as read; None for a charge that can't be read."""
-
-    pods: Charge | None
-    retained: Charge | None
-    retained_files: tuple[RetainedFile, ...]
-    conditions: tuple[Condition, ...]
-
-
-_NOTHING_READ: Final = _AsRead(Charge(), Charge(), (), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +77,7 @@ class QuotaObject:
     labelled: bool = False
     spec: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
     stored: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    as_read: _AsRead = field(default=_NOTHING_READ, compare=False, repr=False)
+    as_read: ControllerFields = field(default=NOTHING_READ, compare=False, repr=False)
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], earlier: QuotaObject | None = None) -> Self:
@@ -104,7 +88,7 @@ class QuotaObject:
         """
         metadata = raw.get("metadata") or {}
         key = QuotaKey(metadata.get("namespace") or "", metadata.get("name") or "")
-        quota = _read_spec(key, metadata, raw.get("spec"), earlier)
+        quota = _read_quota(key, metadata, raw.get("spec"), earlier)
         return cls._of(raw, metadata, quota, earlier)
 
     @classmethod
@@ -119,10 +103,15 @@ class QuotaObject:
         except InvalidQuota as error:
             metadata = raw["metadata"]
             if earlier is not None and earlier.uid == (metadata.get("uid") or ""):
-                gone = metadata.get("deletionTimestamp") is not None
-                quota = replace(earlier.quota, terminating=gone)
+                quota = replace(earlier.quota, terminating=_is_terminating(metadata))
             else:
-                quota = _what_can_be_read(error.key, metadata, raw.get("spec"))
+                quota = read_valid_parts(
+                    error.key,
+                    raw.get("spec"),
+                    uid=metadata.get("uid") or "",
+                    generation=_generation(metadata),
+                    terminating=_is_terminating(metadata),
+                )
             return replace(cls._of(raw, metadata, quota, earlier), invalid=error.why)
 
     @classmethod
@@ -136,9 +125,13 @@ class QuotaObject:
         key = quota.key
         status = raw.get("status")
         stored: Mapping[str, Any] = status if isinstance(status, dict) else {}
-        read = _read_status(stored, earlier)
+        # Unchanged fields are not parsed again.
+        if earlier is not None and has_same_controller_fields(stored, earlier.stored):
+            read = earlier.as_read
+        else:
+            read = read_controller_fields(stored)
         reservations, unreadable = reservation.parse_all(stored.get("reservations"))
-        if quota.attached_to != (attached_to := _read_attached_to(stored)):
+        if quota.attached_to != (attached_to := read_attached_to(stored)):
             quota = replace(quota, attached_to=attached_to)
         counter = Counter(
             quota=key,
@@ -157,8 +150,8 @@ class QuotaObject:
             counter=counter,
             retained_files=read.retained_files,
             conditions=read.conditions,
-            observed_generation=_integer(stored.get("observedGeneration")),
-            counted_under=_integer(stored.get("countedUnder")),
+            observed_generation=read_integer(stored.get("observedGeneration")),
+            counted_under=read_integer(stored.get("countedUnder")),
             finalizers=tuple(map(sys.intern, metadata.get("finalizers") or ())),
             labelled=DELETED in (metadata.get("labels") or ()),
             spec=raw.get("spec"),
@@ -197,13 +190,13 @@ class QuotaObject:
 
         write("pods", counter.pods.named(counter.hard), read.pods, Charge.to_resources)
         write("retained", counter.retained, read.retained, Charge.to_resources)
-        write("retainedFiles", self.retained_files, read.retained_files, _file_statuses)
-        write("conditions", self.conditions, read.conditions, _to_json)
-        if self.quota.attached_to != _read_attached_to(self.stored):
+        write("retainedFiles", self.retained_files, read.retained_files, render_files)
+        write("conditions", self.conditions, read.conditions, render_models)
+        if self.quota.attached_to != read_attached_to(self.stored):
             status["attachedTo"] = str(self.quota.attached_to or "")
-        if self.observed_generation != _integer(self.stored.get("observedGeneration")):
+        if self.observed_generation != read_integer(self.stored.get("observedGeneration")):
             status["observedGeneration"] = self.observed_generation
-        if self.counted_under != _integer(self.stored.get("countedUnder")):
+        if self.counted_under != read_integer(self.stored.get("countedUnder")):
             status["countedUnder"] = str(self.counted_under)
         return status
 
@@ -264,76 +257,12 @@ def status_body(quota: QuotaObject) -> dict[str, Any]:
     }
 
 
-def quota_from_spec(
-    key: QuotaKey,
-    spec: HugeTLBQuotaSpec,
-    *,
-    uid: str = "",
-    generation: int = 1,
-    terminating: bool = False,
-) -> Quota:
-    """The forest's view of a spec."""
-    parent = spec.parent_ref
-    return Quota(
-        key=key,
-        hard=Charge.from_resources(spec.hard),
-        parent=None if parent is None else QuotaKey(parent.namespace, parent.name),
-        pod_selector=_selector(spec.pod_selector),
-        child_namespaces=(
-            None if spec.child_namespaces is None else _selector(spec.child_namespaces)
-        ),
-        reparents=spec.deletion_policy == "Reparent",
-        reclaim_after=_reclaim_after(spec.retained),
-        terminating=terminating,
-        uid=uid,
-        generation=generation,
-    )
-
-
-def _reclaim_after(retained: RetainedSpec | None) -> timedelta | None:
-    if retained is None or retained.policy != "Truncate":
-        return None
-    return duration.parse(retained.after)
-
-
-def summary(used: Charge, hard: Charge) -> str:
-    """Use and limit of each page size: ``2Mi: 64Mi/256Mi, 1Gi: 0/8Gi``."""
-    return ", ".join(
-        f"{size}: {quantity.render(amount)}"
-        f"/{quantity.render(hard[size]) if size in hard else 'unlimited'}"
-        for size, amount in used.items()
-    )
-
-
-def explain(error: ValueError, *where: str) -> str:
-    """The errors of each field in one line; ``where`` is the path of the validated part."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    return " ".join(
-        ": ".join(
-            filter(
-                None,
-                (
-                    ".".join(map(str, (*where, *each["loc"]))),
-                    each["msg"].removeprefix("Value error, "),
-                ),
-            )
-        )
-        + ("" if each["msg"].endswith(".") else ".")
-        for each in error.errors(include_url=False, include_context=False, include_input=False)
-    )
-
-
-def _selector(selector: LabelSelector) -> Selector:
-    return Selector.from_json(selector.to_json())
-
-
-def _read_spec(
+def _read_quota(
     key: QuotaKey, metadata: Mapping[str, Any], spec: Any, earlier: QuotaObject | None
 ) -> Quota:
-    uid = metadata.get("uid") or ""
-    generation = _integer(metadata.get("generation")) or 1
-    terminating = metadata.get("deletionTimestamp") is not None
+    """The quota of the spec; an unchanged spec is not parsed again."""
+    uid, generation = metadata.get("uid") or "", _generation(metadata)
+    terminating = _is_terminating(metadata)
     if (
         earlier is not None
         and not earlier.invalid
@@ -344,115 +273,15 @@ def _read_spec(
     ):
         return earlier.quota
     try:
-        parsed = HugeTLBQuotaSpec.model_validate(spec)
-        return quota_from_spec(key, parsed, uid=uid, generation=generation, terminating=terminating)
-    except ValueError as error:  # pydantic's ValidationError is one
-        version = _integer(metadata.get("resourceVersion"))
-        raise InvalidQuota(key, version, explain(error, "spec")) from error
+        return read_spec(key, spec, uid=uid, generation=generation, terminating=terminating)
+    except ValueError as error:
+        version = read_integer(metadata.get("resourceVersion"))
+        raise InvalidQuota(key, version, str(error)) from error
 
 
-def _what_can_be_read(key: QuotaKey, metadata: Mapping[str, Any], spec: Any) -> Quota:
-    """The valid parts of a spec; an invalid podSelector selects every pod."""
-    parts: Json = {"hard": {}}
-    for name, part in spec.items() if isinstance(spec, dict) else ():
-        try:
-            HugeTLBQuotaSpec.model_validate({"hard": {}, name: part})
-        except ValueError:
-            continue
-        parts[name] = part
-    return quota_from_spec(
-        key,
-        HugeTLBQuotaSpec.model_validate(parts),
-        uid=metadata.get("uid") or "",
-        generation=_integer(metadata.get("generation")) or 1,
-        terminating=metadata.get("deletionTimestamp") is not None,
-    )
+def _generation(metadata: Mapping[str, Any]) -> int:
+    return read_integer(metadata.get("generation")) or 1
 
 
-def _read_status(stored: Mapping[str, Any], earlier: QuotaObject | None) -> _AsRead:
-    """The controller's fields; if they are those of ``earlier``, they are not parsed again."""
-    fields = ("pods", "retained", "retainedFiles", "conditions")
-    if earlier is not None and all(stored.get(name) == earlier.stored.get(name) for name in fields):
-        return earlier.as_read
-    return _AsRead(
-        pods=_read_charge(stored.get("pods")),
-        retained=_read_charge(stored.get("retained")),
-        retained_files=_each(stored.get("retainedFiles"), _read_file),
-        conditions=_each(stored.get("conditions"), _read_condition),
-    )
-
-
-def _read_attached_to(stored: Mapping[str, Any]) -> QuotaKey | None:
-    text = stored.get("attachedTo")
-    return QuotaKey.parse(text) if isinstance(text, str) and text else None
-
-
-def _read_charge(resources: Any) -> Charge | None:
-    """The charge, or None if it can't be read."""
-    try:
-        return Charge.from_sums(resources or {})
-    except (ValueError, TypeError, AttributeError):
-        return None
-
-
-def _each(items: Any, read: Callable[[Any], _T]) -> tuple[_T, ...]:
-    """The items that can be read."""
-    found = []
-    for item in items if isinstance(items, list) else ():
-        try:
-            found.append(read(item))
-        except ValueError:  # the controller owns the field and will write it again
-            continue
-    return tuple(found)
-
-
-def _integer(value: Any) -> int:
-    """``value`` as an integer; 0 if it is not one."""
-    try:
-        return int(value or 0)
-    except (ValueError, TypeError):
-        return 0
-
-
-def _read_condition(raw: Any) -> Condition:
-    try:
-        return _shared_condition(tuple(raw.items()))
-    except (AttributeError, TypeError):  # not an object, or a value that has no hash
-        return read_leniently(Condition, raw)
-
-
-@lru_cache(maxsize=4096)
-def _shared_condition(fields: tuple[tuple[str, Any], ...]) -> Condition:
-    """One object for equal conditions: many quotas have equal conditions."""
-    return read_leniently(Condition, dict(fields))
-
-
-def _to_json(models: tuple[Model, ...]) -> list[Json]:
-    return [each.to_json() for each in models]
-
-
-def _read_file(raw: Any) -> RetainedFile:
-    status = read_leniently(RetainedFileStatus, raw)
-    return RetainedFile(
-        node=status.node,
-        path=status.path,
-        pod=status.pod,
-        size=PageSize.from_resource(status.page_size),
-        charged=quantity.parse_sum(status.charged),
-        quotas=frozenset(),  # the status does not say which quotas are charged directly
-    )
-
-
-def _file_statuses(files: tuple[RetainedFile, ...]) -> list[Json]:
-    return _to_json(
-        tuple(
-            RetainedFileStatus(
-                node=file.node,
-                path=file.path,
-                pod=file.pod,
-                page_size=file.size.resource,
-                charged=quantity.render(file.charged),
-            )
-            for file in files
-        )
-    )
+def _is_terminating(metadata: Mapping[str, Any]) -> bool:
+    return metadata.get("deletionTimestamp") is not None
