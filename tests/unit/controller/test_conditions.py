@@ -24,7 +24,7 @@ NOW = datetime(2026, 1, 1, 12, 30, 15, 999, tzinfo=UTC)
 
 def found(quota: Quota, *others: Quota, pods: str = "0") -> tuple[Finding, ...]:
     counter = Counter(quota.key, quota.hard, pods=Charge.from_resources({"hugepages-2Mi": pods}))
-    return findings(quota, counter, Forest([quota, *others], {}), [], set())
+    return findings(quota, counter=counter, forest=Forest([quota, *others], {}))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,9 @@ LINE = Reservation("uid", "ns/pod", DEMAND, NOW, "request")
 
 
 def test_a_silent_node_is_named_with_what_it_holds_and_what_to_do() -> None:
-    *others, silent = findings(LEAF, COUNTER, FOREST, HELD, {"worker", "other"})
+    *others, silent = findings(
+        LEAF, counter=COUNTER, forest=FOREST, held=HELD, silent={"worker", "other"}
+    )
     assert all(each.good for each in others)
     assert (silent.good, silent.reason) == (False, "AgentSilent")
     assert silent.message == (
@@ -109,12 +111,12 @@ def test_a_silent_node_is_named_with_what_it_holds_and_what_to_do() -> None:
         " worker. Start the agent there. If the node is gone, delete its Node; if the node is off,"
         " taint it with node.kubernetes.io/out-of-service. Then the charge ends."
     )
-    assert all(each.good for each in findings(LEAF, COUNTER, FOREST, HELD, set()))
+    assert all(each.good for each in findings(LEAF, counter=COUNTER, forest=FOREST, held=HELD))
 
 
 def test_a_node_whose_report_is_cut_is_not_called_silent() -> None:
     def found(*, cut: set[str], silent: set[str], counter: Counter = COUNTER) -> Finding:
-        return findings(LEAF, counter, FOREST, HELD, silent, cut)[-1]
+        return findings(LEAF, counter=counter, forest=FOREST, held=HELD, silent=silent, cut=cut)[-1]
 
     full = found(cut={"worker", "other"}, silent=set())
     assert (full.good, full.reason) == (False, "ReportTooLarge")
@@ -147,7 +149,7 @@ def test_a_quota_that_can_remember_no_more_pods_says_so() -> None:
     def found(count: int, word: str) -> Finding:
         lines = tuple(replace(LINE, uid=str(n), counted=word) for n in range(count))
         counter = replace(COUNTER, reservations=lines)
-        return findings(LEAF, counter, FOREST, (), set())[-1]
+        return findings(LEAF, counter=counter, forest=FOREST)[-1]
 
     assert found(IDENTITIES_KEPT - 1, "worker").good
     assert found(IDENTITIES_KEPT, "-").good  # these pods wait for a node

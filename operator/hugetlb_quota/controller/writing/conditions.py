@@ -37,15 +37,17 @@ class Finding:
 
 def findings(
     quota: Quota,
+    *,
     counter: Counter,
     forest: Forest,
-    held: Collection[Held],
-    silent: Collection[str],
+    held: Collection[Held] = (),
+    silent: Collection[str] = (),
     cut: Collection[str] = (),
 ) -> tuple[Finding, ...]:
     """All findings about ``quota``.
 
     :param counter: the quota's counter as it will be written.
+    :param forest: all quotas.
     :param held: the ended pods that are still charged to the quota.
     :param silent: the nodes without a report for a long time.
     :param cut: the nodes with reports that have no room for all pods.

@@ -98,8 +98,12 @@ class StatusWriter:
             self._term.check(quota)
             counter = recount(quota.counter, tally, gone, identities)
             found = conditions.findings(
-                *(quota.quota, counter, plan.forest),
-                *(held, plan.silent, plan.cut),
+                quota.quota,
+                counter=counter,
+                forest=plan.forest,
+                held=held,
+                silent=plan.silent,
+                cut=plan.cut,
             )
             new = restate(
                 quota,
