@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from hugetlb_quota import quantity
+from hugetlb_quota.api.model import transition_time
 from hugetlb_quota.api.node import LeftOut, MountStatus
 
 Json = dict[str, Any]
@@ -116,7 +117,10 @@ def _condition(
         "reason": reasons[bool(problems)],
         # A path in the message may have any bytes, and may be long.
         "message": (message or fine).encode(errors="backslashreplace").decode()[:_LONGEST],
-        "lastTransitionTime": before.get("lastTransitionTime", now)
-        if before.get("status") == status
-        else now,
+        "lastTransitionTime": transition_time(
+            status,
+            now,
+            before=before.get("status"),
+            changed_at=before.get("lastTransitionTime"),
+        ),
     }

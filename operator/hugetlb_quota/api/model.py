@@ -22,6 +22,7 @@ class Model(BaseModel):
 
 
 _M = TypeVar("_M", bound=Model)
+_Time = TypeVar("_Time")
 
 
 def read_leniently(model: type[_M], raw: Any) -> _M:
@@ -75,6 +76,15 @@ class Condition(Model):
     observed_generation: int | None = Field(
         default=None, description="The metadata.generation of the spec that the condition is for."
     )
+
+
+def transition_time(status: str, now: _Time, *, before: object, changed_at: _Time | None) -> _Time:
+    """When the status of a condition last changed: ``now``, or ``changed_at`` if it is the same.
+
+    :param before: the status of the earlier condition, if there was one.
+    :param changed_at: ``lastTransitionTime`` of the earlier condition; None if there is none.
+    """
+    return now if changed_at is None or status != before else changed_at
 
 
 class ObjectMeta(BaseModel):

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 from pydantic import Field, ValidationError
 
-from hugetlb_quota.api.model import LabelSelector, Model, ObjectMeta, read_leniently
+from hugetlb_quota.api.model import (
+    LabelSelector,
+    Model,
+    ObjectMeta,
+    read_leniently,
+    transition_time,
+)
 
 
 class Inner(Model):
@@ -66,3 +72,10 @@ def test_metadata_ignores_the_fields_that_the_programs_do_not_read() -> None:
     raw = {"name": "q", "resourceVersion": "7", "managedFields": [{}]}
     read = ObjectMeta.model_validate(raw)
     assert (read.name, read.resource_version, read.namespace) == ("q", "7", "")
+
+
+def test_a_condition_has_the_time_of_its_last_change_of_status() -> None:
+    assert transition_time("True", 2, before=None, changed_at=None) == 2
+    assert transition_time("True", 2, before="True", changed_at=1) == 1
+    assert transition_time("True", 2, before="False", changed_at=1) == 2
+    assert transition_time("True", 2, before="True", changed_at=None) == 2

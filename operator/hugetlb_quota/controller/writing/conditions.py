@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final
+from typing import Final, Literal
 
 from hugetlb_quota import quantity
 from hugetlb_quota.accounting.charge import Charge
@@ -13,7 +13,7 @@ from hugetlb_quota.accounting.counter import Counter
 from hugetlb_quota.accounting.forest import Detached, Forest, Quota
 from hugetlb_quota.accounting.recount import IDENTITIES_KEPT
 from hugetlb_quota.accounting.reservation import SOMEWHERE, UNBOUND
-from hugetlb_quota.api.model import Condition
+from hugetlb_quota.api.model import Condition, transition_time
 from hugetlb_quota.api.quota import NODES_REPORTING
 from hugetlb_quota.controller.counting.count import Held
 from hugetlb_quota.controller.counting.nodes import OUT_OF_SERVICE
@@ -65,15 +65,7 @@ def conditions(
     """The findings as conditions; the transition time changes only with the status."""
     earlier = {condition.type: condition for condition in before}
     return tuple(
-        Condition(
-            type=finding.type,
-            status="True" if finding.good else "False",
-            reason=finding.reason,
-            message=finding.message,
-            last_transition_time=_since(finding, earlier.get(finding.type), now),
-            observed_generation=generation,
-        )
-        for finding in found
+        _condition(finding, earlier.get(finding.type), generation, now) for finding in found
     )
 
 
@@ -88,10 +80,23 @@ def turned(before: Iterable[Condition], after: Iterable[Condition]) -> tuple[Con
     )
 
 
-def _since(finding: Finding, before: Condition | None, now: datetime) -> datetime:
-    if before is not None and (before.status == "True") == finding.good:
-        return before.last_transition_time
-    return now.replace(microsecond=0)
+def _condition(
+    finding: Finding, before: Condition | None, generation: int, now: datetime
+) -> Condition:
+    status: Literal["True", "False"] = "True" if finding.good else "False"
+    return Condition(
+        type=finding.type,
+        status=status,
+        reason=finding.reason,
+        message=finding.message,
+        last_transition_time=transition_time(
+            status,
+            now.replace(microsecond=0),
+            before=None if before is None else before.status,
+            changed_at=None if before is None else before.last_transition_time,
+        ),
+        observed_generation=generation,
+    )
 
 
 def _ready(quota: Quota, forest: Forest) -> Finding:
