@@ -34,6 +34,7 @@ from hugetlb_quota.kube import errors, status
 from hugetlb_quota.kube.api import ObjectApi
 from hugetlb_quota.kube.connection import REQUEST_TIMEOUT
 from hugetlb_quota.kube.quotas import InvalidQuota, QuotaObject
+from hugetlb_quota.plural import number_of
 
 #: How long :meth:`Committer.close` waits, in seconds.
 CLOSE_TIMEOUT: Final = 10.0
@@ -151,7 +152,8 @@ class Committer:
         try:
             await self._commit(batch)
         except Exception as error:  # a bug must not leave the requests waiting
-            logger.exception("A batch of %d requests could not be committed.", len(batch))
+            requests = number_of(len(batch), "request")
+            logger.exception("A batch of %s could not be committed.", requests)
             for request in batch:
                 if not request.done.done():
                     request.done.set_exception(error)

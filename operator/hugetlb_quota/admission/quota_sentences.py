@@ -60,10 +60,12 @@ def broken_chain(quota: QuotaKey, why: object) -> str:
 
 def others_under_way(quota: QuotaKey, others: Iterable[QuotaKey]) -> str:
     """The change depends on other changes that the API server may still store."""
+    found = list(others)
+    are, changes = ("is", "change") if len(found) == 1 else ("are", "changes")
     return bounded(
-        f"The change of HugeTLBQuota {quota} is refused because {names(others)}, above or below"
-        " it, is being changed at the same time. Try again in a moment. If another program"
-        " refuses the other change, try again after a minute and a half."
+        f"The change of HugeTLBQuota {quota} is refused because {names(found)}, above or below"
+        f" it, {are} being changed at the same time. Try again in a moment. If another program"
+        f" refuses the other {changes}, try again after a minute and a half."
     )
 
 
@@ -177,9 +179,13 @@ def goes_when_uncharged(counter: Counter) -> str:
 def charged_children(quota: QuotaKey, children: Sequence[Counter]) -> str:
     """The deletion of a quota while something is charged to quotas below."""
     below = ", ".join(f"{each.quota} ({amounts(each.used)})" for each in children[:MOST_DETAILED])
+    if len(children) == 1:
+        what, these, them = "a quota", "this quota", "it"
+    else:
+        what, these, them = "quotas", "these quotas", "them"
     return bounded(
-        f"HugeTLBQuota {quota} can't be deleted while huge pages are charged to quotas below it:"
-        f" {below}. Delete these quotas first, or give them another spec.parentRef."
+        f"HugeTLBQuota {quota} can't be deleted while huge pages are charged to {what} below it:"
+        f" {below}. Delete {these} first, or give {them} another spec.parentRef."
     )
 
 
@@ -252,7 +258,9 @@ def selects_more(quota: QuotaKey, chain: Iterable[Counter]) -> str:
 
 def loses_children(quota: QuotaKey, children: Iterable[QuotaKey]) -> str:
     """Warning: quotas that are attached to ``quota`` will not be attached any more."""
+    lost = list(children)
+    which = "this quota" if len(lost) == 1 else "each of these quotas"
     return bounded(
-        f"HugeTLBQuota {quota} will no longer be the parent of {names(children)}, and pods there"
-        " that ask for huge pages will be refused; change spec.parentRef of each of these quotas."
+        f"HugeTLBQuota {quota} will no longer be the parent of {names(lost)}, and pods there that"
+        f" ask for huge pages will be refused; change spec.parentRef of {which}."
     )

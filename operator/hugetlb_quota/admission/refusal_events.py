@@ -18,6 +18,7 @@ from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.api import API_VERSION
 from hugetlb_quota.api.quota import KIND
 from hugetlb_quota.kube import errors, events
+from hugetlb_quota.plural import number_of
 
 REASON: Final = "PodRefused"
 #: The time span of one Event, in seconds. A refusal in a later span makes an Event of its own,
@@ -102,7 +103,8 @@ class RefusalEvents:
             try:
                 await events.count(self._api, self._event(key, refusals), refusals.times)
             except errors.ApiUnreachable as error:
-                logger.warning("The refusals of %d quotas have no Events: %s", len(noted), error)
+                quotas = number_of(len(noted), "quota")
+                logger.warning("The refusals of %s have no Events: %s", quotas, error)
                 return
             except errors.ApiError as error:
                 logger.warning("The refusals of HugeTLBQuota %s have no Event: %s", key, error)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from hugetlb_quota.admission.wording import bounded
+from hugetlb_quota.plural import number_of
 
 
 def overloaded(what: str, waiting: int, seconds: float) -> str:
     """The request would wait too long behind other requests for the same quotas."""
+    wait = "waits" if waiting == 1 else "wait"
     return (
-        f"{what} is refused because {waiting} requests already wait for the same quotas, which"
-        f" takes about {seconds:.1f} s, longer than the API server waits. Try again in a moment."
+        f"{what} is refused because {number_of(waiting, 'request')} already {wait} for the same"
+        f" quotas, which takes about {seconds:.1f} s, longer than the API server waits. Try again"
+        " in a moment."
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 from hugetlb_quota import quantity
 from hugetlb_quota.api.model import transition_time
 from hugetlb_quota.api.node import LeftOut, MountStatus
+from hugetlb_quota.plural import number_of
 
 Json = dict[str, Any]
 
@@ -79,19 +80,19 @@ def complete_condition(left_out: LeftOut, before: Mapping[str, Any], now: str) -
     """Return the condition ReportComplete: False if the report had no room for something."""
     parts = []
     if left_out.files:
-        parts.append(f"{left_out.files} files, which are still charged")
+        parts.append(f"{number_of(left_out.files, 'file')} (still charged)")
     if left_out.labels:
         parts.append(
-            f"the longest labels of {left_out.labels} pods: every quota that may select such a pod"
-            " pays for the pod"
+            f"the longest labels of {number_of(left_out.labels, 'pod')} (every quota that may"
+            " select such a pod pays for the pod)"
         )
     if left_out.pods:
         parts.append(
-            f"{left_out.pods} pods: their demand stays charged until the report has room for them,"
-            " and so does the demand of pods that end meanwhile"
+            f"{number_of(left_out.pods, 'pod')} (the demand stays charged until the report has room"
+            " for all pods, and so does the demand of pods that end meanwhile)"
         )
     problem = (
-        f"The report has reached its largest size. Left out are {'; '.join(parts)}. Remove files"
+        f"The report has reached its largest size. Left out: {'; '.join(parts)}. Remove files"
         " that gone pods left, so that the report has fewer pods."
     )
     fine = "The report has all pods and the largest files."

@@ -157,7 +157,8 @@ class Reclaimer:
             return False
         self._failed.pop((file.device, file.inode), None)
         logger.info("%s was reclaimed.", named, extra=about(node=self._node, file=printable(path)))
-        note = f"{named} was truncated and removed: its pods are gone and no process held the file."
+        gone = "its pod is gone" if len(pods) == 1 else "its pods are gone"
+        note = f"{named} was truncated and removed: {gone} and no process held the file."
         for pod in pods:
             await self._publish(pod, note)
         return True

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 from hugetlb_quota.backoff import Backoff
 from hugetlb_quota.node.charge_list import ChargeList
 from hugetlb_quota.node.charge_rows import MalformedAnswer, decode
+from hugetlb_quota.plural import number_of
 
 #: The program in this tree and in the image.
 PROGRAM: Final = Path(__file__).parent / "reader" / "charge-reader"
@@ -198,7 +199,7 @@ class ChargeReader:
         if head.magic != _MAGIC or head.protocol != _PROTOCOL:
             raise MalformedAnswer(f"it starts with {packed[:6].hex()}, which is another protocol")
         if head.length > (_MOST_SENTENCE if head.status == _ERROR else _MOST_BYTES):
-            raise MalformedAnswer(f"it announces {head.length} bytes")
+            raise MalformedAnswer(f"it announces {number_of(head.length, 'byte')}")
         return head, await process.stdout.readexactly(head.length)
 
     async def _ended(self) -> str:

@@ -24,6 +24,7 @@ from hugetlb_quota.node.charge_list import (
     Unreserved,
 )
 from hugetlb_quota.page_size import PageSize, UnknownPageSize
+from hugetlb_quota.plural import number_of
 
 #: The rows of each kind with their header, in the order of the sections; see reader/rows.h.
 _SIZE: Final = struct.Struct("=4xIQqq")
@@ -93,7 +94,9 @@ class _Rows:
     def name(self, at: int, length: int) -> str:
         """Return the name at ``at``. A program chose its bytes, so they may be any bytes."""
         if at + length > len(self.names):
-            raise MalformedAnswer(f"a name ends at {at + length} of {len(self.names)} bytes")
+            raise MalformedAnswer(
+                f"a name ends at {at + length} of {number_of(len(self.names), 'byte')}"
+            )
         return os.fsdecode(self.names[at : at + length])
 
 
@@ -142,7 +145,9 @@ def _rows(payload: bytes) -> _Rows:
 def _sections(payload: bytes) -> Iterator[memoryview]:
     lengths = _LENGTHS.unpack_from(payload)
     if _LENGTHS.size + sum(lengths) != len(payload):
-        raise MalformedAnswer(f"it has {len(payload)} bytes, and sections of {lengths}")
+        raise MalformedAnswer(
+            f"it has {number_of(len(payload), 'byte')}, and sections of {lengths}"
+        )
     at, view = _LENGTHS.size, memoryview(payload)
     for length in lengths:
         yield view[at : at + length]
@@ -164,7 +169,8 @@ def _joined(rows: _Rows, at_rest: bool, largest: int | None) -> ChargeList:
                 hierarchical[each, size] += pages
     for size, _, listed in rows.sizes.values():
         if totals[size] != listed:
-            raise MalformedAnswer(f"its rows have {totals[size]} pages of {size}, not {listed}")
+            pages = number_of(totals[size], "page")
+            raise MalformedAnswer(f"its rows have {pages} of {size}, not {listed}")
     # The total alone proves nothing: two changes during the read may cancel each other out.
     agree = all(
         hierarchical[id_, size] == pages

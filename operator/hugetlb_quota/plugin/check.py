@@ -9,8 +9,9 @@ from typing import Any, Final
 from hugetlb_quota.plugin import check_nodes, check_webhooks
 from hugetlb_quota.plugin.facts import COMPONENTS, CRDS, LEASE, Facts, Json
 from hugetlb_quota.plugin.findings import Finding, Level, unseen
-from hugetlb_quota.plugin.table import age, count
+from hugetlb_quota.plugin.table import age
 from hugetlb_quota.plugin.world import words
+from hugetlb_quota.plural import number_of
 
 _SERVED: Final = "HugeTLBQuota and HugeTLBNode are served."
 _VERSION: Final = "app.kubernetes.io/version"
@@ -94,7 +95,11 @@ def _workload(component: str, raw: Json) -> Finding:
         kind = "Deployment"
     see = f"See kubectl -n {metadata['namespace']} describe {kind.lower()} {metadata['name']}."
     if wanted and not available:
-        message = f"{kind} {name} has none of its {count(wanted, 'pod')} available."
+        message = (
+            f"{kind} {name} has none of its {wanted} pods available."
+            if wanted > 1
+            else f"The pod of {kind} {name} is not available."
+        )
         return Finding(Level.ERROR, component, message, see)
     if not wanted:
         message = f"{kind} {name} wants no pods."
@@ -104,9 +109,10 @@ def _workload(component: str, raw: Json) -> Finding:
         message = f"{kind} {name} has {available} of {wanted} pods available."
         return Finding(Level.WARNING, component, message, see)
     if updated < wanted:
-        message = f"{kind} {name} is being updated: {updated} of {wanted} pods are new."
+        new = f"{updated} of {wanted} pods are new" if wanted > 1 else "its pod is not new"
+        message = f"{kind} {name} is being updated: {new}."
         return Finding(Level.WARNING, component, message, see)
-    return Finding(Level.OK, component, f"{kind} {name}: {count(available, 'pod')} available.")
+    return Finding(Level.OK, component, f"{kind} {name}: {number_of(available, 'pod')} available.")
 
 
 def _leader(facts: Facts) -> Iterator[Finding]:
@@ -157,7 +163,8 @@ def _quotas(facts: Facts) -> Iterator[Finding]:
                 f"See kubectl -n {quota.key.namespace} describe htq {quota.key.name}.",
             )
     if is_well:
-        message = f"{count(len(quotas), 'quota')}, all of them counted and in order."
+        each = "" if len(quotas) == 1 else "all of them "
+        message = f"{number_of(len(quotas), 'quota')}, {each}counted and in order."
         yield Finding(Level.OK, "quotas", message)
 
 

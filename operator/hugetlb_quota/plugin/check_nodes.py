@@ -10,7 +10,8 @@ from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.plugin.facts import Facts, Json
 from hugetlb_quota.plugin.findings import MOST_NAMES, Finding, Level, unseen
 from hugetlb_quota.plugin.reports import NodeReport
-from hugetlb_quota.plugin.table import age, count, listed
+from hugetlb_quota.plugin.table import age, listed
+from hugetlb_quota.plural import number_of
 
 #: A report that is older is stale: agents report at least once a minute.
 STALE: Final = timedelta(seconds=150)
@@ -33,7 +34,7 @@ def check(facts: Facts) -> Iterator[Finding]:
         findings += _report(report)
     yield from findings
     if not findings:
-        yield Finding(Level.OK, _TOPIC, f"Fresh reports of {count(len(reports), 'node')}.")
+        yield Finding(Level.OK, _TOPIC, f"{number_of(len(reports), 'node')} with a fresh report.")
 
 
 def _without_report(nodes: Sequence[Json], reports: Mapping[str, NodeReport]) -> Iterator[Finding]:

@@ -10,7 +10,8 @@ from typing import Final
 
 from hugetlb_quota.plugin.facts import WEBHOOKS, Facts, Json
 from hugetlb_quota.plugin.findings import MOST_NAMES, Finding, Level
-from hugetlb_quota.plugin.table import count, listed
+from hugetlb_quota.plugin.table import listed
+from hugetlb_quota.plural import number_of
 
 #: A CA that ends within this time is a warning.
 EXPIRES_SOON: Final = timedelta(days=30)
@@ -36,7 +37,7 @@ def check(facts: Facts) -> Iterator[Finding]:
     yield from dict.fromkeys(bad)
     if not bad:
         idle = " Without a quota, admission decides about no pod." if without_rules else ""
-        message = f"{count(len(hooks), 'webhook')} configured, with their CA.{idle}"
+        message = f"{number_of(len(hooks), 'webhook')} configured, with their CA.{idle}"
         yield Finding(Level.OK, _TOPIC, message)
 
 

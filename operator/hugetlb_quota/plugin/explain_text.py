@@ -13,12 +13,12 @@ from hugetlb_quota.plugin.table import (
     Content,
     Screen,
     amounts,
-    count,
     listed,
     number,
     room,
     table,
 )
+from hugetlb_quota.plural import number_of
 from hugetlb_quota.quantity import render
 
 #: The number of pods and of files that a remedy names.
@@ -83,8 +83,10 @@ def _heading(explanation: Explanation) -> str:
         asks = "asks for"
     elif replicas is None:
         asks = "asks on each of its nodes for"
+    elif replicas == 1:
+        asks = "asks for its pod for"
     else:
-        asks = f"asks for each of its {count(replicas, 'pod')} for"
+        asks = f"asks for each of its {replicas} pods for"
     if not explanation.asks:
         return f"{pod} asks for no huge pages, so no quota limits it."
     heading = f"{pod} {asks} {amounts(explanation.asks.to_resources())}."
@@ -145,7 +147,7 @@ def _room_for(explanation: Explanation) -> str:
     if not fitting:
         return " There is room for none."
     too_few = f", not for {replicas}" if replicas is not None and fitting < replicas else ""
-    return f" There is room for {count(fitting, 'such pod')}{too_few}."
+    return f" There is room for {number_of(fitting, 'such pod')}{too_few}."
 
 
 def _advice(explanation: Explanation) -> str:

@@ -8,7 +8,8 @@ from enum import IntEnum
 from typing import Any, Final
 
 from hugetlb_quota.plugin.problem import Exit
-from hugetlb_quota.plugin.table import GREEN, RED, YELLOW, Screen, count
+from hugetlb_quota.plugin.table import GREEN, RED, YELLOW, Screen
+from hugetlb_quota.plural import number_of
 
 #: The number of names that a finding lists before "and N more".
 MOST_NAMES: Final = 5
@@ -94,7 +95,7 @@ def picture(findings: Sequence[Finding], screen: Screen) -> str:
 
 def _sums(findings: Sequence[Finding]) -> str:
     sums = [
-        count(number, word)
+        number_of(number, word)
         for level, word in ((Level.ERROR, "error"), (Level.WARNING, "warning"))
         if (number := sum(finding.level == level for finding in findings))
     ]

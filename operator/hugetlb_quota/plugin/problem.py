@@ -50,7 +50,7 @@ def not_found(
         hint = f"; did you mean {' or '.join(near)}?"
     elif names:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        hint = f"; there are {shown}."
+        hint = f"; there {'is' if len(names) == 1 else 'are'} {shown}."
     else:
         hint = f"; there is no {what} at all{where}."
     return Problem(code, f"There is no {what} {name}{hint}")

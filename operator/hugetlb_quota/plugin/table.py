@@ -138,11 +138,6 @@ def age(since: datetime | None, now: datetime) -> str:
     raise AssertionError("seconds are the last unit")
 
 
-def count(number_of: int, what: str) -> str:
-    """``1 pod``, ``2 pods``."""
-    return f"{number_of} {what}" if number_of == 1 else f"{number_of} {what}s"
-
-
 def listed(names: Iterable[str], most: int = 3) -> str:
     """The first ``most`` names, and the number of the others."""
     every = list(names)

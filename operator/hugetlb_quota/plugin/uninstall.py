@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from hugetlb_quota.kube.finalizers import has_finalizer
-from hugetlb_quota.plugin.table import Screen, count, listed, table
+from hugetlb_quota.plugin.table import Screen, listed, table
+from hugetlb_quota.plural import number_of
 
 Json = dict[str, Any]
 
@@ -58,7 +59,7 @@ def plan(left: Left, screen: Screen) -> str:
     have = "has" if len(guarded) == 1 else "have"
     return (
         f"{table(('QUOTA', 'WITHOUT THE FINALIZER'), rows, screen)}\n\n"
-        f"{count(len(guarded), 'quota')} {have} the operator's finalizer."
+        f"{number_of(len(guarded), 'quota')} {have} the operator's finalizer."
     )
 
 
@@ -101,14 +102,14 @@ def _rest(left: Left) -> Iterator[str]:
         )
     if stay:
         yield (
-            f"{count(len(stay), 'quota')} ({listed(stay, _MOST_NAMES)}) without effect, because the"
-            f" operator is gone: {_QUOTAS}"
+            f"{number_of(len(stay), 'quota')} ({listed(stay, _MOST_NAMES)}) without effect, because"
+            f" the operator is gone: {_QUOTAS}"
         )
     if go:
-        yield f"{count(len(go), 'quota')} being deleted ({listed(go, _MOST_NAMES)})"
+        yield f"{number_of(len(go), 'quota')} being deleted ({listed(go, _MOST_NAMES)})"
     if left.namespaces:
         names = listed(left.namespaces, _MOST_NAMES)
-        yield f"{count(len(left.namespaces), 'namespace')} being deleted with quotas ({names})"
+        yield f"{number_of(len(left.namespaces), 'namespace')} being deleted with quotas ({names})"
     if left.crds:
         yield (
             "CRDs. The next install uses them and all quotas; this command deletes both:"

@@ -11,6 +11,7 @@ from hugetlb_quota.plugin import facts_reader, uninstall
 from hugetlb_quota.plugin.cluster import Cluster
 from hugetlb_quota.plugin.output import screen, show, show_data, wants_data
 from hugetlb_quota.plugin.problem import Exit, Problem
+from hugetlb_quota.plural import number_of
 
 #: Seconds between two looks at the Lease: a leading controller renews it twice in this time.
 LOOK: Final = 5.0
@@ -34,8 +35,7 @@ async def run(cluster: Cluster, options: argparse.Namespace) -> Exit:
         freed, left = await _remove_finalizers(cluster, options.namespace)
     if not show_data(options, uninstall.document(left, freed)):
         if freed:
-            quotas = "1 quota" if len(freed) == 1 else f"{len(freed)} quotas"
-            show(f"Removed the operator's finalizer from {quotas}.")
+            show(f"Removed the operator's finalizer from {number_of(len(freed), 'quota')}.")
         show(f"\n{uninstall.rest(left)}")
     return Exit.DONE
 

@@ -211,7 +211,7 @@ async def test_charged_children_refuse_the_deletion_with_policy_reparent(api: Fa
     api.put(quota("db/leaf", LIMIT, parent="acme/tenant", retained=LEFT))
     tenant = quota("acme/tenant", LIMIT, children=OF_ACME, retained=LEFT, policy="Reparent")
     text = await refused(api, delete(api.put(tenant)))
-    assert "charged to quotas below it: db/leaf (10Mi of hugepages-2Mi)" in text
+    assert "charged to a quota below it: db/leaf (10Mi of hugepages-2Mi)" in text
 
 
 async def test_a_namespace_is_deleted_with_quotas_that_have_retained_pages(api: FakeApi) -> None:
@@ -337,7 +337,7 @@ async def test_an_attached_quota_still_counts_as_a_child(api: FakeApi) -> None:
     used: dict[str, Any] = {"pods": {"hugepages-2Mi": "100Mi"}, "attached_to": "acme/tenant"}
     api.put(quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant", **used))
     tenant = quota("acme/tenant", LIMIT, children=OF_ACME, retained=LEFT, policy="Reparent")
-    assert "charged to quotas below it: db/leaf" in await refused(api, delete(api.put(tenant)))
+    assert "charged to a quota below it: db/leaf" in await refused(api, delete(api.put(tenant)))
     lower = quota("acme/tenant", {"hugepages-2Mi": "64Mi"}, children=OF_ACME)
     assert "leave db/leaf with 128Mi" in await refused(api, update(api.raw("acme/tenant"), lower))
 

@@ -9,7 +9,7 @@ from hugetlb_quota.accounting.counter import Counter, Shortfall
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.recount import RetainedFile
 from hugetlb_quota.accounting.reservation import Reservation
-from hugetlb_quota.admission import quota_sentences
+from hugetlb_quota.admission import quota_sentences, request_sentences
 from hugetlb_quota.admission.pod_sentences import over_quota
 from hugetlb_quota.admission.wording import LONGEST
 from hugetlb_quota.page_size import PageSize
@@ -133,3 +133,21 @@ def test_the_warning_about_a_deleted_quota_says_who_pays_for_its_files() -> None
     left = Counter(LEAF, Charge(), retained=Charge({SMALL: 8 * MIB}))
     assert "is charged to HugeTLBQuota acme/tenant" in quota_sentences.reparented(left, TENANT)
     assert "charged to no quota" in quota_sentences.reparented(left, None)
+
+
+def test_one_quota_and_one_request_have_a_singular() -> None:
+    leaf, other = Counter(LEAF, Charge()), Counter(QuotaKey("acme-db", "other"), Charge())
+    one = quota_sentences.charged_children(TENANT, [leaf])
+    assert "charged to a quota below it:" in one
+    assert one.endswith("Delete this quota first, or give it another spec.parentRef.")
+    two = quota_sentences.charged_children(TENANT, [leaf, other])
+    assert "charged to quotas below it:" in two
+    assert two.endswith("Delete these quotas first, or give them another spec.parentRef.")
+    lost = quota_sentences.loses_children(TENANT, [LEAF])
+    assert lost.endswith("change spec.parentRef of this quota.")
+    lost = quota_sentences.loses_children(TENANT, [LEAF, other.quota])
+    assert lost.endswith("change spec.parentRef of each of these quotas.")
+    busy = quota_sentences.others_under_way(TENANT, [LEAF, other.quota])
+    assert "are being changed at the same time" in busy
+    assert "1 request already waits for" in request_sentences.overloaded("pod a/p", 1, 30)
+    assert "2 requests already wait for" in request_sentences.overloaded("pod a/p", 2, 30)

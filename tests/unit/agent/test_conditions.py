@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from hugetlb_quota.agent.conditions import charge_list_condition, ready_condition, room_condition
-from hugetlb_quota.api.node import MountStatus
+from hugetlb_quota.agent.conditions import (
+    charge_list_condition,
+    complete_condition,
+    ready_condition,
+    room_condition,
+)
+from hugetlb_quota.api.node import LeftOut, MountStatus
 
 NOW = "2026-11-22T12:00:00Z"
 
@@ -60,3 +65,15 @@ def test_a_message_is_text_and_short_enough_for_the_api() -> None:
     assert message.startswith("a\\udcffb")
     message.encode()
     assert len(message) < 32_768
+
+
+@pytest.mark.parametrize(
+    ("each", "parts"),
+    [
+        (1, ("Left out: 1 file (", "; the longest labels of 1 pod (", "; 1 pod (")),
+        (2, ("Left out: 2 files (", "; the longest labels of 2 pods (", "; 2 pods (")),
+    ],
+)
+def test_says_how_much_the_report_leaves_out(each: int, parts: tuple[str, ...]) -> None:
+    message = complete_condition(LeftOut(files=each, labels=each, pods=each), {}, NOW)["message"]
+    assert [part for part in parts if part not in message] == []

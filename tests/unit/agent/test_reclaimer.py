@@ -120,7 +120,7 @@ async def test_publishes_an_event_on_the_pod(node: Node, tmp_path: Path) -> None
         "name": "p",
         "uid": "u",
     }
-    assert "/dev/hugepages/f on node n was truncated and removed" in event["note"]
+    assert "/dev/hugepages/f on node n was truncated and removed: its pod is" in event["note"]
 
 
 async def test_publishes_an_event_on_the_node_if_the_pod_has_no_name(node: Node) -> None:

@@ -357,7 +357,7 @@ async def test_a_report_that_leaves_out_pods_proves_no_end(
     assert status["podsResourceVersion"] == "5"
     complete = status["conditions"][-1]
     assert (complete["status"], complete["reason"]) == ("False", "TooLarge")
-    assert f"Left out are {6 - len(status['pods'])} pods" in complete["message"]
+    assert f"Left out: {6 - len(status['pods'])} pods (" in complete["message"]
     running.see("a")
     await running.until(lambda: running.api.writes == 3)
     assert running.api.status["podsResourceVersion"] == "9"

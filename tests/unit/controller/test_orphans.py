@@ -34,6 +34,9 @@ async def test_each_orphan_is_reported_once(caplog: pytest.LogCaptureFixture) ->
     assert [node for node, _ in api.notes] == ["a", "b"]
     assert "charged to pod of UID uid, and no quota" in api.notes[0][1]
     assert "charged to pod ns/pod, and no quota" in api.notes[1][1]
+    assert api.notes[1][1].endswith(
+        "Remove the pod's files, or create a quota that selects the pod."
+    )
     assert len(caplog.records) == 2
 
 
@@ -46,4 +49,5 @@ async def test_many_orphans_on_one_node_make_one_event() -> None:
     ((node, note),) = api.notes
     assert node == "a"
     assert "charged to 7 pods: ns/0, ns/1, ns/2, ns/3, ns/4 and 2 more, and no quota" in note
+    assert note.endswith("Remove the pods' files, or create a quota that selects the pods.")
     assert len(note) < 1024

@@ -70,6 +70,7 @@ async def test_new_files_get_one_event_together_and_only_once() -> None:
     ]
     await publish(events, QUOTA, left("a", "b", "c"))
     assert [note.count(" left ") for note in api.notes] == [2, 1]
+    assert api.notes[1].endswith("until the file is truncated or removed.")
 
 
 async def test_files_in_the_status_and_files_that_other_quotas_pay_for_get_no_event() -> None:

@@ -29,8 +29,8 @@ OK       admission   Deployment hugetlb-system/admission: 2 pods available.
 OK       controller  Deployment hugetlb-system/controller: 2 pods available.
 OK       agent       DaemonSet hugetlb-system/agent: 2 pods available.
 OK       leader      Lease hugetlb-system/hugetlb-quota-controller is held by controller-1.
-OK       nodes       Fresh reports of 1 node.
-OK       quotas      1 quota, all of them counted and in order.
+OK       nodes       1 node with a fresh report.
+OK       quotas      1 quota, counted and in order.
 OK       versions    The programs and the plugin have version 0.1.0.
 
 All is well."""
@@ -70,6 +70,18 @@ FALSE = [
         (
             {"workloads": workloads(admission=workload("a", availableReplicas=2))},
             *(Level.WARNING, "admission", "0 of 2 pods are new"),
+        ),
+        (
+            {"workloads": workloads(agent=workload("a", desiredNumberScheduled=1))},
+            *(Level.ERROR, "agent", "The pod of DaemonSet hugetlb-system/a is not available."),
+        ),
+        (
+            {
+                "workloads": workloads(
+                    agent=workload("a", desiredNumberScheduled=1, numberAvailable=1)
+                )
+            },
+            *(Level.WARNING, "agent", "is being updated: its pod is not new."),
         ),
         (
             {"workloads": workloads(agent=workload("a"))},

@@ -25,7 +25,7 @@ def reported(name: str = "n1", **status: Any) -> NodeReport:
 
 def test_fresh_reports_are_one_finding() -> None:
     (found,) = check(WELL)
-    assert (found.level, found.message) == (Level.OK, "Fresh reports of 1 node.")
+    assert (found.level, found.message) == (Level.OK, "1 node with a fresh report.")
 
 
 def test_a_node_without_huge_pages_needs_no_report() -> None:

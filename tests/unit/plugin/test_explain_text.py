@@ -31,7 +31,7 @@ def workload(kind: str, **spec: Any) -> Json:
     [
         ({"kind": "Pod", "metadata": {"name": "x"}, "spec": asking("16Mi")}, "asks for 16Mi"),
         (workload("DaemonSet"), "asks on each of its nodes for 16Mi"),
-        (workload("Job"), "asks for each of its 1 pod for 16Mi"),
+        (workload("Job"), "asks for its pod for 16Mi"),
         (workload("StatefulSet", replicas=2), "asks for each of its 2 pods for 16Mi"),
     ],
 )

@@ -12,7 +12,8 @@ from hugetlb_quota.plugin.problem import Exit, not_found
     [
         (["acme/tenant", "x/y"], "did you mean acme/tenant?"),
         (["acme/tennant"], "did you mean acme/tennant?"),
-        (["x/y"], "there are x/y."),
+        (["x/y"], "there is x/y."),
+        (["u/v", "x/y"], "there are u/v, x/y."),
         ([], "there is no HugeTLBQuota at all."),
     ],
 )

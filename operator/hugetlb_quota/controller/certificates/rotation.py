@@ -21,6 +21,7 @@ from typing import Final
 from hugetlb_quota.controller.certificates import authority
 from hugetlb_quota.controller.certificates.authority import Pair
 from hugetlb_quota.controller.certificates.state import Authorities, Serving, State, Trust
+from hugetlb_quota.plural import number_of
 
 #: A certificate is replaced when a third of its lifetime is left.
 _LIFETIME_BY_REST: Final = 3
@@ -125,7 +126,9 @@ def _steps(state: State, policy: Policy, now: datetime) -> Iterator[Step]:
         yield _adopt_path(serving, configured.path, policy, now)
         return
     if configured != (wanted := _wanted_trust(ca, serving, policy, now)):
-        yield StoreTrust(wanted, f"wrote {len(wanted.bundle)} CAs into the webhook configuration")
+        yield StoreTrust(
+            wanted, f"wrote {number_of(len(wanted.bundle), 'CA')} into the webhook configuration"
+        )
     if ca.trusted_since is None:
         yield StoreAuthorities(replace(ca, trusted_since=now))
         return

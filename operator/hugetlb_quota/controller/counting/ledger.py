@@ -25,6 +25,7 @@ from hugetlb_quota.accounting.recount import (
 )
 from hugetlb_quota.controller.counting.count import Count, Held, Orphan
 from hugetlb_quota.page_size import PageSize
+from hugetlb_quota.plural import number_of
 
 _T = TypeVar("_T")
 _NO_NODES: frozenset[str] = frozenset()
@@ -52,7 +53,8 @@ class _Sum:
     def __str__(self) -> str:
         return (
             f"{Charge(self.pods).to_resources()} for pods, {len(self.held)} of them held, and"
-            f" {Charge(self.retained).to_resources()} as retained in {len(self.files)} files"
+            f" {Charge(self.retained).to_resources()} as retained in"
+            f" {number_of(len(self.files), 'file')}"
         )
 
 

@@ -62,11 +62,13 @@ def sentence(node: str, orphans: Iterable[Orphan]) -> str:
     all_of_them = list(orphans)
     named = ", ".join(str(each) for each in all_of_them[:_MOST_NAMED])
     more = len(all_of_them) - _MOST_NAMED
-    pods = "pod" if len(all_of_them) == 1 else f"{len(all_of_them)} pods:"
+    if len(all_of_them) == 1:
+        pods, the_files, them = "pod", "the pod's files", "the pod"
+    else:
+        pods, the_files, them = f"{len(all_of_them)} pods:", "the pods' files", "the pods"
     return (
         f"Huge pages are charged to {pods} {named}{f' and {more} more' if more > 0 else ''}, and no"
         " quota pays for them. A pod with a name is gone, and no quota selects the pod or is its"
         " heir. A pod with only a UID is unknown: no report has its name. HugeTLBNode"
-        f" {node} shows the amounts. Remove the pods' files, or create a quota that selects the"
-        " pods."
+        f" {node} shows the amounts. Remove {the_files}, or create a quota that selects {them}."
     )

@@ -115,7 +115,8 @@ def _retained_sentence(quota: QuotaObject, files: list[RetainedFile]) -> str:
         for file in files[:MOST_NAMED]
     )
     more = f" and {len(files) - MOST_NAMED} more" if len(files) > MOST_NAMED else ""
+    until = "the file is" if len(files) == 1 else "the files are"
     return (
-        f"Retained: {named}{more}. This stays charged to HugeTLBQuota {quota.key} until the files"
-        " are truncated or removed."
+        f"Retained: {named}{more}. This stays charged to HugeTLBQuota {quota.key} until {until}"
+        " truncated or removed."
     )
