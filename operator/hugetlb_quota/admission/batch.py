@@ -7,8 +7,9 @@ on all quotas of its chain, or on none.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 from hugetlb_quota.accounting.charge import NOTHING
 from hugetlb_quota.accounting.counter import Counter, Shortfall, Tab
@@ -29,12 +30,21 @@ class NoRoom(Exception):
         self,
         shortfalls: tuple[Shortfall, ...],
         files: Mapping[QuotaKey, Sequence[RetainedFile]],
-        silent: Mapping[QuotaKey, str] | None = None,
+        silent: Mapping[QuotaKey, str],
     ) -> None:
         super().__init__(shortfalls)
         self.shortfalls = shortfalls
         self.files = files
-        self.silent = silent or {}
+        self.silent = silent
+
+    @classmethod
+    def of(cls, shortfalls: Iterable[Shortfall], chain: Collection[QuotaObject]) -> Self:
+        """The error of a request that does not fit on ``chain``."""
+        return cls(
+            tuple(shortfalls),
+            {quota.key: quota.retained_files for quota in chain},
+            {quota.key: quota.silence for quota in chain},
+        )
 
 
 class TooManyReservations(Exception):
@@ -168,9 +178,7 @@ def _why_not(request: ChargeRequest, levels: Sequence[tuple[QuotaObject, Tab]]) 
         if not tab.holds(request.reservation):
             shortfalls += tab.shortfalls(request.reservation)
     if shortfalls:
-        files = {quota.key: quota.retained_files for quota, _ in levels}
-        silent = {quota.key: quota.silence for quota, _ in levels}
-        return NoRoom(tuple(shortfalls), files, silent)
+        return NoRoom.of(shortfalls, [quota for quota, _ in levels])
     for quota, tab in levels:
         if not tab.holds(request.reservation) and not tab.can_hold(request.reservation):
             return TooManyReservations(quota.counter)

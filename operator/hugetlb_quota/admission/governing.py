@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from hugetlb_quota.accounting.counter import Shortfall
 from hugetlb_quota.accounting.forest import Detached, QuotaKey
-from hugetlb_quota.accounting.recount import RetainedFile
 from hugetlb_quota.admission import pod_sentences
+from hugetlb_quota.admission.batch import NoRoom
 from hugetlb_quota.admission.cache import QuotaCache
 from hugetlb_quota.admission.chains import climb
 from hugetlb_quota.admission.requested_pod import RequestedPod
@@ -38,15 +37,10 @@ class PodRefused(Exception):
         return cls(pod_sentences.invalid_quota(str(pod), error), frozenset([error.key]))
 
     @classmethod
-    def over_quota(
-        cls,
-        pod: RequestedPod,
-        shortfalls: Sequence[Shortfall],
-        files: Mapping[QuotaKey, Sequence[RetainedFile]],
-        silent: Mapping[QuotaKey, str] | None = None,
-    ) -> Self:
-        """The quotas of ``shortfalls`` have no room; the arguments are those of the sentence."""
-        message = pod_sentences.over_quota(str(pod), shortfalls, files, silent)
+    def over_quota(cls, pod: RequestedPod, error: NoRoom) -> Self:
+        """Quotas have no room for the pod."""
+        shortfalls = error.shortfalls
+        message = pod_sentences.over_quota(str(pod), shortfalls, error.files, error.silent)
         return cls(message, frozenset(each.quota for each in shortfalls))
 
 

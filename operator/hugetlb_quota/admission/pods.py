@@ -169,7 +169,7 @@ class PodAdmission:
         try:
             version = await self._committer.charge(chain, reservation, deadline)
         except NoRoom as error:
-            raise PodRefused.over_quota(pod, error.shortfalls, error.files, error.silent) from error
+            raise PodRefused.over_quota(pod, error) from error
         except InvalidQuota as error:
             raise PodRefused.by_invalid_quota(pod, error) from error
         try:
@@ -239,8 +239,7 @@ class PodAdmission:
         """:raises PodRefused: if a quota of ``chain`` has no room in the cache."""
         counters = (quota.counter for quota in chain)
         if short := shortfalls(counters, demand, pod.uid):
-            files = {quota.key: quota.retained_files for quota in chain}
-            raise PodRefused.over_quota(pod, short, files)
+            raise PodRefused.over_quota(pod, NoRoom.of(short, chain))
 
     def _reservation(self, pod: RequestedPod, demand: Charge, attempt: int) -> Reservation:
         # Each attempt has its own ID, because the reservation of the attempt before is being

@@ -225,7 +225,7 @@ class QuotaAdmission:
         """
         charge = quota.counter.used.without_zeros()
         if short := shortfalls((each.counter for each in joined), charge, quota.uid):
-            raise NoRoom(short, {each.key: each.retained_files for each in joined})
+            raise NoRoom.of(short, joined)
         if joined and not request.dry_run:
             moving = Reservation(
                 uid=quota.uid,

@@ -9,6 +9,7 @@ import pytest
 from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.counter import shortfalls
 from hugetlb_quota.accounting.forest import QuotaKey
+from hugetlb_quota.admission.batch import NoRoom
 from hugetlb_quota.admission.governing import PodRefused, governing_quotas, quotas_to_charge
 from hugetlb_quota.admission.requested_pod import RequestedPod
 from hugetlb_quota.admission.review import AdmissionRequest
@@ -140,7 +141,7 @@ async def test_a_refusal_by_a_foreign_parent_depends_on_the_labels_of_the_namesp
 async def test_a_refusal_for_lack_of_room_depends_on_the_quotas_without_room(api: FakeApi) -> None:
     leaf, tenant = api.quota("db/leaf").counter, api.quota("acme/tenant").counter
     short = shortfalls((leaf, tenant), Charge({PageSize(2 << 20): 192 << 20}), "pod-1")
-    refusal = PodRefused.over_quota(RequestedPod.of(create(pod())), short, {})
+    refusal = PodRefused.over_quota(RequestedPod.of(create(pod())), NoRoom.of(short, []))
     assert refusal.quotas == {LEAF}
     assert (refusal.by, refusal.cause) == ((), "rule")
     assert "HugeTLBQuota db/leaf has room for 128Mi" in refusal.message

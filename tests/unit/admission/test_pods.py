@@ -178,6 +178,27 @@ async def test_a_dry_run_is_decided_and_writes_nothing(api: FakeApi) -> None:
     assert api.writes == []
 
 
+async def test_a_refused_dry_run_names_the_silent_nodes_as_a_refused_create_does(
+    api: FakeApi,
+) -> None:
+    sentence = "64Mi of an ended pod stays charged, because the agent does not report on worker."
+    raw = api.raw("db/leaf")
+    raw["status"]["conditions"] = [
+        {
+            "type": "NodesReporting",
+            "status": "False",
+            "reason": "AgentSilent",
+            "message": sentence,
+            "lastTransitionTime": "2026-11-22T12:00:00Z",
+        }
+    ]
+    api.put(raw)
+    large = pod(request={"hugepages-2Mi": "512Mi"})
+    tried = await decide_pod(api, create(large, dry_run=True))
+    assert f" {sentence} Ask for less," in tried.message
+    assert tried == await decide_pod(api, create(large))
+
+
 @pytest.mark.parametrize(
     "raw",
     [
