@@ -12,8 +12,9 @@ from hugetlb_quota.controller.webhooks.rules import (
     has_no_rules,
     has_rules,
 )
+from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.api import ObjectApi
-from hugetlb_quota.kube.resources import WEBHOOK_CONFIGURATIONS
+from hugetlb_quota.kube.resources import WEBHOOK_CONFIGURATIONS, Resource
 from tests.unit.controller.fake_objects import FakeObjects, Json, configuration
 
 NO_ANSWER = "admission does not answer"
@@ -173,6 +174,7 @@ async def test_a_conflict_while_rules_are_put_back_is_tried_again() -> None:
     world = World()
     await world.live(10)
     del world.raw["webhooks"][1]["rules"]
+    world.api.put(WEBHOOK_CONFIGURATIONS, world.raw)
     watched = {**world.raw, "metadata": {**world.raw["metadata"]}}
     world.api.put(WEBHOOK_CONFIGURATIONS, world.raw)  # a newer version, still without rules
     world.probe_failure = NO_ANSWER
@@ -183,6 +185,59 @@ async def test_a_conflict_while_rules_are_put_back_is_tried_again() -> None:
     assert has_rules(world.raw)
     assert len(world.warnings) == 1
     assert not await world.rules.restore(world.raw)
+
+
+@pytest.mark.parametrize("another", [False, True], ids=["own write", "write of another leader"])
+async def test_a_version_from_before_the_rules_is_no_removal(another: bool) -> None:
+    """A watch may show the version long after the rules came into force."""
+    world = World()
+    late = await world.api.get(WEBHOOK_CONFIGURATIONS, "hooks")
+    await world.live(10)
+    if another:
+        world.rules = world.leader()
+        await world.live(10)
+    written = list(world.api.writes)
+    assert not await world.rules.restore(late)
+    await world.live(10)
+    assert world.rules.in_force
+    assert not await world.rules.restore(await world.api.get(WEBHOOK_CONFIGURATIONS, "hooks"))
+    assert (world.api.writes, world.warnings) == (written, [])
+
+
+async def test_a_removal_is_warned_about_if_the_write_of_the_rules_had_no_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    await world.live(10)
+    del world.raw["webhooks"][1]["rules"]
+    world.api.put(WEBHOOK_CONFIGURATIONS, world.raw)
+    replace = world.api.replace
+
+    async def without_answer(resource: Resource, name: str, body: Json) -> Json:
+        await replace(resource, name, body)
+        raise errors.ApiUnreachable("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.api, "replace", without_answer)
+        with pytest.raises(errors.ApiUnreachable):
+            await world.rules.restore(await world.api.get(WEBHOOK_CONFIGURATIONS, "hooks"))
+    assert has_rules(world.raw)
+    await world.live(10)
+    assert world.rules.in_force
+    assert len(world.warnings) == 1
+    written = list(world.api.writes)
+    assert not await world.rules.restore(await world.api.get(WEBHOOK_CONFIGURATIONS, "hooks"))
+    assert world.api.writes == written
+
+
+async def test_removed_rules_are_put_back_after_a_restore_of_etcd_too() -> None:
+    world = World()
+    await world.live(10)
+    world.api.version = 0
+    world.api.put(WEBHOOK_CONFIGURATIONS, configuration())
+    await world.live(0)
+    assert has_rules(world.raw)
+    assert len(world.warnings) == 1
 
 
 async def test_rules_that_were_not_in_force_yet_are_not_put_back() -> None:

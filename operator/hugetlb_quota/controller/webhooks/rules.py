@@ -97,6 +97,10 @@ def without_rules(configuration: Json) -> Json:
     return {**configuration, "webhooks": webhooks}
 
 
+def _version(configuration: Json) -> int:
+    return int(configuration["metadata"]["resourceVersion"])
+
+
 class WebhookRules:
     """Turns the rules on and off, and knows whether the rules are in force.
 
@@ -128,7 +132,9 @@ class WebhookRules:
         self._on_removed = on_removed
         self._clock = clock
         self._probe = probe
+        #: When this controller first read the rules, and the version that it read then.
         self._on_since: float | None = None
+        self._on_version = 0
         self._unused_since: float | None = None
         self._probe_failure = ""
         self._must_restore = False
@@ -140,6 +146,7 @@ class WebhookRules:
     async def update(self, configuration: Json) -> float:
         """Turn the rules on or off as needed.
 
+        :param configuration: as read from the API server just now.
         :returns: the time until the next call is needed, in seconds.
         :raises ApiError: if a write failed; the server may have done the write.
         """
@@ -154,12 +161,19 @@ class WebhookRules:
     async def restore(self, configuration: Json) -> bool:
         """Put the rules back if somebody removed rules that were in force.
 
-        The write does not wait until admission answers, because without the removal the rules
-        would be there too. After a failed write or a Conflict, the next call writes again.
+        A watch may be late: a version from before the rules shows no removal. The write does not
+        wait until admission answers, because without the removal the rules would be there too.
+        After a failed write or a Conflict, the next call writes again.
 
+        :param configuration: as a watch shows it.
         :returns: whether the rules were removed.
         :raises ApiError: if the write failed; the server may have done the write.
         """
+        if _version(configuration) <= self._on_version:
+            return False
+        return await self._restore(configuration)
+
+    async def _restore(self, configuration: Json) -> bool:
         if self.in_force and not has_rules(configuration):
             self._not_in_force()
             self._must_restore = True
@@ -172,7 +186,9 @@ class WebhookRules:
 
     async def _turn_on(self, configuration: Json) -> float:
         if not has_rules(configuration):
-            if await self.restore(configuration):
+            # The API server was read just now, so the version does not matter. After a restore of
+            # etcd the version is lower than before.
+            if await self._restore(configuration):
                 return 0.0
             self._not_in_force()
             failure = await self._probe(self._api, configuration)
@@ -187,8 +203,12 @@ class WebhookRules:
             if await self._write(with_rules(configuration)):
                 logger.info("From now on the API server calls admission about pods.")
             return 0.0
+        if self._must_restore:
+            # The write had no answer, or another program has put the rules back.
+            self._must_restore = False
+            await self._warn(configuration["metadata"]["name"])
         if self._on_since is None:
-            self._on_since = self._clock()
+            self._on_since, self._on_version = self._clock(), _version(configuration)
         left = self._on_since + IN_FORCE_AFTER - self._clock()
         if left <= 0 and not self.in_force:
             self.in_force = True
