@@ -50,7 +50,7 @@ class Attribution:
         labels: Mapping[str, str] | None = None,
         node: str | None = None,
         *,
-        partial: bool = False,
+        labels_left_out: bool = False,
     ) -> frozenset[QuotaKey]:
         """The quotas that are charged directly for the pod ``uid``.
 
@@ -59,9 +59,9 @@ class Attribution:
         :param namespace: "" if neither the API nor a report ever named the pod.
         :param labels: the pod's labels in the API, or else in the last report.
         :param node: the node that the pod is or was bound to; None for an unbound pod.
-        :param partial: whether the pod has more labels than ``labels``.
+        :param labels_left_out: whether the pod has more labels than ``labels``.
         """
-        ruled = self.by_rule(uid, namespace, labels, node, partial=partial)
+        ruled = self.by_rule(uid, namespace, labels, node, labels_left_out=labels_left_out)
         return self.by_line(uid) if ruled is None else ruled
 
     def by_rule(
@@ -71,19 +71,21 @@ class Attribution:
         labels: Mapping[str, str] | None,
         node: str | None,
         *,
-        partial: bool = False,
+        labels_left_out: bool = False,
     ) -> frozenset[QuotaKey] | None:
         """The quotas that govern the pod, and the pod's heirs.
 
         None if no quota governs the pod and no heirs are named. A quota that is being deleted
         governs the pod only until heirs are named. If the pod has more labels than ``labels``
-        (``partial``), every quota that may select the pod governs the pod.
+        (``labels_left_out``), every quota that may select the pod governs the pod.
         """
         named = self.heirs.get((node or "", uid))
         inherited = named is not None
         governing = frozenset(
             quota.key
-            for quota in self.forest.selecting(namespace, labels or {}, partial=partial)
+            for quota in self.forest.selecting(
+                namespace, labels or {}, labels_left_out=labels_left_out
+            )
             if not (inherited and quota.terminating)
         )
         heirs = frozenset(key for key in named or NOBODY if key in self.forest)

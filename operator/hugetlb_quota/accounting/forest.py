@@ -139,18 +139,18 @@ class Forest:
         return self._quotas[key]
 
     def selecting(
-        self, namespace: str, labels: Mapping[str, str], *, partial: bool = False
+        self, namespace: str, labels: Mapping[str, str], *, labels_left_out: bool = False
     ) -> tuple[Quota, ...]:
         """The quotas of ``namespace`` that select a pod with ``labels``.
 
-        :param partial: whether the pod has more labels than ``labels``; then every quota that
-            may select the pod counts.
+        :param labels_left_out: whether the pod has more labels than ``labels``; then every quota
+            that may select the pod counts.
         """
         return tuple(
             quota
             for quota in self._by_namespace.get(namespace, ())
-            if (partial and quota.pod_selector.may_match(labels))
-            or (not partial and quota.pod_selector.matches(labels))
+            if (labels_left_out and quota.pod_selector.may_match(labels))
+            or (not labels_left_out and quota.pod_selector.matches(labels))
         )
 
     def chain(self, key: QuotaKey) -> tuple[Quota, ...]:

@@ -62,7 +62,7 @@ def fit(
     for longest in _LABELS:
         if _bytes(rows) <= most:
             break
-        rows = [_shortened(row, longest) for row in rows]
+        rows = [_with_fitting_labels(row, longest) for row in rows]
     fitting = _fitting(rows, reported, most) if _bytes(rows) > most else rows
     left_out = LeftOut(
         files=len(files),
@@ -72,7 +72,7 @@ def fit(
     return Fitted(fitting, (), left_out)
 
 
-def shorten(labels: Mapping[str, str], most: int) -> tuple[Mapping[str, str], int]:
+def fit_labels(labels: Mapping[str, str], most: int) -> tuple[Mapping[str, str], int]:
     """Return the shortest labels that take ``most`` bytes together, and the number left out."""
     if sum(len(key) + len(value) for key, value in labels.items()) <= most:
         return labels, 0
@@ -106,8 +106,8 @@ def _bare(row: Json) -> Json:
     }
 
 
-def _shortened(row: Json, most: int) -> Json:
-    labels, left_out = shorten(row.get("labels", {}), most)
+def _with_fitting_labels(row: Json, most: int) -> Json:
+    labels, left_out = fit_labels(row.get("labels", {}), most)
     if not left_out:
         return row
     before = row.get("labelsLeftOut", 0)

@@ -14,7 +14,7 @@ from typing import Final
 from hugetlb_quota.accounting.charge import NOTHING, Charge
 from hugetlb_quota.accounting.volume import volume_of
 from hugetlb_quota.agent import totals
-from hugetlb_quota.agent.fit import LABELS, shorten
+from hugetlb_quota.agent.fit import LABELS, fit_labels
 from hugetlb_quota.agent.pods import SeenPod
 from hugetlb_quota.agent.reading import SYSTEM, Reading
 from hugetlb_quota.agent.report import Entry, FileEntry, FileKey, Report, printable
@@ -111,7 +111,7 @@ def _entry(
     if seen is not None:
         pod = seen.pod
         cgroup = uid if uid != pod.uid else ""
-        labels, left_out = shorten(pod.labels, LABELS)
+        labels, left_out = fit_labels(pod.labels, LABELS)
         named = Entry(
             *(pod.uid, pod.namespace, pod.name, labels, cgroup),
             demand=pod.demand.without_zeros(),

@@ -19,7 +19,10 @@ _M = TypeVar("_M", bound=Model)
 
 @dataclass(frozen=True, slots=True)
 class ReportedPod:
-    """A living or gone pod in a node's report; ``partial``: the report lacks some labels."""
+    """A living or gone pod in a node's report.
+
+    ``labels_left_out``: whether the pod has more labels than ``labels``.
+    """
 
     node: str
     uid: str
@@ -30,7 +33,7 @@ class ReportedPod:
     demand: Charge = NOTHING
     charged: Charge = NOTHING
     ended_at: datetime | None = None
-    partial: bool = False
+    labels_left_out: bool = False
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}" if self.name else f"(pod {self.uid})"
@@ -112,7 +115,7 @@ def _pod(node: str, pod: NodePodStatus) -> ReportedPod:
         demand=Charge.from_sums(pod.demand),
         charged=Charge.from_sums(pod.charged).without_zeros(),
         ended_at=pod.ended_at,
-        partial=bool(pod.labels_left_out),
+        labels_left_out=bool(pod.labels_left_out),
     )
 
 

@@ -211,7 +211,11 @@ class World:
         """The holder for an entry of a report. The API may not have the pod (any more)."""
         if quotas is None:
             quotas = self.attribution.who_pays(
-                entry.uid, entry.namespace, entry.labels, entry.node, partial=entry.partial
+                entry.uid,
+                entry.namespace,
+                entry.labels,
+                entry.node,
+                labels_left_out=entry.labels_left_out,
             )
         gone = not entry.live
         return Holder(

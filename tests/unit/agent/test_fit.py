@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hugetlb_quota.agent.fit import MOST, Fitted, fit, shorten
+from hugetlb_quota.agent.fit import MOST, Fitted, fit, fit_labels
 from hugetlb_quota.api.node import LeftOut, NodePodStatus
 
 Json = dict[str, Any]
@@ -79,7 +79,7 @@ labels = st.dictionaries(st.text(max_size=40), st.text(max_size=2000), max_size=
 
 @given(labels=labels, most=st.integers(0, 5000))
 def test_keeps_the_shortest_labels(labels: dict[str, str], most: int) -> None:
-    kept, left_out = shorten(labels, most)
+    kept, left_out = fit_labels(labels, most)
     assert kept.items() <= labels.items()
     assert len(kept) + left_out == len(labels)
     lengths = sorted(len(key) + len(value) for key, value in labels.items())

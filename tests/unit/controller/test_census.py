@@ -378,14 +378,14 @@ def test_a_new_quota_that_selects_a_gone_pod_pays_for_what_the_pod_left() -> Non
 def test_if_a_report_had_no_room_for_labels_all_quotas_that_may_select_the_pod_pay() -> None:
     web, db = (Quota(QuotaKey("ns", name), pod_selector=by_app(name)) for name in ("web", "db"))
     forest = Forest([web, db, Quota(QuotaKey("other", "all"))], {})
-    some = replace(GONE, labels={"tier": "1"}, partial=True)
+    some = replace(GONE, labels={"tier": "1"}, labels_left_out=True)
     counted = Census().count(snapshot(report(12, some), forest=forest))
     assert counted.retained == (Retained("uid", LEFT, frozenset({web.key, db.key})),)
     # A quota whose selector can't match the reported labels does not pay.
     some = replace(some, labels={"app": "db"})
     counted = Census().count(snapshot(report(12, some), forest=forest))
     assert counted.retained == (Retained("uid", LEFT, frozenset({db.key})),)
-    whole = replace(some, labels={"tier": "1"}, partial=False)
+    whole = replace(some, labels={"tier": "1"}, labels_left_out=False)
     counted = Census().count(snapshot(report(12, whole), forest=forest))
     assert counted.retained == (Retained("uid", LEFT, frozenset()),)
 

@@ -114,33 +114,35 @@ def test_a_silent_node_is_named_with_what_it_holds_and_what_to_do() -> None:
     assert all(each.good for each in findings(LEAF, counter=COUNTER, forest=FOREST, held=HELD))
 
 
-def test_a_node_whose_report_is_cut_is_not_called_silent() -> None:
-    def found(*, cut: set[str], silent: set[str], counter: Counter = COUNTER) -> Finding:
-        return findings(LEAF, counter=counter, forest=FOREST, held=HELD, silent=silent, cut=cut)[-1]
+def test_a_node_with_a_report_that_leaves_out_pods_is_not_called_silent() -> None:
+    def found(*, leaving_out: set[str], silent: set[str], counter: Counter = COUNTER) -> Finding:
+        return findings(
+            LEAF, counter=counter, forest=FOREST, held=HELD, silent=silent, leaving_out=leaving_out
+        )[-1]
 
-    full = found(cut={"worker", "other"}, silent=set())
+    full = found(leaving_out={"worker", "other"}, silent=set())
     assert (full.good, full.reason) == (False, "ReportTooLarge")
     assert full.message == (
         "64Mi of hugepages-2Mi of an ended pod stays charged. There is no room for all pods in the"
         " report of worker. Remove files that gone pods left there; the condition ReportComplete of"
         " the HugeTLBNode says more."
     )
-    assert found(cut={"other"}, silent=set()).good
+    assert found(leaving_out={"other"}, silent=set()).good
     # A silent agent has made no room either.
-    assert found(cut={"worker"}, silent={"worker"}).reason == "AgentSilent"
+    assert found(leaving_out={"worker"}, silent={"worker"}).reason == "AgentSilent"
     lines = tuple(
         replace(LINE, uid=str(n), counted=("worker", "other")[n % 2])
         for n in range(IDENTITIES_KEPT)
     )
     many = replace(COUNTER, reservations=lines)
-    for cut, sentence in (
+    for leaving_out, sentence in (
         ({"worker"}, "report on other. There is no room for all pods in the report of worker."),
         (
             {"worker", "other"},
             "remembered. There is no room for all pods in the report of other, worker.",
         ),
     ):
-        finding = found(cut=cut, silent=set(), counter=many)
+        finding = found(leaving_out=leaving_out, silent=set(), counter=many)
         assert finding.reason == "ReportTooLarge"
         assert sentence in finding.message
 

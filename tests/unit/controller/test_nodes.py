@@ -72,7 +72,7 @@ def test_a_report_is_read() -> None:
     assert project_report({**RAW, "status": {}}) is None
     raw = deepcopy(RAW)
     raw["status"]["pods"][0]["labelsLeftOut"] = 2
-    assert [pod.partial for pod in (*report.pods, *read(raw).pods)] == [False, True]
+    assert [pod.labels_left_out for pod in (*report.pods, *read(raw).pods)] == [False, True]
 
 
 def test_unbefore_fields_and_unreadable_files_and_rows_are_ignored() -> None:
@@ -119,12 +119,12 @@ def test_the_taint_says_that_a_node_is_out_of_service() -> None:
     assert project_node(raw).boot_id == "boot"
 
 
-def test_a_report_is_cut_if_it_leaves_out_pods() -> None:
-    for left_out, cut in (({"files": 3, "labels": 1, "pods": 0}, False), ({"pods": 1}, True)):
+def test_a_report_leaves_out_pods_if_it_counts_some_as_left_out() -> None:
+    for left_out, pods in (({"files": 3, "labels": 1, "pods": 0}, False), ({"pods": 1}, True)):
         raw = deepcopy(RAW)
         raw["status"]["leftOut"] = left_out
-        assert read(raw).is_cut == cut
-    assert not read(RAW).is_cut
+        assert read(raw).pods_left_out == pods
+    assert not read(RAW).pods_left_out
 
 
 JSON = st.recursive(

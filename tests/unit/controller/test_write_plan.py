@@ -117,11 +117,11 @@ def test_a_node_becomes_silent_for_the_quotas_with_held_pods(bench: Bench) -> No
     assert bench.planned() == set()
 
 
-def test_a_cut_report_is_planned_for_the_quotas_with_held_pods(bench: Bench) -> None:
+def test_a_report_that_leaves_out_pods_is_planned_for_quotas_with_held_pods(bench: Bench) -> None:
     held(bench)
-    bench.report(REPORT, replace(REPORT, is_cut=True))
+    bench.report(REPORT, replace(REPORT, pods_left_out=True))
     plan = bench.planner.plan()
-    assert plan.cut == {"worker"}
+    assert plan.leaving_out == {"worker"}
     assert {quota.key for quota in plan.quotas} == {KEY, OTHER}
 
 

@@ -183,7 +183,7 @@ class CountBuilder:
             ruled = attribution.by_rule(uid, pod.namespace, pod.labels, pod.node or node)
         elif self._may_describe(node, uid):
             ruled = attribution.by_rule(
-                uid, entry.namespace, entry.labels, node, partial=entry.partial
+                uid, entry.namespace, entry.labels, node, labels_left_out=entry.labels_left_out
             )
         if ruled is not None:
             return ruled

@@ -37,7 +37,8 @@ class ReportedPod:
 
     ``namespace`` and ``name``: "" if no agent ever saw the pod in the API. ``demand``: the huge
     pages that the pod asks for. ``charged``: the kernel's charge of the pod's cgroup.
-    ``partial``: whether the pod has more labels than ``labels``, because the report had no room.
+    ``labels_left_out``: whether the pod has more labels than ``labels``, because the report had no
+    room.
     """
 
     uid: str
@@ -47,7 +48,7 @@ class ReportedPod:
     live: bool
     charged: Charge
     demand: Charge = NOTHING
-    partial: bool = False
+    labels_left_out: bool = False
 
     @property
     def is_named(self) -> bool:
@@ -89,7 +90,7 @@ class NodeReport:
     ``boot_id``: None if no report was readable yet; then the report releases nothing.
     ``reported_at``: a time of the node's clock, used only to tell heartbeats apart.
     ``lost_spec``: the spec of an earlier object that was deleted; ``spec`` may lack parts of it.
-    ``is_cut``: whether the report has no room for all pods of the node. Then
+    ``pods_left_out``: whether the report leaves out pods, because it has no room. Then
     ``pods_resource_version`` is that of the last report with room for all.
     """
 
@@ -101,7 +102,7 @@ class NodeReport:
     files: tuple[ReportedFile, ...] = ()
     spec: NodeSpec = NodeSpec()
     lost_spec: NodeSpec = NodeSpec()
-    is_cut: bool = False
+    pods_left_out: bool = False
 
     @property
     def full_spec(self) -> NodeSpec:
@@ -155,7 +156,7 @@ def project_report(raw: Mapping[str, Any], before: NodeReport | None = None) -> 
             pods=tuple(_read_pod(each) for each in _list_in(status, "pods")),
             files=tuple(_read_files(_list_in(status, "files"))),
             spec=spec,
-            is_cut=read.left_out is not None and read.left_out.pods > 0,
+            pods_left_out=read.left_out is not None and read.left_out.pods > 0,
         )
     except (ValueError, TypeError, AttributeError) as error:
         logger.error(
@@ -223,7 +224,7 @@ def _read_pod(raw: Any) -> ReportedPod:
         live=pod.live,
         charged=Charge.from_sums(pod.charged),
         demand=Charge.from_sums(pod.demand),
-        partial=bool(pod.labels_left_out),
+        labels_left_out=bool(pod.labels_left_out),
     )
 
 

@@ -71,7 +71,7 @@ class Snapshot:
 
     def _line(self, node: str, pod: ReportedPod) -> Line:
         payers = self.attribution.who_pays(
-            pod.uid, pod.namespace, pod.labels, node, partial=pod.partial
+            pod.uid, pod.namespace, pod.labels, node, labels_left_out=pod.labels_left_out
         )
         charge = pod.demand.peak(pod.charged)
         return Line(pod.uid, pod.full_name, charge, payers, counted=node)

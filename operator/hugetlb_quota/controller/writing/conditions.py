@@ -42,7 +42,7 @@ def findings(
     forest: Forest,
     held: Collection[Held] = (),
     silent: Collection[str] = (),
-    cut: Collection[str] = (),
+    leaving_out: Collection[str] = (),
 ) -> tuple[Finding, ...]:
     """All findings about ``quota``.
 
@@ -50,12 +50,14 @@ def findings(
     :param forest: all quotas.
     :param held: the ended pods that are still charged to the quota.
     :param silent: the nodes without a report for a long time.
-    :param cut: the nodes with reports that have no room for all pods.
+    :param leaving_out: the nodes with reports that leave out pods.
     """
     return (
         _ready(quota, forest),
         _within_limits(counter),
-        _nodes_reporting(held, frozenset(silent), frozenset(cut) - frozenset(silent), counter),
+        _nodes_reporting(
+            held, frozenset(silent), frozenset(leaving_out) - frozenset(silent), counter
+        ),
     )
 
 
@@ -170,18 +172,19 @@ def _within_limits(counter: Counter) -> Finding:
     )
 
 
-def _unnamed(counter: Counter, cut: Collection[str]) -> Iterator[Finding]:
+def _unnamed(counter: Counter, leaving_out: Collection[str]) -> Iterator[Finding]:
     """A finding if the quota remembers as many unreported pods as it can.
 
     Pods without a node do not count: no agent can report them yet.
 
-    :param cut: the nodes with reports that come, but have no room for all pods.
+    :param leaving_out: the nodes with reports that come, but leave out pods.
     """
     words = [each.counted for each in counter.reservations if each.counted not in ("", UNBOUND)]
     if len(words) < IDENTITIES_KEPT:
         return
     nodes = {word for word in words if word != SOMEWHERE}
-    full, others = sorted(nodes & frozenset(cut)), sorted(nodes - frozenset(cut))
+    full = sorted(nodes & frozenset(leaving_out))
+    others = sorted(nodes - frozenset(leaving_out))
     report = f" Make sure that the agents report{f' on {_some(others)}' if others else ''}."
     advice = ("" if full and not others else report) + (f" {_make_room(full)}" if full else "")
     yield Finding(
@@ -207,12 +210,12 @@ def _some(names: list[str]) -> str:
 
 
 def _nodes_reporting(
-    held: Collection[Held], silent: frozenset[str], cut: frozenset[str], counter: Counter
+    held: Collection[Held], silent: frozenset[str], leaving_out: frozenset[str], counter: Counter
 ) -> Finding:
     problems = [
         *_for_silence([each for each in held if each.nodes & silent], silent),
-        *_for_room([each for each in held if each.nodes & cut], cut),
-        *_unnamed(counter, cut),
+        *_for_room([each for each in held if each.nodes & leaving_out], leaving_out),
+        *_unnamed(counter, leaving_out),
     ]
     if not problems:
         return Finding(NODES_REPORTING, True, "Reporting", "No charge waits for a node's report.")
@@ -231,13 +234,13 @@ def _for_silence(held: list[Held], silent: frozenset[str]) -> Iterator[Finding]:
         )
 
 
-def _for_room(held: list[Held], cut: frozenset[str]) -> Iterator[Finding]:
+def _for_room(held: list[Held], leaving_out: frozenset[str]) -> Iterator[Finding]:
     if held:
         yield Finding(
             NODES_REPORTING,
             False,
             "ReportTooLarge",
-            f"{_amount(held)} stays charged. {_make_room(_nodes(held, cut))}",
+            f"{_amount(held)} stays charged. {_make_room(_nodes(held, leaving_out))}",
         )
 
 

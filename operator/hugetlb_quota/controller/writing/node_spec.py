@@ -150,7 +150,7 @@ def _heirs(
     succession: Succession,
 ) -> frozenset[QuotaKey]:
     forest = succession.forest
-    selecting = forest.selecting(pod.namespace, pod.labels, partial=pod.partial)
+    selecting = forest.selecting(pod.namespace, pod.labels, labels_left_out=pod.labels_left_out)
     governing = {quota.key for quota in selecting}
     heirs = {key for key in before if key in forest}
     for quota in payers:

@@ -103,7 +103,7 @@ class StatusWriter:
                 forest=plan.forest,
                 held=held,
                 silent=plan.silent,
-                cut=plan.cut,
+                leaving_out=plan.leaving_out,
             )
             new = restate(
                 quota,

@@ -31,14 +31,14 @@ class WritePlan:
     """What to write after one count. The ledger does not change until all is written.
 
     ``quotas``: the quotas that may need another status. ``silent``: the nodes without a report
-    for :data:`SILENT_AFTER` seconds. ``cut``: the nodes with reports that have no room for all
-    pods. ``node_specs``: reports, each with the new spec of the same object.
+    for :data:`SILENT_AFTER` seconds. ``leaving_out``: the nodes with reports that leave out pods.
+    ``node_specs``: reports, each with the new spec of the same object.
     """
 
     forest: Forest
     quotas: tuple[QuotaObject, ...]
     silent: frozenset[str]
-    cut: frozenset[str]
+    leaving_out: frozenset[str]
     node_specs: tuple[tuple[NodeReport, NodeSpec], ...]
 
 
@@ -63,7 +63,7 @@ class WritePlanner:
         self._next_expiry = next_expiry
         self.retry_quotas = set[QuotaKey]()
         self.retry_nodes = set[str]()
-        self._silent, self._cut = frozenset[str](), frozenset[str]()
+        self._silent, self._leaving_out = frozenset[str](), frozenset[str]()
         #: The last look at all quotas with reservations.
         self._pending_seen_at = 0.0
         self._check_due_at = time.monotonic() + CHECK_PERIOD
@@ -90,7 +90,7 @@ class WritePlanner:
             forest=self._books.input.forest,
             quotas=tuple(store.quotas[key] for key in keys if key in store.quotas),
             silent=self._silent,
-            cut=self._cut,
+            leaving_out=self._leaving_out,
             node_specs=tuple(self._new_specs(nodes)),
         )
 
@@ -112,9 +112,9 @@ class WritePlanner:
         self._informers.forget_reports(kept=reports)
         ages = self._informers.report_ages
         silent = frozenset(name for name, age in ages.items() if age >= SILENT_AFTER)
-        cut = frozenset(name for name, report in reports.items() if report.is_cut)
-        if (silent, cut) != (self._silent, self._cut):
-            self._silent, self._cut = silent, cut
+        leaving_out = frozenset(name for name, report in reports.items() if report.pods_left_out)
+        if (silent, leaving_out) != (self._silent, self._leaving_out):
+            self._silent, self._leaving_out = silent, leaving_out
             keys |= self._books.ledger.quotas_with_held()
         return keys
 
