@@ -32,8 +32,8 @@ class Change:
 
     ``parent``: the new parent. ``since``: the resourceVersion of the object that the request
     updates, 0 for a creation; the API server stores an update only over this version.
-    ``request``: the UID of the admission request. ``expires``: the time when the API request
-    has ended at the latest.
+    ``request``: the UID of the admission request. ``expires``: when the API request has ended at
+    the latest, by the clock of the replica. Only earlier releases compare it with their clocks.
     """
 
     quota: QuotaKey
@@ -67,12 +67,12 @@ class Change:
         except ValueError as error:
             raise MalformedChange(line) from error
 
-    def may_come(self, versions: Mapping[QuotaKey, int], now: datetime) -> bool:
-        """Whether the API server may still store the change.
+    def may_come(self, versions: Mapping[QuotaKey, int]) -> bool:
+        """Whether the API server may still store the change, if the API request has not ended.
 
         :param versions: the resourceVersion of every quota, read after the change was recorded.
         """
-        return versions.get(self.quota, 0) == self.since and now < self.expires
+        return versions.get(self.quota, 0) == self.since
 
 
 def in_the_way(

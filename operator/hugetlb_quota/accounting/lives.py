@@ -1,4 +1,4 @@
-"""How long a program has watched each reservation, by the program's own clock."""
+"""How long a program has watched each reservation or note, by the program's own clock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from hugetlb_quota.accounting.reservation import ReservationId
 
-#: The ID of a reservation, or the text of a line that is not a reservation.
+#: The ID of a reservation, or the text of a line: one that is not a reservation, or of a note.
 LineId = ReservationId | str
 
 

@@ -197,7 +197,7 @@ class QuotaAdmission:
             request=request.uid,
             expires=self._notes.expires(deadline),
         )
-        pending = [each for each in notes.changes if each.may_come(versions, self._notes.now())]
+        pending = self._notes.pending(notes, versions)
         if waits_for := in_the_way(change, pending, proposal.forest()):
             return proposal, waits_for
         # The API server refuses to create a quota that exists.

@@ -64,8 +64,8 @@ class Admission:
         pods = PodAdmission(
             self._cache, self._committer, lifetime=lifetime, require_quota=require_quota
         )
-        notes = ChangeNotes(api, changes, lifetime=lifetime)
-        quotas = QuotaAdmission(api, self._committer, notes, lifetime=lifetime)
+        self._notes = ChangeNotes(api, changes, lifetime=lifetime)
+        quotas = QuotaAdmission(api, self._committer, self._notes, lifetime=lifetime)
         self._witness = Witness(api, self._cache, lifetime)
         self._refusals = RefusalEvents(api, self._uid_of, socket.gethostname())
         self._webhooks = Webhooks(path, pods.decide, quotas.decide, metrics, self._refusals)
@@ -83,7 +83,9 @@ class Admission:
         async with self._cache.running():
             try:
                 async with in_background(
-                    events_of_refusals=self._refusals.run(), witness=self._witness.run()
+                    events_of_refusals=self._refusals.run(),
+                    witness=self._witness.run(),
+                    notes=self._notes.run(),
                 ):
                     yield
             finally:

@@ -191,22 +191,95 @@ NEW = quota("ns/leaf", hard("192Mi"), parent="ns/root")
 LOWER = quota("ns/root", hard("128Mi"))
 
 
-async def test_a_noted_change_blocks_others_until_it_expires(
-    quiet: FakeApi, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Replicas:
+    """Replicas of admission: one monotonic clock, and a wall clock each."""
+
+    def __init__(self, api: FakeApi) -> None:
+        self.api = api
+        self.seconds = 100.0
+
+    def start(self, skew: timedelta = timedelta(0)) -> tuple[QuotaAdmission, ChangeNotes]:
+        """A replica with a wall clock that is ahead by ``skew``."""
+
+        def now() -> datetime:
+            elapsed = timedelta(seconds=self.seconds)
+            return datetime(2026, 11, 22, 12, 0, tzinfo=UTC) + elapsed + skew
+
+        notes = ChangeNotes(
+            self.api, CHANGES, now, lifetime=timedelta(seconds=34), clock=lambda: self.seconds
+        )
+        committer = Committer(self.api, QuotaCache(self.api))
+        return QuotaAdmission(self.api, committer, notes), notes
+
+
+@pytest.fixture
+def replicas(quiet: FakeApi, monkeypatch: pytest.MonkeyPatch) -> Replicas:
     monkeypatch.setattr(quotas_module, "LONGEST_WAIT", 0.1)
-    now = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
-    notes = ChangeNotes(quiet, CHANGES, lambda: now)
-    admission = QuotaAdmission(quiet, Committer(quiet, QuotaCache(quiet)), notes)
+    return Replicas(quiet)
+
+
+async def lower(admission: QuotaAdmission, api: FakeApi) -> Decision:
+    request = update(api.raw("ns/root"), LOWER, uid="another")
+    return await admission.decide(request, Deadline.after(9))
+
+
+async def test_a_noted_change_blocks_others_until_its_life_is_over(replicas: Replicas) -> None:
+    api, (admission, _) = replicas.api, replicas.start()
     assert (await admission.decide(create(NEW), Deadline.after(9))).allowed
-    assert quiet.noted == ["ns/leaf ns/root"]
-    lower = update(quiet.raw("ns/root"), LOWER, uid="another")
-    refused = await admission.decide(lower, Deadline.after(9))
+    assert api.noted == ["ns/leaf ns/root"]
+    replicas.seconds += 63.9
+    refused = await lower(admission, api)
     assert (refused.allowed, refused.retry_after) == (False, 1)
     assert "ns/leaf, above or below it, is being changed at the same time" in refused.message
-    now += timedelta(seconds=100)
-    assert (await admission.decide(lower, Deadline.after(9))).allowed
-    assert quiet.noted == ["ns/root -"]
+    replicas.seconds += 0.1
+    assert (await lower(admission, api)).allowed
+    assert api.noted == ["ns/root -"]
+
+
+@pytest.mark.parametrize("skew", [timedelta(hours=1), timedelta(hours=-1)], ids=["ahead", "behind"])
+async def test_no_wall_clock_ends_or_lengthens_the_life_of_a_note(
+    replicas: Replicas, skew: timedelta
+) -> None:
+    api, (one, _), (other, _) = replicas.api, replicas.start(), replicas.start(skew)
+    assert (await one.decide(create(NEW), Deadline.after(9))).allowed
+    assert not (await lower(other, api)).allowed
+    replicas.seconds += 63.9
+    assert not (await lower(other, api)).allowed
+    replicas.seconds += 0.1
+    assert (await lower(other, api)).allowed
+
+
+async def test_a_replica_removes_a_note_only_after_it_has_watched_the_whole_life(
+    replicas: Replicas,
+) -> None:
+    api, (one, notes) = replicas.api, replicas.start()
+    assert (await one.decide(create(NEW), Deadline.after(9))).allowed
+    replicas.seconds += 20
+    # A replica that starts now does not see how old the note is.
+    late, late_notes = replicas.start()
+    await late_notes.look()
+    replicas.seconds += 44
+    await late_notes.look()
+    assert api.noted == ["ns/leaf ns/root"]
+    assert not (await lower(late, api)).allowed
+    await notes.look()
+    assert api.noted == []
+    assert (await lower(late, api)).allowed
+
+
+async def test_a_replica_reads_the_notes_only_if_a_life_is_over(replicas: Replicas) -> None:
+    api, (admission, notes) = replicas.api, replicas.start()
+    await notes.look()
+    assert (await admission.decide(create(NEW), Deadline.after(9))).allowed
+    before = len(api.requests)
+    replicas.seconds += 63.9
+    await notes.look()
+    assert len(api.requests) == before
+    replicas.seconds += 0.1
+    await notes.look()
+    await notes.look()
+    where = "/".join(CHANGES)
+    assert api.requests[before:] == [f"GET configmaps {where}", f"PUT configmaps {where}"]
 
 
 async def test_the_note_of_a_creation_goes_when_the_quota_is_deleted(quiet: FakeApi) -> None:
