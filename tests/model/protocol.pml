@@ -104,10 +104,11 @@ Quota quota[QUOTAS];
 
 #define USED(q) (quota[q].pods + quota[q].retained + PODS_OF(quota[q].reserved))
 
-/* A request to the API server; OVER: it was answered, refused or abandoned, or its pod is there.
-   LATE: its time is over, and etcd, which was paused, has yet to decide it. */
-#define UNASKED 0
-#define ASKED 1
+/* A request to the API server. UNDECIDED: it waits for admission. OVER: it was answered, refused or
+   abandoned, or its pod is there. LATE: its time is over, and etcd, which was paused, has yet to
+   decide it. */
+#define NOT_SENT 0
+#define UNDECIDED 1
 #define ALLOWED 2
 #define OVER 3
 #define LATE 4
@@ -119,7 +120,7 @@ byte owes[PODS];                                    /* quotas that the pod must 
 #if RELEASE
 /* ---- the node ---- */
 
-bit boot;                                           /* bootID, as Node tells too */
+bit boot;                                           /* bootID, as the Node shows too */
 bit started[PODS];                                  /* kubelet has made its cgroup once */
 bit cgroup[PODS];                                   /* there is one, with processes */
 bit filled[PODS];                                   /* a file holds its page, cgroup or not */
@@ -170,15 +171,15 @@ inline check() {
 /* ---- copies that watches keep ---- */
 
 /* code: admission.cache:QuotaCache */
-typedef Known {
+typedef Cached {
     bit exists;
     bit counted;
     bit current;                                    /* its resourceVersion is the stored one */
     unsigned charged : 3;                           /* pods and retained */
     unsigned reserved : 6
 };
-Known known[REPLICAS * QUOTAS];
-#define KNOWN(k, q) known[(k) * QUOTAS + (q)]
+Cached cached[REPLICAS * QUOTAS];
+#define CACHED(k, q) cached[(k) * QUOTAS + (q)]
 
 #if !ADMISSION
 Pod seen[2 * PODS];
@@ -201,14 +202,14 @@ byte back[REPLICAS];                                /* reservations that are bei
 byte again;                                         /* requests that were decided on twice */
 
 inline copy_quota(k, q) {
-    KNOWN(k, q).exists = quota[q].exists;
-    KNOWN(k, q).counted = quota[q].counted;
-    KNOWN(k, q).charged = quota[q].pods + quota[q].retained;
-    KNOWN(k, q).reserved = quota[q].reserved;
-    KNOWN(k, q).current = 1
+    CACHED(k, q).exists = quota[q].exists;
+    CACHED(k, q).counted = quota[q].counted;
+    CACHED(k, q).charged = quota[q].pods + quota[q].retained;
+    CACHED(k, q).reserved = quota[q].reserved;
+    CACHED(k, q).current = 1
 }
 
-/* One stream tells of all quotas in order, so a copy of all is of one moment.
+/* One stream shows all quotas in order, so a copy of all is of one moment.
    code: admission.cache:QuotaCache.wait_for */
 inline watch_quotas(k) {
     copy_quota(k, 0);
@@ -219,9 +220,9 @@ inline watch_quotas(k) {
 
 /* The scenes in which each decision reads the cache again. */
 inline forget_quota(k) {
-    KNOWN(k, 0).charged = 0;
-    KNOWN(k, 0).reserved = 0;
-    KNOWN(k, 0).current = 0
+    CACHED(k, 0).charged = 0;
+    CACHED(k, 0).reserved = 0;
+    CACHED(k, 0).current = 0
 }
 
 /* A write by anybody: every other copy is of the past, and controllers look again. */
@@ -229,9 +230,9 @@ inline wrote(q) {
 #if LIVES
     flip = !flip;
 #endif
-    KNOWN(0, q).current = 0;
+    CACHED(0, q).current = 0;
 #if REPLICAS == 2
-    KNOWN(1, q).current = 0;
+    CACHED(1, q).current = 0;
 #endif
 #if !ADMISSION
     dirty[0] = 1;
@@ -254,7 +255,7 @@ proctype ApiServer(byte r) {
 end:
     atomic {
         !RELABELS(r) || (pod[POD(r)].here && !pod[POD(r)].under) ->
-        phase[r] = ASKED;
+        phase[r] = UNDECIDED;
         since[r] = pod[POD(r)].version;
         owed[r] = quota[0].exists;
 #if QUOTAS == 2
@@ -265,7 +266,7 @@ end:
     do
     :: atomic {
         if
-        :: phase[r] == ASKED ->
+        :: phase[r] == UNDECIDED ->
             over(r);
             printf("request %d is abandoned\n", r)
         :: phase[r] == ALLOWED || phase[r] == LATE ->
@@ -324,7 +325,7 @@ end:
 
 /* ---- admission ---- */
 
-#define ASKED_OF(k, r) (HAS(MINE(k), r) && phase[r] == ASKED)
+#define WAITS_FOR(k, r) (HAS(MINE(k), r) && phase[r] == UNDECIDED)
 #if FENCE && !defined(SAME_ID_AGAIN)
 /* code: admission.pods:PodAdmission._reservation */
 #define ID(r) (HAS(again, r) -> BIT(r + 3) : BIT(r))
@@ -334,18 +335,18 @@ end:
 #define IDS(r) BIT(r)
 #endif
 #if REQUESTS == 3
-#define WAITING(k) (ASKED_OF(k, 0) | (ASKED_OF(k, 1) << 1) | (ASKED_OF(k, 2) << 2))
+#define WAITING(k) (WAITS_FOR(k, 0) | (WAITS_FOR(k, 1) << 1) | (WAITS_FOR(k, 2) << 2))
 #else
-#define WAITING(k) (ASKED_OF(k, 0) | (ASKED_OF(k, 1) << 1))
+#define WAITING(k) (WAITS_FOR(k, 0) | (WAITS_FOR(k, 1) << 1))
 #endif
 #if QUOTAS == 2
-#define CHAIN(k) (KNOWN(k, 0).exists | (KNOWN(k, 1).exists << 1))
-#define CURRENT(k) (KNOWN(k, 0).current && KNOWN(k, 1).current)
+#define CHAIN(k) (CACHED(k, 0).exists | (CACHED(k, 1).exists << 1))
+#define CURRENT(k) (CACHED(k, 0).current && CACHED(k, 1).current)
 #define COUNTED(k) \
-    ((!KNOWN(k, 0).exists || KNOWN(k, 0).counted) && (!KNOWN(k, 1).exists || KNOWN(k, 1).counted))
+    ((!CACHED(k, 0).exists || CACHED(k, 0).counted) && (!CACHED(k, 1).exists || CACHED(k, 1).counted))
 #else
 #define CHAIN(k) 1
-#define CURRENT(k) KNOWN(k, 0).current
+#define CURRENT(k) CACHED(k, 0).current
 #define COUNTED(k) true
 #endif
 #ifdef UNCOUNTED
@@ -356,7 +357,7 @@ end:
 #endif
 
 #ifdef DECIDE_EACH_ALONE
-#define BEFORE(k, q) KNOWN(k, q).reserved
+#define BEFORE(k, q) CACHED(k, q).reserved
 #else
 #define BEFORE(k, q) tab
 #endif
@@ -364,14 +365,14 @@ end:
 /* The requests of the batch that fit, in order, by the cached quota: into tab, or into failed.
    code: admission.batch:decide, admission.batch:_why_not, accounting.counter:Tab */
 inline decide(k, q) {
-    tab = KNOWN(k, q).reserved;
+    tab = CACHED(k, q).reserved;
     r = 0;
     do
     :: r < REQUESTS ->
         if
         :: HAS(batch & ~failed, r) && !(tab & ID(r)) ->
             if
-            :: KNOWN(k, q).charged + PODS_OF((BEFORE(k, q) & ~SAME(r))) + 1 <= HARD(q) ->
+            :: CACHED(k, q).charged + PODS_OF((BEFORE(k, q) & ~SAME(r))) + 1 <= HARD(q) ->
                 tab = tab | ID(r)
             :: else -> failed = failed | BIT(r)
             fi
@@ -446,11 +447,11 @@ end:
             do
             :: atomic {
                 if
-                :: tab == KNOWN(k, q).reserved -> todo = todo & ~BIT(q)
+                :: tab == CACHED(k, q).reserved -> todo = todo & ~BIT(q)
 #ifdef NO_COMPARE
-                :: tab != KNOWN(k, q).reserved ->
+                :: tab != CACHED(k, q).reserved ->
 #else
-                :: tab != KNOWN(k, q).reserved && KNOWN(k, q).current ->
+                :: tab != CACHED(k, q).reserved && CACHED(k, q).current ->
 #endif
                     quota[q].reserved = tab;
                     wrote(q);
@@ -500,10 +501,10 @@ end:
                     :: HAS(batch, r) && HAS(failed, r) ->
                         TAKES_BACK(k, r);
                         if
-                        :: phase[r] == ASKED -> over(r)
+                        :: phase[r] == UNDECIDED -> over(r)
                         :: else
                         fi
-                    :: HAS(batch & ~failed, r) && phase[r] == ASKED ->
+                    :: HAS(batch & ~failed, r) && phase[r] == UNDECIDED ->
                         phase[r] = ALLOWED;
                         printf("replica %d allows request %d\n", k, r)
                     /* It was abandoned. */
@@ -574,7 +575,7 @@ end:
 #endif
 
 #if FENCE
-/* Whoever makes quotas: a second one in the namespace, or a parent. One with more pods than it
+/* Makes quotas: a second one in the namespace, or a parent. One with more pods than it
    allows may be made; no admission is to blame for that, so it is not made here. */
 proctype Administrator() {
     byte q = PREMADE;
@@ -641,25 +642,25 @@ inline see_pod(c, p) {
 }
 
 #if RELEASE
-Report told[2];                               /* the copies of the report */
+Report copies[2];                               /* the copies of the report */
 bit node_boot[2];                             /* the copies of Node's bootID */
 #define SAME_REPORT(c) \
-    (told[c].boot == report.boot && told[c].reached == report.reached && \
-     told[c].live == report.live && told[c].charged == report.charged)
-#define NAMES(c, p) HAS(told[c].live | told[c].charged, p)
+    (copies[c].boot == report.boot && copies[c].reached == report.reached && \
+     copies[c].live == report.live && copies[c].charged == report.charged)
+#define NAMES(c, p) HAS(copies[c].live | copies[c].charged, p)
 #ifdef ANY_OTHER_BOOT
-#define BOOTED(c) (node_boot[c] != told[c].boot)
+#define BOOTED(c) (node_boot[c] != copies[c].boot)
 #else
 /* The Node was seen with the report's boot, and then with another. A report may also be of a boot
    that the Node object does not show yet. code: controller.counting.node_history:NodeHistory.former_boots */
-#define BOOTED(c) (node_boot[c] && !told[c].boot)
+#define BOOTED(c) (node_boot[c] && !copies[c].boot)
 #endif
 
 #ifdef RELEASE_WITHOUT_VERSION
 #define REACHED(c, p) true
 #else
 /* code: accounting.release:is_released */
-#define REACHED(c, p) HAS(told[c].reached, p)
+#define REACHED(c, p) HAS(copies[c].reached, p)
 #endif
 #ifdef BOOT_ENDS_ALL
 #define FORGOTTEN(c, p) BOOTED(c)
@@ -670,7 +671,7 @@ bit node_boot[2];                             /* the copies of Node's bootID */
 /* The controller knows that it has ended, and that nothing of it runs. */
 #define RELEASED(c, p) \
     (SEEN(c, p).ended && \
-     (!SEEN(c, p).bound || FORGOTTEN(c, p) || (REACHED(c, p) && !HAS(told[c].live, p))))
+     (!SEEN(c, p).bound || FORGOTTEN(c, p) || (REACHED(c, p) && !HAS(copies[c].live, p))))
 #ifdef SILENT_AGENT
 #define REPORTED(c, p) true
 #else
@@ -678,10 +679,10 @@ bit node_boot[2];                             /* the copies of Node's bootID */
 #endif
 
 inline see_report(c) {
-    told[c].boot = report.boot;
-    told[c].reached = report.reached;
-    told[c].live = report.live;
-    told[c].charged = report.charged
+    copies[c].boot = report.boot;
+    copies[c].reached = report.reached;
+    copies[c].live = report.live;
+    copies[c].charged = report.charged
 }
 #else
 #define RELEASED(c, p) (SEEN(c, p).ended)           /* never bound */
@@ -726,7 +727,7 @@ end:
         printf("controller %d sees the pods\n", c)
     }
 #if RELEASE
-    /* A list tells nothing of what came and went. */
+    /* A list shows nothing of what came and went. */
     :: atomic {
         LEADS(c) && !stopped[c] && (pod[0].ended && !SEEN(c, 0).ended || pod[1].ended && !SEEN(c, 1).ended) ->
         do
@@ -736,7 +737,7 @@ end:
             :: pod[p].ended && SEEN(c, p).here ->
                 SEEN(c, p).here = 0;
                 SEEN(c, p).ended = 1;
-#ifndef LIST_TELLS_NODE
+#ifndef LIST_SHOWS_NODE
                 SEEN(c, p).bound = 1
 #endif
             :: else
@@ -912,7 +913,7 @@ inline find_gone() {
     od
 }
 
-inline no_picture() {
+inline no_snapshot() {
     at[0] = 0;
     at[1] = 0;
     left = 0
@@ -920,10 +921,8 @@ inline no_picture() {
 
 /* Which pods are counted, as what version, and what is left in files.
    code: accounting.recount:tally */
-inline take_picture() {
-    no_picture();
-#if RELEASE
-#endif
+inline take_snapshot() {
+    no_snapshot();
     p = 0;
     do
     :: p < PODS ->
@@ -933,8 +932,8 @@ inline take_picture() {
 #if RELEASE
         :: !SEEN(c, p).here && (!SEEN(c, p).ended || SEEN(c, p).bound) && !FORGOTTEN(c, p) ->
             if
-            :: REACHED(c, p) && !HAS(told[c].live, p) -> left = left | (HAS(told[c].charged, p) << p)
-            :: (!REACHED(c, p) || HAS(told[c].live, p)) &&
+            :: REACHED(c, p) && !HAS(copies[c].live, p) -> left = left | (HAS(copies[c].charged, p) << p)
+            :: (!REACHED(c, p) || HAS(copies[c].live, p)) &&
                (SEEN(c, p).ended || HAS(quota[0].identities, p) || NAMES(c, p)) ->
                 at[p] = 1
             :: else
@@ -949,7 +948,7 @@ inline take_picture() {
 
 #if RELEASE
 /* Nobody needs the line of the pod: a report names the pod, or a report is from after its end. */
-#define KNOWN_BY_REPORT(c, p) \
+#define NO_LINE_NEEDED(c, p) \
     ((NAMES(c, p) && !BOOTED(c)) || REACHED(c, p) || (SEEN(c, p).ended && !SEEN(c, p).bound))
 #endif
 
@@ -984,8 +983,8 @@ inline take_picture() {
     (quota[0].pods == (at[0] > 0) + (at[1] > 0) && !(quota[0].reserved & gone) && \
      quota[0].retained == HAS(left, 0) + HAS(left, 1) && \
      !(HAS(quota[0].reserved, 0) && at[0]) && !(HAS(quota[0].reserved, 1) && at[1]) && \
-     !(HAS(quota[0].identities, 0) && KNOWN_BY_REPORT(c, 0)) && \
-     !(HAS(quota[0].identities, 1) && KNOWN_BY_REPORT(c, 1)))
+     !(HAS(quota[0].identities, 0) && NO_LINE_NEEDED(c, 0)) && \
+     !(HAS(quota[0].identities, 1) && NO_LINE_NEEDED(c, 1)))
 #endif
 
 /* code: controller.recounter:Recounter._recount */
@@ -1002,13 +1001,13 @@ end:
 #endif
         d_step {
             find_gone();
-            take_picture();
+            take_snapshot();
             if
             :: NOTHING_NEW(c) -> gone = 0; stays = 1
             :: else
             fi;
 #ifndef SNAPSHOT_FIRST
-            no_picture()
+            no_snapshot()
 #else
             gone = 0
 #endif
@@ -1016,7 +1015,7 @@ end:
         if
         :: stays ->
             stays = 0;
-            no_picture();
+            no_snapshot();
 #if LIVES
             counting = 0;
 #endif
@@ -1032,7 +1031,7 @@ end:
 #ifdef SNAPSHOT_FIRST
             find_gone()
 #else
-            take_picture()
+            take_snapshot()
 #endif
         };
         do
@@ -1075,7 +1074,7 @@ end:
                 fi;
 #if RELEASE
                 if
-                :: KNOWN_BY_REPORT(c, p) ->
+                :: NO_LINE_NEEDED(c, p) ->
                     stays = stays & ~BIT(p)
                 :: else
                 fi;
@@ -1115,7 +1114,7 @@ end:
             q == QUOTAS ->
             q = 0;
             gone = 0;
-            no_picture();
+            no_snapshot();
 #if LIVES
             counting = 0;
 #endif
@@ -1172,7 +1171,7 @@ proctype Reboot() {
 }
 
 #define LIVE(p) (cgroup[p] || (pod[p].here && pod[p].bound))
-#define TELLS_ALL \
+#define REPORTS_ALL \
     (report.boot == boot && report.reached == (pod[0].ended | (pod[1].ended << 1)) && \
      report.live == (LIVE(0) | (LIVE(1) << 1)) && report.charged == (filled[0] | (filled[1] << 1)))
 
@@ -1183,7 +1182,7 @@ proctype Agent() {
     bit began;
 end:
     do
-    :: atomic { !TELLS_ALL -> began = boot };
+    :: atomic { !REPORTS_ALL -> began = boot };
 #ifdef CGROUPS_BEFORE_PODS
         atomic { groups = cgroup[0] | (cgroup[1] << 1) };
 #endif
