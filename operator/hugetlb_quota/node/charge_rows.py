@@ -169,8 +169,8 @@ def _joined(rows: _Rows, at_rest: bool, largest: int | None) -> ChargeList:
                 hierarchical[each, size] += pages
     for size, _, listed in rows.sizes.values():
         if totals[size] != listed:
-            pages = number_of(totals[size], "page")
-            raise MalformedAnswer(f"its rows have {pages} of {size}, not {listed}")
+            found = number_of(totals[size], "page")
+            raise MalformedAnswer(f"its rows have {found} of {size}, not {listed}")
     # The total alone proves nothing: two changes during the read may cancel each other out.
     agree = all(
         hierarchical[id_, size] == pages

@@ -183,7 +183,7 @@ async def test_a_request_that_would_wait_too_long_is_refused_at_once() -> None:
         assert not second.done()
         assert (await second).allowed
     assert decision.retry_after == 1
-    assert "requests already wait for the same quotas, which takes about 0." in decision.message
+    assert "1 request already waits for the same quotas, which takes about 0." in decision.message
     assert set(slow.reservations("db/leaf")) == {"a", "b"}
 
 
