@@ -72,7 +72,8 @@ def test_ends_with_its_parent_even_if_the_parent_is_killed(assets: Path) -> None
         "import time\n"
         "from tests.kube.control_plane import ControlPlane\n"
         "with ControlPlane() as plane:\n"
-        "    print(plane.directory, *(c.pid for c in plane._children), flush=True)\n"
+        "    pids = (child.pid for child in plane.servers.children.values())\n"
+        "    print(plane.directory, *pids, flush=True)\n"
         "    time.sleep(600)\n"
     )
     parent = subprocess.Popen(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from tests.kube import chart as charts
+from tests.kube.build import Progress
 from tests.kube.control_plane import ControlPlane
 from tests.kube.programs import Program, Programs
-
-Progress = Callable[[str], None]
 
 
 class Cluster:

@@ -14,9 +14,11 @@ from pathlib import Path
 
 from tests.kube.chart import Chart, Container
 from tests.kube.container import Mount, Specification
-from tests.kube.control_plane import ControlPlane, in_url
+from tests.kube.control_plane import ControlPlane
+from tests.kube.endpoints import Endpoint
 from tests.kube.process import Child, free_ports
 from tests.kube.programs import Program, rewritten
+from tests.kube.service_accounts import create_token
 
 TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
 PORTS = {"admission": "--port", "controller": "--health-port", "agent": "--health-port"}
@@ -73,8 +75,7 @@ class Containers:
         kubeconfig = plane.service_account_kubeconfig(
             self.chart.namespace, container.service_account, node=node
         )
-        address = f"{scheme}://{in_url(plane.address)}:{port}"
-        program = Program(name, child, address, kubeconfig)
+        program = Program(name, child, Endpoint(scheme, plane.address, port).url, kubeconfig)
         program.identity = pod
         self.running.append(program)
         return program
@@ -99,9 +100,8 @@ class Containers:
 
     def _token(self, container: Container, directory: Path, node: str | None) -> Mount:
         namespace = self.chart.namespace
-        token = self._control_plane.service_account_token(
-            namespace, container.service_account, node=node
-        )
+        api = self._control_plane.api
+        token = create_token(api, namespace, container.service_account, node=node)
         content = {
             "token": token.encode(),
             "ca.crt": self._control_plane.ca_file.read_bytes(),

@@ -10,7 +10,8 @@ from typing import Any, Self
 
 import yaml
 
-from tests.kube.control_plane import ControlPlane, Ports
+from tests.kube.control_plane import ControlPlane
+from tests.kube.endpoints import Endpoint
 from tests.vm import network
 from tests.vm.machine import Machine
 from tests.vm.network import Address
@@ -31,33 +32,6 @@ class NodeConfig:
     """More kernel parameters; a reboot does not change these."""
 
 
-class HostControlPlane(ControlPlane):
-    """A control plane that listens for the nodes and can connect to their kubelets."""
-
-    port: int
-
-    def serving_certificate(self, name: str, *hosts: str) -> tuple[Path, Path]:
-        if name == "kube-apiserver":
-            hosts = (*hosts, network.HOST, "10.96.0.1", "kubernetes")
-        return super().serving_certificate(name, *hosts)
-
-    def _apiserver_flags(self, ports: Ports) -> list[str]:
-        self.port = ports.apiserver
-        client = self.user_kubeconfig("kube-apiserver-kubelet-client", "system:masters")
-        user = yaml.safe_load(client.read_text())["users"][0]["user"]
-        replaced = ("--bind-address", "--advertise-address", "--endpoint-reconciler-type")
-        return [
-            *(flag for flag in super()._apiserver_flags(ports) if not flag.startswith(replaced)),
-            "--bind-address=0.0.0.0",
-            # The endpoint of the Service "kubernetes".
-            f"--advertise-address={network.HOST}",
-            f"--kubelet-client-certificate={user['client-certificate']}",
-            f"--kubelet-client-key={user['client-key']}",
-            f"--kubelet-certificate-authority={self.ca_file}",
-            "--kubelet-preferred-address-types=InternalIP",
-        ]
-
-
 class VmCluster:
     """A context manager in which all nodes are Ready.
 
@@ -70,7 +44,7 @@ class VmCluster:
         self._directory = directory
         self._configs = configs
         self.machines: list[Machine] = []
-        self.control_plane = HostControlPlane()
+        self.control_plane = ControlPlane(node_side_address=network.HOST)
 
     @property
     def kubeconfig(self) -> Path:
@@ -143,7 +117,7 @@ class VmCluster:
 
     def _seed(self, name: str, address: Address, config: NodeConfig) -> dict[str, bytes]:
         plane = self.control_plane
-        certificate, key = plane.serving_certificate(f"kubelet-{name}", name, address.ip)
+        certificate, key = plane.certificates.server(f"kubelet-{name}", name, address.ip)
         env = {
             "NAME": name,
             "ADDRESS": address.ip,
@@ -163,9 +137,10 @@ class VmCluster:
 
     def _node_kubeconfig(self, user: str, group: str | None) -> bytes:
         """Return a kubeconfig with inline certificates and the server's address for nodes."""
-        config = yaml.safe_load(self.control_plane.user_kubeconfig(user, group).read_text())
+        plane = self.control_plane
+        config = yaml.safe_load(plane.user_kubeconfig(user, group).read_text())
         cluster, identity = config["clusters"][0]["cluster"], config["users"][0]["user"]
-        cluster["server"] = f"https://{network.HOST}:{self.control_plane.port}"
+        cluster["server"] = Endpoint("https", network.HOST, plane.endpoints.apiserver.port).url
         _inline(cluster, "certificate-authority")
         _inline(identity, "client-certificate")
         _inline(identity, "client-key")
