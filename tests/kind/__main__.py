@@ -15,13 +15,12 @@ import tempfile
 from pathlib import Path
 
 from image.build import TREE, CannotBuildError, engine, image_name
+from tests.vm.images import WORKLOAD
+from tests.vm.machine import PAGES_2M as PAGES
+from tests.vm.scenes import WORKLOAD_IMAGE
 
 CLUSTER = "hugetlb-quota-e2e"
-WORKLOAD_IMAGE = "hugetlb-quota-workload:e2e"
-WORKLOAD = TREE / "tests" / "e2e" / "workload"
 POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
-PAGES = 256
-"""The number of 2 MiB huge pages of a node, as in tests/vm."""
 
 
 def lacking(pool: Path = POOL) -> list[str]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shlex
 import subprocess
 import sys
 import time
@@ -18,11 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from image.build import TREE
 from tests.kind import disk, node, programs
 from tests.kube import build
-from tests.vm import image, network, previous, qemu, scenes
-from tests.vm.machine import Machine
+from tests.vm import network, qemu, scenes
+from tests.vm.machine import Machine, variables
 from tests.vm.network import Address
 from tests.vm.steps import StepFailed, run, say, step
 
@@ -32,7 +29,7 @@ MEMORY_MIB = 6144
 """Huge pages take 1.5 GiB of the memory, the control plane another 1 GiB."""
 DOCKER_TIMEOUT = 300.0
 CREATE_TIMEOUT = 1500.0
-SETTLE_TIMEOUT = 600.0
+USABLE_TIMEOUT = 600.0
 TRIES = 3
 """How often to try: kind waits only 30 s for the node's systemd, too short on a busy host."""
 
@@ -43,15 +40,15 @@ def main() -> int:
 
 
 def _run(scratch: Path) -> int:
-    operator, before = image.built(), previous.release(scratch)
-    machine_disk = disk.disk(programs.built(), scenes.archives(operator, before))
+    operator = scenes.Operator.built(scratch)
+    machine_disk = disk.disk(programs.built(), operator.archives())
     # kind's own time limits are too short for an emulation in one thread.
     emulator = dataclasses.replace(qemu.best(), threads="multi")
     address = Address(1)
     network.enter()
     network.make([address])
     seed = {
-        "env": f"NAME=docker\nADDRESS={address.ip}\nGATEWAY={network.HOST}\n".encode(),
+        "env": variables("docker", address),
         "kind.json": json.dumps(configuration(address)).encode(),
     }
     folder = scratch / "docker"
@@ -60,18 +57,18 @@ def _run(scratch: Path) -> int:
     )
     try:
         with step("booting a machine with Docker, emulated"):
-            _wait_docker(machine)
+            deadline = time.monotonic() + DOCKER_TIMEOUT
+            machine.wait_until(lambda: _has_docker(machine), "run Docker", deadline)
         kubeconfig = scratch / "kubeconfig"
         _create(machine)
         kubeconfig.write_text(machine.shell(f"kind get kubeconfig --name {CLUSTER}"))
-        environment = _environment(scratch, kubeconfig, operator, before)
-        with step("waiting until the API server and kube-proxy have settled"):
-            _settle(environment)
+        environment = _environment(scratch, kubeconfig, operator)
+        with step("waiting for the API server's schema and for kube-proxy"):
+            _wait_usable(environment)
         say("running tests/e2e on kind")
-        command = [sys.executable, "-m", "pytest", "-q", *(sys.argv[1:] or ["tests/e2e"])]
-        status = subprocess.run(command, cwd=TREE, env=environment).returncode
-        if os.environ.get("KEEP") == "1":
-            _keep(machine, kubeconfig)
+        status = scenes.run_pytest(environment, *(sys.argv[1:] or ["tests/e2e"]))
+        kubectl, node_shell = build.assets() / "kubectl", f"docker exec -it {CONTAINER} bash"
+        scenes.keep_if_wanted([machine], kubectl, kubeconfig, inside=node_shell)
     finally:
         machine.stop()
     return status
@@ -130,18 +127,12 @@ def configuration(address: Address) -> dict[str, Any]:
     }
 
 
-def _wait_docker(machine: Machine) -> None:
-    deadline = time.monotonic() + DOCKER_TIMEOUT
-    while True:
-        machine.check_alive()
-        try:
-            machine.shell("docker version > /dev/null", timeout=30)
-        except StepFailed as error:
-            if time.monotonic() > deadline:
-                raise StepFailed(f"{error}\n{machine.diagnose()}") from error
-            time.sleep(1)
-        else:
-            return
+def _has_docker(machine: Machine) -> bool:
+    try:
+        machine.shell("docker version > /dev/null", timeout=30)
+    except StepFailed:
+        return False
+    return True
 
 
 def _create(machine: Machine) -> None:
@@ -155,28 +146,28 @@ def _create(machine: Machine) -> None:
             )
         if done.returncode == 0:
             return
-        said = machine.shell(f"docker logs --tail 40 {CONTAINER} 2>&1 || true")
+        log = machine.shell(f"docker logs --tail 40 {CONTAINER} 2>&1 || true")
         # Try again only if kubelet never started: kind did not wait long enough for systemd.
         late = "kubelet" not in machine.shell(f"docker top {CONTAINER} -o comm || true")
         if attempt == TRIES or not late:
             break
-        say(f"kind gave up on the node; trying again. The node's last words:\n{said}")
+        say(f"kind gave up on the node; trying again. The end of the node's log:\n{log}")
         machine.shell(f"kind delete cluster --name {CLUSTER}", timeout=300)
-    raise StepFailed(f"kind could not make a cluster; its node's last words:\n{said}")
+    raise StepFailed(f"kind could not make a cluster. The end of the node's log:\n{log}")
 
 
-def _settle(environment: Mapping[str, str]) -> None:
+def _wait_usable(environment: Mapping[str, str]) -> None:
     """Wait for the schema, which kubectl needs, and kube-proxy; kind does not wait for these."""
-    questions = (
+    requests = (
         ("get", "--raw", "/openapi/v2"),
         ("get", "serviceaccount", "default"),
         ("rollout", "status", "daemonset/kube-proxy", "--namespace", "kube-system"),
     )
-    deadline = time.monotonic() + SETTLE_TIMEOUT
-    for question in questions:
+    deadline = time.monotonic() + USABLE_TIMEOUT
+    for request in requests:
         while True:
             try:
-                run(["kubectl", *question], env=environment)
+                run(["kubectl", *request], env=environment)
             except StepFailed:
                 if time.monotonic() > deadline:
                     raise
@@ -185,35 +176,16 @@ def _settle(environment: Mapping[str, str]) -> None:
                 break
 
 
-def _environment(
-    scratch: Path, kubeconfig: Path, operator: image.Image, before: previous.Release | None
-) -> dict[str, str]:
-    return {
-        "E2E_PATIENCE": "420",
-        # A hundred starts would take half an hour, and five at once starve the control plane.
-        "E2E_STARTS": "20",
-        "E2E_AT_ONCE": "2",
-        **scenes.environment(
-            operator, before, kubeconfig=kubeconfig, assets=build.assets(), home=scratch
-        ),
-        # kind does not restart a node that shuts down by itself.
-        "E2E_NO_REBOOT": "1",
-    }
-
-
-def _keep(machine: Machine, kubeconfig: Path) -> None:
-    enter = f"nsenter --net --target {os.getpid()}"
-    shell = shlex.join(machine.ssh_command())
-    say("The cluster is kept until Ctrl-C. As root, in another terminal:")
-    say(f"  {enter} env KUBECONFIG={kubeconfig} {build.assets()}/kubectl get pods -A")
-    say(f"  {enter} {shell}   # the machine")
-    say(f"  {enter} {shell} -t docker exec -it {CONTAINER} bash   # kind's node")
-    try:
-        while True:
-            machine.check_alive()
-            time.sleep(5)
-    except KeyboardInterrupt:
-        return
+def _environment(scratch: Path, kubeconfig: Path, operator: scenes.Operator) -> dict[str, str]:
+    environment = operator.environment(
+        kubeconfig=kubeconfig,
+        assets=build.assets(),
+        home=scratch,
+        # Five pod starts at once starve the control plane, which runs on the node.
+        defaults={"E2E_PATIENCE": "420", "E2E_AT_ONCE": "2"},
+    )
+    # kind does not restart a node that shuts down by itself.
+    return {**environment, "E2E_NO_REBOOT": "1"}
 
 
 if __name__ == "__main__":

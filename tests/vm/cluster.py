@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,11 +14,11 @@ import yaml
 from tests.kube.control_plane import ControlPlane
 from tests.kube.endpoints import Endpoint
 from tests.vm import network
-from tests.vm.machine import Machine
+from tests.vm.machine import Machine, variables
 from tests.vm.network import Address
 from tests.vm.qemu import Qemu
 from tests.vm.root import Disk
-from tests.vm.steps import StepFailed, step
+from tests.vm.steps import step
 
 NODE_READY_TIMEOUT = 420.0
 
@@ -90,22 +91,14 @@ class VmCluster:
         new = self._boot(machine.address, config)
         self.machines[self.machines.index(machine)] = new
         deadline = time.monotonic() + NODE_READY_TIMEOUT
-        while self._boot_id(machine.name) == before:
-            self._pause(deadline, f"{machine.name} to boot again", new)
+        new.wait_until(lambda: self._boot_id(new.name) != before, "boot again", deadline)
         self.wait_ready()
 
     def wait_ready(self) -> None:
         """Wait until every node is Ready. Raises StepFailed with the end of the node's logs."""
         deadline = time.monotonic() + NODE_READY_TIMEOUT
         for machine in self.machines:
-            while not self._is_ready(machine.name):
-                self._pause(deadline, f"{machine.name} to be Ready", machine)
-
-    def _pause(self, deadline: float, what: str, machine: Machine) -> None:
-        machine.check_alive()
-        if time.monotonic() > deadline:
-            raise StepFailed(f"waited in vain for {what}:\n{machine.diagnose()}")
-        time.sleep(0.5)
+            machine.wait_until(partial(self._is_ready, machine.name), "be Ready", deadline)
 
     def _boot(self, address: Address, config: NodeConfig) -> Machine:
         name = f"node-{address.number}"
@@ -118,16 +111,15 @@ class VmCluster:
     def _seed(self, name: str, address: Address, config: NodeConfig) -> dict[str, bytes]:
         plane = self.control_plane
         certificate, key = plane.certificates.server(f"kubelet-{name}", name, address.ip)
-        env = {
-            "NAME": name,
-            "ADDRESS": address.ip,
-            "GATEWAY": network.HOST,
-            "POD_CIDR": address.pods,
-            "DRIVER": config.driver,
-            "CGROUP_ROOT": config.cgroup_root,
-        }
+        env = variables(
+            name,
+            address,
+            POD_CIDR=address.pods,
+            DRIVER=config.driver,
+            CGROUP_ROOT=config.cgroup_root,
+        )
         return {
-            "env": "".join(f"{each}={value}\n" for each, value in env.items()).encode(),
+            "env": env,
             "ca.pem": plane.ca_file.read_bytes(),
             "kubelet.pem": certificate.read_bytes(),
             "kubelet.key": key.read_bytes(),

@@ -10,7 +10,6 @@ on the inputs.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -25,10 +24,10 @@ from typing import Any
 
 from image.build import TREE, version
 from tests.vm import buildah
+from tests.vm.root import MIRROR, locked
 from tests.vm.steps import StepFailed, run, step
 
 SUITE = "bookworm"
-MIRROR = "http://deb.debian.org/debian"
 PACKAGES = (
     *("python3", "python3-distutils", "ca-certificates"),
     # The recipe installs the wheels of these packages, and then purges the packages.
@@ -78,7 +77,7 @@ def built(tree: Path = TREE, name: str = f"hugetlb-quota:{version()}") -> Image:
     """Return the image of a source tree; build it if the cache lacks it. Raises StepFailed."""
     digest = _digest(tree, name)
     archive = buildah.folder() / f"{PREFIX}{digest}.tar"
-    with _locked():
+    with locked(_lock()):
         if not archive.exists():
             base = _base()
             # The revision depends on the inputs only, so other commits need no new image.
@@ -100,7 +99,7 @@ def unpacked(image: Image) -> Iterator[Path]:
 
     A lock prevents other builds inside the context. Raises StepFailed.
     """
-    with _locked():
+    with locked(_lock()):
         name = buildah.buildah("from", f"docker-archive:{image.archive}")
         try:
             root = Path(buildah.buildah("mount", name))
@@ -182,11 +181,9 @@ def _forget_stale() -> None:
         stale.unlink()
 
 
-@contextmanager
-def _locked() -> Iterator[None]:
-    with (buildah.folder() / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _lock() -> Path:
+    """The file lock of buildah's storage."""
+    return buildah.folder() / "lock"
 
 
 def main() -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import subprocess
 import tarfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.kube.process import Child
-from tests.vm.network import Address
+from tests.vm.network import HOST, Address
 from tests.vm.qemu import Qemu
 from tests.vm.root import Disk
 from tests.vm.steps import StepFailed
@@ -23,6 +24,12 @@ KERNEL_LINE = (
     "console=ttyS0 root=/dev/vda rw net.ifnames=0 mitigations=off nokaslr quiet audit=0"
     f" systemd.show_status=0 hugepagesz=1G hugepages={PAGES_1G} hugepagesz=2M hugepages={PAGES_2M}"
 )
+
+
+def variables(name: str, address: Address, **more: str) -> bytes:
+    """Return the file `env` of a seed, with the variables of the machine's setup script."""
+    env = {"NAME": name, "ADDRESS": address.ip, "GATEWAY": HOST, **more}
+    return "".join(f"{each}={value}\n" for each, value in env.items()).encode()
 
 
 class Machine:
@@ -120,6 +127,17 @@ class Machine:
                 f"{self.name}: QEMU ended with status {self._qemu.exit_status}:\n"
                 f"{self._qemu.tail()}\n{self.console_tail()}"
             )
+
+    def wait_until(self, done: Callable[[], bool], what: str, deadline: float) -> None:
+        """Wait until `done` is true. Raises StepFailed with the end of the machine's logs.
+
+        `what`: what the machine does then. `deadline`: by the clock `time.monotonic`.
+        """
+        while not done():
+            self.check_alive()
+            if time.monotonic() > deadline:
+                raise StepFailed(f"waited in vain for {self.name} to {what}:\n{self.diagnose()}")
+            time.sleep(0.5)
 
     def console_tail(self, lines: int = 30) -> str:
         """The last lines of the machine's serial console."""
