@@ -49,7 +49,7 @@ def _kind(folder: Path) -> None:
 
 
 def _kubeadm(folder: Path) -> None:
-    """Build kubeadm in a copy of the module, whose go.sum lacks kubeadm's dependencies."""
+    """Build kubeadm with copies of go.mod and go.sum, which lack kubeadm's dependencies."""
     for name in ("go.mod", "go.sum"):
         shutil.copy2(build.MODULE / name, folder / name)
     making = folder / "kubeadm.making"

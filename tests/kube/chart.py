@@ -152,21 +152,21 @@ def register_webhooks(
     for shipped in chart.of_kind(WEBHOOKS):
         api.apply(at_port(shipped, int(address.rpartition(":")[2])), manager="helm")
     if complete:
-        tell_api_server(control_plane, chart)
+        complete_webhooks(control_plane, chart)
     _wait_webhooks(control_plane, chart.namespace)
 
 
 def unregister_webhooks(control_plane: ControlPlane, chart: Chart) -> None:
-    """Remove the webhook configuration, and wait until nobody is asked any more."""
+    """Remove the webhook configuration, and wait until the API server calls no webhook of it."""
     for shipped in chart.of_kind(WEBHOOKS):
         control_plane.api.remove(shipped)
     _wait_webhooks(control_plane, chart.namespace)
 
 
 def complete(control_plane: ControlPlane, chart: Chart) -> None:
-    """Put into what helm has installed all that the controller that leads would."""
+    """Fill the Secrets and complete the webhooks of an installed chart, as the controller does."""
     _make_certificates(control_plane, chart)
-    tell_api_server(control_plane, chart)
+    complete_webhooks(control_plane, chart)
 
 
 def at_port(shipped: Object, port: int) -> Object:
@@ -177,7 +177,7 @@ def at_port(shipped: Object, port: int) -> Object:
     return changed
 
 
-def tell_api_server(control_plane: ControlPlane, chart: Chart) -> None:
+def complete_webhooks(control_plane: ControlPlane, chart: Chart) -> None:
     """Complete the webhook configuration (CA, paths and rules) with the controller's code."""
     api = control_plane.api
     resource = "admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
