@@ -1,4 +1,4 @@
-"""The census charges running pods, ended pods until they are released, and what gone pods left."""
+"""The census charges running pods, ended pods until their release, and the pages they left."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_finished_pod_is_held_until_its_node_has_seen_the_end() -> None:
     assert census.was_released("uid")
 
 
-def test_a_deleted_pod_is_held_while_its_cgroup_exists_and_then_charged_what_it_left() -> None:
+def test_a_deleted_pod_is_held_while_its_cgroup_exists_and_then_its_pages_are_retained() -> None:
     census = deleted()
     assert uids(census.count(snapshot(report(20, LIVE)))) == {"uid"}
     assert uids(census.count(snapshot(report(11)))) == {"uid"}
@@ -232,7 +232,7 @@ def test_an_identity_is_kept_until_the_nodes_report_names_the_pod() -> None:
         assert kept(Census().count(snapshot(silent, pods=(POD,)))) == {"uid": here}
     named = Census().count(snapshot(report(9, LIVE), pods=(POD,), lines=(LINE,)))
     assert named.identities.unneeded == {"uid"}
-    # No agent can report the pod if the node has none. An unbound pod has no node.
+    # A node without an agent never reports the pod. An unbound pod has no node.
     assert kept(Census().count(snapshot(pods=(POD,)))) == {}
     unbound = Census().count(snapshot(report(9), pods=(replace(POD, node=None),)))
     assert kept(unbound) == {"uid": replace(here, counted="-")}
@@ -299,7 +299,7 @@ def test_a_gone_pod_that_no_quota_pays_for_is_an_orphan() -> None:
         ("uid", frozenset()),
         ("free", frozenset()),
     ]
-    # An empty set of heirs: its quota and namespace were deleted, and there was no quota above.
+    # The set of heirs is empty: the quota and its namespace were deleted, and no quota was above.
     intended = snapshot(reported)
     rule = replace(intended.attribution, heirs={("worker", "free"): frozenset()})
     assert Census().count(replace(intended, attribution=rule)).orphans == {("worker", "uid", "")}
@@ -308,7 +308,7 @@ def test_a_gone_pod_that_no_quota_pays_for_is_an_orphan() -> None:
 WORKERS = tuple(NodeFacts(name, "boot", out_of_service=False) for name in ("worker", "other"))
 
 
-def test_a_pod_whose_node_is_unknown_waits_for_all_nodes() -> None:
+def test_a_pod_on_an_unknown_node_waits_for_all_nodes() -> None:
     line, census = LINE.as_identity("-"), Census()
     late = snapshot(report(12), report(11, node="other"), lines=(line,), nodes=WORKERS)
     held = census.count(late)
@@ -365,7 +365,7 @@ def test_the_charge_of_a_relabelled_pod_moves_to_the_quota_that_selects_it_now()
     assert [each.quotas for each in left.retained] == [{B}]
 
 
-def test_a_new_quota_that_selects_a_gone_pod_pays_for_what_the_pod_left() -> None:
+def test_a_new_quota_that_selects_a_gone_pod_pays_for_its_retained_pages() -> None:
     census, reported = Census(), report(20, replace(GONE, labels={"a": ""}))
     assert [
         each.quotas for each in census.count(snapshot(reported, forest=SELECTING)).retained
@@ -381,7 +381,7 @@ def test_if_a_report_had_no_room_for_labels_all_quotas_that_may_select_the_pod_p
     some = replace(GONE, labels={"tier": "1"}, labels_left_out=True)
     counted = Census().count(snapshot(report(12, some), forest=forest))
     assert counted.retained == (Retained("uid", LEFT, frozenset({web.key, db.key})),)
-    # A quota whose selector can't match the reported labels does not pay.
+    # A quota does not pay if its selector can't match the reported labels.
     some = replace(some, labels={"app": "db"})
     counted = Census().count(snapshot(report(12, some), forest=forest))
     assert counted.retained == (Retained("uid", LEFT, frozenset({db.key})),)

@@ -83,7 +83,7 @@ def test_a_quota_that_admits_no_pods_is_not_ready(
     assert sentence in ready.message
 
 
-def test_a_charge_above_a_limit_is_said_with_both_numbers() -> None:
+def test_the_message_about_a_charge_above_a_limit_has_both_numbers() -> None:
     assert found(LEAF, ROOT, pods="32Mi")[1].good
     over = found(LEAF, ROOT, pods="34Mi")[1]
     assert (over.type, over.good, over.reason) == ("WithinLimits", False, "OverLimit")
@@ -100,7 +100,7 @@ HELD = (Held(ChargedPod("uid", DEMAND, frozenset({LEAF.key})), frozenset({"worke
 LINE = Reservation("uid", "ns/pod", DEMAND, NOW, "request")
 
 
-def test_a_silent_node_is_named_with_what_it_holds_and_what_to_do() -> None:
+def test_the_message_about_a_silent_node_has_the_held_charge_and_the_remedy() -> None:
     *others, silent = findings(
         LEAF, counter=COUNTER, forest=FOREST, held=HELD, silent={"worker", "other"}
     )
@@ -114,7 +114,7 @@ def test_a_silent_node_is_named_with_what_it_holds_and_what_to_do() -> None:
     assert all(each.good for each in findings(LEAF, counter=COUNTER, forest=FOREST, held=HELD))
 
 
-def test_a_node_with_a_report_that_leaves_out_pods_is_not_called_silent() -> None:
+def test_a_node_with_a_report_that_leaves_out_pods_is_not_silent() -> None:
     def found(*, leaving_out: set[str], silent: set[str], counter: Counter = COUNTER) -> Finding:
         return findings(
             LEAF, counter=counter, forest=FOREST, held=HELD, silent=silent, leaving_out=leaving_out
@@ -128,7 +128,7 @@ def test_a_node_with_a_report_that_leaves_out_pods_is_not_called_silent() -> Non
         " the HugeTLBNode says more."
     )
     assert found(leaving_out={"other"}, silent=set()).good
-    # A silent agent has made no room either.
+    # If the node is silent and its report leaves out pods, the reason is the silence.
     assert found(leaving_out={"worker"}, silent={"worker"}).reason == "AgentSilent"
     lines = tuple(
         replace(LINE, uid=str(n), counted=("worker", "other")[n % 2])
@@ -147,7 +147,7 @@ def test_a_node_with_a_report_that_leaves_out_pods_is_not_called_silent() -> Non
         assert sentence in finding.message
 
 
-def test_a_quota_that_can_remember_no_more_pods_says_so() -> None:
+def test_a_quota_without_room_for_another_identity_has_a_condition() -> None:
     def found(count: int, word: str) -> Finding:
         lines = tuple(replace(LINE, uid=str(n), counted=word) for n in range(count))
         counter = replace(COUNTER, reservations=lines)

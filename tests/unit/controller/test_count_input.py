@@ -42,7 +42,7 @@ QUOTAS = {each.key: each for each in (quota(ROOT), quota(LEAF, ROOT), quota(ASID
 
 
 class Bench:
-    """Counts nothing, and keeps what a count would get."""
+    """The input of a count, with its store, census and ledger. The bench itself never counts."""
 
     def __init__(self) -> None:
         self.store, self.census, self.ledger = Store(lambda: 0.0), Census(), Ledger()
@@ -120,7 +120,7 @@ def test_a_changed_pod_affects_the_quotas_that_have_its_line(bench: Bench) -> No
     assert bench.scope().quotas == {LEAF}
 
 
-def test_a_changed_spec_counts_the_lines_and_may_move_what_gone_pods_left(bench: Bench) -> None:
+def test_a_changed_spec_counts_the_lines_and_may_move_retained_charges(bench: Bench) -> None:
     line = replace(LINE, uid="with-line")
     bench.change(LEAF, replace(QUOTAS[LEAF], counter=QUOTAS[LEAF].counter.charge(line)))
     gone = replace(REPORT, pods=(replace(ENTRY, live=False),))

@@ -1,4 +1,4 @@
-"""Which reservations are dropped though no pod of theirs is counted."""
+"""Which reservations end although the controller has counted no pod for them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HELD = Reservation("p", "db/name-of-p", Charge(), LONG_AGO, "r", 80)
 
 
 class Api:
-    """Has the pod ``now``, and counts how often it is read."""
+    """Has the pod ``now``. ``reads``: the number of reads of the pod."""
 
     def __init__(self, now: Json | None = None) -> None:
         self.now = now
@@ -44,7 +44,7 @@ class Api:
 
 
 class Watching:
-    """An Expiry with its clock, and the pods that it knows."""
+    """An Expiry with its clock, and with the objects that its informers have seen."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, api: object) -> None:
         self.now = 1000.0
@@ -55,16 +55,16 @@ class Watching:
         lifetime = timedelta(seconds=60)
         self.expiry = Expiry(connection, Census(), self.pods, self.quotas, lifetime)
 
-    def knows(self, version: int) -> None:
+    def sees(self, version: int) -> None:
         raw = at(version)
         self.pods._apply(ObjectKey("db", "name-of-p"), "p", project_demanding_pod(raw), version)
 
-    def knows_quota(self, raw: Json) -> None:
+    def sees_quota(self, raw: Json) -> None:
         key = ObjectKey(raw["metadata"]["namespace"], raw["metadata"]["name"])
         self.quotas._apply(key, raw["metadata"]["uid"], QuotaObject.to_count(raw), 1)
 
     async def gone(self, *held: Reservation, after: float = 0.0, **unreadable: Any) -> set[str]:
-        """Which requests' reservations are gone, ``after`` seconds."""
+        """The requests with reservations that are gone, after ``after`` more seconds."""
         self.now += after
         counter = Counter(QuotaKey("db", "leaf"), Charge(), reservations=held, **unreadable)
         self.expiry.note([counter])
@@ -87,7 +87,8 @@ def at_generation(generation: int) -> Json:
 
 
 @pytest.fixture
-def nobody(monkeypatch: pytest.MonkeyPatch) -> Watching:
+def absent(monkeypatch: pytest.MonkeyPatch) -> Watching:
+    """The API server does not have the pod."""
     return Watching(monkeypatch, Api())
 
 
@@ -98,7 +99,7 @@ async def test_two_reads_some_time_apart_prove_that_a_pod_will_not_come(
     watching = Watching(monkeypatch, api)
     assert await watching.gone(HELD) == set()
     assert await watching.gone(HELD, after=59) == set()
-    assert api.reads == 0  # its life is not over
+    assert api.reads == 0  # the life of the reservation is not over
     assert await watching.gone(HELD, after=1) == set()
     assert await watching.gone(HELD, after=APART - 1) == set()
     assert api.reads == 1
@@ -108,14 +109,14 @@ async def test_two_reads_some_time_apart_prove_that_a_pod_will_not_come(
 
 @pytest.mark.parametrize("hours", [-1, 1])
 async def test_the_clock_of_a_replica_neither_ends_nor_lengthens_a_life(
-    nobody: Watching, hours: int
+    absent: Watching, hours: int
 ) -> None:
     expires = datetime.now(UTC) + timedelta(hours=hours)
     held = replace(HELD, expires=expires)
-    assert await nobody.gone(held) == set()
-    assert await nobody.gone(held, after=59) == set()
-    assert await nobody.gone(held, after=APART) == set()  # the first read: the life was not over
-    assert await nobody.gone(held, after=APART) == {"r"}
+    assert await absent.gone(held) == set()
+    assert await absent.gone(held, after=59) == set()
+    assert await absent.gone(held, after=APART) == set()  # the first read: the life was not over
+    assert await absent.gone(held, after=APART) == {"r"}
 
 
 async def test_a_new_controller_needs_not_watch_a_life_that_is_marked_as_over(
@@ -125,13 +126,14 @@ async def test_a_new_controller_needs_not_watch_a_life_that_is_marked_as_over(
     first = Watching(monkeypatch, api)
     assert await first.gone(HELD) == set()
     assert await first.gone(HELD, after=40) == set()
-    # The other leads now; a replica of admission marks the reservation in the middle of its watch.
+    # The second controller leads now. During its watch a replica of admission marks the
+    # reservation.
     second = Watching(monkeypatch, api)
     assert await second.gone(HELD) == set()
     assert await second.gone(HELD, after=20) == set()
     assert api.reads == 0
     over = HELD.as_over()
-    # The two reads are made all the same, and a pod that is there holds its reservation.
+    # The controller still reads the pod twice. A pod that exists keeps its reservation.
     assert await second.gone(over) == set()
     assert await second.gone(over, after=APART) == set()
     api.now = None
@@ -140,7 +142,7 @@ async def test_a_new_controller_needs_not_watch_a_life_that_is_marked_as_over(
     assert await second.gone(over, after=1) == {"r"}
 
 
-async def test_a_create_that_a_pause_has_kept_is_seen_by_the_second_read(
+async def test_the_second_read_sees_a_create_that_a_pause_delayed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     api = Api()
@@ -149,25 +151,25 @@ async def test_a_create_that_a_pause_has_kept_is_seen_by_the_second_read(
     assert await watching.gone(HELD, after=60) == set()
     api.now = at(90)
     assert await watching.gone(HELD, after=APART) == set()
-    # It is deleted before the informer has told of it; the proof begins anew.
+    # The pod is deleted before the informer has seen it. The proof begins again.
     api.now = None
     assert await watching.gone(HELD, after=APART) == set()
     assert await watching.gone(HELD, after=APART) == {"r"}
 
 
-async def test_a_reservation_stays_until_a_count_knew_the_pod_as_it_is(
+async def test_a_reservation_stays_until_the_controller_sees_the_present_pod(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By its life and the reads alone: it is for the pod at this version."""
+    """The life is over and the pod was read, but the reservation is for this version of the pod."""
     held = replace(HELD, since=90)
 
     class Racing(Api):
         async def get(self, *_: Any, **__: Any) -> Json:
-            watching.knows(90)  # while it is being read
+            watching.sees(90)  # during the read
             return at(90)
 
     watching = Watching(monkeypatch, Racing())
-    watching.knows(80)
+    watching.sees(80)
     await watching.gone(held)
     assert await watching.gone(held, after=60) == set()
     assert await watching.gone(held, after=APART) == set()
@@ -175,36 +177,36 @@ async def test_a_reservation_stays_until_a_count_knew_the_pod_as_it_is(
 
 
 @pytest.mark.parametrize("since", [0, 80], ids=["created", "relabelled"])
-async def test_a_pod_that_is_counted_as_it_became_since_ends_its_reservation_elsewhere(
-    nobody: Watching, since: int
+async def test_a_pod_that_is_counted_after_its_change_ends_its_reservation_elsewhere(
+    absent: Watching, since: int
 ) -> None:
-    """It was relabelled before it was ever counted, or the change was lost."""
+    """The pod was relabelled before its first count, or the change was lost."""
     held = replace(HELD, since=since)
-    nobody.knows(since or 80)
+    absent.sees(since or 80)
     if since:
-        assert await nobody.gone(held) == set()
-        assert await nobody.gone(held, after=SUPERSEDED_FOR) == set()
-        nobody.knows(81)
-    assert await nobody.gone(held) == set()
-    assert await nobody.gone(held, after=SUPERSEDED_FOR - 1) == set()
-    assert await nobody.gone(held, after=1) == {"r"}
+        assert await absent.gone(held) == set()
+        assert await absent.gone(held, after=SUPERSEDED_FOR) == set()
+        absent.sees(81)
+    assert await absent.gone(held) == set()
+    assert await absent.gone(held, after=SUPERSEDED_FOR - 1) == set()
+    assert await absent.gone(held, after=1) == {"r"}
     # A later change has a reservation of its own.
     later = replace(HELD, since=81, request="later")
-    assert await nobody.gone(later, after=SUPERSEDED_FOR) == set()
+    assert await absent.gone(later, after=SUPERSEDED_FOR) == set()
 
 
-async def test_a_pod_that_the_count_knows_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A controller that was down for long finds thousands of marked reservations of pods."""
+async def test_a_pod_that_the_controller_sees_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A controller finds thousands of marked reservations of pods after a long absence."""
     api = Api(at(81))
     watching = Watching(monkeypatch, api)
-    watching.knows(81)
+    watching.sees(81)
     over = HELD.as_over()
     assert await watching.gone(over) == set()
     assert await watching.gone(over, after=SUPERSEDED_FOR) == {"r"}
     assert api.reads == 0
 
 
-async def test_the_reservation_of_a_quota_that_moved_stays_until_a_count_knew_the_move(
+async def test_the_reservation_of_a_quota_that_moved_stays_until_the_controller_sees_the_move(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The watch of quotas may be silent for longer than the life of the reservation."""
@@ -220,16 +222,16 @@ async def test_the_reservation_of_a_quota_that_moved_stays_until_a_count_knew_th
 
     api = Moves()
     watching = Watching(monkeypatch, api)
-    watching.knows_quota(before)
+    watching.sees_quota(before)
     held = replace(HELD, uid=before["metadata"]["uid"], pod="db/moving", since=4)
     await watching.gone(held)
     assert await watching.gone(held, after=60) == set()
     api.now = at_generation(5)
     assert await watching.gone(held, after=APART) == set()
     assert await watching.gone(held, after=APART) == set()
-    # Now the count knows the move. If the new parent lets the quota attach, the count ends the
-    # reservation by itself; if not, nothing is charged here.
-    watching.knows_quota(api.now)
+    # Now the controller sees the move. If the quota attaches to the new parent, the count ends the
+    # reservation. If not, nothing is charged to this quota.
+    watching.sees_quota(api.now)
     assert await watching.gone(held) == set()
     assert await watching.gone(held, after=APART) == {"r"}
 
@@ -239,36 +241,38 @@ async def test_the_reservation_of_a_quota_that_did_not_move_ends(
 ) -> None:
     now = at_generation(4)
     watching = Watching(monkeypatch, Api(now))
-    watching.knows_quota(now)
+    watching.sees_quota(now)
     held = replace(HELD, uid=now["metadata"]["uid"], pod="db/moving", since=4)
     await watching.gone(held)
     assert await watching.gone(held, after=60) == set()
     assert await watching.gone(held, after=APART) == {"r"}
 
 
-async def test_it_says_when_it_may_say_something_new(nobody: Watching) -> None:
-    began = nobody.now
-    assert nobody.expiry.next_due(began) == math.inf
-    await nobody.gone(HELD)
-    assert nobody.expiry.next_due(began) == began + 60
-    nobody.knows(81)
-    await nobody.gone(HELD)
-    assert nobody.expiry.next_due(began) == began + SUPERSEDED_FOR
-    nobody.knows(80)
-    await nobody.gone(HELD, after=60)
-    assert nobody.expiry.next_due(nobody.now) == began + 60 + APART
-    await nobody.gone()
-    assert nobody.expiry.next_due(began) == math.inf
+async def test_the_expiry_knows_when_its_next_result_may_differ(absent: Watching) -> None:
+    began = absent.now
+    assert absent.expiry.next_due(began) == math.inf
+    await absent.gone(HELD)
+    assert absent.expiry.next_due(began) == began + 60
+    absent.sees(81)
+    await absent.gone(HELD)
+    assert absent.expiry.next_due(began) == began + SUPERSEDED_FOR
+    absent.sees(80)
+    await absent.gone(HELD, after=60)
+    assert absent.expiry.next_due(absent.now) == began + 60 + APART
+    await absent.gone()
+    assert absent.expiry.next_due(began) == math.inf
 
 
-async def test_a_reservation_of_nobody_ends_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    # What a name that is none gets.
+async def test_a_reservation_with_an_invalid_pod_name_ends_no_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The API server answers an empty name with the list of all pods.
     watching = Watching(monkeypatch, Api({"kind": "PodList", "items": []}))
     names = ("ns/", "/", "", "ns/p")
     held = [replace(HELD, uid=f"u-{name}", pod=name, request=name or "-") for name in names]
-    assert await watching.gone(*held, unreadable=("what",)) == set()
-    assert await watching.gone(*held, unreadable=("what",), after=60) == {"what"}
-    assert await watching.gone(*held, unreadable=("what",), after=APART) == {
-        "what",
+    assert await watching.gone(*held, unreadable=("garbage",)) == set()
+    assert await watching.gone(*held, unreadable=("garbage",), after=60) == {"garbage"}
+    assert await watching.gone(*held, unreadable=("garbage",), after=APART) == {
+        "garbage",
         *(each.request for each in held),
     }

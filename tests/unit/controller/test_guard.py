@@ -21,7 +21,7 @@ LIMIT = {"hugepages-2Mi": "64Mi"}
 
 
 class Api(FakeApi):
-    """Delays each PATCH; counts the concurrent ones."""
+    """Delays each PATCH. ``most``: the largest number of concurrent PATCH requests."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -52,7 +52,7 @@ def boots(history: NodeHistory) -> tuple[int | None, list[str]]:
     return history.booted_at("worker"), sorted(history.former_boots("worker"))
 
 
-def test_a_boot_is_noticed_when_the_boot_id_changes() -> None:
+def test_a_new_boot_id_is_a_boot() -> None:
     history = seen()
     assert boots(history) == (None, [])
     history.node_changed(NODE, replace(NODE, boot_id="new"), 8)
@@ -99,7 +99,7 @@ def test_a_deleted_report_stays_in_force_while_its_node_exists(
     assert reports == {"worker": REPORT}
     held = deleted()
     assert uids(held.count(snapshot(*reports.values(), history=history))) == {"uid"}
-    # It is no longer in force when the Node is deleted too.
+    # The report is no longer in force when the Node is deleted too.
     history.node_changed(NODE, None, 5)
     assert history.reports({}) == {}
 
@@ -126,7 +126,7 @@ def test_the_heirs_of_a_deleted_object_are_written_into_the_object_created_again
     assert heirs(history.reports({"worker": empty}).values()) == {}
 
 
-# Nodes whose agents may not run yet
+# Nodes with an agent that may not run yet
 
 
 def test_an_identity_is_kept_while_the_first_report_of_the_node_may_still_come() -> None:
@@ -136,8 +136,8 @@ def test_an_identity_is_kept_while_the_first_report_of_the_node_may_still_come()
     assert kept(running)["uid"].counted == "worker"
     census.pod_changed(None, POD, 10)
     census.pod_changed(POD, None, 12)
-    # The pod is uncharged, because no agent may ever report it. Its line stays, whether the count
-    # has read the line already or not.
+    # The pod is uncharged, because the node may never have an agent. The line of the pod stays,
+    # whether the count has read the line already or not.
     for lines in ((LINE,), (LINE,), (LINE.as_identity("worker"),)):
         ended = census.count(snapshot(lines=lines, history=history))
         assert (ended.pods, ended.retained) == ((), ())
@@ -158,7 +158,7 @@ def test_an_identity_is_kept_while_the_first_report_of_the_node_may_still_come()
 def test_an_identity_without_a_node_is_kept_while_any_first_report_may_still_come(
     word: str,
 ) -> None:
-    """The pod may have been bound to the new node, and nobody saw the binding or the end."""
+    """The pod may have been bound to the new node, and no program saw the binding or the end."""
     clock = Clock()
     history = seen(clock=clock)
     line, pending = LINE.as_identity(word), replace(POD, node=None)
@@ -168,7 +168,7 @@ def test_an_identity_without_a_node_is_kept_while_any_first_report_may_still_com
     for census in (missed, restarted, missed, restarted):
         ended = census.count(snapshot(lines=(line,), history=history))
         assert (ended.pods, ended.identities.unneeded) == ((), frozenset())
-    # A pod whose deletion was seen was never bound.
+    # The controller saw the deletion of this pod: the pod was never bound.
     never_bound = Census()
     never_bound.pod_changed(None, pending, 10)
     never_bound.pod_changed(pending, None, 12)

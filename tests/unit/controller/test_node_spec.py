@@ -52,18 +52,18 @@ def tree(**team: Any) -> tuple[Quota, ...]:
     )
 
 
-def stored(**what: Any) -> NodeReport:
-    return replace(REPORT, spec=NodeSpec(**what))
+def stored(**spec: Any) -> NodeReport:
+    return replace(REPORT, spec=NodeSpec(**spec))
 
 
-def test_files_are_reclaimed_after_the_longest_time_if_all_payers_ask_for_it() -> None:
+def test_files_are_reclaimed_after_the_longest_time_if_all_payers_request_reclaim() -> None:
     team, other = Quota(TEAM, reclaim_after=SHORT), Quota(OTHER, reclaim_after=LONG)
     assert wanted(team, other).reclaim == {"uid": SHORT}
     assert wanted(team, other, paying=(TEAM, OTHER)).reclaim == {"uid": LONG}
     assert wanted(team, Quota(OTHER), paying=(TEAM, OTHER)).reclaim == {}
     assert wanted(Quota(TEAM)).reclaim == {}
     assert wanted(team, paying=()).reclaim == {}
-    # A quota can take its request back while it pays.
+    # A quota can remove its request for reclaim while the quota pays.
     assert wanted(Quota(TEAM), report=stored(reclaim={"uid": SHORT})).reclaim == {}
 
 
@@ -80,7 +80,7 @@ def test_the_nearest_quota_above_that_stays_is_the_heir() -> None:
     assert wanted(*going).heirs == {"uid": frozenset({TENANT})}
     tenant = replace(going[1], reparents=True, terminating=True)
     assert wanted(going[0], tenant, going[2]).heirs == {"uid": frozenset({ROOT})}
-    # An heir that is deleted too hands over to the next quota above.
+    # If the heir is deleted too, the next quota above is the heir.
     inherited = stored(heirs={"uid": frozenset({TENANT})})
     passed_on = wanted(going[0], tenant, paying=(TENANT,), report=inherited)
     assert passed_on.heirs == {"uid": frozenset({ROOT})}
@@ -107,14 +107,14 @@ def test_the_other_payers_continue_to_pay() -> None:
 
 
 def test_a_payer_by_the_pods_line_becomes_an_heir() -> None:
-    """Once heirs are named, nobody looks at the pod's line."""
+    """If the spec names heirs, no program reads the pod's line."""
     nameless = replace(REPORT, pods=(ReportedPod("uid", "", "", {}, live=False, charged=LEFT),))
     quotas = (*tree(reparents=True, terminating=True), Quota(OTHER))
     by_line = wanted(*quotas, paying=(TEAM, OTHER), report=nameless)
     assert by_line.heirs == {"uid": frozenset({TENANT, OTHER})}
 
 
-def test_the_reclaim_that_a_deleted_quota_asked_for_stays_in_force() -> None:
+def test_the_reclaim_that_a_deleted_quota_requested_stays_in_force() -> None:
     before = stored(reclaim={"uid": SHORT}, heirs={"uid": frozenset({TENANT})})
     going = tree(reparents=True, terminating=True, reclaim_after=SHORT)
     # Heir and reclaim are written together.
@@ -218,7 +218,7 @@ def test_new_rows_wait_for_room_and_stored_rows_stay() -> None:
     assert fit(everything, everything, 0).heirs == heirs
     # When pods go, the rows of other pods get room.
     first = fit(everything, NodeSpec(), 800)
-    less = {uid: who for uid, who in heirs.items() if uid not in first.heirs}
+    less = {uid: each for uid, each in heirs.items() if uid not in first.heirs}
     assert fit(NodeSpec({}, less), first, 800).heirs
 
 

@@ -1,4 +1,4 @@
-"""The node store keeps Nodes, reports and evidence, and notes what a count must look at."""
+"""The node store keeps Nodes, reports and evidence, and notes the scope of the next count."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_a_report_is_read() -> None:
     assert [pod.labels_left_out for pod in (*report.pods, *read(raw).pods)] == [False, True]
 
 
-def test_unbefore_fields_and_unreadable_files_and_rows_are_ignored() -> None:
+def test_fields_of_a_newer_release_and_unreadable_rows_are_ignored() -> None:
     raw = deepcopy(RAW)
     raw["status"] |= {"caps": [], "reportedBy": "new", "pools": "many"}
     raw["status"]["pods"][0]["swapped"] = "2Mi"
@@ -148,7 +148,7 @@ PLACES: list[tuple[str | int, ...]] = [
 
 @settings(max_examples=300)
 @given(st.sampled_from(PLACES), JSON)
-def test_whatever_a_report_says_the_controller_reads_on(
+def test_no_content_of_a_report_raises_an_exception(
     place: tuple[str | int, ...], value: Any
 ) -> None:
     """A node's agent writes the status, and an exception here would end the controller."""
@@ -157,6 +157,6 @@ def test_whatever_a_report_says_the_controller_reads_on(
     for step in place[:-1]:
         holder = holder[step]
     holder[place[-1]] = value
-    for known in (None, read(RAW)):
-        report = project_report(raw, known)
+    for before in (None, read(RAW)):
+        report = project_report(raw, before)
         assert report is None or report.node == "worker"

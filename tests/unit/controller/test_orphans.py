@@ -26,8 +26,8 @@ class Api:
 async def test_each_orphan_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     api = Api()
     orphans = OrphanReporter(cast(Connection, api), "me")
-    nobody, named = Orphan("a", "uid", ""), Orphan("b", "other", "ns/pod")
-    for found in ({nobody}, {nobody}, {nobody, named}, {named}):
+    nameless, named = Orphan("a", "uid", ""), Orphan("b", "other", "ns/pod")
+    for found in ({nameless}, {nameless}, {nameless, named}, {named}):
         orphans.report(frozenset(found))
         await asyncio.sleep(0)
         await asyncio.sleep(0)

@@ -61,7 +61,7 @@ def test_another_node_neither_ends_nor_renames_a_running_pod() -> None:
         assert [each.node for each in counted.retained] == ["other"]
 
 
-def test_another_node_does_not_release_a_pod_whose_own_node_is_silent() -> None:
+def test_another_node_does_not_release_a_pod_of_a_silent_node() -> None:
     counted = deleted().count(snapshot(report(11), from_other(FORGED), nodes=WORKERS))
     assert uids(counted) == {"uid"}
     assert [(each.pod.charge, each.nodes) for each in counted.held] == [
@@ -80,7 +80,7 @@ def test_another_node_does_not_change_a_line() -> None:
         assert [each.quotas for each in counted.retained] == [{TEAM}] * len(forged)
 
 
-def test_a_report_of_one_node_does_not_place_a_pod_whose_node_is_unknown() -> None:
+def test_a_report_of_one_node_does_not_place_a_pod_on_an_unknown_node() -> None:
     reports = (report(11), from_other(replace(LIVE, charged=TINY)))
     for word, charged in (("-", DEMAND), ("?", TINY)):
         line, census = replace(LINE.as_identity(word), charge=DEMAND), Census()
@@ -201,7 +201,7 @@ def test_no_entry_of_another_node_lowers_a_charge(
     assert lying.identities.unneeded <= honest.identities.unneeded
     for uid, identity in honest.identities.kept.items():
         assert lying.identities.kept[uid].quotas >= identity.quotas
-    # The reservation of a pod that nobody has seen stays, unless it ends for another reason.
+    # The reservation of an unseen pod stays, unless it ends for another reason.
     for uid in lines.keys() - honest.identities.unneeded - {pod.uid for pod in gone}:
         for key in (A, B):
             assert after[key].seen.get(uid, 0) <= before[key].seen.get(uid, 0)

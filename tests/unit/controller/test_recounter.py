@@ -1,4 +1,4 @@
-"""The recounter: when it counts, what it writes, and when it must not write."""
+"""The recounter: when the recounter counts, what it writes, and when it must not write."""
 
 from __future__ import annotations
 
@@ -67,18 +67,18 @@ class Refusing:
 
 
 def term_of(number: int) -> Callable[[], Awaitable[int]]:
-    async def ask() -> int:
+    async def read_term() -> int:
         return number
 
-    return ask
+    return read_term
 
 
 def recounter_of(
     api: object,
-    ask: Callable[[], Awaitable[int]] | None = None,
+    read_term: Callable[[], Awaitable[int]] | None = None,
     lifetime: timedelta = RESERVATION_LIFETIME,
 ) -> Recounter:
-    return Recounter(cast(Connection, api), "me", ask or term_of(1), lifetime=lifetime)
+    return Recounter(cast(Connection, api), "me", read_term or term_of(1), lifetime=lifetime)
 
 
 async def run_for(recounter: Recounter, seconds: float) -> None:
@@ -94,7 +94,7 @@ async def test_a_refused_write_is_not_tried_again_at_once() -> None:
 
 
 class Silent(FakeApi):
-    """An API of quotas whose watches send nothing; the pods in ``pods`` are listed."""
+    """An API of quotas and of the pods ``pods``. Its watches send nothing."""
 
     def __init__(self, *pods: Json) -> None:
         super().__init__()
@@ -132,13 +132,13 @@ async def test_a_paused_leader_overwrites_no_later_count() -> None:
     counted_under(api, 9, "128Mi")
     terms = iter([7])
 
-    async def ask() -> int:
+    async def read_term() -> int:
         if (held := next(terms, None)) is None:
             raise LeadershipLost("another leads")
         return held
 
     with pytest.raises(ExceptionGroup) as ended:
-        await run_for(recounter_of(api, ask), 5)
+        await run_for(recounter_of(api, read_term), 5)
     assert ended.value.subgroup(LeadershipLost)
     assert api.writes == []
 
@@ -146,17 +146,20 @@ async def test_a_paused_leader_overwrites_no_later_count() -> None:
 async def test_a_paused_leader_reads_the_lease_before_it_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Otherwise it would count a pod that its successor has not seen, and end the reservation."""
+    """Otherwise the leader would count a pod that its successor has not seen.
+
+    Then the leader would end the reservation of the pod.
+    """
     clock = [0.0]
 
     class Pausing(Silent):
         async def replace(self, *arguments: Any, **options: Any) -> Json:
             written = await super().replace(*arguments, **options)
-            clock[0] += 100  # paused; meanwhile another controller leads
+            clock[0] += 100  # a pause, in which another controller leads
             counted_under(self, 7, "0")
             return written
 
-    async def ask() -> int:
+    async def read_term() -> int:
         if clock[0]:
             raise LeadershipLost("another leads")
         return 7
@@ -166,7 +169,7 @@ async def test_a_paused_leader_reads_the_lease_before_it_counts(
     api = Pausing(running("a"))
     counted_under(api, 1, "0")
     with pytest.raises(ExceptionGroup) as ended:
-        await run_for(recounter_of(api, ask), 5)
+        await run_for(recounter_of(api, read_term), 5)
     assert ended.value.subgroup(LeadershipLost)
     assert len(api.writes) == 1
 
@@ -180,11 +183,11 @@ async def test_a_later_leader_overwrites_the_count_with_its_own_term() -> None:
 
 
 def flapping(api: FakeApi, **labels: str) -> None:
-    """acme/tenant, and db/leaf, which was attached while its namespace had the label."""
+    """Store acme/tenant, and db/leaf, which was attached while its namespace had the label."""
     tenant = {"matchLabels": {"tenant": "acme"}}
-    nobody = {"matchLabels": {"no": "pod"}}
+    no_pod = {"matchLabels": {"no": "pod"}}
     api.put(namespace("db", **labels))
-    api.put(quota("acme/tenant", {"hugepages-2Mi": "1Gi"}, children=tenant, selector=nobody))
+    api.put(quota("acme/tenant", {"hugepages-2Mi": "1Gi"}, children=tenant, selector=no_pod))
     api.put(
         quota("db/leaf", {}, parent="acme/tenant", attached_to=None if labels else "acme/tenant")
     )
@@ -222,7 +225,7 @@ async def test_after_a_restore_of_etcd_the_leader_overwrites_counts_of_later_ter
 ) -> None:
     monkeypatch.setattr(recounter_module, "RETRY", 0.05)
     api = Silent(running("a"))
-    counted_under(api, 1000, "128Mi")  # but the term of the present leader is 9
+    counted_under(api, 1000, "128Mi")  # the term of the present leader is 9
     await run_for(recounter_of(api, term_of(9)), 0.8)
     assert api.raw("db/leaf")["status"]["pods"] == {"hugepages-2Mi": "64Mi"}
 
@@ -246,7 +249,7 @@ async def until(holds: Callable[[], object]) -> None:
 
 
 class Watched(Silent):
-    """The same, with watches that send what is put into ``watch_events`` of a kind."""
+    """The same API. The watch of a kind sends the events in ``watch_events`` of the kind."""
 
     def __init__(self, *pods: Json) -> None:
         super().__init__(*pods)
@@ -297,13 +300,13 @@ async def test_a_quota_is_written_at_most_twice_a_second(
     rests: list[float] = []
     sleep = asyncio.sleep
 
-    async def slept(seconds: float) -> None:
+    async def record(seconds: float) -> None:
         rests.append(seconds)
         await sleep(0)
 
     api = Watched()
     api.put(quota("db/leaf", {"hugepages-2Mi": "128Gi"}))
-    monkeypatch.setattr(asyncio, "sleep", slept)
+    monkeypatch.setattr(asyncio, "sleep", record)
     async with asyncio.TaskGroup() as group:
         run = group.create_task(recounter_of(api).run())
         await until(lambda: PODS in api.watch_events and api.writes)
@@ -316,10 +319,10 @@ async def test_a_quota_is_written_at_most_twice_a_second(
     assert len([rest for rest in rests if rest > 0.3]) >= 20
 
 
-async def test_a_reservation_whose_pod_never_came_ends_as_soon_as_it_may(
+async def test_the_reservation_of_a_pod_that_never_came_ends_as_soon_as_possible(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Not at one of the looks that the controller takes now and then."""
+    """The controller does not wait for its next periodic count."""
     monkeypatch.setattr(recounter_module, "PERIOD", 3600.0)
     monkeypatch.setattr(write_plan, "PENDING_PERIOD", 3600.0)
     monkeypatch.setattr(recounter_module, "SHORTEST_PERIOD", 0.01)
@@ -411,16 +414,18 @@ async def test_a_new_quota_is_counted_as_soon_as_the_webhook_rules_are_in_force(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(recounter_module, "PERIOD", 0.05)
-    api, asked = Watched(running("a")), [False]
+    api, rules_in_force = Watched(running("a")), [False]
     never_counted = quota("db/leaf", {"hugepages-2Mi": "128Mi"})
     del never_counted["status"]["observedGeneration"]
     api.put(never_counted)
-    counting = Recounter(cast(Connection, api), "me", term_of(1), may_begin=lambda: asked[0])
+    counting = Recounter(
+        *(cast(Connection, api), "me", term_of(1)), may_begin=lambda: rules_in_force[0]
+    )
     async with asyncio.TaskGroup() as group:
         run = group.create_task(counting.run())
         await until(lambda: counting.books.counts > 2)
         assert not api.writes
-        asked[0] = True
+        rules_in_force[0] = True
         await until(lambda: api.writes)
         run.cancel()
 
@@ -436,7 +441,7 @@ async def test_a_differing_count_from_scratch_replaces_the_charges_and_is_logged
     async with asyncio.TaskGroup() as group:
         run = group.create_task(counting.run())
         await until(lambda: api.writes)
-        # A pod in the store, of which no change was noted.
+        # The store gets a pod without a note of the change.
         missed = project_demanding_pod(running("b"))
         assert missed is not None
         counting.books.store.pods["b"] = missed
@@ -449,7 +454,7 @@ async def test_a_differing_count_from_scratch_replaces_the_charges_and_is_logged
 
 
 class QuotasWatched(Silent):
-    """The watch of quotas sends what is put into ``watch_events``."""
+    """An API in which only the watch of quotas sends events: those in ``watch_events``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -479,9 +484,9 @@ async def test_on_quotas_calls_back_for_a_new_quota_and_not_for_a_charge() -> No
         api.watch_events.put_nowait({"type": "MODIFIED", "object": charged})
         assert await seen.get() == "leaf"
         assert len(calls) == listed
-        made = quota("db/other", {"hugepages-2Mi": "128Mi"})
-        made["metadata"]["resourceVersion"] = "1001"
-        api.watch_events.put_nowait({"type": "ADDED", "object": made})
+        created = quota("db/other", {"hugepages-2Mi": "128Mi"})
+        created["metadata"]["resourceVersion"] = "1001"
+        api.watch_events.put_nowait({"type": "ADDED", "object": created})
         assert await seen.get() == "other"
         assert len(calls) > listed
     finally:

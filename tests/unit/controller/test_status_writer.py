@@ -1,4 +1,4 @@
-"""The status that a count writes, and what a write does when something came between."""
+"""The status that a count writes, also after a write of another program."""
 
 from __future__ import annotations
 
@@ -66,7 +66,10 @@ def test_a_condition_keeps_its_time_while_its_status_stays() -> None:
 
 
 class Api(FakeApi):
-    """An API with one quota, which another write changes before each of the next writes."""
+    """An API with one quota. Before each of the next writes, another program writes the quota.
+
+    ``between``: the quota as the other program writes it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +86,7 @@ class Api(FakeApi):
         return fate
 
 
-class Nothing:
+class KeptEvents:
     """Ends no reservation, and keeps the Events instead of publishing them."""
 
     def __init__(self) -> None:
@@ -103,7 +106,7 @@ class Leader:
     """A controller with the term 5 that has counted one pod of 66Mi under a limit of 64Mi."""
 
     def __init__(self) -> None:
-        self.api, self.events, self.books = Api(), Nothing(), Books()
+        self.api, self.events, self.books = Api(), KeptEvents(), Books()
         self.lease: int | Exception = 5
         self.term = Term(self._read_lease)
         demand = Charge.from_resources({"hugepages-2Mi": "66Mi"})
@@ -140,7 +143,7 @@ def leader() -> Leader:
     return Leader()
 
 
-async def test_writes_the_count_with_the_term_and_publishes_what_turned_bad(
+async def test_writes_the_count_with_the_term_and_publishes_the_bad_conditions(
     leader: Leader,
 ) -> None:
     assert await leader.write()
@@ -158,7 +161,7 @@ async def test_a_count_that_the_status_shows_is_not_written_again(leader: Leader
     assert len(leader.api.writes) == 1
 
 
-async def test_a_write_that_came_between_keeps_what_it_changed(leader: Leader) -> None:
+async def test_the_reservation_that_another_program_wrote_stays(leader: Leader) -> None:
     reserved = ["new ns/new 2Mi:2Mi 2030-01-01T00:00:00Z request 0"]
     hard = {"hugepages-2Mi": "64Mi"}
     other = json_of_quota("ns/q", hard, reservations=reserved)

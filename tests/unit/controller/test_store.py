@@ -1,4 +1,4 @@
-"""The store keeps objects and indexes, and notes exactly what a count must look at."""
+"""The store keeps objects and indexes, and notes exactly the scope of the next count."""
 
 from __future__ import annotations
 

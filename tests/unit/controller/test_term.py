@@ -61,7 +61,7 @@ async def test_a_lease_that_cant_be_read_is_not_held(lease: Lease) -> None:
     assert await lease.term.is_held()
 
 
-async def test_the_lease_of_another_controller_ends_this_one(lease: Lease) -> None:
+async def test_the_lease_of_another_controller_ends_this_controller(lease: Lease) -> None:
     lease.answer = LeadershipLost("held by another")
     with pytest.raises(LeadershipLost):
         await lease.term.is_held()

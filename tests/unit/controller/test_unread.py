@@ -30,7 +30,7 @@ def updated(unread: UnreadCharges, *reports: NodeReport) -> Iterable[QuotaKey]:
 def test_a_charge_that_the_first_count_lacks_stays_until_all_reports_are_readable() -> None:
     unread = UnreadCharges()
     assert retained(unread, Tally(pods=LEFT), UNREADABLE) == LEFT
-    # A pod that came since is charged in addition.
+    # The charge of a new pod is added.
     assert retained(unread, Tally(pods=LEFT + LEFT), UNREADABLE) == LEFT
     assert retained(unread, Tally(), READABLE) == NOTHING
     # From now on the last readable report of each node is counted.
@@ -38,7 +38,7 @@ def test_a_charge_that_the_first_count_lacks_stays_until_all_reports_are_readabl
     assert retained(UnreadCharges(), Tally(), READABLE) == NOTHING
 
 
-def test_a_quota_is_looked_at_when_its_unread_charge_begins_and_ends() -> None:
+def test_an_update_returns_the_quotas_with_a_new_or_ended_unread_charge() -> None:
     unread = UnreadCharges()
     assert updated(unread, UNREADABLE) == {KEY}
     assert updated(unread, UNREADABLE) == set()

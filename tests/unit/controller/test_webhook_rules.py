@@ -99,7 +99,7 @@ async def test_the_rules_stay_when_admission_stops_to_answer() -> None:
 
 @pytest.mark.parametrize("quotas", [True, False], ids=["adds rules", "removes rules"])
 async def test_a_leader_that_was_paused_changes_no_rules(quotas: bool) -> None:
-    """The quotas that it knows are old, and its successor may have counted others since."""
+    """The leader's copy of the quotas is old. Its successor may have counted other quotas."""
     world = World()
     if not quotas:
         await world.live(10)
@@ -143,7 +143,7 @@ async def test_nothing_is_written_before_the_controller_has_listed_the_quotas() 
 
 
 async def test_the_next_leader_waits_too() -> None:
-    """The leader before may have been killed right after the write of the rules."""
+    """A kill may have ended the previous leader right after its write of the rules."""
     world = World()
     await world.live(1)
     world.rules = world.leader()
@@ -158,7 +158,7 @@ async def test_removed_rules_are_put_back_at_once_and_no_quota_becomes_ready_mea
     await world.live(10)
     assert world.warnings == []
     del world.raw["webhooks"][1]["rules"]
-    # Without the removal the rules would be there too.
+    # Admission does not answer. This alone would not remove the rules.
     world.probe_failure = NO_ANSWER
     await world.live(0)
     assert has_rules(world.raw)

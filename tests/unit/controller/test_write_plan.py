@@ -1,4 +1,4 @@
-"""What is planned to be written: after changes, after failures, and because time has passed."""
+"""Which objects the planner plans to write: after changes, after failures, and after a time."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class FakeInformers:
 
 
 class Bench:
-    """A planner of two quotas, one with a reservation, whose first plan is done."""
+    """A planner that has made its first plan. One of its two quotas has a reservation."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -101,7 +101,7 @@ def test_quotas_with_reservations_are_planned_from_time_to_time(bench: Bench) ->
 
 
 def held(bench: Bench) -> WritePlan:
-    """The plan after a pod ended that its node has not seen."""
+    """The plan after the end of a pod that its node has not seen."""
     bench.books.store.nodes.node_changed(None, NODE, 3)
     bench.report(None, REPORT)
     bench.books.store.pod_changed(None, ENDED)

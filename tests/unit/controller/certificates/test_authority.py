@@ -1,4 +1,4 @@
-"""CAs and serving certificates: what they are valid for, and what is read back from them."""
+"""CAs and serving certificates: their validity, and the fields that the controller reads."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_only_a_ca_may_sign_and_a_ca_may_not_sign_another_ca() -> None:
     ],
     ids=["key of another", "no key", "no certificate", "empty"],
 )
-def test_a_pair_whose_parts_do_not_belong_together_is_not_usable(pair: authority.Pair) -> None:
+def test_a_certificate_and_a_key_of_different_pairs_are_not_usable(pair: authority.Pair) -> None:
     assert authority.is_usable(SERVING)
     assert not authority.is_usable(pair)
 

@@ -65,7 +65,7 @@ def check(api: FakeObjects) -> None:
 
 
 async def test_the_next_leader_continues_after_a_kill_at_any_write() -> None:
-    """Each write, from the first CA to the end of a rotation, is the last of some leader."""
+    """Each write, from the first CA to the end of a rotation, is the last write of a leader."""
     clock, api = Clock(), objects()
     await live(api, clock)
     rotate(api)

@@ -170,7 +170,7 @@ def test_an_administrator_requests_a_rotation() -> None:
 
 
 def test_the_next_leader_continues_after_a_kill_at_any_write() -> None:
-    """Each write of a rotation is the last of some leader; the next leader has another clock."""
+    """Each write of a rotation is the last write of a leader. The next leader has another clock."""
     for killed_after in range(12):
         store = complete()
         rotate(store)
@@ -209,10 +209,10 @@ LOSSES: dict[str, Harm] = {
 }
 
 
-@pytest.mark.parametrize("what", [*HARMS, *LOSSES])
-def test_lost_and_overwritten_state_is_corrected(what: str) -> None:
+@pytest.mark.parametrize("harm", [*HARMS, *LOSSES])
+def test_lost_and_overwritten_state_is_corrected(harm: str) -> None:
     store = complete()
-    store.harm(HARMS.get(what) or LOSSES[what])
+    store.harm(HARMS.get(harm) or LOSSES[harm])
     store.live(3 * POLICY.overlap)
     assert len(store.state.configured.bundle) == 1
     assert store.state.configured.path == store.state.serving.path != ""
@@ -245,22 +245,22 @@ def test_replicas_can_always_answer(data: st.DataObject) -> None:
     """Steps, kills, other clocks and other writers, in any order; readers are late at any time."""
     store = complete()
     for _ in range(data.draw(st.integers(5, 40))):
-        what = data.draw(st.sampled_from(["step", "step", "step", "wait", "day", "skew", *HARMS]))
-        if what == "step":
+        move = data.draw(st.sampled_from(["step", "step", "step", "wait", "day", "skew", *HARMS]))
+        if move == "step":
             step = store.decide()
             if isinstance(step, Rest):
                 store.now = min(step.until, store.now + timedelta(days=1))
             else:
                 store.write(step)
-        elif what == "wait":
+        elif move == "wait":
             store.now += timedelta(seconds=data.draw(st.integers(1, 7200)))
             store.write_all()
-        elif what == "day":
+        elif move == "day":
             store.live(timedelta(days=1))
-        elif what == "skew":
+        elif move == "skew":
             store.now += timedelta(seconds=data.draw(st.integers(-30, 30)))
         else:
-            store.harm(HARMS[what])
+            store.harm(HARMS[move])
         store.check()
     store.live(10 * POLICY.overlap)
     assert len(store.state.configured.bundle) == 1
@@ -290,21 +290,21 @@ def test_the_ca_of_an_older_release_stays_trusted_for_a_while() -> None:
 
 
 def test_replicas_can_answer_after_a_rollback_to_an_older_release() -> None:
-    """The older chart restores its CA and path; the older replicas know no others."""
+    """The older chart restores its CA and path. The older replicas use no other CA and path."""
     store = complete()
     ours = store.state.serving
     store.state = replace(store.state, configured=Trust((FOREIGN.certificate,), "oldpath"))
     store.write_all(checked=False)
     assert store.state.configured.path == "oldpath"
     assert FOREIGN.certificate in store.state.configured.bundle
-    # Our replicas that still run can answer too.
+    # The replicas of this release that still run can answer too.
     assert (store.state.serving.path, store.state.serving.former_path) == ("oldpath", ours.path)
     assert store.state.serving.pair == ours.pair
     assert ours.pair is not None
     assert is_trusted(ours.pair.certificate, store.state.configured.bundle, store.now)
 
 
-def test_a_leader_whose_clock_is_behind_keeps_an_adopted_path() -> None:
+def test_a_leader_with_a_late_clock_keeps_an_adopted_path() -> None:
     store = complete()
     store.harm(HARMS["the path is replaced"])
     store.now -= timedelta(minutes=3)
