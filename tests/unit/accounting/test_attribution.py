@@ -39,14 +39,14 @@ def forests(draw: st.DrawFn) -> Forest:
     )
 
 
-def by_the_words(
+def brute_force(
     forest: Forest,
     namespace: str,
     labels: Mapping[str, str],
     heirs: frozenset[QuotaKey] | None,
     line: frozenset[QuotaKey],
 ) -> set[QuotaKey]:
-    """The rule in the words of the design."""
+    """The quotas that pay, by brute force."""
     paying = set()
     for quota in forest:
         governs = quota.key.namespace == namespace and (
@@ -78,12 +78,12 @@ def test_who_pays_follows_the_rule(
         {} if heirs is None else {("node", "uid"): heirs},
         {"uid": Line("uid", "a/pod", PAGE, line)},
     )
-    expected = by_the_words(forest, namespace, labels, heirs, line)
+    expected = brute_force(forest, namespace, labels, heirs, line)
     assert rule.who_pays("uid", namespace, labels, "node") == expected
-    # What is said of one pod says nothing of another, nor of what another node calls so.
-    other = by_the_words(forest, namespace, labels, None, frozenset())
+    # Heirs and line belong to one pod. The heirs belong to the entry in the report of one node.
+    other = brute_force(forest, namespace, labels, None, frozenset())
     assert rule.who_pays("other", namespace, labels, "node") == other
-    elsewhere = by_the_words(forest, namespace, labels, None, line)
+    elsewhere = brute_force(forest, namespace, labels, None, line)
     assert rule.who_pays("uid", namespace, labels, "other") == elsewhere
 
 
@@ -119,13 +119,13 @@ def test_every_quota_with_an_identity_pays() -> None:
 
 def test_an_identity_precedes_a_reservation_of_the_same_pod() -> None:
     assert lines(root=held(), team=held("worker")).quotas == {TEAM}
-    # The write to the other was cut off.
+    # The write to quota other failed, so its reservation is no identity yet.
     assert lines(other=held(), team=held("worker")).quotas == {OTHER, TEAM}
     assert lines(team=(held("worker"), held())).counted == "worker"
     assert lines(team=(held(), held("worker"))).counted == "worker"
 
 
-def test_a_line_with_a_node_precedes_a_line_without_one() -> None:
+def test_a_line_with_a_node_precedes_a_line_without_a_node() -> None:
     assert lines(team=held("-"), other=held("worker")).counted == "worker"
     assert lines(team=held("?"), other=held("-")).counted == "-"
 

@@ -1,4 +1,4 @@
-"""Changes that may not be stored yet: their lines, and which ones are in the way of another."""
+"""Changes that may not be stored yet: their lines, and which changes block another change."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def test_a_malformed_change_is_refused(line: str) -> None:
 
 
 def test_a_change_may_come_until_its_object_changed() -> None:
-    made = change("a", "b")
-    assert made.may_come({})
-    assert not made.may_come({key("a"): 3})
+    creation = change("a", "b")
+    assert creation.may_come({})
+    assert not creation.may_come({key("a"): 3})
     changed = change("a", "b", since=3)
     assert changed.may_come({key("a"): 3})
     assert not changed.may_come({key("a"): 4})
@@ -52,20 +52,20 @@ def test_a_change_may_come_until_its_object_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mine", "other", "bears"),
+    ("mine", "other", "blocks"),
     [
         (change("x", "y"), change("y", "x"), True),
         (change("x", "y"), change("z", "w"), True),  # x > y > z > w > x
         (change("x", "y"), change("free"), False),
         (change("w"), change("x", "y"), True),  # x is below w
-        (change("w"), change("new", "x"), True),  # and so is what is made below x
+        (change("w"), change("new", "x"), True),  # so is a new quota below x
         (change("y"), change("x"), False),
-        (change("x", "y"), change("x", "w"), False),  # the API server keeps these apart
+        (change("x", "y"), change("x", "w"), False),  # the API server orders changes of one object
     ],
 )
-def test_changes_above_or_below_are_in_the_way(mine: Change, other: Change, bears: bool) -> None:
+def test_changes_above_or_below_are_in_the_way(mine: Change, other: Change, blocks: bool) -> None:
     forest = quotas("y>z", "x>w", "w", "z", "free") if not mine.parent else quotas("y>z", "w>x")
-    assert in_the_way(mine, [other], forest) == ((other.quota,) if bears else ())
+    assert in_the_way(mine, [other], forest) == ((other.quota,) if blocks else ())
 
 
 def test_a_sibling_is_not_in_the_way() -> None:

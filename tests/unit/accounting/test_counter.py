@@ -89,7 +89,7 @@ def test_an_identity_reserves_nothing() -> None:
     tab.put(reservation("b", 32))
     assert tab.counter.reservations == (identity, reservation("b", 32))
     assert tab.counter.used == megabytes(64)
-    # The pod is relabelled: what it reserves anew counts, though it has an identity.
+    # The pod is relabelled. Its new reservation is charged, although the pod has an identity.
     moved = Tab(counter(64).charge(identity))
     moved.put(reservation("a", 64, request="relabel"))
     assert moved.counter.used == megabytes(64)

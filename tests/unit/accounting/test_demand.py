@@ -64,7 +64,7 @@ def test_a_malformed_amount_is_refused_and_named(amount: str | int) -> None:
         demand({"containers": [container(amount)]})
 
 
-def test_a_sum_beyond_what_kubernetes_holds_is_refused() -> None:
+def test_a_sum_above_the_largest_quantity_of_kubernetes_is_refused() -> None:
     with pytest.raises(MalformedDemand, match="the pod can't be counted"):
         demand({"containers": [container("6Ei"), container("6Ei")]})
 

@@ -59,7 +59,7 @@ def test_a_quota_that_is_its_own_parent_is_a_cycle() -> None:
 
 
 def held(attached_to: str | None, *, selects: bool = False, parent: str = "top/a") -> Forest:
-    """db/leaf below a middle quota, whose namespace top/a selects or no longer selects."""
+    """mid/leaf below mid/m. ``selects``: whether top/a lets the namespace of mid/m attach."""
     selector = Selector.from_json({"matchLabels": {"tenant": "acme"}})
     middle = replace(
         quota("mid/m", parent), attached_to=None if attached_to is None else key(attached_to)
@@ -95,8 +95,8 @@ def test_an_attachment_is_forgotten_when_nothing_is_charged_through_it() -> None
         (True, None, False, None),
     ):
         forest = held(attached_to, selects=selects)
-        told = forest.attachment(forest[middle], charged=charged)
-        assert told == (None if remembered is None else key(remembered))
+        attachment = forest.attachment(forest[middle], charged=charged)
+        assert attachment == (None if remembered is None else key(remembered))
     root = replace(quota("mid/m"), attached_to=key("top/a"))
     assert Forest([root, quota("top/a")], {}).attachment(root, charged=True) is None
 

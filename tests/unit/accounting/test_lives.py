@@ -21,7 +21,7 @@ def test_a_life_is_over_when_it_was_watched_from_its_beginning_to_its_end() -> N
     assert not lives.is_over(SECOND, 143.9)
 
 
-def test_a_life_begins_anew_if_the_reservation_was_away() -> None:
+def test_a_life_begins_again_if_the_reservation_was_absent() -> None:
     lives = Lives(timedelta(seconds=34))
     lives.note([FIRST], 100.0)
     lives.note([], 110.0)

@@ -70,7 +70,7 @@ def test_without_mirror_an_ungoverned_pod_is_not_limited() -> None:
     assert of(Allowance(), mirror=False) == both(0, 0)
 
 
-def test_a_value_is_the_one_that_the_kernel_returns() -> None:
+def test_a_value_is_rounded_as_the_kernel_rounds_it() -> None:
     assert of(Allowance(megabytes(3.5))) == both(2 * MIB, 0)
     assert of(Allowance(Charge({TWO_MIB: 2**63 - 1}))) == both(None, 0)
 
@@ -82,8 +82,8 @@ amounts = st.integers(0, 2**63 - 1)
 def test_the_plan_of_a_governed_pod_names_every_file(
     demand: dict[PageSize, int], found: int
 ) -> None:
-    said: Limits = {(size, limit): found for size in SIZES for limit in BOTH}
-    wanted = plan(Allowance(Charge(demand)), None, said, SIZES, mirror=True)
+    files: Limits = {(size, limit): found for size in SIZES for limit in BOTH}
+    wanted = plan(Allowance(Charge(demand)), None, files, SIZES, mirror=True)
     assert set(wanted) == set(UNLIMITED)
     for (size, _), value in wanted.items():
         if value is not None:

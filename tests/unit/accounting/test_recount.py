@@ -103,7 +103,7 @@ def test_a_reservation_ends_in_the_write_that_counts_its_pod() -> None:
 
 
 def test_a_pod_seen_before_its_relabelling_ends_no_reservation() -> None:
-    # b -> none -> b: counted under b still from its first stay when the second is reserved.
+    # The labels go b -> none -> b. The count still has the pod under b from the first time.
     second = Reservation("a", "ns/a", pages(3), START, "second", since=12)
     counter = Counter(key("leaf"), pages(4), reservations=(second,))
     stale = recount(counter, Tally(pages(3), {"a": 12}), set())
@@ -112,9 +112,9 @@ def test_a_pod_seen_before_its_relabelling_ends_no_reservation() -> None:
 
 
 def test_an_unreadable_line_stays_until_it_is_gone() -> None:
-    counter = Counter(key("leaf"), pages(4), unreadable=("what",))
-    assert recount(counter, Tally(), set()).unreadable == ("what",)
-    assert recount(counter, Tally(), {"what"}).unreadable == ()
+    counter = Counter(key("leaf"), pages(4), unreadable=("garbage",))
+    assert recount(counter, Tally(), set()).unreadable == ("garbage",)
+    assert recount(counter, Tally(), {"garbage"}).unreadable == ()
 
 
 def test_the_reservation_of_a_moving_quota_ends_when_its_pods_are_counted() -> None:
@@ -143,18 +143,18 @@ def test_a_reservation_becomes_an_identity_on_the_directly_charged_quota() -> No
     assert identity.used == pages(3)
     above = Counter(key("left"), pages(8), reservations=(held,))
     assert recount(above, COUNTED, set(), kept()).reservations == ()
-    # The next count leaves it as it is, or tells of another node.
+    # The next count keeps the identity, or writes another node into the identity.
     assert recount(identity, COUNTED, set(), kept()) == identity
     bound = recount(identity, COUNTED, set(), kept("other"))
     assert bound.reservations == (held.as_identity("other"),)
 
 
-def test_an_identity_ends_when_nobody_needs_it_or_the_pod_moved_away() -> None:
+def test_an_identity_ends_if_it_is_unneeded_or_if_other_quotas_pay() -> None:
     held = Reservation("a", "ns/a", pages(3), START).as_identity("worker")
     leaf = Counter(key("leaf"), pages(4), reservations=(held,))
     assert recount(leaf, COUNTED, set(), Identities(unneeded=frozenset({"a"}))).reservations == ()
     assert recount(leaf, COUNTED, set(), kept(quota="right")).reservations == ()
-    # One that was written after the count had begun is for the next.
+    # The next count decides about an identity that was written during this count.
     assert recount(leaf, COUNTED, set()).reservations == (held,)
 
 
@@ -174,7 +174,7 @@ def test_two_reservations_of_a_pod_become_one_identity() -> None:
     leaf = Counter(key("leaf"), pages(4), reservations=(first, second))
     (identity,) = recount(leaf, COUNTED, set(), kept()).reservations
     assert identity == second.as_identity("worker")
-    # A third that is not counted yet stays beside it.
+    # A third reservation that is not counted yet stays beside the identity.
     third = Reservation("a", "ns/a", pages(3), START, "third", since=9)
     both = Counter(key("leaf"), pages(4), reservations=(identity, third))
     assert recount(both, COUNTED, set(), kept()).reservations == (identity, third)
@@ -186,7 +186,9 @@ def many(count: int, word: str = "worker") -> tuple[Reservation, ...]:
     )
 
 
-def known(lines: tuple[Reservation, ...], *, in_api: frozenset[str] = frozenset()) -> Identities:
+def identities_of(
+    lines: tuple[Reservation, ...], *, in_api: frozenset[str] = frozenset()
+) -> Identities:
     leaf = frozenset({key("leaf")})
     return Identities(
         {line.uid: Identity(line.counted or "?", leaf, line.uid in in_api) for line in lines}
@@ -196,11 +198,11 @@ def known(lines: tuple[Reservation, ...], *, in_api: frozenset[str] = frozenset(
 def test_surplus_identities_of_pods_in_the_api_are_dropped() -> None:
     lines = many(IDENTITIES_KEPT + 2)
     counter = Counter(key("leaf"), pages(4), reservations=lines)
-    half = known(lines, in_api=frozenset({"pod-7", "pod-8", "pod-9"}))
+    half = identities_of(lines, in_api=frozenset({"pod-7", "pod-8", "pod-9"}))
     left = recount(counter, Tally(), set(), half).reservations
     assert left == (*lines[:7], *lines[9:])
-    # The others are all that is known of their pods.
-    assert recount(counter, Tally(), set(), known(lines)).reservations == lines
+    # The other identities are the only records of their pods.
+    assert recount(counter, Tally(), set(), identities_of(lines)).reservations == lines
 
 
 def test_a_reservation_stays_charged_when_there_are_too_many_identities() -> None:
@@ -208,22 +210,22 @@ def test_a_reservation_stays_charged_when_there_are_too_many_identities() -> Non
     late, later = (Reservation(uid, f"ns/{uid}", pages(2), START) for uid in ("late", "later"))
     counter = Counter(key("leaf"), pages(4), reservations=(*lines, late, later))
     over = {late.id, later.id}
-    full = recount(counter, Tally(), over, known(counter.reservations))
+    full = recount(counter, Tally(), over, identities_of(counter.reservations))
     assert full.reservations == (*lines, late, later)
     assert full.used == pages(4)
-    # As soon as there is room, it is an identity.
+    # As soon as there is room, the reservation becomes an identity.
     fewer = replace(full, reservations=full.reservations[1:])
-    room = recount(fewer, Tally(), over, known(fewer.reservations))
+    room = recount(fewer, Tally(), over, identities_of(fewer.reservations))
     assert room.reservations == (*lines[1:], late.as_identity("?"), later)
-    # Of a pod in the API it may be, and of one that is counted here.
-    spare = known(counter.reservations, in_api=frozenset({"late"}))
+    # The reservation of a pod in the API, or of a counted pod, ends without room too.
+    spare = identities_of(counter.reservations, in_api=frozenset({"late"}))
     assert late not in recount(counter, Tally(), over, spare).reservations
     held = Tally(seen={"late": 1})
-    assert recount(counter, held, over, known(counter.reservations)).pending == (later,)
+    assert recount(counter, held, over, identities_of(counter.reservations)).pending == (later,)
 
 
 class Admission(RuleBasedStateMachine):
-    """Admitted creates succeed late or fail, and recounts lag behind."""
+    """Admitted creates succeed late or fail, and recounts are late."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -278,7 +280,7 @@ class Admission(RuleBasedStateMachine):
         ]
         totals = tally(FOREST, charged)
         for name, counter in self.counters.items():
-            # Proof that an expired one's pod is absent is a live read, not the informer.
+            # Only a read proves that a pod is absent. The informer may be late.
             gone = {
                 each.id
                 for each in counter.pending
@@ -296,9 +298,9 @@ class Admission(RuleBasedStateMachine):
                 for child in QUOTAS
                 if quota.key in {link.key for link in FOREST.chain(key(child))}
             }
-            really = sum(count for where, count in self.pods.values() if where in below)
+            present = sum(count for where, count in self.pods.values() if where in below)
             counted = self.counters[name].used.of(SIZE) // SIZE.bytes
-            assert really <= counted <= quota.hard[SIZE] // SIZE.bytes
+            assert present <= counted <= quota.hard[SIZE] // SIZE.bytes
 
     def teardown(self) -> None:
         self.creating.clear()

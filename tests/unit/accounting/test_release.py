@@ -54,9 +54,9 @@ def test_a_pod_is_released_at_once(pod: EndedPod, evidence: NodeEvidence | None)
     assert pod.node is None or not holds(evidence)
 
 
-@pytest.mark.parametrize("booted_at", [99, None], ids=["it ended after that", "nobody knows when"])
+@pytest.mark.parametrize("booted_at", [99, None], ids=["boot before the end", "unknown boot time"])
 def test_a_boot_is_no_evidence_for_a_pod_that_may_have_run_after_it(booted_at: int | None) -> None:
-    """The report is of the former boot, so it is no evidence for a later pod."""
+    """A report of the former boot is no evidence for a later pod."""
     booted = replace(REPORT, former_boots=BOOTED, booted_at=booted_at, pods_resource_version=500)
     assert not is_released(POD, booted)
     assert not holds(booted)

@@ -43,7 +43,7 @@ def test_a_reservation_survives_a_round_trip(reservation: Reservation) -> None:
 def test_a_line_is_readable_text() -> None:
     charge = Charge({PageSize(2 * 1024**2): 64 * 1024**2, PageSize(1024**3): 1024**3})
     east = datetime(2026, 11, 22, 14, 0, 0, 5, tzinfo=timezone(timedelta(hours=2)))
-    # Up to a full second: it never ends early.
+    # The time is rounded up, so the reservation never ends early.
     assert Reservation("uid", "db/pg-0", charge, east, "request", 7).line == (
         "uid db/pg-0 2Mi:64Mi,1Gi:1Gi 2026-11-22T12:00:01Z request 7"
     )
@@ -88,7 +88,7 @@ def test_a_reservation_lives_no_longer_than_any_write_of_kube_apiserver() -> Non
     assert lifetime(timedelta(seconds=20)) == timedelta(seconds=20)
 
 
-def test_a_reservation_whose_life_is_over_says_so_in_its_line() -> None:
+def test_the_line_of_a_reservation_has_a_mark_when_the_life_is_over() -> None:
     line = "uid db/pg-0 2Mi:64Mi 2026-11-22T12:00:00Z request 7"
     held = parse(line)
     assert not held.is_over
@@ -96,5 +96,5 @@ def test_a_reservation_whose_life_is_over_says_so_in_its_line() -> None:
     assert over.line == "uid db/pg-0 2Mi:64Mi 1970-01-01T00:00:00Z request 7"
     assert parse(over.line).is_over
     assert parse(over.line).id == held.id
-    # Also after earlier releases have made it an identity.
+    # Earlier releases may have made an identity of the reservation.
     assert parse(over.as_identity("?").line).counted == "?"

@@ -43,7 +43,7 @@ def of(*expressions: tuple[str, str, list[str]], **labels: str) -> Selector:
 
 
 @pytest.mark.parametrize(
-    ("selector", "said"),
+    ("selector", "fault"),
     [
         (of(("a", "In", [])), "In of the label a needs values"),
         (of(("a", "NotIn", [])), "NotIn of the label a needs values"),
@@ -66,8 +66,8 @@ def of(*expressions: tuple[str, str, list[str]], **labels: str) -> Selector:
         (of(("a", "NotIn", ["-"])), "'-' is not a valid value of the label"),
     ],
 )
-def test_a_selector_that_matches_nothing_has_a_fault(selector: Selector, said: str) -> None:
-    assert said in selector.fault()
+def test_a_selector_that_matches_nothing_has_a_fault(selector: Selector, fault: str) -> None:
+    assert fault in selector.fault()
 
 
 OPERATORS = st.sampled_from(["In", "NotIn", "Exists", "DoesNotExist"])
@@ -111,14 +111,14 @@ def test_all_requirements_must_match_and_an_empty_selector_matches_everything() 
             st.frozensets(st.sampled_from("xy"), min_size=1),
         )
     ),
-    known=st.dictionaries(st.sampled_from("ab"), st.sampled_from("xyz")),
+    labels=st.dictionaries(st.sampled_from("ab"), st.sampled_from("xyz")),
     more=st.dictionaries(st.sampled_from("ab"), st.sampled_from("xyz")),
 )
 def test_may_match_means_that_some_further_labels_match(
-    requirements: list[Requirement], known: dict[str, str], more: dict[str, str]
+    requirements: list[Requirement], labels: dict[str, str], more: dict[str, str]
 ) -> None:
     selector = Selector(tuple(requirements))
-    if selector.matches({**more, **known}):
-        assert selector.may_match(known)
+    if selector.matches({**more, **labels}):
+        assert selector.may_match(labels)
     if selector.may_match({"a": "z", "b": "z"}):
         assert selector.matches({"a": "z", "b": "z"})  # nothing is open any more

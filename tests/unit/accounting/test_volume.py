@@ -1,4 +1,4 @@
-"""A file gets the name of the volume that leads to it, or no name, but never a wrong one."""
+"""A file gets the name of the volume that leads to the file, or no name. No name is wrong."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ async def test_a_pod_uses_its_service_account(
     body: dict[str, Any] = {"status": {"null": None}}
     async with Connection.open("hugetlb-quota-test") as connection:
         assert await connection.get(NODES, "a") == {"kind": "Node"}
-        # Kubelet renews it.
+        # Kubelet renews the token.
         (tmp_path / "token").write_text("renewed\n")
         await connection.list_page(PODS, field_selector="spec.nodeName=a", limit=5)
         connection._transport._read_again_at = 0.0  # type: ignore[attr-defined]

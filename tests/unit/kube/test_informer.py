@@ -1,4 +1,4 @@
-"""The informer with a scripted source."""
+"""The informer, with an API that answers from the script of the test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Json = dict[str, Any]
 Change = tuple[str | None, str | None, int]
 
 
-def thing(name: str, version: int, value: str | None, uid: str = "") -> Json:
+def item(name: str, version: int, value: str | None, uid: str = "") -> Json:
     metadata = {
         "namespace": "ns",
         "name": name,
@@ -37,11 +37,14 @@ def event(kind: str, raw: Json) -> Json:
 
 
 class Script:
-    """Lists and watches in the order of the test's script, then an endless watch."""
+    """Answers lists and watches with ``steps``, in their order; then a watch without end.
+
+    ``requests``: the lists and watches. ``done``: set by the watch without end.
+    """
 
     def __init__(self, *steps: Json | Sequence[Json | Exception] | Exception) -> None:
         self.steps = list(steps)
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.done = asyncio.Event()
 
     async def list_page(
@@ -54,7 +57,7 @@ class Script:
         continuation: str | None = None,
         timeout: float = 1,
     ) -> Json:
-        self.asked.append(f"list {continuation or ''}".strip())
+        self.requests.append(f"list {continuation or ''}".strip())
         step = self.steps.pop(0)
         if isinstance(step, Exception):
             raise step
@@ -69,7 +72,7 @@ class Script:
         *,
         field_selector: str | None = None,
     ) -> AsyncIterator[Json]:
-        self.asked.append(f"watch {resource_version}")
+        self.requests.append(f"watch {resource_version}")
         if not self.steps:
             self.done.set()
             await asyncio.Event().wait()
@@ -91,208 +94,209 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 async def follow(
     *steps: Json | Sequence[Json | Exception] | Exception,
 ) -> tuple[Informer[str], list[Change], list[str]]:
-    """Run through ``steps``; return the informer, the listener's calls, and the requests."""
+    """Run until all ``steps`` are used; return the informer, its changes, and the requests."""
     source = Script(*steps)
     project: Callable[[Json], str | None] = lambda raw: raw["value"]  # noqa: E731
-    watched: Informer[str] = Informer(source, PODS, project)
-    told: list[Change] = []
-    watched.on_change(lambda old, new, version: told.append((old, new, version)))
-    running = asyncio.create_task(watched.run())
+    pods: Informer[str] = Informer(source, PODS, project)
+    changes: list[Change] = []
+    pods.on_change(lambda old, new, version: changes.append((old, new, version)))
+    task = asyncio.create_task(pods.run())
     async with asyncio.timeout(5):
         await source.done.wait()
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
-    return watched, told, source.asked
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return pods, changes, source.requests
 
 
 async def test_listeners_are_called_after_the_last_page() -> None:
-    watched, told, asked = await follow(
-        page(7, thing("a", 3, "A"), more="next"), page(7, thing("b", 5, "B"))
+    pods, changes, requests = await follow(
+        page(7, item("a", 3, "A"), more="next"), page(7, item("b", 5, "B"))
     )
-    assert watched.synced.is_set()
-    assert watched.store == {ObjectKey("ns", "a"): "A", ObjectKey("ns", "b"): "B"}
-    assert told == [(None, "A", 3), (None, "B", 5)]
-    assert asked == ["list", "list next", "watch 7"]
-    assert watched.resource_version == 7
+    assert pods.synced.is_set()
+    assert pods.store == {ObjectKey("ns", "a"): "A", ObjectKey("ns", "b"): "B"}
+    assert changes == [(None, "A", 3), (None, "B", 5)]
+    assert requests == ["list", "list next", "watch 7"]
+    assert pods.resource_version == 7
 
 
 async def test_events_change_the_store_in_order() -> None:
-    watched, told, asked = await follow(
-        page(7, thing("a", 3, "A")),
+    pods, changes, requests = await follow(
+        page(7, item("a", 3, "A")),
         [
-            event("MODIFIED", thing("a", 8, "A2")),
-            event("ADDED", thing("b", 9, "B")),
-            event("DELETED", thing("a", 10, "A2")),
+            event("MODIFIED", item("a", 8, "A2")),
+            event("ADDED", item("b", 9, "B")),
+            event("DELETED", item("a", 10, "A2")),
         ],
     )
-    assert watched.store == {("ns", "b"): "B"}
-    assert told == [(None, "A", 3), ("A", "A2", 8), (None, "B", 9), ("A2", None, 10)]
-    assert asked == ["list", "watch 7", "watch 10"]
+    assert pods.store == {("ns", "b"): "B"}
+    assert changes == [(None, "A", 3), ("A", "A2", 8), (None, "B", 9), ("A2", None, 10)]
+    assert requests == ["list", "watch 7", "watch 10"]
 
 
 async def test_other_tasks_run_between_many_events() -> None:
     turns = Turns()
     count = 10 * informer.BATCH
-    events = [event("ADDED", thing(f"p{each}", 8 + each, "A")) for each in range(count)]
-    at: list[int] = []
-    watched: Informer[str] = Informer(Script(page(7), events), PODS, lambda raw: raw["value"])
-    watched.on_change(lambda *_: at.append(turns.count))
+    events = [event("ADDED", item(f"p{each}", 8 + each, "A")) for each in range(count)]
+    turns_at_changes: list[int] = []
+    pods: Informer[str] = Informer(Script(page(7), events), PODS, lambda raw: raw["value"])
+    pods.on_change(lambda *_: turns_at_changes.append(turns.count))
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
-        tasks = [group.create_task(watched.run()), group.create_task(turns.run())]
-        while len(at) < count:
+        tasks = [group.create_task(pods.run()), group.create_task(turns.run())]
+        while len(turns_at_changes) < count:
             await asyncio.sleep(0)
         for task in tasks:
             task.cancel()
-    assert at[-1] - at[0] >= 9
+    assert turns_at_changes[-1] - turns_at_changes[0] >= 9
 
 
 async def test_a_bookmark_only_advances_the_position() -> None:
     bookmark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "20"}}}
-    watched, told, asked = await follow(page(7, thing("a", 3, "A")), [bookmark])
-    assert watched.resource_version == 20
-    assert told == [(None, "A", 3)]
-    assert asked[-1] == "watch 20"
+    pods, changes, requests = await follow(page(7, item("a", 3, "A")), [bookmark])
+    assert pods.resource_version == 20
+    assert changes == [(None, "A", 3)]
+    assert requests[-1] == "watch 20"
 
 
-async def test_a_watch_that_broke_after_progress_resumes_without_a_long_wait(
+async def test_a_watch_that_breaks_after_progress_resumes_without_a_long_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A proxy may end every idle watch; this must not add up to long waits."""
+    """A proxy may end every idle watch. Then the waits must not grow."""
     waits: list[float] = []
     sleep = asyncio.sleep
 
-    async def recorded(seconds: float) -> None:
+    async def record(seconds: float) -> None:
         waits.append(seconds)
         await sleep(0)
 
     monkeypatch.setattr(informer, "FIRST_BACKOFF", 1.0)
-    monkeypatch.setattr(asyncio, "sleep", recorded)
+    monkeypatch.setattr(asyncio, "sleep", record)
     broken = errors.ApiUnreachable("The connection is gone.")
-    told: list[Json | list[Json | Exception]] = []
-    for i in range(10, 16):
-        told += [[event("MODIFIED", thing("a", i, f"A{i}")), broken], page(i)]
-    await follow(page(7, thing("a", 3, "A")), *told)
+    steps: list[Json | list[Json | Exception]] = []
+    for version in range(10, 16):
+        changed = item("a", version, f"A{version}")
+        steps += [[event("MODIFIED", changed), broken], page(version)]
+    await follow(page(7, item("a", 3, "A")), *steps)
     assert len(waits) == 6
     assert max(waits) <= 1.0
     waits.clear()
-    away: list[Json | Exception] = [broken, page(7)] * 6
-    await follow(page(7, thing("a", 3, "A")), *away)
+    failures: list[Json | Exception] = [broken, page(7)] * 6
+    await follow(page(7, item("a", 3, "A")), *failures)
     assert waits[-1] >= 15.0
 
 
 async def test_after_410_a_new_list_reports_deleted_objects() -> None:
-    watched, told, _ = await follow(
-        page(7, thing("a", 3, "A"), thing("b", 4, "B"), thing("c", 5, "C")),
+    pods, changes, _ = await follow(
+        page(7, item("a", 3, "A"), item("b", 4, "B"), item("c", 5, "C")),
         errors.Gone(410, "Expired", "too old resource version"),
-        page(30, thing("b", 4, "B"), thing("c", 25, "C2")),
+        page(30, item("b", 4, "B"), item("c", 25, "C2")),
     )
-    # The vanished ended at some time before the list: its version is the proof.
-    assert told[3:] == [("A", None, 30), ("C", "C2", 25)]
-    assert watched.listed_at == 30  # what came and went between is not known
-    assert watched.store == {("ns", "b"): "B", ("ns", "c"): "C2"}
+    # Object a was deleted at some time before the list. The version of the list proves this.
+    assert changes[3:] == [("A", None, 30), ("C", "C2", 25)]
+    assert pods.listed_at == 30  # the informer has missed the changes between
+    assert pods.store == {("ns", "b"): "B", ("ns", "c"): "C2"}
 
 
 async def test_a_recreated_object_is_a_deletion_and_a_creation() -> None:
-    _, told, _ = await follow(
-        page(7, thing("a", 3, "A", uid="first")),
+    _, changes, _ = await follow(
+        page(7, item("a", 3, "A", uid="first")),
         errors.Gone(410, "Expired", ""),
-        page(30, thing("a", 25, "A", uid="second")),
+        page(30, item("a", 25, "A", uid="second")),
     )
-    assert told[1:] == [("A", None, 30), (None, "A", 25)]
+    assert changes[1:] == [("A", None, 30), (None, "A", 25)]
 
 
 async def test_an_object_that_is_no_longer_kept_is_reported_as_gone() -> None:
-    watched, told, _ = await follow(
-        page(7, thing("a", 3, "A"), thing("b", 4, None)),
-        [event("MODIFIED", thing("a", 8, None)), event("DELETED", thing("b", 9, None))],
+    pods, changes, _ = await follow(
+        page(7, item("a", 3, "A"), item("b", 4, None)),
+        [event("MODIFIED", item("a", 8, None)), event("DELETED", item("b", 9, None))],
     )
-    assert told == [(None, "A", 3), ("A", None, 8)]
-    assert watched.store == {}
+    assert changes == [(None, "A", 3), ("A", None, 8)]
+    assert pods.store == {}
 
 
 async def test_a_watch_resumes_after_a_broken_connection() -> None:
-    watched, told, asked = await follow(
+    pods, changes, requests = await follow(
         page(7),
-        [event("ADDED", thing("a", 8, "A"))],
+        [event("ADDED", item("a", 8, "A"))],
         errors.ApiUnreachable("connection reset"),
-        page(8),  # where the server is
-        [event("ADDED", thing("b", 9, "B"))],
+        page(8),  # the position of the server
+        [event("ADDED", item("b", 9, "B"))],
     )
-    assert watched.listed_at == 7
-    assert asked == ["list", "watch 7", "watch 8", "list", "watch 8", "watch 9"]
-    assert told == [(None, "A", 8), (None, "B", 9)]
+    assert pods.listed_at == 7
+    assert requests == ["list", "watch 7", "watch 8", "list", "watch 8", "watch 9"]
+    assert changes == [(None, "A", 8), (None, "B", 9)]
 
 
 async def test_an_expired_page_restarts_the_list() -> None:
-    watched, told, asked = await follow(
-        page(7, thing("a", 3, "A"), more="next"),
+    pods, changes, requests = await follow(
+        page(7, item("a", 3, "A"), more="next"),
         errors.Gone(410, "Expired", "continue token too old"),
-        page(30, thing("b", 25, "B")),
+        page(30, item("b", 25, "B")),
     )
-    assert asked == ["list", "list next", "list", "watch 30"]
-    assert told == [(None, "B", 25)]
-    assert watched.store == {("ns", "b"): "B"}
+    assert requests == ["list", "list next", "list", "watch 30"]
+    assert changes == [(None, "B", 25)]
+    assert pods.store == {("ns", "b"): "B"}
 
 
 async def test_other_errors_cause_a_new_list() -> None:
-    _, _, asked = await follow(
+    _, _, requests = await follow(
         errors.Forbidden(403, "Forbidden", "not yet"),
         page(7),
         errors.ApiError(500, "", ""),
         page(9),
     )
-    assert asked == ["list", "list", "watch 7", "list", "watch 9"]
+    assert requests == ["list", "list", "watch 7", "list", "watch 9"]
 
 
 async def test_a_change_outside_the_projection_is_not_reported() -> None:
-    _, told, _ = await follow(page(7, thing("a", 3, "A")), [event("MODIFIED", thing("a", 8, "A"))])
-    assert told == [(None, "A", 3)]
+    _, changes, _ = await follow(page(7, item("a", 3, "A")), [event("MODIFIED", item("a", 8, "A"))])
+    assert changes == [(None, "A", 3)]
 
 
 async def test_an_exception_of_a_listener_ends_the_informer() -> None:
-    source = Script(page(7, thing("a", 3, "A")))
-    watched: Informer[str] = Informer(source, PODS, lambda raw: raw["value"])
+    source = Script(page(7, item("a", 3, "A")))
+    pods: Informer[str] = Informer(source, PODS, lambda raw: raw["value"])
 
     def fail(old: str | None, new: str | None, version: int) -> None:
         raise RuntimeError("lost count")
 
-    watched.on_change(fail)
+    pods.on_change(fail)
     with pytest.raises(RuntimeError, match="lost count"):
-        await asyncio.wait_for(watched.run(), 5)
+        await asyncio.wait_for(pods.run(), 5)
 
 
 AWAY = errors.ApiUnreachable("away")
 
 
 async def test_a_watch_resumes_when_a_returning_server_has_its_history() -> None:
-    _, told, asked = await follow(page(7, thing("a", 3, "A")), AWAY, page(7))
-    assert asked == ["list", "watch 7", "list", "watch 7"]
-    assert told == [(None, "A", 3)]
+    _, changes, requests = await follow(page(7, item("a", 3, "A")), AWAY, page(7))
+    assert requests == ["list", "watch 7", "list", "watch 7"]
+    assert changes == [(None, "A", 3)]
 
 
-async def test_a_server_with_an_older_history_is_listed_again() -> None:
-    """A watch would be silent until the server reaches the informer's position."""
-    watched, told, asked = await follow(
-        page(7, thing("a", 3, "A")), AWAY, page(5), page(6, thing("b", 4, "B"))
+async def test_a_server_with_an_older_history_causes_a_new_list() -> None:
+    """A watch would send nothing until the server reaches the informer's position."""
+    pods, changes, requests = await follow(
+        page(7, item("a", 3, "A")), AWAY, page(5), page(6, item("b", 4, "B"))
     )
-    assert asked == ["list", "watch 7", "list", "list", "watch 6"]
-    assert told == [(None, "A", 3), ("A", None, 6), (None, "B", 4)]
-    assert watched.resource_version == 6
+    assert requests == ["list", "watch 7", "list", "list", "watch 6"]
+    assert changes == [(None, "A", 3), ("A", None, 6), (None, "B", 4)]
+    assert pods.resource_version == 6
 
 
 async def test_list_anew_ends_the_watch() -> None:
-    source = Script(page(7, thing("a", 3, "A")))
-    watched: Informer[str] = Informer(source, PODS, lambda raw: raw["value"])
-    running = asyncio.create_task(watched.run())
+    source = Script(page(7, item("a", 3, "A")))
+    pods: Informer[str] = Informer(source, PODS, lambda raw: raw["value"])
+    task = asyncio.create_task(pods.run())
     async with asyncio.timeout(5):
         await source.done.wait()
         source.done.clear()
-        source.steps.append(page(5, thing("b", 4, "B")))
-        watched.list_anew()
-        assert watched.resource_version == 0
+        source.steps.append(page(5, item("b", 4, "B")))
+        pods.list_anew()
+        assert pods.resource_version == 0
         await source.done.wait()
-    assert dict(watched.store) == {ObjectKey("ns", "b"): "B"}
-    assert not running.done()
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
-    assert running.cancelled()
+    assert dict(pods.store) == {ObjectKey("ns", "b"): "B"}
+    assert not task.done()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled()

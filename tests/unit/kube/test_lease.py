@@ -21,7 +21,7 @@ from tests.unit.http_server import serve, write_kubeconfig
 
 
 class LeaseServer:
-    """Stores one Lease by compare-and-swap; `silent`: whether it answers no request."""
+    """Stores one Lease by compare-and-swap; ``silent``: whether the server answers no request."""
 
     def __init__(self) -> None:
         self.lease: dict[str, Any] | None = None
@@ -103,7 +103,7 @@ async def candidate(identity: str, work: Any) -> AsyncIterator[asyncio.Task[None
 async def test_only_one_process_leads(server: LeaseServer) -> None:
     first, second = Work(), Work()
     async with asyncio.timeout(10), candidate("b", second), candidate("a", first):
-        # One of them leads first, and the other must wait while it tries again and again.
+        # One candidate leads first. The other candidate tries again and again, and must wait.
         await asyncio.wait(
             [asyncio.ensure_future(each.begun.wait()) for each in (first, second)],
             return_when=asyncio.FIRST_COMPLETED,
@@ -168,7 +168,7 @@ async def test_the_lease_is_renewed_while_work_blocks_the_loop(server: LeaseServ
     assert server.holder == ""
 
 
-async def test_a_leader_whose_lease_was_taken_stops(server: LeaseServer) -> None:
+async def test_a_leader_stops_when_another_takes_its_lease(server: LeaseServer) -> None:
     work = Work()
     async with asyncio.timeout(10), candidate("a", work) as task:
         await work.begun.wait()

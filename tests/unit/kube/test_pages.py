@@ -1,3 +1,5 @@
+"""The pages of a list, read one after another."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -13,11 +15,11 @@ async def test_reads_pages_until_there_is_no_continuation_token() -> None:
         "2nd": {"metadata": {"continue": "3rd"}},
         "3rd": {"metadata": {"continue": ""}, "items": [2]},
     }
-    asked: list[str | None] = []
+    requests: list[str | None] = []
 
     async def read(continuation: str | None) -> Json:
-        asked.append(continuation)
+        requests.append(continuation)
         return stored[continuation]
 
     assert [page async for page in pages(read)] == list(stored.values())
-    assert asked == [None, "2nd", "3rd"]
+    assert requests == [None, "2nd", "3rd"]

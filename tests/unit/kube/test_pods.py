@@ -65,7 +65,7 @@ def test_pods_of_one_workload_share_labels_and_demand() -> None:
     assert one.pod_level is other.pod_level
 
 
-def test_a_finished_pod_and_one_to_be_deleted() -> None:
+def test_a_finished_pod_and_a_pod_to_be_deleted() -> None:
     assert project_pod(pod({}, {"phase": "Failed"})).finished
     assert project_pod(pod({}, {"phase": "Succeeded"})).finished
     assert not project_pod(pod({}, {"phase": "Unknown"})).finished
@@ -85,8 +85,9 @@ def test_a_static_pods_cgroup_is_named_by_its_hash() -> None:
 def test_other_annotations_make_no_pod_static() -> None:
     """Only kubelet's mirror pod has config.mirror; kubelet never runs another pod that has it.
 
-    Anyone can write the other two annotations on a running pod. If they counted, the pod's
-    cgroup would not be found: the pod would have no limit, and would be released while it runs.
+    Anyone can write the other two annotations on a running pod. If these annotations counted, the
+    agent would not find the pod's cgroup: the pod would have no limit, and the controller would
+    release the pod while it runs.
     """
     forged = {"kubernetes.io/config.source": "file", "kubernetes.io/config.hash": "cafe"}
     assert project_pod(pod({}, annotations=forged)).static_hash is None

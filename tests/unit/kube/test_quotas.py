@@ -84,7 +84,7 @@ def test_the_status_has_every_field() -> None:
 
 def test_a_written_status_is_stored() -> None:
     quota = QuotaObject.from_json(RAW)
-    assert not quota.is_stored  # used and the rest were not written yet
+    assert not quota.is_stored  # `used` and other fields were not written yet
     again = QuotaObject.from_json({**RAW, "status": status_body(quota)["status"]})
     assert again.is_stored
     assert not replace(again, observed_generation=2).is_stored
@@ -97,7 +97,7 @@ def test_a_charged_size_without_a_limit_is_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"spec": {"hard": {"hugepages-3Mi": "3Mi"}}}, "spec.hard: 'hugepages-3Mi' is not"),
         ({"spec": {}}, "spec.hard: Field required."),
@@ -105,10 +105,10 @@ def test_a_charged_size_without_a_limit_is_shown() -> None:
         ({"spec": {"hard": {}, "newer": 1}}, "spec.newer: "),
     ],
 )
-def test_an_invalid_spec_is_named(changed: dict[str, Any], said: str) -> None:
+def test_an_invalid_spec_is_named(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidQuota, match="HugeTLBQuota db/leaf is invalid") as refused:
         QuotaObject.from_json({**RAW, **changed})
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     kept = project_quota({**RAW, **changed})
     assert isinstance(kept, InvalidQuota)
     assert (kept.key, kept.resource_version) == (QuotaKey("db", "leaf"), 9)
@@ -175,14 +175,14 @@ def test_sums_have_no_bound() -> None:
 
 
 def test_an_unchanged_spec_is_not_parsed_again() -> None:
-    known = QuotaObject.from_json(RAW)
-    assert QuotaObject.from_json({**RAW, "spec": dict(RAW["spec"])}, known).quota is known.quota
+    before = QuotaObject.from_json(RAW)
+    assert QuotaObject.from_json({**RAW, "spec": dict(RAW["spec"])}, before).quota is before.quota
     restored = {**RAW, "spec": {"hard": {}}}  # an older etcd: another spec of this generation
-    assert QuotaObject.from_json(restored, known).quota.hard == Charge()
+    assert QuotaObject.from_json(restored, before).quota.hard == Charge()
     newer = {**RAW, "metadata": {**RAW["metadata"], "generation": 3}, "spec": {"hard": {}}}
-    assert QuotaObject.from_json(newer, known).quota.hard == Charge()
+    assert QuotaObject.from_json(newer, before).quota.hard == Charge()
     goes = {**RAW, "metadata": {**RAW["metadata"], "deletionTimestamp": "2026-11-22T12:00:00Z"}}
-    assert QuotaObject.from_json(goes, known).quota.terminating
+    assert QuotaObject.from_json(goes, before).quota.terminating
 
 
 def test_to_count_reads_the_valid_parts_of_a_spec() -> None:
@@ -194,7 +194,7 @@ def test_to_count_reads_the_valid_parts_of_a_spec() -> None:
     assert not fresh.quota.pod_selector.matches({"app": "other"})
     assert fresh.counter.hard == Charge()
     assert fresh.counter.used.of(SMALL) == 96 * 1024**2
-    known = QuotaObject.to_count(raw, QuotaObject.from_json(RAW))
-    assert known.quota == QuotaObject.from_json(RAW).quota
-    # What could not be read once is read again.
+    before = QuotaObject.to_count(raw, QuotaObject.from_json(RAW))
+    assert before.quota == QuotaObject.from_json(RAW).quota
+    # A spec that could not be read is read again in the same generation.
     assert QuotaObject.to_count({**RAW, "metadata": raw["metadata"]}, fresh).invalid == ""

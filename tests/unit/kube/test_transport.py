@@ -1,4 +1,4 @@
-"""The transports: what a kubeconfig or a pod's environment sets for each request."""
+"""The transports: the options that a kubeconfig or a pod's environment sets for requests."""
 
 from __future__ import annotations
 
