@@ -1,4 +1,4 @@
-"""A cluster of the plugin with a fixed world, which answers dry runs."""
+"""A cluster of the plugin, with a fixed world and a fixed answer to dry runs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Json = dict[str, Any]
 class StubCluster:
     """The context has the namespace acme-web.
 
-    ``asked``: the namespace of each dry run. ``verdict``: the answer to each dry run. ``objects``:
-    what :meth:`workload` reads, by kind, namespace and name.
+    ``dry_runs``: the namespace of each dry run. ``verdict``: the answer to each dry run.
+    ``objects``: the results of :meth:`workload`, by kind, namespace and name.
     """
 
     server = "https://test"
@@ -31,7 +31,7 @@ class StubCluster:
         self.unseen: list[str] = []
         self.trouble = ""
         self.shown = acme() if world is None else world
-        self.asked: list[str] = []
+        self.dry_runs: list[str] = []
         self.verdict: tuple[bool | None, str] = (True, "")
         self.objects: dict[tuple[str, str, str], Json] = {}
 
@@ -50,7 +50,7 @@ class StubCluster:
         return self.objects[kind, namespace, name]
 
     async def try_pod(self, _: Json, namespace: str) -> tuple[bool | None, str]:
-        self.asked.append(namespace)
+        self.dry_runs.append(namespace)
         return self.verdict
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The commands: what each shows for which options, and the exit codes."""
+"""The commands: the output of each command for its options, and the exit codes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_each_command_of_the_command_line_has_a_function() -> None:
         assert cli.parse([name, *words]).command == name
 
 
-async def test_what_was_not_seen_is_said_on_standard_error(
+async def test_standard_error_names_the_unseen_resources(
     stub: StubCluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stub.unseen = ["pods (you may not list pods)"]
@@ -42,7 +42,7 @@ async def test_what_was_not_seen_is_said_on_standard_error(
     assert "acme/tenant" in printed.out
 
 
-async def test_check_shows_in_its_findings_what_was_not_seen(
+async def test_check_names_the_unseen_resources_in_its_findings(
     stub: StubCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def read(_: object) -> Facts:
@@ -67,7 +67,7 @@ async def test_a_bare_quota_is_looked_up_in_the_namespace_of_the_context(
     assert problem.value.code == Exit.NOT_FOUND
 
 
-async def test_tree_shows_a_quota_of_another_namespace_than_that_of_the_option(
+async def test_tree_shows_a_named_quota_of_another_namespace_than_the_option(
     stub: StubCluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await run("tree", "acme-db/db", "-n", "acme-web")

@@ -1,4 +1,4 @@
-"""``explain`` says whether a pod fits, and what would make it fit."""
+"""``explain`` says whether a pod fits, and which changes would make the pod fit."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from hugetlb_quota.plugin import explain
 from hugetlb_quota.plugin.explain_text import picture
 from hugetlb_quota.plugin.manifest import candidates
 from hugetlb_quota.plugin.table import Screen
-from tests.unit.plugin.worlds import TENANT, acme, quota, world
+from tests.unit.plugin.worlds import TENANT, acme, pod_spec, quota, world
 
 Json = dict[str, Any]
-
-
-def asking(amount: str, field: str = "limits") -> Json:
-    return {"containers": [{"name": "c", "resources": {field: {"hugepages-2Mi": amount}}}]}
 
 
 def deployment(amount: str, replicas: int = 3, namespace: str = "acme-web") -> Json:
@@ -23,7 +19,7 @@ def deployment(amount: str, replicas: int = 3, namespace: str = "acme-web") -> J
         "metadata": {"name": "api", "namespace": namespace},
         "spec": {
             "replicas": replicas,
-            "template": {"metadata": {"labels": {"a": "b"}}, "spec": asking(amount)},
+            "template": {"metadata": {"labels": {"a": "b"}}, "spec": pod_spec(amount)},
         },
     }
 
@@ -61,7 +57,7 @@ def test_fewer_pods_fit_than_the_workload_wants() -> None:
     assert "There is room for 3 such pods, not for 9." in text
 
 
-def test_a_limit_above_an_ancestors_limit_needs_both_raised() -> None:
+def test_a_limit_above_an_ancestors_limit_requires_that_both_are_raised() -> None:
     (web, tenant) = explained(deployment("200Mi")).remedies
     assert web.above == ("acme/tenant",)
     assert tenant.above == ()

@@ -1,4 +1,4 @@
-"""The command ``explain`` reads pods by name or from a manifest, and asks for a dry run."""
+"""The command ``explain`` reads pods by name or from a manifest, and requests a dry run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from hugetlb_quota.plugin import cli, explain_command
 from hugetlb_quota.plugin.problem import Exit, Problem
 from hugetlb_quota.plugin.words import KINDS
 from tests.unit.plugin.stub_cluster import StubCluster
-from tests.unit.plugin.test_explain import asking, deployment
+from tests.unit.plugin.test_explain import deployment
+from tests.unit.plugin.worlds import pod_spec
 
 
 async def explain(stub: StubCluster, *words: str) -> Exit:
@@ -36,7 +37,7 @@ async def test_a_bare_name_is_looked_up_in_the_namespace_of_the_context() -> Non
     stub.objects["Deployment", "acme-db", "api"] = deployment("16Mi", namespace="acme-db")
     assert await explain(stub, "deploy", "api") == Exit.DONE
     assert await explain(stub, "deploy", "acme-db/api") == Exit.DONE
-    assert stub.asked == ["acme-web", "acme-db"]
+    assert stub.dry_runs == ["acme-web", "acme-db"]
 
 
 async def test_the_namespace_of_the_command_line_precedes_that_of_the_manifest(
@@ -46,9 +47,9 @@ async def test_the_namespace_of_the_command_line_precedes_that_of_the_manifest(
     path = manifest(tmp_path, json.dumps(deployment("16Mi", namespace="acme-db")))
     await explain(stub, "-f", path)
     await explain(stub, "-f", path, "-n", "acme")
-    unnamed = json.dumps({"kind": "Pod", "spec": asking("16Mi")})
+    unnamed = json.dumps({"kind": "Pod", "spec": pod_spec("16Mi")})
     await explain(stub, "-f", manifest(tmp_path, unnamed))
-    assert stub.asked == ["acme-db", "acme", "acme-web"]
+    assert stub.dry_runs == ["acme-db", "acme", "acme-web"]
 
 
 async def test_the_dry_run_decides_the_exit_code(tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ async def test_a_pod_without_huge_pages_needs_no_dry_run(tmp_path: Path) -> None
     stub = StubCluster()
     path = manifest(tmp_path, json.dumps({"kind": "Pod", "spec": {"containers": []}}))
     assert await explain(stub, "-f", path) == Exit.DONE
-    assert stub.asked == []
+    assert stub.dry_runs == []
 
 
 async def test_all_pods_of_a_manifest_are_explained_and_one_refusal_decides(

@@ -11,8 +11,8 @@ from hugetlb_quota.plugin import explain
 from hugetlb_quota.plugin.explain_text import document, picture
 from hugetlb_quota.plugin.manifest import candidate
 from hugetlb_quota.plugin.table import Screen
-from tests.unit.plugin.test_explain import asking, deployment, explained
-from tests.unit.plugin.worlds import TENANT, quota, world
+from tests.unit.plugin.test_explain import deployment, explained
+from tests.unit.plugin.worlds import TENANT, pod_spec, quota, world
 
 Json = dict[str, Any]
 
@@ -22,26 +22,26 @@ def heading(found: explain.Explanation) -> str:
 
 
 def workload(kind: str, **spec: Any) -> Json:
-    template = {"spec": asking("16Mi")}
+    template = {"spec": pod_spec("16Mi")}
     return {"kind": kind, "metadata": {"name": "x"}, "spec": {"template": template, **spec}}
 
 
 @pytest.mark.parametrize(
     ("raw", "start"),
     [
-        ({"kind": "Pod", "metadata": {"name": "x"}, "spec": asking("16Mi")}, "asks for 16Mi"),
+        ({"kind": "Pod", "metadata": {"name": "x"}, "spec": pod_spec("16Mi")}, "asks for 16Mi"),
         (workload("DaemonSet"), "asks on each of its nodes for 16Mi"),
         (workload("Job"), "asks for its pod for 16Mi"),
         (workload("StatefulSet", replicas=2), "asks for each of its 2 pods for 16Mi"),
     ],
 )
-def test_the_heading_says_how_many_pods_ask(raw: Json, start: str) -> None:
+def test_the_heading_says_how_many_pods_there_are(raw: Json, start: str) -> None:
     kind = raw["kind"]
     assert heading(explained(raw)).startswith(f"{kind} x in namespace acme-web {start}")
 
 
 def test_a_pod_of_the_cluster_is_admitted_already() -> None:
-    stored = candidate({"metadata": {"name": "x"}, "spec": asking("16Mi")}, "Pod")
+    stored = candidate({"metadata": {"name": "x"}, "spec": pod_spec("16Mi")}, "Pod")
     found = replace(explained(deployment("16Mi")), candidate=stored)
     assert heading(found).endswith("It is admitted; whether another pod like it would be admitted:")
 
@@ -54,7 +54,7 @@ def test_without_a_dry_run_the_verdict_says_why() -> None:
     )
 
 
-def test_a_reason_that_the_dry_run_gave_is_not_said_twice() -> None:
+def test_a_reason_of_the_dry_run_is_printed_once() -> None:
     new = world([quota("a/new", "64Mi", counted=False)])
     made = candidate(deployment("16Mi"))
     found = explain.evaluate(new, made, "a")
@@ -64,7 +64,7 @@ def test_a_reason_that_the_dry_run_gave_is_not_said_twice() -> None:
     assert "There is room" not in text
 
 
-def test_with_nothing_free_no_smaller_demand_is_advised() -> None:
+def test_a_full_quota_advises_no_smaller_demand() -> None:
     full = world([quota("a/b", "64Mi", pods="64Mi")])
     found = explain.evaluate(full, candidate(deployment("2Mi")), "a")
     text = picture(found, Screen())

@@ -1,4 +1,4 @@
-"""``check`` and ``uninstall`` read what the user may read, and note the rest with the reason."""
+"""``check`` and ``uninstall`` read all that the user may read, and note the rest with a reason."""
 
 from __future__ import annotations
 

@@ -7,17 +7,14 @@ from typing import Any
 import pytest
 
 from hugetlb_quota.plugin.manifest import NoPods, candidate, candidates
+from tests.unit.plugin.worlds import pod_spec
 
 Json = dict[str, Any]
 
 
-def asking(amount: str, field: str = "limits") -> Json:
-    return {"containers": [{"name": "c", "resources": {field: {"hugepages-2Mi": amount}}}]}
-
-
 @pytest.mark.parametrize("field", ["limits", "requests"])
 def test_a_limit_without_a_request_is_the_request(field: str) -> None:
-    (found,) = candidates(iter([{"kind": "Pod", "spec": asking("4Mi", field)}]))
+    (found,) = candidates(iter([{"kind": "Pod", "spec": pod_spec("4Mi", field)}]))
     requests = found.spec["containers"][0]["resources"]["requests"]
     assert requests == {"hugepages-2Mi": "4Mi"}
 
@@ -25,13 +22,13 @@ def test_a_limit_without_a_request_is_the_request(field: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "spec", "replicas"),
     [
-        ("StatefulSet", {"replicas": 4, "template": {"spec": asking("4Mi")}}, 4),
-        ("ReplicaSet", {"template": {"spec": asking("4Mi")}}, 1),
-        ("DaemonSet", {"template": {"spec": asking("4Mi")}}, None),
-        ("Job", {"parallelism": 2, "template": {"spec": asking("4Mi")}}, 2),
+        ("StatefulSet", {"replicas": 4, "template": {"spec": pod_spec("4Mi")}}, 4),
+        ("ReplicaSet", {"template": {"spec": pod_spec("4Mi")}}, 1),
+        ("DaemonSet", {"template": {"spec": pod_spec("4Mi")}}, None),
+        ("Job", {"parallelism": 2, "template": {"spec": pod_spec("4Mi")}}, 2),
         (
             "CronJob",
-            {"jobTemplate": {"spec": {"parallelism": 3, "template": {"spec": asking("4Mi")}}}},
+            {"jobTemplate": {"spec": {"parallelism": 3, "template": {"spec": pod_spec("4Mi")}}}},
             3,
         ),
     ],
@@ -44,7 +41,7 @@ def test_workloads_make_pods(kind: str, spec: Json, replicas: int | None) -> Non
 
 
 def test_a_list_makes_the_pods_of_its_items() -> None:
-    items = [{"kind": "Service"}, {"kind": "Pod", "spec": asking("2Mi")}]
+    items = [{"kind": "Service"}, {"kind": "Pod", "spec": pod_spec("2Mi")}]
     found = candidates(iter([{"kind": "List", "items": items}, None]))
     assert [each.origin for each in found] == ["Pod pod"]
 
@@ -57,7 +54,7 @@ def test_a_manifest_without_pods_is_refused() -> None:
 def test_the_copy_of_a_stored_pod_has_no_node() -> None:
     raw = {
         "metadata": {"name": "p", "namespace": "a", "uid": "u", "labels": {"x": "y"}},
-        "spec": {**asking("2Mi"), "nodeName": "n1"},
+        "spec": {**pod_spec("2Mi"), "nodeName": "n1"},
     }
     found = candidate(raw, "Pod")
     assert found.stored

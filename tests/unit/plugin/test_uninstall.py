@@ -1,4 +1,4 @@
-"""``uninstall``: the plan, the leader, and the list of what is left."""
+"""``uninstall``: the plan, the leader, and the list of the objects that are left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The command ``uninstall`` asks, makes sure that no controller leads, and removes finalizers."""
+"""The command ``uninstall`` waits for the answer "yes", then removes the finalizers.
+
+A controller that leads would add the finalizers again. So no controller may lead.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,9 @@ class Terminal(io.StringIO):
     ("answer", "agrees"),
     [("y\n", True), ("Yes\n", True), ("n\n", False), ("\n", False), ("", False)],
 )
-async def test_asks_the_user(answer: str, agrees: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_the_answer_yes_agrees(
+    answer: str, agrees: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "stdin", Terminal(answer))
     assert await uninstall_command.ask("Take it off?") == agrees
 
@@ -107,7 +112,7 @@ async def test_removes_the_finalizers_and_says_how_many(
 async def test_a_dry_run_removes_nothing(
     remains: Remains, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    remains.leases = [[lease("1")], [lease("2")]]  # nobody looks
+    remains.leases = [[lease("1")], [lease("2")]]  # a dry run does not read the Leases
     assert await uninstall(remains, "--dry-run") == Exit.DONE
     assert remains.guarded == ["a/x", "a/y"]
     assert "2 quotas have the operator's finalizer." in capsys.readouterr().out
@@ -129,13 +134,13 @@ async def test_while_a_controller_leads_nothing_is_removed(remains: Remains) -> 
     assert remains.guarded == ["a/x", "a/y"]
 
 
-async def test_a_lease_that_nobody_renews_is_no_hindrance(remains: Remains) -> None:
+async def test_a_lease_without_renewals_does_not_matter(remains: Remains) -> None:
     remains.leases = [[lease("1")]]
     assert await uninstall(remains, "--yes") == Exit.DONE
     assert remains.guarded == []
 
 
-def test_a_leader_renews_its_lease_twice_between_the_two_looks() -> None:
+def test_a_leader_renews_its_lease_twice_between_the_two_reads() -> None:
     assert uninstall_command.LOOK > 2 * RETRY_PERIOD
 
 
@@ -146,12 +151,12 @@ async def test_finalizers_that_come_back_are_a_problem(remains: Remains) -> None
     assert problem.value.code == Exit.REFUSED
 
 
-async def test_without_finalizers_nobody_is_asked(remains: Remains) -> None:
+async def test_without_finalizers_no_answer_is_needed(remains: Remains) -> None:
     remains.quotas = {"a/z": quota("a/z")}
     assert await uninstall(remains) == Exit.DONE
 
 
-async def test_as_data_the_result_has_the_quotas_that_were_let_go(
+async def test_the_data_lists_the_quotas_that_lost_their_finalizer(
     remains: Remains, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await uninstall(remains, "--yes", "-o", "json")

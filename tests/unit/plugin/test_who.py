@@ -40,13 +40,13 @@ def test_the_holders_of_a_quota_below() -> None:
     assert holders(acme(), QuotaKey("acme-db", "db")) == [("pod", "acme-db/db-0", "64Mi")]
 
 
-def test_explains_everything_that_is_counted() -> None:
+def test_the_holders_explain_all_charges() -> None:
     found = acme()
     for quota_ in found.quotas.values():
         assert not who.unexplained(quota_, who.holders(found, quota_))
 
 
-def test_says_how_much_is_unexplained() -> None:
+def test_the_text_has_the_unexplained_amount() -> None:
     found = world([quota("a/b", "64Mi", pods="32Mi")])
     quota_ = found.quotas[QuotaKey("a", "b")]
     assert "32Mi of hugepages-2Mi is counted but not explained" in who.picture(
@@ -54,9 +54,9 @@ def test_says_how_much_is_unexplained() -> None:
     )
 
 
-def test_a_reservation_whose_request_is_over_is_about_to_end() -> None:
+def test_a_reservation_of_a_request_that_is_over_is_about_to_end() -> None:
     line = "p a/p 2Mi:32Mi 1970-01-01T00:00:00Z request 0"
     found = world([quota("a/b", "64Mi", reservations=[line])], [])
     quota_ = found.quotas[QuotaKey("a", "b")]
-    told = who.picture(quota_, who.holders(found, quota_), NOW, Screen())
-    assert told.endswith(" not created, about to end")
+    text = who.picture(quota_, who.holders(found, quota_), NOW, Screen())
+    assert text.endswith(" not created, about to end")

@@ -77,11 +77,11 @@ def test_a_pod_without_huge_pages_is_no_holder() -> None:
 
 def test_without_the_right_to_see_pods_uses_the_reports() -> None:
     quotas = [quota("a/b", "64Mi", pods="32Mi")]
-    found = world(quotas, None, [report("n1", [entry("a/p", "8Mi", asks="32Mi")])])
+    found = world(quotas, None, [report("n1", [entry("a/p", "8Mi", demand="32Mi")])])
     assert holders(found, QuotaKey("a", "b")) == [("pod", "a/p", "32Mi")]
 
 
-def test_a_pod_that_ended_holds_what_its_node_reports() -> None:
+def test_an_ended_pod_holds_the_charge_that_its_node_reports() -> None:
     quotas = [quota("a/b", "64Mi")]
     ended = [pod("a/p", "32Mi", phase="Succeeded", version=5)]
     before = report("n1", [entry("a/p", "8Mi")], podsResourceVersion="4")
@@ -110,7 +110,7 @@ def test_an_entry_of_another_node_is_a_holder_of_its_own() -> None:
 
 def test_an_entry_of_the_node_that_the_pods_line_names_is_the_pod() -> None:
     line = "p a/p 2Mi:32Mi 2026-11-26T12:00:30Z request 0 n1"
-    own = report("n1", [entry("a/p", "8Mi", asks="32Mi")])
+    own = report("n1", [entry("a/p", "8Mi", demand="32Mi")])
     found = world([quota("a/b", "64Mi", reservations=[line])], [], [own])
     assert holders(found, QuotaKey("a", "b")) == [("pod", "a/p", "32Mi")]
 

@@ -53,22 +53,28 @@ def quota(
     }
 
 
-def pod(key: str, asks: str, *, node: str = "n1", phase: str = "Running", version: int = 5) -> Json:
-    """A pod that asks for 2Mi pages. The UID is the name."""
+def pod_spec(demand: str, field: str = "limits") -> Json:
+    """The spec of a pod with one container."""
+    return {"containers": [{"name": "c", "resources": {field: {"hugepages-2Mi": demand}}}]}
+
+
+def pod(
+    key: str, demand: str, *, node: str = "n1", phase: str = "Running", version: int = 5
+) -> Json:
+    """A pod that requests ``demand`` of 2Mi pages. The UID is the name."""
     namespace, _, name = key.partition("/")
-    container = {"name": "c", "resources": {"requests": {"hugepages-2Mi": asks}}}
     metadata = {"namespace": namespace, "name": name, "uid": name, "resourceVersion": str(version)}
-    spec = {"containers": [container], **({"nodeName": node} if node else {})}
+    spec = {**pod_spec(demand, "requests"), **({"nodeName": node} if node else {})}
     return {"metadata": metadata, "spec": spec, "status": {"phase": phase}}
 
 
-def entry(key: str, charged: str, *, live: bool = True, asks: str = "") -> Json:
+def entry(key: str, charged: str, *, live: bool = True, demand: str = "") -> Json:
     """A pod in a node's report."""
     namespace, _, name = key.partition("/")
     raw: Json = {"uid": name, "namespace": namespace, "name": name, "live": live}
     raw["charged"] = {"hugepages-2Mi": charged}
-    if asks:
-        raw["demand"] = {"hugepages-2Mi": asks}
+    if demand:
+        raw["demand"] = {"hugepages-2Mi": demand}
     if not live:
         raw["endedAt"] = "2026-11-26T10:00:00Z"
     return raw
@@ -148,7 +154,7 @@ def acme() -> World:
             report(
                 "n1",
                 [
-                    entry("acme-db/db-0", "32Mi", asks="64Mi"),
+                    entry("acme-db/db-0", "32Mi", demand="64Mi"),
                     entry("acme-web/old", "32Mi", live=False),
                 ],
                 [file("old", "32Mi"), file("db-0", "32Mi", "db")],
