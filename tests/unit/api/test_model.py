@@ -1,4 +1,4 @@
-"""Models: names in JSON, unknown fields, and what a newer release may add."""
+"""Models: names in JSON, unknown fields, and the fields that a newer release may add."""
 
 from __future__ import annotations
 

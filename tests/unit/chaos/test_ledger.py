@@ -1,4 +1,4 @@
-"""The observer of the chaos test counts what ended pods still hold on their nodes."""
+"""The observer of the chaos test counts the pages that ended pods still hold on their nodes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Etcd:
         return self.ledger.taken()[TEAM] // MIB
 
 
-async def test_a_deleted_pod_takes_what_its_node_holds() -> None:
+async def test_a_deleted_pod_takes_the_pages_that_its_node_holds() -> None:
     etcd = Etcd()
     etcd.count(8)
     etcd.put()
@@ -77,7 +77,7 @@ async def test_a_count_that_forgets_a_deleted_pod_is_a_breach() -> None:
     assert f"pods take {8 * MIB} of ns/team, uncounted" in breach
 
 
-async def test_pods_and_what_others_left_are_over_the_limit_together() -> None:
+async def test_pods_and_retained_pages_are_over_the_limit_together() -> None:
     etcd = Etcd()
     etcd.count(8, hard=8)
     etcd.put()
@@ -85,7 +85,7 @@ async def test_pods_and_what_others_left_are_over_the_limit_together() -> None:
     etcd.put("Succeeded")
     assert etcd.ledger.breaches == []
     etcd.count(8, hard=4)
-    assert etcd.ledger.breaches == []  # a limit below what is there
+    assert etcd.ledger.breaches == []  # a limit below the present charge
     etcd.machine.power_off()
     etcd.count(0, hard=4)
     etcd.put()
@@ -100,7 +100,7 @@ async def test_a_pod_that_never_started_takes_nothing_after_its_end() -> None:
     assert etcd.taken == 8
     etcd.put("Failed", node="")
     assert etcd.taken == 0
-    # A scheduler that was late.
+    # The scheduler binds the pod late.
     etcd.put("Failed")
     assert etcd.taken == 0
 

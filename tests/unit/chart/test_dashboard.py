@@ -1,4 +1,4 @@
-"""The Grafana dashboard says in its own words what Grafana would otherwise assume."""
+"""The Grafana dashboard sets the options for which Grafana would otherwise use a default."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def with_overrides(panel: dict[str, Any], series: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("panel", STATS, ids=lambda panel: str(panel["title"]))
-def test_a_number_has_thresholds_as_grafana_shows_80_and_more_in_red(panel: dict[str, Any]) -> None:
+def test_a_number_has_thresholds_because_grafana_shows_80_and_more_in_red(
+    panel: dict[str, Any],
+) -> None:
     for target in panel["targets"]:
         assert "thresholds" in with_overrides(panel, target["legendFormat"])
 

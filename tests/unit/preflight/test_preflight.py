@@ -1,4 +1,4 @@
-"""The preflight reports what the machine lacks, and what to do."""
+"""The preflight reports the programs and rights that the machine lacks, and what to do."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def mounted(at: Path) -> str:
     return f"30 1 0:26 / {at} rw,nosuid - cgroup2 cgroup2 rw\n"
 
 
-def program(path: Path, says: str) -> None:
-    path.write_text(f"#!/bin/sh\necho '{says}'\n")
+def program(path: Path, output: str) -> None:
+    path.write_text(f"#!/bin/sh\necho '{output}'\n")
     path.chmod(0o755)
 
 
@@ -64,9 +64,9 @@ def test_a_root_without_cap_sys_admin_is_reported(
 
 def test_missing_packages_of_the_reader_are_named(path: Path, tmp_path: Path) -> None:
     include = tmp_path / "include"
-    told = preflight._reader(include) or ""
-    assert "install clang, " in told
-    assert "libbpf-dev" in told
+    problem = preflight._reader(include) or ""
+    assert "install clang, " in problem
+    assert "libbpf-dev" in problem
     for header in ("stdio.h", "bpf/libbpf.h"):
         (include / header).parent.mkdir(exist_ok=True, parents=True)
         (include / header).touch()
@@ -85,10 +85,10 @@ def test_missing_packages_of_the_model_are_named(path: Path, tmp_path: Path) -> 
 
 
 def test_missing_packages_of_virtual_machines_are_named(path: Path) -> None:
-    # Others, such as debootstrap, are in /usr/sbin, where they are found on any PATH.
-    told = preflight._machines() or ""
-    assert "install qemu-system-x86, " in told
-    assert "busybox-static" in told
+    # Other programs, such as debootstrap, are in /usr/sbin. The preflight always searches there.
+    problem = preflight._machines() or ""
+    assert "install qemu-system-x86, " in problem
+    assert "busybox-static" in problem
     for name in preflight.MACHINE_PACKAGES.values():
         program(path / name, "")
     assert preflight._machines() is None
@@ -102,7 +102,7 @@ def test_go_is_missing_or_too_old(path: Path) -> None:
     assert preflight._programs() is None
 
 
-def test_a_given_control_plane_needs_go_only_for_what_it_lacks(
+def test_a_given_control_plane_needs_go_only_for_missing_programs(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBEBUILDER_ASSETS", str(path))

@@ -1,4 +1,4 @@
-"""The QEMU that runs the machines if Debian's can't be fetched."""
+"""The QEMU that runs the machines if the QEMU of Debian can't be fetched."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.vm import qemu
 
 
 @pytest.mark.parametrize(
-    ("said", "threads"),
+    ("version", "threads"),
     [
         ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)", "single"),
         ("QEMU emulator version 10.0.13 (Debian 1:10.0.13+ds-0+deb13u1)", "multi"),
@@ -20,7 +20,7 @@ from tests.vm import qemu
     ],
 )
 def test_the_threads_depend_on_the_version_of_the_hosts_qemu(
-    said: str,
+    version: str,
     threads: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -30,12 +30,12 @@ def test_the_threads_depend_on_the_version_of_the_hosts_qemu(
         raise debian.NotFetched("apt-get is not installed")
 
     program = tmp_path / "qemu-system-x86_64"
-    program.write_text(f"#!/bin/sh\necho '{said}'\n")
+    program.write_text(f"#!/bin/sh\necho '{version}'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(qemu, "_unpacked", refuse)
     found = qemu.best()
     assert (found.command, found.threads) == (("qemu-system-x86_64",), threads)
-    told = capsys.readouterr().err
-    assert "apt-get is not installed" in told
-    assert f"thread={threads}" in told
+    printed = capsys.readouterr().err
+    assert "apt-get is not installed" in printed
+    assert f"thread={threads}" in printed

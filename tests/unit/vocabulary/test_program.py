@@ -19,7 +19,7 @@ THEIRS = ("theirs debug", "theirs info", "theirs error")
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
+def _restored_loggers() -> Iterator[None]:
     root, ours = logging.getLogger(), logging.getLogger("hugetlb_quota")
     before = root.handlers[:], root.level, ours.level
     yield
@@ -65,7 +65,7 @@ def test_json_is_an_object_a_line_with_all_fields(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    ("level", "told"),
+    ("level", "logged"),
     [
         ("debug", ["ours debug", "ours info", "ours error", *THEIRS]),
         ("info", ["ours info", "ours error", "theirs error"]),
@@ -73,15 +73,15 @@ def test_json_is_an_object_a_line_with_all_fields(capsys: pytest.CaptureFixture[
     ],
 )
 def test_libraries_log_only_warnings_unless_the_level_is_debug(
-    level: str, told: Lines, capsys: pytest.CaptureFixture[str]
+    level: str, logged: Lines, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start(f"--log-level={level}")
-    for whose, name in (("ours", "hugetlb_quota.x"), ("theirs", "kopf.y")):
+    for owner, name in (("ours", "hugetlb_quota.x"), ("theirs", "kopf.y")):
         logger = logging.getLogger(name)
-        logger.debug("%s debug", whose)
-        logger.info("%s info", whose)
-        logger.error("%s error", whose)
-    assert [line.split(" ", 2)[2] for line in capsys.readouterr().err.splitlines()] == told
+        logger.debug("%s debug", owner)
+        logger.info("%s info", owner)
+        logger.error("%s error", owner)
+    assert [line.split(" ", 2)[2] for line in capsys.readouterr().err.splitlines()] == logged
 
 
 @pytest.mark.parametrize("program", ["admission", "controller", "agent"])
