@@ -1,4 +1,4 @@
-"""NodeObject: it creates the HugeTLBNode, and replaces no status of another program."""
+"""NodeObject creates the HugeTLBNode, and replaces no status of another program."""
 
 from __future__ import annotations
 

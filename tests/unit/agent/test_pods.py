@@ -39,7 +39,7 @@ def test_a_pod_may_use_its_demand_and_its_containers_their_requests() -> None:
     assert (allowance.demand, dict(allowance.containers)) == (DEMAND, {"1f": DEMAND})
 
 
-def test_a_pod_that_asks_for_nothing_may_use_nothing() -> None:
+def test_a_pod_without_a_demand_may_use_nothing() -> None:
     allowance = with_pods(pod(demand=Charge())).allowance("u")
     assert allowance is not None
     assert not allowance.demand

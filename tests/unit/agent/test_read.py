@@ -1,4 +1,4 @@
-"""HostReader: how often it reads the charge list, and what it does with a cut list."""
+"""HostReader: how often the reader reads the charge list, and how it uses a cut list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reclaimer: which files it removes, which Events it publishes, and which failures it reports."""
+"""Reclaimer: the files that are removed, the published Events, and the reported failures."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def test_a_pod_that_runs_again_has_no_end() -> None:
 def test_keeps_the_charge_that_a_reading_may_lack() -> None:
     reading = Reading(whole=False, missing=charge(64))
     assert one(reconcile(reading, {}, last(entry(**GONE)), LATER)) == entry(**GONE)
-    # The reading may lack a part. The pod keeps no more than is missing, and than it held.
+    # The reading may lack a part. The pod keeps at most the missing part, and at most its charge.
     part = replace(reading, charged={"u": charge(1)})
     assert one(reconcile(part, {}, last(entry(**GONE)), LATER)) == entry(**GONE)
     part = replace(part, missing=charge(2))
@@ -176,7 +176,7 @@ def test_without_a_list_an_unseen_end_may_leave_the_whole_demand() -> None:
     reading = Reading(bound=charge(64))
     live = replace(entry("p", charged=charge(2)), live=True, ended_at=None, demand=charge(32))
     assert one(reconcile(reading, {}, last(live), NOW)).charged == charge(32)
-    # If an agent saw the end, the pod holds what was reported then.
+    # If an agent saw the end, the pod keeps the charge of that report.
     gone = replace(live, live=False, ended_at=NOW)
     assert one(reconcile(reading, {}, last(gone), NOW)).charged == charge(2)
 
@@ -247,7 +247,7 @@ def test_takes_names_from_a_report_before_the_boot() -> None:
         "u", "ns", "name-of-u", {"a": "b"}, charged=charge(8), ended_at=LATER
     )
     assert (report.entries["hash"].uid, report.entries["hash"].live) == ("mirror", True)
-    # With counters alone the pod is dropped: the report before the boot gives it no charge.
+    # With counters alone the pod is dropped, because its last report was before the boot.
     report = reconcile(Reading(bound=charge(64)), {}, before, LATER)
     assert (report.entries, report.unlisted) == ({}, charge(64))
 

@@ -1,7 +1,7 @@
-"""Compares reconcile with a model, while anything happens on the node and the agent restarts.
+"""Compares reconcile with a model, through any sequence of changes of the node and the agent.
 
-The model remembers everything: the pods of the API, the cgroups that exist, and the charge of each
-cgroup, also of cgroups that are gone.
+The model remembers the pods of the API, the cgroups that exist, and the charge of each cgroup,
+also of cgroups that are gone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ UIDS = ["first", "second", "static"]
 STATIC = {"static": "hash"}
 
 uids = st.sampled_from(UIDS)
-#: What the agent does after something happened. "look" is a pass. In a "torn" pass the reading
+#: What the agent does after a change. "look" is a pass. In a "torn" pass the reading
 #: lacks the charge of a gone pod; a "cut" reading is not whole but lacks nothing of gone pods. An
 #: "unwritten" pass writes no report. "restart" starts the agent again and makes a pass, and "away"
 #: stops the agent.
@@ -69,7 +69,7 @@ def _in_bytes(owners: dict[str, int]) -> Iterator[tuple[str, int]]:
 
 
 class Node(RuleBasedStateMachine):
-    """The API, the kernel and the agent, and what must hold for each report."""
+    """The API, the kernel and the agent, and the invariants of each report."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,19 +80,19 @@ class Node(RuleBasedStateMachine):
         self.pods: NodePods | None = NodePods()
         self.report: Report = NO_REPORT
         self.written: dict[str, Any] = {}
-        #: By the UID of the cgroup: the pod as the agent saw it when it last reported the pod.
+        #: By the UID of the cgroup: the pod as the agent saw it at the last report of the pod.
         self.names: dict[str, Pod] = {}
         self.names_written: dict[str, Pod] = {}
         self.passed = False
 
     # The API
 
-    @rule(uid=uids, asks=st.booleans(), starts=st.booleans(), turn=turns)
-    def bind(self, uid: str, asks: bool, starts: bool, turn: str) -> None:
+    @rule(uid=uids, demands=st.booleans(), starts=st.booleans(), turn=turns)
+    def bind(self, uid: str, demands: bool, starts: bool, turn: str) -> None:
         if uid not in self.api and cgroup_of(uid) not in self.kernel.charged():
             # A UID belongs to one pod, so a charged UID is not used again.
             self.version += 1
-            demand = charge(4) if asks else NOTHING
+            demand = charge(4) if demands else NOTHING
             static = STATIC.get(uid)
             self.api[uid] = Pod(
                 uid, "ns", f"n-{uid}", self.version, {}, demand=demand, static_hash=static
@@ -132,13 +132,13 @@ class Node(RuleBasedStateMachine):
             self.kernel.populated[cgroup_of(uid)] = True
         self._turn(turn)
 
-    @rule(uid=uids, goes=st.booleans(), turn=turns)
-    def processes_end(self, uid: str, goes: bool, turn: str) -> None:
+    @rule(uid=uids, removed=st.booleans(), turn=turns)
+    def processes_end(self, uid: str, removed: bool, turn: str) -> None:
         cgroup = cgroup_of(uid)
         if cgroup in self.kernel.populated:
             self.kernel.populated[cgroup] = False
             self.kernel.private.pop(cgroup, None)
-            if goes:
+            if removed:
                 del self.kernel.populated[cgroup]
         self._turn(turn)
 
@@ -232,11 +232,11 @@ class Node(RuleBasedStateMachine):
             if former is not None and not former.live and not entry.live:
                 assert entry.ended_at == former.ended_at
 
-    # What must hold after a pass over a node on which nothing happens
+    # The invariants after a pass over a node without changes
 
     @invariant()
-    def nothing_that_is_charged_is_lost(self) -> None:
-        """No entry is dropped while it is charged, also if a reading was not whole."""
+    def no_charged_entry_is_lost(self) -> None:
+        """A charged entry stays, also if a reading was not whole."""
         if self.pods is None:
             return
         for uid, pod in self.names.items():

@@ -1,4 +1,4 @@
-"""Reporter: when it makes passes, and when and what it writes."""
+"""Reporter: when the reporter makes passes, and when and what it writes."""
 
 from __future__ import annotations
 
@@ -287,7 +287,7 @@ async def test_forgets_a_deleted_pod_with_its_cgroup(running: Running) -> None:
     await running.until(lambda: running.api.writes == 1)
     running.end(7)
     await running.until(lambda: running.api.writes == 2)
-    assert running.pods.allowance("p") is not None  # its process may still run
+    assert running.pods.allowance("p") is not None  # a process of the pod may still run
     assert running.api.status["pods"] == [
         {**entry("p"), "namespace": "ns", "name": "p", "demand": {"hugepages-2Mi": "8Mi"}}
     ]

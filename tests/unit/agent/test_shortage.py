@@ -1,4 +1,4 @@
-"""Shortage: on which pods it publishes Events, how often, and with which note."""
+"""Shortage: the pods with an Event, the time between two Events, and the note."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ async def test_publishes_one_event_in_a_while_with_all_refusals(node: Node) -> N
     assert node.shortage.refused == {SMALL: 12, LARGE: 0}
 
 
-async def test_publishes_nothing_that_an_earlier_agent_has_counted(node: Node) -> None:
+async def test_publishes_no_refusals_that_an_earlier_agent_has_counted(node: Node) -> None:
     node.show("a", 64)
     node.count("a", 5)
     again = node.start()
@@ -97,7 +97,7 @@ async def test_publishes_nothing_that_an_earlier_agent_has_counted(node: Node) -
     assert "tried once" in node.events[0][1]
 
 
-async def test_waits_for_the_api_and_says_that_a_pod_asks_for_no_such_pages(node: Node) -> None:
+async def test_waits_for_the_api_and_names_a_size_that_the_pod_does_not_request(node: Node) -> None:
     await node.shortage.look()
     node.count("a", 2, LARGE)
     await node.shortage.look()

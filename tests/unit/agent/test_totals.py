@@ -75,4 +75,4 @@ def test_no_gone_pod_is_charged_more_than_it_may_hold(
         may = held.get(uid, Charge()) + more.get(uid, Charge())
         assert each.of(SMALL) <= may.of(SMALL)
     total = Charge.total(charged.values())
-    assert (total + rest).of(SMALL) >= bound.of(SMALL)  # nothing of the bound is lost
+    assert (total + rest).of(SMALL) >= bound.of(SMALL)  # no part of the bound is lost

@@ -1,4 +1,4 @@
-"""README shows exactly what the programs print."""
+"""README shows exactly the output of the programs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ README = (Path(__file__).resolve().parents[3] / "README.md").read_text()
 MIB = 1024**2
 
 
-def test_the_tree_is_the_plugins() -> None:
+def test_readme_has_the_tree_of_the_plugin() -> None:
     world = acme()
     drawn = tree.picture(world, tree.branches(world), Screen(72), wide=False)
     assert f"$ kubectl hugetlb tree\n{drawn}\n```" in README
 
 
-def test_the_refusal_is_the_demos() -> None:
-    """In the third scene a pod asks for 100Mi while 128Mi of 224Mi are used."""
+def test_readme_has_the_refusal_of_the_demo() -> None:
+    """In the third scene a pod requests 100Mi while 128Mi of 224Mi are used."""
     short = Shortfall(
         quota=QuotaKey("acme", "tenant"),
         size=PageSize(2 * MIB),

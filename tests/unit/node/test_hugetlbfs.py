@@ -95,7 +95,7 @@ def test_logs_an_unknown_page_size(host: Host, caplog: pytest.LogCaptureFixture)
     assert "3145728 bytes" in caplog.text
 
 
-def test_ignores_a_mount_whose_source_looks_like_hugetlbfs(host: Host) -> None:
+def test_ignores_a_mount_with_a_source_like_hugetlbfs(host: Host) -> None:
     host.mountinfo.write_text("40 22 0:50 / /a rw - tmpfs x - hugetlbfs none rw,pagesize=2M\n")
     assert superblocks(host.root) == ()
 
