@@ -38,7 +38,7 @@ PLURALS: Final = {
     "Event": EVENTS.plural,
 }
 
-#: The fate of a request: it is answered, or the request or its answer is lost.
+#: The fate of a request: the API answers, or the request is lost, or the answer is lost.
 Fate = Literal["answered", "lost", "answer lost"]
 
 
@@ -55,7 +55,7 @@ class FakeApi:
         self.put({"kind": "ConfigMap", "metadata": {"namespace": namespace, "name": name}})
 
     async def turn(self, request: str) -> Fate:
-        """Called before each request, which waits until this method returns; the request's fate."""
+        """Return the fate of a request. Each request calls this method first, and awaits it."""
         self.requests.append(request)
         await asyncio.sleep(0)
         return "answered"
@@ -97,7 +97,7 @@ class FakeApi:
         new_event.set()
 
     async def deliver(self) -> None:
-        """Called before each event of a watch, which waits until this method returns."""
+        """Delay an event of a watch. The watch calls this method before each event."""
 
     async def watch(
         self,
@@ -282,7 +282,7 @@ async def admitting(
 
 @asynccontextmanager
 async def admitting_quotas(api: FakeApi) -> AsyncIterator[QuotaAdmission]:
-    """A replica that decides on quotas; its cache is empty, because it reads for each decision."""
+    """A replica that decides on quotas. Its cache is empty, because each decision reads the API."""
     committer = Committer(api, QuotaCache(api))
     try:
         yield QuotaAdmission(api, committer, ChangeNotes(api, CHANGES))

@@ -21,7 +21,7 @@ from tests.unit.admission.fake_api import CHANGES, FakeApi, Fate, Json, namespac
 
 #: The path of the webhook for pods.
 PODS = "/secret/validate-pods?timeout=10s"
-#: A whole request, and a part of one.
+#: A whole request, and a part of a request.
 WHOLE = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 HALF = b"POST /validate-pods HTTP/1.1\r\nHost: x\r\nContent-Le"
 

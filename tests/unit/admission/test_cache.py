@@ -18,7 +18,7 @@ SMALL, LARGE = {"hugepages-2Mi": "2Mi"}, {"hugepages-2Mi": "4Mi"}
 
 
 class Late(FakeApi):
-    """Its watch delivers no event after ``silent`` is set."""
+    """An API server with a watch that delivers no event after ``silent`` is set."""
 
     silent = False
 

@@ -53,7 +53,7 @@ async def test_climbs_from_several_quotas_at_once(api: FakeApi) -> None:
 
 
 async def test_finds_the_ancestor_that_is_still_charged(api: FakeApi) -> None:
-    """A quota stays charged to status.attachedTo if its new parent does not let it attach."""
+    """A quota stays charged to status.attachedTo if the quota may not attach to its new parent."""
     api.put(quota("other/top", LIMIT))
     api.put(quota("db/leaf", LIMIT, parent="other/top", attached_to="db/mid"))
     assert names(await climb_from(api, "db/leaf")) == ["leaf", "mid", "root", "top"]

@@ -1,7 +1,7 @@
-"""Concurrent changes of quotas: if two changes must not both be stored, one is refused.
+"""Concurrent changes of quotas: if only one of two changes may be stored, the other is refused.
 
-The fake API server works as the real one: it asks admission about the stored object, stores the
-change only over the same version, and asks again after another write.
+The fake API server works as the real API server. It calls admission with the stored object, and
+stores the change only over the same version. After another write it calls admission again.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def api(request: pytest.FixtureRequest) -> Busy:
 
 
 async def race(api: Busy, *changes: tuple[str, Json]) -> list[Decision]:
-    """Make the changes at the same time, each with its own replica; the decisions."""
+    """Make the changes at the same time, each with its own replica; return the decisions."""
     replicas = [
         QuotaAdmission(api, Committer(api, QuotaCache(api)), ChangeNotes(api, CHANGES))
         for _ in changes
@@ -312,7 +312,7 @@ async def test_the_note_of_a_move_without_room_is_withdrawn(quiet: FakeApi) -> N
 
 
 @pytest.mark.parametrize(
-    ("data", "message"), [("what is this", "Delete that line."), (None, "is missing")]
+    ("data", "message"), [("not a note", "Delete that line."), (None, "is missing")]
 )
 async def test_a_change_that_can_not_be_noted_is_refused(
     quiet: FakeApi, data: str | None, message: str

@@ -41,14 +41,14 @@ async def test_a_connection_above_the_limit_waits_and_closes_no_other(tmp_path: 
     api = api_with_leaf()
     async with serving(tmp_path, api, bounds) as server, asyncio.timeout(30):
         api.delay = 0.05
-        asking = [
+        reviews = [
             asyncio.create_task(server.review(PODS, review(small(f"p{number}"))))
             for number in range(20)
         ]
-        while not all(task.done() for task in asking):
+        while not all(task.done() for task in reviews):
             assert len(bounds) <= 4
             await asyncio.sleep(0.005)
-        assert all([(await task)["allowed"] for task in asking])
+        assert all([(await task)["allowed"] for task in reviews])
 
 
 async def test_a_connection_above_the_limit_closes_a_silent_one(tmp_path: Path) -> None:
@@ -56,12 +56,12 @@ async def test_a_connection_above_the_limit_closes_a_silent_one(tmp_path: Path) 
     api = api_with_leaf()
     async with serving(tmp_path, api, bounds) as server, asyncio.timeout(30):
         api.delay = 0.5
-        asking = asyncio.create_task(server.review(PODS, review(pod())))
+        task = asyncio.create_task(server.review(PODS, review(pod())))
         await until(lambda: any(each.busy for each in bounds._open.values()))
         silent = [await connect(server) for _ in range(12)]
         assert len(bounds) <= 4
         # The client that waits gets its answer.
-        assert (await asking)["allowed"]
+        assert (await task)["allowed"]
         assert await is_closed(silent[0])
 
 

@@ -25,7 +25,7 @@ LATEST = 12
 
 
 class Late(FakeApi):
-    """Its watch delivers each event after a random number of turns of the event loop."""
+    """An API server with a watch that delivers each event after a random number of turns."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()

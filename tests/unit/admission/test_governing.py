@@ -1,4 +1,4 @@
-"""Which quotas govern a pod, which quotas a request charges, and what a refusal depends on."""
+"""The quotas that govern a pod, that a request charges, and that a refusal depends on."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Many concurrent pods, with API requests in any order, some of them lost: no limit is exceeded.
+"""Many concurrent pods, with API requests in any order, also lost: no limit is exceeded.
 
-hypothesis chooses the order: each API request waits until it is picked.
+hypothesis chooses the order: each API request waits until hypothesis picks the request.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CHAINS = {
 
 
 class Picked(FakeApi):
-    """Each request waits until it is picked; each written quota is compared with its limit."""
+    """Each request waits until the test picks it. Each written quota is compared with its limit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ async def _run(
         for index, (where, pages) in enumerate(demands)
     ]
     for task in tasks:
-        # If hypothesis ends this example early, nobody else looks at the errors of its tasks.
+        # If hypothesis ends this example early, no other code reads the errors of its tasks.
         task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     closing: list[asyncio.Task[None]] = []
     try:

@@ -40,9 +40,9 @@ async def test_after_a_restore_of_etcd_the_quotas_are_listed_again() -> None:
 
 
 class Restored(FakeApi):
-    """After :meth:`restore`, its old watches are silent until the lost version comes again.
+    """After :meth:`restore`, the old watches are silent until the lost version comes again.
 
-    The watch of kube-apiserver does the same: it delivers only versions after its position.
+    The watch of kube-apiserver does the same: a watch delivers only versions after its position.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ async def test_a_watch_of_a_lost_history_proves_nothing(where: str) -> None:
     async with admitting(api, lambda: NOW) as admission:
         for _ in range(10):
             api.put(api.raw("db/leaf"))
-        # The watch has delivered all of this when the charge is confirmed.
+        # The watch has delivered these writes when admission confirms the charge.
         assert (await admission.decide(create(pod("a")), Deadline.after(9))).allowed
         api.restore()
         api.put(quota(f"{where}/new", {"hugepages-2Mi": 0}))

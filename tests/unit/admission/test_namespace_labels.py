@@ -1,4 +1,4 @@
-"""The labels of namespaces: the newest version wins, whether the watch or a read brings it."""
+"""The labels of namespaces: the newest version wins, from the watch or from a read."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ async def test_a_quota_with_an_unreadable_status_admits_no_pod(
     api: FakeApi,
 ) -> None:
     api.put(
-        quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant", reservations=["what"])
+        quota("db/leaf", {"hugepages-2Mi": "128Mi"}, parent="acme/tenant", reservations=["garbage"])
     )
     decision = await decide_pod(api, create(pod()), seconds=0.4)
     assert "the quota's status could not be read" in decision.message
@@ -498,7 +498,7 @@ async def test_if_quotas_are_required_an_ungoverned_pod_is_refused(
 
 
 async def test_if_quotas_are_required_a_finished_pod_keeps_its_quota(api: FakeApi) -> None:
-    """Otherwise nobody would pay for the pages that the pod left in files."""
+    """Otherwise no quota would pay for the pages that the pod left in files."""
     api.put(quota("db/gold", {"hugepages-2Mi": 0}, selector={"matchLabels": {"app": "gold"}}))
     api.put(quota("db/leaf", {"hugepages-2Mi": 0}, selector={"matchLabels": {"app": "leaf"}}))
     before = pod(labels={"app": "leaf"})

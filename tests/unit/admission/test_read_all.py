@@ -17,7 +17,7 @@ LIMIT = {"hugepages-2Mi": "2Mi"}
 
 
 class Paged(FakeApi):
-    """Its pages have two objects."""
+    """An API server with two objects on each page."""
 
     async def list_page(
         self, resource: Resource, *args: Any, continuation: str | None = None, **more: Any

@@ -1,4 +1,4 @@
-"""The probes of admission: Ready says whether this replica can decide, and does not end."""
+"""The probes of admission: a replica is ready if the replica can decide and does not end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Api(FakeApi):
 
 
 class Cache(QuotaCache):
-    """A cache without informers, which says what the test sets."""
+    """A cache without informers. The test sets why the cache is not ready."""
 
     why = ""
 
@@ -36,7 +36,7 @@ class Cache(QuotaCache):
 
 
 class Replica:
-    """The probes of a replica, and what they look at."""
+    """The probes of a replica, with the API server and the cache that they check."""
 
     def __init__(self) -> None:
         self.api = Api()

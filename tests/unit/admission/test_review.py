@@ -34,7 +34,7 @@ def test_parses_a_review() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         (b"", "Invalid JSON"),
         (b"{", "AdmissionReview: Invalid JSON"),
@@ -48,10 +48,10 @@ def test_parses_a_review() -> None:
         (json.dumps({**REVIEW, "request": {**REQUEST, "object": "pod"}}), "request.object"),
     ],
 )
-def test_a_malformed_review_raises_and_names_the_field(body: bytes | str, said: str) -> None:
+def test_a_malformed_review_raises_and_names_the_field(body: bytes | str, message: str) -> None:
     with pytest.raises(MalformedReview, match="Nothing was changed") as refused:
         parse(body.encode() if isinstance(body, str) else body)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_a_create_without_an_object_is_malformed() -> None:

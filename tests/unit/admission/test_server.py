@@ -39,7 +39,7 @@ class Unreachable(FakeApi):
         raise errors.ApiUnreachable("The API server can't be reached for GET /x: refused.")
 
 
-async def test_without_the_api_server_it_refuses_and_is_not_ready(tmp_path: Path) -> None:
+async def test_without_the_api_server_admission_refuses_and_is_not_ready(tmp_path: Path) -> None:
     async with serving(tmp_path, Unreachable()) as server:
         answer = await server.review(PODS, review(pod()))
         assert "can't be reached" in answer["status"]["message"]
@@ -48,7 +48,7 @@ async def test_without_the_api_server_it_refuses_and_is_not_ready(tmp_path: Path
         assert (status, "can't be reached" in text) == (503, True)
 
 
-async def test_it_is_ready_if_the_api_server_answers(server: Server) -> None:
+async def test_admission_is_ready_if_the_api_server_answers(server: Server) -> None:
     assert (await server.get("/readyz"))[0] == 200
 
 

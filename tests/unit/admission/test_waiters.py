@@ -11,7 +11,7 @@ from hugetlb_quota.kube import errors
 
 
 async def turns() -> None:
-    """Let every task run until it waits."""
+    """Let every task run until the task waits."""
     for _ in range(10):
         await asyncio.sleep(0)
 

@@ -151,15 +151,15 @@ async def test_a_request_above_the_limit_is_refused_at_once(
     api = api_with_leaf()
     async with serving(tmp_path, api, bounds) as server, asyncio.timeout(30):
         api.delay = 0.5
-        asking = [
+        reviews = [
             asyncio.create_task(server.review(PODS, review(small(f"p{number}"))))
             for number in range(2)
         ]
         await until(lambda: sum(each.busy for each in bounds._open.values()) == 2)
         refused = (await server.review(PODS, review(small("one-more"))))["status"]
-        assert not any(task.done() for task in asking)
+        assert not any(task.done() for task in reviews)
         assert refused["code"] == 429
         assert refused["details"] == {"retryAfterSeconds": 1}
         assert "is deciding 2 other requests" in refused["message"]
-        assert [(await task)["allowed"] for task in asking] == [True, True]
+        assert [(await task)["allowed"] for task in reviews] == [True, True]
         assert (await server.review(PODS, review(small("later"))))["allowed"]

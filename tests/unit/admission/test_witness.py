@@ -96,7 +96,7 @@ async def test_a_replica_marks_only_lives_that_it_has_watched_from_their_beginni
 async def test_a_new_reservation_in_a_cache_that_is_behind_is_not_marked(
     replicas: Replicas,
 ) -> None:
-    """The mark is by reservation, and on the quota as it is stored."""
+    """The replica marks by reservation, and writes to the stored quota."""
 
     async def no_news() -> None:
         await asyncio.Event().wait()
@@ -110,7 +110,7 @@ async def test_a_new_reservation_in_a_cache_that_is_behind_is_not_marked(
 
 
 async def test_a_status_that_can_not_be_read_is_not_written(replicas: Replicas) -> None:
-    replicas.write([*LINES, "what"])
+    replicas.write([*LINES, "garbage"])
     async with replicas.witness() as replica:
         replicas.now += 34
         await replica.look()

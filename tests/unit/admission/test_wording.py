@@ -28,7 +28,7 @@ MIB, GIB = 1024**2, 1024**3
 SMALL, LARGE = PageSize(2 * MIB), PageSize(GIB)
 TENANT = QuotaKey("acme", "tenant")
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
-#: A pod asks acme/tenant, of which 128 of 256 MiB are used by pods, for 256 MiB.
+#: A pod requests 256 MiB. Pods use 128 of the 256 MiB of acme/tenant.
 SHORT = Shortfall(
     quota=TENANT,
     size=SMALL,
