@@ -47,7 +47,7 @@ GUARDS: Final = {
     "BOOT_ENDS_ALL": "release",
     "CGROUPS_BEFORE_PODS": "release",
     "CHARGES_BEFORE_CGROUPS": "release",
-    "LIST_TELLS_NODE": "release",
+    "LIST_SHOWS_NODE": "release",
     "RELEASE_WITHOUT_VERSION": "release",
     "SILENT_AGENT": "release",
     "EXPIRED_LEAVES_NO_LINE": "restart",
