@@ -67,8 +67,8 @@ class HugeTLBQuotaSpec(Model):
     child_namespaces: LabelSelector | None = Field(
         default=None,
         description="Selects, by labels, other namespaces: their quotas may name this quota as"
-        " parent. The default is no namespace; {} selects every namespace. Quotas of the same"
-        " namespace always may.",
+        " parent. The default is no namespace; {} selects every namespace. A quota of"
+        " the same namespace may always do so.",
     )
 
     deletion_policy: Literal["Refuse", "Reparent", "Wait"] = Field(
