@@ -103,12 +103,13 @@ class Cycle(Detached):
 
     def __init__(self, quota: QuotaKey, path: Iterable[QuotaKey]) -> None:
         walked = tuple(path)
+        is_cycle = len(set(walked)) < len(walked)
+        where = "in a cycle" if is_cycle else f"over more than {LONGEST_CHAIN} levels"
         super().__init__(
             quota,
             walked[-1],
-            f"The parents of HugeTLBQuota {quota} lead in a cycle,"
-            f" or over more than {LONGEST_CHAIN} levels: {' -> '.join(map(str, walked))};"
-            " change spec.parentRef of one of them.",
+            f"The parents of HugeTLBQuota {quota} lead {where}:"
+            f" {' -> '.join(map(str, walked))}; change spec.parentRef of one of them.",
         )
         self.path = walked
 

@@ -97,6 +97,9 @@ class Proposal:
             if _is_new(excess, self._before, self._new.quota, old):
                 return _excess_refusal(key, excess)
             self.warnings.append(quota_sentences.attaches_above(*excess))
+        # A limit of 0 is a limit, so the sizes count here.
+        if not len(self._new.quota.hard) and (old is None or len(old.quota.hard)):
+            self.warnings.append(quota_sentences.limits_nothing(key))
         self.warnings += _below_use(self._new, old)
         if old is not None and _may_select_more(old.quota, self._new.quota):
             quotas = {**self._others, key: self._new}

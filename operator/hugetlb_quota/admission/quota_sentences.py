@@ -227,6 +227,15 @@ def attaches_above(
     )
 
 
+def limits_nothing(quota: QuotaKey) -> str:
+    """Warning: the quota names no page size."""
+    return (
+        f"HugeTLBQuota {quota} limits nothing, because spec.hard is empty; its pods are charged to"
+        " it and to all quotas above. To limit them here, name a size in spec.hard, such as"
+        " hugepages-2Mi."
+    )
+
+
 def below_use(counter: Counter, size: PageSize) -> str:
     """Warning: the new limit is below what is charged."""
     return (

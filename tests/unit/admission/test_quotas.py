@@ -98,6 +98,15 @@ async def test_a_foreign_parent_is_refused(api: FakeApi) -> None:
     assert "acme/tenant does not let quotas of namespace strange attach" in text
 
 
+async def test_a_quota_that_limits_no_size_is_a_warning(api: FakeApi) -> None:
+    text = await allowed(api, create(quota("db/new", {}, parent="acme/tenant")))
+    assert "HugeTLBQuota db/new limits nothing, because spec.hard is empty" in text
+    closed = quota("db/new", {"hugepages-2Mi": "0"}, parent="acme/tenant")
+    assert await allowed(api, create(closed)) == ""
+    text = await allowed(api, update(closed, quota("db/new", {}, parent="acme/tenant")))
+    assert "limits nothing" in text
+
+
 async def test_a_missing_parent_is_a_warning(api: FakeApi) -> None:
     text = await allowed(api, create(quota("db/new", LIMIT, parent="acme/later")))
     assert "db/new is not attached yet" in text

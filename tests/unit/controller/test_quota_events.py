@@ -1,16 +1,19 @@
-"""Files of gone pods get one Event together on the paying quota, and only once."""
+"""Events on quotas: one for all files of gone pods, none for a deletion without a charge."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from hugetlb_quota.accounting.charge import Charge
 from hugetlb_quota.accounting.forest import QuotaKey
 from hugetlb_quota.accounting.recount import RetainedFile
+from hugetlb_quota.api.model import Condition
 from hugetlb_quota.controller.writing import quota_events as module
 from hugetlb_quota.controller.writing.quota_events import MOST_NAMED, QuotaEvents
 from hugetlb_quota.kube.quotas import QuotaObject
@@ -92,3 +95,25 @@ async def test_an_event_names_some_files_and_counts_the_rest() -> None:
     assert " and 3 more. " in note
     assert not events._active
     assert not events._waiting
+
+
+async def test_a_deleted_quota_gets_an_event_only_if_it_is_charged() -> None:
+    api = Api()
+    events = QuotaEvents(api, "me")
+    condition = Condition(
+        type="Ready",
+        status="False",
+        reason="Terminating",
+        message="HugeTLBQuota ns/q is being deleted and admits no pods.",
+        last_transition_time=datetime(2026, 1, 1, tzinfo=UTC),
+        observed_generation=1,
+    )
+    deleted = replace(QUOTA, quota=replace(QUOTA.quota, terminating=True))
+    await events.conditions_changed(deleted, [condition])
+    assert api.notes == []
+    charged = replace(deleted.counter, retained=Charge({PageSize(2 * MIB): 4 * MIB}))
+    await events.conditions_changed(deleted.with_counter(charged), [condition])
+    assert len(api.notes) == 1
+    # A quota under a deleted quota stays, and somebody must change its parent.
+    await events.conditions_changed(QUOTA, [condition])
+    assert len(api.notes) == 2

@@ -47,7 +47,12 @@ class QuotaEvents:
         self._start(self._publish(quota, "Warning", reason, sentence))
 
     async def conditions_changed(self, quota: QuotaObject, conditions: Iterable[Condition]) -> None:
-        """Publish an Event for each of ``conditions``, which have changed."""
+        """Publish an Event for each of ``conditions``, which have changed.
+
+        A quota that is deleted without a charge goes at once, so people need no Event.
+        """
+        if quota.quota.terminating and not quota.counter.used:
+            return
         for condition in conditions:
             good = condition.status == "True"
             kind: Literal["Normal", "Warning"] = "Normal" if good else "Warning"
