@@ -17,7 +17,7 @@ PROGRAM: Final = "kubectl hugetlb"
 _EXITS: Final = """exit codes:
   0  done; all is well
   1  explain: the pod would be refused; check: something is broken;
-     uninstall: a controller still leads, or the answer was no
+     uninstall: the operator is installed, or the answer was no
   2  the command line or the manifest is wrong
   3  no such quota, pod or workload
   4  no cluster is configured, or the cluster can't be reached

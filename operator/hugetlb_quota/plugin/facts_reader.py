@@ -42,7 +42,7 @@ async def read(cluster: Cluster) -> Facts:
     crds, webhooks, workloads, held, nodes = await asyncio.gather(
         try_to("CRDs", _crds(cluster)),
         try_to("webhooks", _webhooks(cluster)),
-        try_to("programs", _workloads(cluster)),
+        try_to("programs", programs(cluster)),
         try_to("leader", leases(cluster)),
         try_to("nodes", cluster.every(resources.NODES)),
     )
@@ -98,6 +98,23 @@ async def leases(cluster: Cluster) -> Sequence[Json]:
     return [lease for lease in every if lease["metadata"]["name"] == LEASE]
 
 
+async def programs(cluster: Cluster) -> Mapping[str, Sequence[Json]]:
+    """The Deployments and the DaemonSet of the operator, by component.
+
+    :raises ApiError: Forbidden among them.
+    """
+    selector = f"{_COMPONENT} in ({','.join(COMPONENTS)})"
+    deployments, daemon_sets = await asyncio.gather(
+        cluster.every(resources.DEPLOYMENTS, label_selector=selector),
+        cluster.every(resources.DAEMON_SETS, label_selector=selector),
+    )
+    workloads: dict[str, list[Json]] = {component: [] for component in COMPONENTS}
+    for workload in (*deployments, *daemon_sets):
+        if _is_ours(workload):
+            workloads[workload["metadata"]["labels"][_COMPONENT]].append(workload)
+    return workloads
+
+
 async def _crds(cluster: Cluster) -> Mapping[str, Json]:
     crds = {}
     for name in CRDS:
@@ -137,19 +154,6 @@ async def _endpoints(cluster: Cluster, configurations: Sequence[Json]) -> Mappin
             for endpoint in each.get("endpoints") or ()
         )
     return ready
-
-
-async def _workloads(cluster: Cluster) -> Mapping[str, Sequence[Json]]:
-    selector = f"{_COMPONENT} in ({','.join(COMPONENTS)})"
-    deployments, daemon_sets = await asyncio.gather(
-        cluster.every(resources.DEPLOYMENTS, label_selector=selector),
-        cluster.every(resources.DAEMON_SETS, label_selector=selector),
-    )
-    workloads: dict[str, list[Json]] = {component: [] for component in COMPONENTS}
-    for workload in (*deployments, *daemon_sets):
-        if _is_ours(workload):
-            workloads[workload["metadata"]["labels"][_COMPONENT]].append(workload)
-    return workloads
 
 
 def _is_ours(workload: Json) -> bool:

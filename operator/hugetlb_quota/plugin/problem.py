@@ -11,8 +11,8 @@ class Exit(IntEnum):
     """The exit codes; docs/kubectl-hugetlb.md lists them for users."""
 
     DONE = 0
-    #: ``explain``: the pod would be refused. ``check``: something is broken. ``uninstall``: a
-    #: controller still leads, or the answer was no.
+    #: ``explain``: the pod would be refused. ``check``: something is broken. ``uninstall``: the
+    #: operator is installed, or the answer was no.
     REFUSED = 1
     USAGE = 2
     NOT_FOUND = 3

@@ -1,7 +1,8 @@
 """``uninstall``: the plan to remove the finalizer from quotas, and the list of what is left.
 
 The chart's hook does the same before ``helm uninstall``. This command is for clusters that have
-lost the operator. The command changes nothing else; the list names a command to remove each rest.
+lost the operator, and refuses while the operator is installed. The command changes nothing else;
+the list names a command to remove each rest.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from hugetlb_quota.kube.finalizers import has_finalizer
+from hugetlb_quota.plugin.facts import HOOK
 from hugetlb_quota.plugin.table import Screen, listed, table
 from hugetlb_quota.plural import number_of
 
@@ -40,13 +42,42 @@ class Left:
         return [each for each in self.quotas if has_finalizer(each)]
 
 
-def leader(before: Iterable[Json], after: Iterable[Json]) -> str:
-    """The controller that renewed a Lease between two reads of the Leases; "" if none did."""
+def installed(programs: Mapping[str, Sequence[Json]]) -> str:
+    """The sentence that the operator is installed; "" if no Deployment or DaemonSet exists.
+
+    :param programs: the Deployments and DaemonSets, by component.
+    """
+    names = [
+        f"{'DaemonSet' if component == 'agent' else 'Deployment'} {_name(each)}"
+        for component, workloads in programs.items()
+        for each in workloads
+    ]
+    if not names:
+        return ""
+    return (
+        f"hugetlb-quota is installed ({listed(names, _MOST_NAMES)}), so nothing was changed. Use"
+        " helm uninstall, which removes the finalizers. If helm list -A does not show the release,"
+        " remove its Deployments and its DaemonSet first, and run this command again."
+    )
+
+
+def led(before: Iterable[Json], after: Iterable[Json]) -> str:
+    """The sentence that a program renewed a Lease between two reads; "" if none did."""
     versions = {_name(each): each["metadata"]["resourceVersion"] for each in before}
     for each in after:
         holder = each["spec"].get("holderIdentity")
-        if holder and versions.get(_name(each)) != each["metadata"]["resourceVersion"]:
-            return f"{holder} (Lease {_name(each)})"
+        if not holder or versions.get(_name(each)) == each["metadata"]["resourceVersion"]:
+            continue
+        if holder == HOOK:
+            return (
+                f"The hook of helm uninstall holds Lease {_name(each)}, and removes the finalizers"
+                " itself. Wait until helm uninstall ends."
+            )
+        return (
+            f"{holder} (Lease {_name(each)}) leads: hugetlb-quota is installed, and would add the"
+            " finalizers again. Use helm uninstall, which removes the finalizers, or stop the"
+            " controllers first."
+        )
     return ""
 
 

@@ -22,14 +22,16 @@ _ROUNDS: Final = 10
 async def run(cluster: Cluster, options: argparse.Namespace) -> Exit:
     """Remove the finalizer from all quotas, and say what is left in the cluster.
 
-    :raises Problem: when a controller leads, or no terminal is there to answer.
+    :raises Problem: when the operator is installed, or no terminal is there to answer.
     """
+    # Also without finalizers and in a dry run: the list of what is left has commands that would
+    # harm an operator that works.
+    await _check_operator_is_gone(cluster)
     left = await facts_reader.read_left(cluster, options.namespace)
     if not wants_data(options):
         show(uninstall.plan(left, screen()))
     freed: list[str] = []
     if left.guarded and not options.dry_run:
-        await _check_no_controller_leads(cluster)
         if not options.yes and not await ask(f"Remove the finalizer on {cluster.server}?"):
             return Exit.REFUSED
         freed, left = await _remove_finalizers(cluster, options.namespace)
@@ -52,22 +54,21 @@ async def ask(question: str) -> bool:
     return answer.strip().lower() in ("y", "yes")
 
 
-async def _check_no_controller_leads(cluster: Cluster) -> None:
-    """Check that no controller runs, because a controller would add the finalizers again.
+async def _check_operator_is_gone(cluster: Cluster) -> None:
+    """Check that no program of the operator is installed, and that no controller leads.
 
-    :raises Problem: when a controller leads.
+    A controller would add the finalizers again.
+
+    :raises Problem: when the operator is installed.
     """
-    before = await facts_reader.leases(cluster)
-    if not any(lease["spec"].get("holderIdentity") for lease in before):
+    if sentence := uninstall.installed(await facts_reader.programs(cluster)):
+        raise Problem(Exit.REFUSED, sentence)
+    if not (before := await facts_reader.leases(cluster)):
         return
     print(f"Watching for {LOOK:g} s whether a controller leads.", file=sys.stderr)
     await asyncio.sleep(LOOK)
-    if leader := uninstall.leader(before, await facts_reader.leases(cluster)):
-        raise Problem(
-            Exit.REFUSED,
-            f"{leader} leads: hugetlb-quota is installed, and would add the finalizers again."
-            " Use helm uninstall, which removes the finalizers, or stop the controllers first.",
-        )
+    if sentence := uninstall.led(before, await facts_reader.leases(cluster)):
+        raise Problem(Exit.REFUSED, sentence)
 
 
 async def _remove_finalizers(

@@ -1,4 +1,4 @@
-"""``uninstall``: the plan, the leader, and the list of the objects that are left."""
+"""``uninstall``: the plan, the signs of an operator, and the list of what is left."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import re
 from typing import Any
 
 from hugetlb_quota.api.quota import FINALIZER
+from hugetlb_quota.controller import uninstall as hook
 from hugetlb_quota.plugin import uninstall
+from hugetlb_quota.plugin.facts import HOOK
 from hugetlb_quota.plugin.table import Screen
 from hugetlb_quota.plugin.uninstall import Left
 
@@ -40,11 +42,33 @@ LEFT = Left(
 
 
 def test_a_controller_that_renews_its_lease_leads() -> None:
-    assert uninstall.leader([lease("1")], [lease("2")]) == "a (Lease system/lease)"
-    assert uninstall.leader([lease("1")], [lease("1")]) == ""
-    assert uninstall.leader([], [lease("1")]) == "a (Lease system/lease)"
+    assert uninstall.led([lease("1")], [lease("2")]).startswith("a (Lease system/lease) leads: ")
+    assert uninstall.led([lease("1")], [lease("1")]) == ""
+    assert uninstall.led([], [lease("1")]).startswith("a (Lease system/lease) leads: ")
     # The controller released the Lease in between.
-    assert uninstall.leader([lease("1")], [lease("2", "")]) == ""
+    assert uninstall.led([lease("1")], [lease("2", "")]) == ""
+
+
+def test_the_hook_of_helm_is_no_controller() -> None:
+    assert HOOK == hook._HOLDER
+    said = uninstall.led([lease("1", HOOK)], [lease("2", HOOK)])
+    assert said.startswith("The hook of helm uninstall holds Lease system/lease")
+    # The hook ended; the Lease keeps its holder.
+    assert uninstall.led([lease("2", HOOK)], [lease("2", HOOK)]) == ""
+
+
+def test_a_deployment_or_a_daemon_set_means_that_the_operator_is_installed() -> None:
+    none: dict[str, list[Json]] = {"admission": [], "controller": [], "agent": []}
+    assert uninstall.installed(none) == ""
+    for component, what in (
+        ("admission", "Deployment system/admission"),
+        ("agent", "DaemonSet system/agent"),
+    ):
+        raw = {"metadata": {"namespace": "system", "name": component}}
+        said = uninstall.installed({**none, component: [raw]})
+        assert said.startswith(f"hugetlb-quota is installed ({what})")
+        assert "helm uninstall" in said
+        assert "kubectl delete" not in said
 
 
 def test_the_plan_says_which_quotas_stay() -> None:

@@ -1,7 +1,4 @@
-"""The command ``uninstall`` waits for the answer "yes", then removes the finalizers.
-
-A controller that leads would add the finalizers again. So no controller may lead.
-"""
+"""The command ``uninstall`` waits for "yes", looks for the operator, and removes finalizers."""
 
 from __future__ import annotations
 
@@ -15,8 +12,10 @@ from hugetlb_quota.api.quota import FINALIZER
 from hugetlb_quota.kube.lease import RETRY_PERIOD
 from hugetlb_quota.plugin import cli, facts_reader, uninstall_command
 from hugetlb_quota.plugin.cluster import Cluster
+from hugetlb_quota.plugin.facts import HOOK
 from hugetlb_quota.plugin.problem import Exit, Problem
 from hugetlb_quota.plugin.uninstall import Left
+from tests.unit.plugin.check_facts import workload
 from tests.unit.plugin.test_uninstall import lease, quota
 
 Json = dict[str, Any]
@@ -47,9 +46,10 @@ async def test_needs_an_option_without_a_terminal(monkeypatch: pytest.MonkeyPatc
 class Remains:
     """A cluster in which two of three quotas have the finalizer.
 
-    ``leases``: the results of the next reads of the Leases; the last result stays. ``conflicts``:
-    the number of times that a quota changes before its finalizer is removed. ``restored``: whether
-    a controller adds each finalizer again.
+    ``leases``: the results of the next reads of the Leases; the last result stays. ``programs``:
+    the Deployments and DaemonSets, by component. ``conflicts``: the number of times that a quota
+    changes before its finalizer is removed. ``restored``: whether a controller adds each finalizer
+    again.
     """
 
     server = "https://test"
@@ -60,13 +60,17 @@ class Remains:
             for name, finalizers in (("a/x", [FINALIZER]), ("a/y", [FINALIZER]), ("a/z", []))
         }
         self.leases: list[list[Json]] = [[]]
+        self.programs: dict[str, list[Json]] = {"controller": [], "agent": []}
         self.conflicts = 0
         self.restored = False
         self.scopes: list[str | None] = []
 
     async def read_left(self, _: object, namespace: str | None) -> Left:
         self.scopes.append(namespace)
-        return Left(list(self.quotas.values()), [], [], [])
+        return Left(list(self.quotas.values()), [], [], ["hooks"])
+
+    async def read_programs(self, _: object) -> dict[str, list[Json]]:
+        return self.programs
 
     async def read_leases(self, _: object) -> list[Json]:
         return self.leases.pop(0) if len(self.leases) > 1 else self.leases[0]
@@ -89,6 +93,7 @@ class Remains:
 def remains(monkeypatch: pytest.MonkeyPatch) -> Remains:
     remains = Remains()
     monkeypatch.setattr(facts_reader, "read_left", remains.read_left)
+    monkeypatch.setattr(facts_reader, "programs", remains.read_programs)
     monkeypatch.setattr(facts_reader, "leases", remains.read_leases)
     monkeypatch.setattr(uninstall_command, "LOOK", 0.0)
     return remains
@@ -112,7 +117,6 @@ async def test_removes_the_finalizers_and_says_how_many(
 async def test_a_dry_run_removes_nothing(
     remains: Remains, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    remains.leases = [[lease("1")], [lease("2")]]  # a dry run does not read the Leases
     assert await uninstall(remains, "--dry-run") == Exit.DONE
     assert remains.guarded == ["a/x", "a/y"]
     assert "2 quotas have the operator's finalizer." in capsys.readouterr().out
@@ -126,12 +130,38 @@ async def test_the_answer_no_removes_nothing(
     assert remains.guarded == ["a/x", "a/y"]
 
 
-async def test_while_a_controller_leads_nothing_is_removed(remains: Remains) -> None:
-    remains.leases = [[lease("1")], [lease("2")]]
-    with pytest.raises(Problem, match=r"a \(Lease system/lease\) leads") as problem:
-        await uninstall(remains, "--yes")
+@pytest.mark.parametrize("word", ["--yes", "--dry-run"])
+@pytest.mark.parametrize("finalizers", [True, False])
+@pytest.mark.parametrize(
+    ("leases", "programs", "sentence"),
+    [
+        ([[lease("1")], [lease("2")]], {}, r"a \(Lease system/lease\) leads"),
+        # The Lease of an earlier release, which a new controller takes.
+        ([[lease("1", "")], [lease("2")]], {}, r"a \(Lease system/lease\) leads"),
+        ([[lease("1", HOOK)], [lease("2", HOOK)]], {}, "The hook of helm uninstall"),
+        # The release is just starting.
+        ([[]], {"controller": [workload("controller")]}, "Deployment hugetlb-system/controller"),
+        ([[lease("1")]], {"agent": [workload("agent")]}, "Use helm uninstall"),
+    ],
+)
+async def test_while_the_operator_is_installed_nothing_is_removed_or_advised(
+    remains: Remains,
+    capsys: pytest.CaptureFixture[str],
+    word: str,
+    finalizers: bool,
+    leases: list[list[Json]],
+    programs: dict[str, list[Json]],
+    sentence: str,
+) -> None:
+    if not finalizers:
+        remains.quotas = {"a/z": quota("a/z")}
+    guarded = remains.guarded
+    remains.leases, remains.programs = list(leases), programs
+    with pytest.raises(Problem, match=sentence) as problem:
+        await uninstall(remains, word)
     assert problem.value.code == Exit.REFUSED
-    assert remains.guarded == ["a/x", "a/y"]
+    assert remains.guarded == guarded
+    assert capsys.readouterr().out == ""
 
 
 async def test_a_lease_without_renewals_does_not_matter(remains: Remains) -> None:
@@ -151,9 +181,12 @@ async def test_finalizers_that_come_back_are_a_problem(remains: Remains) -> None
     assert problem.value.code == Exit.REFUSED
 
 
-async def test_without_finalizers_no_answer_is_needed(remains: Remains) -> None:
+async def test_without_finalizers_no_answer_is_needed(
+    remains: Remains, capsys: pytest.CaptureFixture[str]
+) -> None:
     remains.quotas = {"a/z": quota("a/z")}
     assert await uninstall(remains) == Exit.DONE
+    assert "kubectl delete validatingwebhookconfiguration hooks" in capsys.readouterr().out
 
 
 async def test_the_data_lists_the_quotas_that_lost_their_finalizer(
