@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from hugetlb_quota.plugin.completion import complete, script
 from hugetlb_quota.plugin.problem import Exit, Problem
@@ -29,6 +29,29 @@ A QUOTA is NAME or NAMESPACE/NAME. Without -n, commands show all namespaces, and
 NAME in the namespace of the context."""
 
 
+class _Command(argparse.ArgumentParser):
+    """The parser of one command. Options may stand between its arguments, as in kubectl."""
+
+    _is_intermixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse the words after the command.
+
+        :raises SystemExit: when argparse refuses the words; the usage is that of the command.
+        """
+        if self._is_intermixing:
+            return super().parse_known_args(args, namespace)
+        # parse_known_intermixed_args calls this method: for the options, then for the arguments.
+        self._is_intermixing = True
+        try:
+            parsed, unknown = self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_intermixing = False
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed, []
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser. The common options may stand before or after the command."""
     top = argparse.ArgumentParser(
@@ -40,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
         parents=[_common()],
     )
     top.add_argument("--version", action="store_true", help="print the version, and exit")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Command)
 
     def command(name: str, summary: str, *, common: bool = True) -> argparse.ArgumentParser:
         return commands.add_parser(

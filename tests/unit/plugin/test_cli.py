@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +56,50 @@ def test_options_have_defaults() -> None:
 def test_explain_takes_the_same_names_as_kubectl(words: list[str], kind: str, name: str) -> None:
     options = cli.parse(["explain", *words])
     assert (options.kind, options.name) == (kind, name)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["explain", "pod", "-n", "x", "a"], {"kind": "pod", "name": "a"}),
+        (["explain", "-n", "x", "pod", "a"], {"kind": "pod", "name": "a"}),
+        (["explain", "-n", "x", "-f", "-"], {"kind": None, "filename": "-"}),
+        (["tree", "-n", "x", "q", "-w"], {"quota": "q", "watch": True}),
+        (["tree", "-n", "x"], {"quota": None, "watch": False}),
+        (["who", "-n", "x", "q"], {"quota": "q"}),
+        (["top", "-n", "x", "nodes"], {"what": "nodes"}),
+        (["top", "-n", "x"], {"what": "pods"}),
+        (["files", "-n", "x", "--all"], {"all": True}),
+        (["-o", "json", "who", "-n", "x", "q"], {"quota": "q", "output": "json"}),
+        (["uninstall", "-y", "-n", "x"], {"yes": True, "dry_run": False}),
+    ],
+)
+def test_options_may_stand_between_arguments(words: list[str], expected: dict[str, Any]) -> None:
+    options = vars(cli.parse(words))
+    assert options["namespace"] == "x"
+    assert {name: options[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["explain", "pod", "-n", "x", "a", "b"], "unrecognized arguments: b"),
+        (["who"], "the following arguments are required: QUOTA"),
+        (["tree", "--wide"], "unrecognized arguments: --wide"),
+        (["top", "-n", "x", "quotas"], "invalid choice: 'quotas'"),
+        (["files", "-o", "xml"], "invalid choice: 'xml'"),
+        (["completion"], "the following arguments are required: shell"),
+    ],
+)
+def test_an_argument_error_shows_the_usage_of_the_command(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.parse(words)
+    assert exit_.value.code == Exit.USAGE
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"usage: kubectl hugetlb {words[0]} [-h]")
+    assert message in printed
 
 
 @pytest.mark.parametrize(
