@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from hugetlb_quota.plugin import check_nodes, check_webhooks
-from hugetlb_quota.plugin.facts import COMPONENTS, CRDS, LEASE, Facts, Json
+from hugetlb_quota.plugin.facts import COMPONENTS, CRDS, HOOK, LEASE, Facts, Json
 from hugetlb_quota.plugin.findings import Finding, Level, unseen
 from hugetlb_quota.plugin.table import age
 from hugetlb_quota.plugin.world import words
@@ -134,6 +134,13 @@ def _lease(lease: Json, now: datetime) -> Finding:
     holder = spec.get("holderIdentity")
     renewed = _time(spec.get("renewTime"))
     duration = timedelta(seconds=int(spec.get("leaseDurationSeconds") or 0))
+    if holder == HOOK:
+        return Finding(
+            Level.ERROR,
+            "leader",
+            f"{name} is held by {HOOK}: the operator was uninstalled; quotas hold nothing.",
+            "Install the chart. Directly after an install, wait half a minute, and check again.",
+        )
     if not holder:
         message = f"{name} has no holder: no controller counts."
     elif renewed is None or now > renewed + duration:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from hugetlb_quota.plugin.check import check
-from hugetlb_quota.plugin.facts import Facts
+from hugetlb_quota.plugin.facts import HOOK, Facts
 from hugetlb_quota.plugin.findings import Level, document, exit_code, picture, worst
 from hugetlb_quota.plugin.problem import Exit
 from hugetlb_quota.plugin.reports import read_report
@@ -99,6 +99,12 @@ FALSE = [
         ({"leases": []}, Level.ERROR, "leader", "no controller has ever led"),
         ({"leases": [lease(holderIdentity="")]}, Level.ERROR, "leader", "has no holder"),
         ({"leases": [lease(renewTime=OLD)]}, Level.ERROR, "leader", "10m ago"),
+        # By the hook of helm uninstall, just now and before.
+        ({"leases": [lease(holderIdentity=HOOK)]}, Level.ERROR, "leader", "was uninstalled"),
+        (
+            {"leases": [lease(holderIdentity=HOOK, renewTime=OLD)]},
+            *(Level.ERROR, "leader", "was uninstalled; quotas hold nothing"),
+        ),
         ({"reports": []}, Level.ERROR, "nodes", "Node n1 has huge pages and no HugeTLBNode"),
         (
             {"reports": [read_report(report("n1", reportedAt=OLD))]},
