@@ -13,13 +13,13 @@ from hugetlb_quota.kube import errors, finalizers, resources
 from hugetlb_quota.kube.connection import Connection, NotConfigured
 from hugetlb_quota.kube.informer import Informer
 from hugetlb_quota.kube.pages import PAGE, pages
-from hugetlb_quota.kube.pods import Pod, project_pod
+from hugetlb_quota.kube.pods import project_pod
 from hugetlb_quota.kube.quotas import QuotaObject
 from hugetlb_quota.kube.resources import Resource
 from hugetlb_quota.plugin.kubeconfig import kubeconfig_files, namespace_of, no_cluster
 from hugetlb_quota.plugin.problem import Exit, Problem, not_found
 from hugetlb_quota.plugin.reports import NodeReport, read_report
-from hugetlb_quota.plugin.world import World, forest_of
+from hugetlb_quota.plugin.world import World, forest_of, waiting
 
 Json = dict[str, Any]
 
@@ -239,7 +239,7 @@ class Cluster:
             return None  # the conditions of each quota say whether it is attached
         return {each["metadata"]["name"]: each["metadata"].get("labels") or {} for each in found}
 
-    async def _pods(self) -> tuple[Pod, ...] | None:
+    async def _pods(self) -> list[Json] | None:
         try:
             found = await self.every(resources.PODS)
         except errors.Forbidden:
@@ -252,7 +252,7 @@ class Cluster:
                 f"pods of other namespaces than {self.namespace} that no node reports yet (you may"
                 " list pods only there)"
             )
-        return tuple(map(project_pod, found))
+        return found
 
     def _note_unseen(self, what: str) -> None:
         if what not in self.unseen:
@@ -279,14 +279,15 @@ def _to_quotas(objects: Iterable[Json]) -> list[QuotaObject]:
 def _world(
     quotas: Iterable[QuotaObject],
     namespaces: Mapping[str, Mapping[str, str]] | None,
-    pods: tuple[Pod, ...] | None = None,
+    pods: list[Json] | None = None,
     reports: tuple[NodeReport, ...] | None = None,
     *,
     whole: bool,
 ) -> World:
     by_key: dict[QuotaKey, QuotaObject] = {each.key: each for each in quotas}
     forest = forest_of(by_key.values(), namespaces, whole=whole)
-    return World(by_key, forest, pods, reports)
+    projected = None if pods is None else tuple(map(project_pod, pods))
+    return World(by_key, forest, projected, reports, waiting(pods or ()))
 
 
 def _problem(error: errors.ApiError, server: str) -> Problem:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from hugetlb_quota.accounting.attribution import Attribution, read_lines
 from hugetlb_quota.accounting.charge import NOTHING, Charge
@@ -56,12 +56,14 @@ class World:
     """Quotas, and if they were read, pods and nodes' reports.
 
     ``pods`` and ``reports`` are None if they were not requested, or the user may not read them.
+    ``waiting``: the UIDs of the pods with the phase Pending.
     """
 
     quotas: Mapping[QuotaKey, QuotaObject]
     forest: Forest
     pods: tuple[Pod, ...] | None = None
     reports: tuple[NodeReport, ...] | None = None
+    waiting: frozenset[str] = frozenset()
 
     @cached_property
     def attribution(self) -> Attribution:
@@ -195,7 +197,7 @@ class World:
             holds=pod.demand.peak(charged),
             demand=pod.demand,
             charged=charged,
-            state="running" if pod.node else "pending",
+            state=self._phase(pod, charged),
         )
         if not pod.finished:
             return replace(holder, state="ending") if pod.deletion else holder
@@ -206,6 +208,15 @@ class World:
         if entry is None and seen[pod.node] >= pod.resource_version:
             return None
         return replace(holder, state="ended, not yet reported")
+
+    def _phase(self, pod: Pod, charged: Charge) -> str:
+        """Whether a pod that has not ended runs, in a word.
+
+        A pod with a charge runs, although its phase is Pending as long as an init container runs.
+        """
+        if pod.node is None:
+            return "pending"
+        return "starting" if pod.uid in self.waiting and not charged else "running"
 
     def _of_entry(self, entry: ReportedPod, quotas: frozenset[QuotaKey] | None = None) -> Holder:
         """The holder for an entry of a report. The API may not have the pod (any more)."""
@@ -230,6 +241,18 @@ class World:
             state="gone" if gone else "running",
             since=entry.ended_at if gone else None,
         )
+
+
+def waiting(pods: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """The UIDs of the pods with the phase Pending, from the pods' JSON.
+
+    Such a pod is not bound, or kubelet has not started all of its containers.
+    """
+    return frozenset(
+        str(raw["metadata"].get("uid", ""))
+        for raw in pods
+        if (raw.get("status") or {}).get("phase") == "Pending"
+    )
 
 
 def forest_of(

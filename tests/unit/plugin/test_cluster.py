@@ -13,19 +13,20 @@ from hugetlb_quota.kube.connection import Connection
 from hugetlb_quota.kube.resources import Resource
 from hugetlb_quota.plugin.cluster import Cluster
 from hugetlb_quota.plugin.problem import Exit, Problem
-from tests.unit.plugin.worlds import quota
+from tests.unit.plugin.worlds import pod, quota
 
 Json = dict[str, Any]
 
 
 class Server:
-    """Lists a quota until its watch breaks; refuses to list the resources in ``refuses``."""
+    """Lists a quota and ``pods`` until its watch breaks; refuses to list what is in ``refuses``."""
 
     server = "https://test"
 
     def __init__(self, *, refuses: tuple[tuple[Resource, str | None], ...] = ()) -> None:
         self.refuses = refuses
         self.down = False
+        self.pods: list[Json] = []
         self.answer: errors.ApiError | None = None
 
     async def list_page(self, resource: Resource, namespace: str | None = None, **_: Any) -> Json:
@@ -35,7 +36,7 @@ class Server:
             raise errors.Forbidden(403, "Forbidden", f'cannot list resource "{resource.plural}"')
         raw = quota("a/b", "64Mi")
         raw["metadata"]["resourceVersion"] = "4"
-        items = [raw] if resource == resources.HUGETLB_QUOTAS else []
+        items = {resources.HUGETLB_QUOTAS: [raw], resources.PODS: self.pods}.get(resource, [])
         return {"items": items, "metadata": {"resourceVersion": "5"}}
 
     async def watch(self, *_: Any, **__: Any) -> AsyncIterator[Json]:
@@ -68,6 +69,14 @@ async def test_without_the_right_to_list_all_lists_the_namespace() -> None:
     world = await found.world()
     assert [str(key) for key in world.quotas] == ["a/b"]
     assert len(found.unseen) == 1
+
+
+async def test_the_world_says_which_pods_have_not_started() -> None:
+    server = Server()
+    server.pods = [pod("a/creating", "2Mi", phase="Pending"), pod("a/runs", "2Mi")]
+    world = await cluster(server).world(pods=True)
+    states = {each.pod: each.state for each in world.holders}
+    assert states == {"a/creating": "starting", "a/runs": "running"}
 
 
 async def test_without_any_right_names_the_role() -> None:

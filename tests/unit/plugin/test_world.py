@@ -59,6 +59,8 @@ def test_a_holder_has_the_files_of_its_pod_on_its_node() -> None:
     [
         ("n1", "Running", False, "running"),
         ("", "Pending", False, "pending"),
+        ("n1", "Pending", False, "starting"),
+        ("n1", "Pending", True, "ending"),
         ("n1", "Running", True, "ending"),
         ("n1", "Succeeded", False, "ended, not yet reported"),
     ],
@@ -69,6 +71,13 @@ def test_the_state_of_a_pod_in_the_api(node: str, phase: str, deleted: bool, sta
         raw["metadata"]["deletionTimestamp"] = "2026-11-26T11:00:00Z"
     (holder,) = world([], [raw], [report("n1")]).holders
     assert (holder.state, holder.node, holder.namespace) == (state, node, "a")
+
+
+def test_a_pod_with_a_charge_runs_although_its_phase_is_pending() -> None:
+    raw = pod("a/p", "2Mi", phase="Pending")
+    for charged, state in (("0", "starting"), ("2Mi", "running")):
+        (holder,) = world([], [raw], [report("n1", [entry("a/p", charged, asks="2Mi")])]).holders
+        assert holder.state == state
 
 
 def test_a_pod_without_huge_pages_is_no_holder() -> None:

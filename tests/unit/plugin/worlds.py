@@ -9,7 +9,7 @@ from typing import Any, Final
 from hugetlb_quota.kube.pods import project_pod
 from hugetlb_quota.kube.quotas import QuotaObject
 from hugetlb_quota.plugin.reports import read_report
-from hugetlb_quota.plugin.world import World, forest_of
+from hugetlb_quota.plugin.world import World, forest_of, waiting
 
 Json = dict[str, Any]
 
@@ -119,11 +119,13 @@ def world(
 ) -> World:
     """The world of these objects, as the plugin reads it."""
     found = {each.key: each for each in map(QuotaObject.to_count, quotas)}
+    raw_pods = None if pods is None else list(pods)
     return World(
         found,
         forest_of(found.values(), namespaces, whole=whole),
-        None if pods is None else tuple(map(project_pod, pods)),
+        None if raw_pods is None else tuple(map(project_pod, raw_pods)),
         None if reports is None else tuple(map(read_report, reports)),
+        waiting(raw_pods or ()),
     )
 
 
