@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from hugetlb_quota.plugin.explain import Explanation, Remedy
@@ -175,12 +176,17 @@ def _in_words(remedy: Remedy) -> str:
     ]
     ways = []
     if files:
-        ways.append(f"remove {listed(files, _MOST_NAMES)}")
+        ways.append(f"remove {_some_of(files)}")
     if pods:
-        ways.append(f"stop {listed(pods, _MOST_NAMES)}")
+        ways.append(f"stop {_some_of(pods)}")
     above = f" (and first that of {listed(remedy.above)})" if remedy.above else ""
     how = f": {', or '.join(ways)}" if ways else ""
     return (
         f"{remedy.quota}: raise its limit of {size.resource} to {render(remedy.raised)}{above},"
         f" or free {render(remedy.short)}{how}"
     )
+
+
+def _some_of(names: Sequence[str]) -> str:
+    """The names; of several, not all need to go."""
+    return f"{'one or more of: ' if len(names) > 1 else ''}{listed(names, _MOST_NAMES)}"

@@ -44,8 +44,8 @@ To make it fit, ask for 48Mi of hugepages-2Mi or less, or make room in each quot
 - acme-web/web: raise its limit of hugepages-2Mi to 212Mi, or free 20Mi:\
  remove /mnt/huge/segment on n1 (32Mi by acme-web/old), or stop acme-web/web-0 (64Mi)
 - acme/tenant: raise its limit of hugepages-2Mi to 276Mi, or free 52Mi:\
- remove /mnt/huge/segment on n1 (32Mi by acme-web/old), or stop acme-db/db-0 (64Mi),\
- acme-web/web-0 (64Mi)"""
+ remove /mnt/huge/segment on n1 (32Mi by acme-web/old), or stop one or more of:\
+ acme-db/db-0 (64Mi), acme-web/web-0 (64Mi)"""
     )
 
 
