@@ -101,7 +101,8 @@ async def _files(cluster: Cluster, options: argparse.Namespace) -> Exit:
         raise Problem(Exit.FORBIDDEN, f"Nothing can be shown: {cluster.unseen[0]}.")
     held = files.held_files(world, options.namespace, every=options.all)
     if not show_data(options, {"items": files.document(held)}):
-        none = f"No file{_where(options)} holds huge pages of a pod that is gone."
+        of = "" if options.all else " of a pod that is gone"
+        none = f"No file{_where(options)} holds huge pages{of}."
         wide = options.output == "wide"
         show(files.files_table(held, _now(), screen(), wide=wide) if held else none)
     return Exit.DONE

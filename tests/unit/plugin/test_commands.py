@@ -86,6 +86,8 @@ async def test_an_empty_result_is_a_sentence(
         (["top", "-n", "a"], "No pod of namespace a asks for huge pages."),
         (["top", "nodes"], "No node reports; see kubectl hugetlb check."),
         (["files"], "No file holds huge pages of a pod that is gone."),
+        (["files", "--all"], "No file holds huge pages."),
+        (["files", "--all", "-n", "a"], "No file of namespace a holds huge pages."),
     ):
         assert await run(*words) == Exit.DONE
         assert capsys.readouterr().out.startswith(sentence)
