@@ -192,7 +192,11 @@ def _common() -> argparse.ArgumentParser:
         add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
     group = common.add_argument_group("common options")
-    group.add_argument("-n", "--namespace", metavar="NAMESPACE", help="show only this namespace")
+    group.add_argument(
+        *("-n", "--namespace"),
+        metavar="NAMESPACE",
+        help="show only this namespace; tree shows also the quotas above and below",
+    )
     group.add_argument(
         "-A", "--all-namespaces", action="store_true", help="show all namespaces; the default"
     )

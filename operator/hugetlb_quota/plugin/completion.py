@@ -31,7 +31,7 @@ _COMMANDS: Final = {
     "completion": "the completion script of a shell",
 }
 _COMMON: Final = {
-    "--namespace": "show only this namespace",
+    "--namespace": "the namespace to show",
     "--all-namespaces": "show all namespaces",
     "--context": "a context of the kubeconfig",
     "--kubeconfig": "instead of $KUBECONFIG",

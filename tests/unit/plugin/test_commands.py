@@ -76,6 +76,20 @@ async def test_tree_shows_a_named_quota_of_another_namespace_than_the_option(
     assert "acme-web/web" not in printed
 
 
+async def test_tree_of_a_namespace_shows_also_the_quotas_above_as_the_help_says(
+    stub: StubCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await run("tree", "-n", "acme-web")
+    printed = capsys.readouterr().out
+    assert "acme/tenant" in printed
+    assert "acme-web/web" in printed
+    assert "acme-db/db" not in printed
+    with pytest.raises(SystemExit):
+        cli.parse(["tree", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "tree shows also the quotas above and below" in shown
+
+
 async def test_an_empty_result_is_a_sentence(
     stub: StubCluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
