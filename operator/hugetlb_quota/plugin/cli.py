@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
-from hugetlb_quota.plugin.completion import complete, script
+from hugetlb_quota.plugin.completion import COMMANDS, command_of, complete, script
 from hugetlb_quota.plugin.problem import Exit, Problem
 from hugetlb_quota.plugin.words import FORMATS, KINDS, SHELLS
 
@@ -129,9 +130,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Parse the options in ``words``, and set defaults for common options.
 
-    :raises Problem: when options contradict each other.
+    :raises Problem: when there is no such command, or options contradict each other.
     :raises SystemExit: when argparse refuses the words.
     """
+    command = command_of(words)
+    if command and command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"use {', '.join(COMMANDS)}."
+        raise Problem(Exit.USAGE, f"There is no command {command}; {hint}")
     options = parser().parse_args(words)
     given = vars(options)
     for name, default in (

@@ -263,8 +263,11 @@ def split_name(text: str, namespace: str) -> tuple[str, str]:
     """The namespace and the name in NAME or NAMESPACE/NAME.
 
     :param namespace: the namespace of a bare NAME.
+    :raises Problem: when the text has another form.
     """
     before, slash, name = text.partition("/")
+    if slash and (not before or not name or "/" in name):
+        raise Problem(Exit.USAGE, f"{text} is no name: NAME or NAMESPACE/NAME is expected.")
     return (before, name) if slash else (namespace, text)
 
 

@@ -67,7 +67,7 @@ def _show_tree(world: World, cluster: Cluster, options: argparse.Namespace) -> N
         where = f" in namespace {namespace}" if namespace else ""
         show(
             tree.picture(world, branches, screen(), wide=wide)
-            or f"There is no HugeTLBQuota{where}; docs/quotas.md says how to make one."
+            or f"There is no HugeTLBQuota{where}; kubectl explain htq.spec says how to make one."
         )
 
 

@@ -20,7 +20,8 @@ _FILES: Final = 0
 #: The longest time that reading names from a cluster may take, in seconds.
 _PATIENCE: Final = 3.0
 
-_COMMANDS: Final = {
+#: The commands, each with a summary.
+COMMANDS: Final = {
     "tree": "the forest of quotas",
     "top": "pods or nodes, and their use",
     "files": "files that gone pods left",
@@ -85,8 +86,13 @@ def candidates(words: Sequence[str]) -> tuple[list[tuple[str, str]], int]:
         options = {**_COMMON, **_OWN.get(command, {})}
         return _starting(options.items(), last), _NO_FILES
     if not command:
-        return _starting(_COMMANDS.items(), last), _NO_FILES
+        return _starting(COMMANDS.items(), last), _NO_FILES
     return _starting(_arguments(command, positions, given), last), _NO_FILES
+
+
+def command_of(words: Sequence[str]) -> str:
+    """The command that the words of a command line name; "" if they name none."""
+    return _read(words)[0]
 
 
 def script(shell: str) -> str:

@@ -43,7 +43,8 @@ def namespace_of(files: str | None, context: str | None) -> str:
     namespaces, current = _contexts(files)
     wanted = context or current
     if wanted not in namespaces:
-        raise not_found("context", wanted, namespaces, f" in {files}", Exit.UNREACHABLE)
+        where, have = f" in {files}", "the kubeconfig has: "
+        raise not_found("context", wanted, namespaces, where, Exit.UNREACHABLE, have=have)
     return namespaces[wanted]
 
 

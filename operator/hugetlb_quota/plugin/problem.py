@@ -32,12 +32,19 @@ class Problem(Exception):
 
 
 def not_found(
-    what: str, name: str, existing: Iterable[str], where: str = "", code: Exit = Exit.NOT_FOUND
+    what: str,
+    name: str,
+    existing: Iterable[str],
+    where: str = "",
+    code: Exit = Exit.NOT_FOUND,
+    *,
+    have: str = "",
 ) -> Problem:
     """The problem that there is no ``what`` called ``name``; it suggests similar names.
 
     :param existing: the names that exist.
     :param where: the place of the existing names, such as " in namespace x".
+    :param have: the words before the list of the existing names, such as "the kubeconfig has: ".
     """
     names = sorted(existing)
     # Compare the last part too: the name may be right, and only the namespace is wrong.
@@ -50,7 +57,8 @@ def not_found(
         hint = f"; did you mean {' or '.join(near)}?"
     elif names:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        hint = f"; there {'is' if len(names) == 1 else 'are'} {shown}."
+        have = have or ("there is " if len(names) == 1 else "there are ")
+        hint = f"; {have}{shown}."
     else:
         hint = f"; there is no {what} at all{where}."
     return Problem(code, f"There is no {what} {name}{hint}")

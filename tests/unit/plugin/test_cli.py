@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from hugetlb_quota.plugin import cli
+from hugetlb_quota.plugin.completion import COMMANDS
 from hugetlb_quota.plugin.problem import Exit
 from tests.unit.plugin.kubeconfigs import KUBECONFIG
 
@@ -123,6 +125,28 @@ def test_exit_codes(words: list[str], code: Exit, capsys: pytest.CaptureFixture[
     assert "Traceback" not in printed.err
     if code != Exit.DONE and words:
         assert len(printed.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "end"),
+    [
+        (["tre"], "no command tre; did you mean tree?"),
+        (["-n", "x", "exlain", "pod", "a"], "no command exlain; did you mean explain?"),
+        (["quotas"], "no command quotas; use tree, top, files, who, explain, check, uninstall,"),
+    ],
+)
+def test_an_unknown_command_names_the_commands(
+    words: list[str], end: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == Exit.USAGE
+    assert end in capsys.readouterr().err
+
+
+def test_the_parser_has_all_commands_that_completion_offers() -> None:
+    (commands,) = (
+        each for each in cli.parser()._actions if isinstance(each, argparse._SubParsersAction)
+    )
+    assert list(commands.choices) == list(COMMANDS)
 
 
 @pytest.mark.parametrize(

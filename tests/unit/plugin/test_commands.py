@@ -67,7 +67,17 @@ async def test_a_bare_quota_is_looked_up_in_the_namespace_of_the_context(
     assert problem.value.code == Exit.NOT_FOUND
 
 
-async def test_tree_shows_a_named_quota_of_another_namespace_than_the_option(
+@pytest.mark.parametrize("name", ["a/b/c", "a/", "/b", "a//b"])
+@pytest.mark.parametrize("words", [["who"], ["tree"], ["explain", "pod"]])
+async def test_a_name_of_too_many_or_empty_parts_is_an_error_of_the_command_line(
+    stub: StubCluster, words: list[str], name: str
+) -> None:
+    with pytest.raises(Problem, match=f"{name} is no name: NAME or NAMESPACE/NAME is exp") as found:
+        await run(*words, name)
+    assert found.value.code == Exit.USAGE
+
+
+async def test_tree_shows_a_quota_of_another_namespace_than_that_of_the_option(
     stub: StubCluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await run("tree", "acme-db/db", "-n", "acme-web")
@@ -95,7 +105,7 @@ async def test_an_empty_result_is_a_sentence(
 ) -> None:
     stub.shown = world([])
     for words, sentence in (
-        (["tree", "-n", "a"], "There is no HugeTLBQuota in namespace a;"),
+        (["tree", "-n", "a"], "There is no HugeTLBQuota in namespace a; kubectl explain htq.spec"),
         (["top"], "No pod asks for huge pages."),
         (["top", "-n", "a"], "No pod of namespace a asks for huge pages."),
         (["top", "nodes"], "No node reports; see kubectl hugetlb check."),

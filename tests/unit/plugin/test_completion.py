@@ -34,7 +34,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (["-n", "x", "com"], ["completion"], 4),
         (["who", ""], [], 4),
         (["check", ""], [], 4),
-        ([], list(completion._COMMANDS), 4),
+        ([], list(completion.COMMANDS), 4),
     ],
 )
 def test_completes_words(words: list[str], expected: list[str], expected_directive: int) -> None:

@@ -65,7 +65,7 @@ def test_the_namespace_is_that_of_the_named_or_the_current_context(
 
 
 def test_an_unknown_context_is_a_problem_that_lists_the_contexts(config: str) -> None:
-    with pytest.raises(Problem, match="There is no context xz; there is xy") as problem:
+    with pytest.raises(Problem, match="There is no context xz; the kubeconfig has: xy") as problem:
         namespace_of(config, "xz")
     assert problem.value.code == Exit.UNREACHABLE
 

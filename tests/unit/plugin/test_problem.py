@@ -21,3 +21,8 @@ def test_suggests_similar_names(existing: list[str], end: str) -> None:
     problem = not_found("HugeTLBQuota", "default/tenant", existing)
     assert str(problem).endswith(end)
     assert problem.code == Exit.NOT_FOUND
+
+
+def test_the_words_before_the_existing_names() -> None:
+    problem = not_found("context", "nope", ["test", "work"], have="the kubeconfig has: ")
+    assert str(problem) == "There is no context nope; the kubeconfig has: test, work."
