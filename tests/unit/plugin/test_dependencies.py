@@ -8,7 +8,8 @@ import sys
 import tomllib
 from pathlib import Path
 
-PROJECT = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+ROOT = Path(__file__).parents[3]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
@@ -43,10 +44,15 @@ def test_the_plugin_runs_without_what_only_the_programs_need() -> None:
 
 
 def test_the_imports_that_the_linter_forbids_are_those_packages() -> None:
-    tool = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["tool"]
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
     (contract,) = [
         each
         for each in tool["importlinter"]["contracts"]
         if each["name"].startswith("The plugin is installed")
     ]
     assert contract["forbidden_modules"] == modules(PROJECT["optional-dependencies"]["operator"])
+
+
+def test_the_install_without_pipx_links_all_programs() -> None:
+    page = (ROOT / "docs" / "kubectl-hugetlb.md").read_text()
+    assert re.findall(r"^ln -sf \S+/bin/(\S+) ", page, re.MULTILINE) == list(PROJECT["scripts"])
