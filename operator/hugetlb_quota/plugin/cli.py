@@ -41,7 +41,8 @@ class _Command(argparse.ArgumentParser):
         :raises SystemExit: when argparse refuses the words; the usage is that of the command.
         """
         if self._is_intermixing:
-            return super().parse_known_args(args, namespace)
+            result: tuple[Any, list[str]] = super().parse_known_args(args, namespace)
+            return result
         # parse_known_intermixed_args calls this method: for the options, then for the arguments.
         self._is_intermixing = True
         try:
