@@ -193,11 +193,9 @@ def _complete_explain(options: argparse.Namespace) -> None:
         raise Problem(Exit.USAGE, f"{options.kind} is not a kind that makes pods ({kinds}).")
 
 
-def _common() -> argparse.ArgumentParser:
+def _common() -> _Command:
     """The common options. An option that is not given sets no attribute."""
-    common = argparse.ArgumentParser(
-        add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
-    )
+    common = _Command(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     group = common.add_argument_group("common options")
     group.add_argument(
         *("-n", "--namespace"),

@@ -76,7 +76,7 @@ def test_the_state_of_a_pod_in_the_api(node: str, phase: str, deleted: bool, sta
 def test_a_pod_with_a_charge_runs_although_its_phase_is_pending() -> None:
     raw = pod("a/p", "2Mi", phase="Pending")
     for charged, state in (("0", "starting"), ("2Mi", "running")):
-        (holder,) = world([], [raw], [report("n1", [entry("a/p", charged, asks="2Mi")])]).holders
+        (holder,) = world([], [raw], [report("n1", [entry("a/p", charged, demand="2Mi")])]).holders
         assert holder.state == state
 
 
