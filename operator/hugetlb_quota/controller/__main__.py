@@ -24,13 +24,12 @@ from hugetlb_quota.controller.webhooks.configuration import Webhooks
 from hugetlb_quota.controller.webhooks.rules import WebhookRules
 from hugetlb_quota.kube import events
 from hugetlb_quota.kube.connection import Connection, NotConfigured
+from hugetlb_quota.kube.controller_lease import LEASE
 from hugetlb_quota.kube.lease import LeadershipLost, lead, term
 from hugetlb_quota.kube.listening import EVERYWHERE
 from hugetlb_quota.kube.probes import NoProbePort, serve_probes
 from hugetlb_quota.kube.resources import WEBHOOK_CONFIGURATIONS
 from hugetlb_quota.program import add_options, add_request_timeout, start_log
-
-LEASE = "hugetlb-quota-controller"
 
 logger = logging.getLogger("hugetlb_quota.controller")
 

@@ -15,6 +15,7 @@ from typing import Final
 
 from hugetlb_quota.kube import errors
 from hugetlb_quota.kube.connection import Connection, NotConfigured
+from hugetlb_quota.kube.controller_lease import HOOK, LEASE
 from hugetlb_quota.kube.finalizers import has_finalizer, remove_finalizer
 from hugetlb_quota.kube.lease import LEASE_DURATION, take
 from hugetlb_quota.kube.pages import PAGE, pages
@@ -23,8 +24,6 @@ from hugetlb_quota.program import add_options, start_log
 
 #: The time between two passes over all quotas, in seconds; each pass renews the Lease.
 _PERIOD: Final = 3.0
-#: The holder that this program writes into the Lease.
-_HOLDER: Final = "uninstall"
 
 logger = logging.getLogger("hugetlb_quota.uninstall")
 
@@ -41,7 +40,7 @@ def main() -> None:
 
 async def _main(arguments: argparse.Namespace) -> None:
     async with Connection.open("hugetlb-quota-uninstall") as connection:
-        lease = (connection, arguments.lease_namespace, arguments.lease, _HOLDER)
+        lease = (connection, arguments.lease_namespace, arguments.lease, HOOK)
         was_held = await take(*lease)
         loop = asyncio.get_running_loop()
         # By then the controller that held the Lease has stopped, with its kopf handlers.
@@ -79,7 +78,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lease-namespace", required=True, help="the namespace of the controllers' Lease"
     )
-    parser.add_argument("--lease", default="hugetlb-quota-controller", help="the name of the Lease")
+    parser.add_argument("--lease", default=LEASE, help="the name of the Lease")
     add_options(parser)
     return parser
 

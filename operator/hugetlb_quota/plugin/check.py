@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from hugetlb_quota.kube.controller_lease import HOOK, LEASE
 from hugetlb_quota.plugin import check_nodes, check_webhooks
-from hugetlb_quota.plugin.facts import COMPONENTS, CRDS, HOOK, LEASE, Facts, Json
+from hugetlb_quota.plugin.facts import COMPONENTS, CRDS, Facts, Json
 from hugetlb_quota.plugin.findings import Finding, Level, unseen
 from hugetlb_quota.plugin.table import age
 from hugetlb_quota.plugin.world import words

@@ -12,9 +12,6 @@ from hugetlb_quota.plugin.reports import NodeReport
 
 Json = dict[str, Any]
 
-LEASE: Final = "hugetlb-quota-controller"
-#: The holder that the hook of ``helm uninstall`` writes into the Lease.
-HOOK: Final = "uninstall"
 CRDS: Final = ("hugetlbquotas.hugetlb.dev", "hugetlbnodes.hugetlb.dev")
 WEBHOOKS: Final = ("pods.hugetlb.dev", "relabelled.pods.hugetlb.dev", "quotas.hugetlb.dev")
 COMPONENTS: Final = ("admission", "controller", "agent")

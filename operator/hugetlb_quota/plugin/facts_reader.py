@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from typing import Final, TypeVar
 
 from hugetlb_quota.kube import errors, resources
+from hugetlb_quota.kube.controller_lease import LEASE
 from hugetlb_quota.plugin.cluster import Cluster
-from hugetlb_quota.plugin.facts import COMPONENTS, CRDS, LEASE, WEBHOOKS, Facts, Json
+from hugetlb_quota.plugin.facts import COMPONENTS, CRDS, WEBHOOKS, Facts, Json
 from hugetlb_quota.plugin.problem import Exit, Problem
 from hugetlb_quota.plugin.reports import NodeReport
 from hugetlb_quota.plugin.uninstall import Left

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from hugetlb_quota.kube.controller_lease import HOOK
 from hugetlb_quota.kube.finalizers import has_finalizer
-from hugetlb_quota.plugin.facts import HOOK
 from hugetlb_quota.plugin.table import Screen, listed, table
 from hugetlb_quota.plural import number_of
 

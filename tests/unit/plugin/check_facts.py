@@ -7,7 +7,8 @@ from typing import Any
 
 import trustme
 
-from hugetlb_quota.plugin.facts import CRDS, LEASE, WEBHOOKS, Facts
+from hugetlb_quota.kube.controller_lease import LEASE
+from hugetlb_quota.plugin.facts import CRDS, WEBHOOKS, Facts
 from hugetlb_quota.plugin.reports import read_report
 from tests.unit.plugin.worlds import NOW, quota, report, world
 

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 
 import pytest
 
+from hugetlb_quota.kube.controller_lease import HOOK
 from hugetlb_quota.plugin.check import check
-from hugetlb_quota.plugin.facts import HOOK, Facts
+from hugetlb_quota.plugin.facts import Facts
 from hugetlb_quota.plugin.findings import Level, document, exit_code, picture, worst
 from hugetlb_quota.plugin.problem import Exit
 from hugetlb_quota.plugin.reports import read_report

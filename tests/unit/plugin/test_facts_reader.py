@@ -9,10 +9,11 @@ import pytest
 
 from hugetlb_quota.kube import errors, resources
 from hugetlb_quota.kube.connection import Connection
+from hugetlb_quota.kube.controller_lease import LEASE
 from hugetlb_quota.kube.resources import Resource
 from hugetlb_quota.plugin import facts_reader
 from hugetlb_quota.plugin.cluster import Cluster
-from hugetlb_quota.plugin.facts import CRDS, LEASE
+from hugetlb_quota.plugin.facts import CRDS
 from tests.unit.plugin.check_facts import webhooks
 from tests.unit.plugin.worlds import quota, report
 

@@ -9,10 +9,10 @@ from typing import Any, cast
 import pytest
 
 from hugetlb_quota.api.quota import FINALIZER
+from hugetlb_quota.kube.controller_lease import HOOK
 from hugetlb_quota.kube.lease import RETRY_PERIOD
 from hugetlb_quota.plugin import cli, facts_reader, uninstall_command
 from hugetlb_quota.plugin.cluster import Cluster
-from hugetlb_quota.plugin.facts import HOOK
 from hugetlb_quota.plugin.problem import Exit, Problem
 from hugetlb_quota.plugin.uninstall import Left
 from tests.unit.plugin.check_facts import workload
