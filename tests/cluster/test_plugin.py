@@ -113,6 +113,7 @@ def data(done: Done) -> Any:
 
 def rows(done: Done) -> list[list[str]]:
     """The words of each line of a table except the first."""
+    assert done.stdout, f"exit code {done.returncode}: {done.stderr}"
     return [line.split() for line in done.stdout.splitlines()[1:]]
 
 
